@@ -1,0 +1,280 @@
+"""`FeatureSet`: probe and gallery features with their labels, checked once, read by blocks.
+
+Features stay as they came (an array, a tensor, or a dataset on disk) and are converted block by block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError
+
+JUNK = -1
+DISTRACTOR = 0
+
+# Rows read at a time while checking or digesting: a few MiB at the usual 2,048 dimensions.
+_SCAN_BYTES = 16 << 20
+
+
+class FeatureArray(Protocol):
+    """What features must offer: a NumPy array, a tensor and an HDF5 dataset all do."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+
+    @property
+    def dtype(self) -> Any:
+        """float16, float32 or float64, of NumPy or torch."""
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """Rows as an array or a tensor."""
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One side of the comparison, probe or gallery. Checked by the `FeatureSet` it enters.
+
+    Attributes:
+        features: (N, D) float16, float32 or float64, in memory or on disk.
+        ids: (N,) integers, -1 junk, 0 distractor; or None.
+        cams: (N,) integers, only compared for equality; or None.
+        names: (N,) strings; or None.
+        label: how messages call this side, such as `feats.h5::/probe`.
+    """
+
+    features: FeatureArray
+    ids: NDArray[Any] | None = None
+    cams: NDArray[Any] | None = None
+    names: NDArray[Any] | None = None
+    label: str = "features"
+
+    def __post_init__(self) -> None:
+        """Store integer labels as int64, so that nothing downstream asks which integer they were."""
+        for name in ("ids", "cams"):
+            labels = getattr(self, name)
+            if labels is not None and labels.dtype.kind in "iu":
+                object.__setattr__(self, name, labels.astype(np.int64))
+
+    def __len__(self) -> int:
+        return int(self.features.shape[0])
+
+    @property
+    def dim(self) -> int:
+        """D, the number of dimensions of a feature vector."""
+        return int(self.features.shape[1])
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        """Rows `start:stop` in their stored dtype, (stop - start, D)."""
+        rows = self.features[start:stop]
+        if isinstance(rows, torch.Tensor):
+            return rows.detach()
+        native = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("="))
+        return torch.from_numpy(native if native.flags.writeable else native.copy())
+
+    def blocks(self, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """All rows in order, `rows` at a time, each block with the index of its first row."""
+        for start in range(0, len(self), rows):
+            yield start, self.block(start, min(start + rows, len(self)))
+
+    def scan_rows(self) -> int:
+        """How many rows to read at a time in a pass that only looks."""
+        return max(1, _SCAN_BYTES // (8 * max(1, self.dim)))
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Probe and gallery, validated: whoever holds one need not check again.
+
+    Raises:
+        InputError: naming every problem at once, with the side and the first rows concerned.
+    """
+
+    probe: Side
+    gallery: Side
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse anything that later stages would have to check."""
+        problems = find_problems(self.probe, self.gallery)
+        if problems:
+            raise InputError(problems)
+
+    def __repr__(self) -> str:
+        labels = [name for name in ("ids", "cams", "names") if getattr(self.gallery, name) is not None]
+        return (
+            f"FeatureSet({len(self.probe)} probes x {len(self.gallery)} gallery x {self.dim}, "
+            f"{self.gallery.features.dtype}, with {', '.join(labels) or 'no labels'})"
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        probe: ArrayLike | torch.Tensor,
+        gallery: ArrayLike | torch.Tensor,
+        *,
+        probe_ids: ArrayLike | None = None,
+        gallery_ids: ArrayLike | None = None,
+        probe_cams: ArrayLike | None = None,
+        gallery_cams: ArrayLike | None = None,
+        probe_names: ArrayLike | None = None,
+        gallery_names: ArrayLike | None = None,
+    ) -> FeatureSet:
+        """Build from arrays or tensors; nothing is copied where that can be helped.
+
+        Args:
+            probe: (P, D) float16, float32 or float64.
+            gallery: (G, D), the same dimension.
+            probe_ids: (P,) integers, likewise `gallery_ids` (G,), and the cameras.
+            gallery_ids: see `probe_ids`.
+            probe_cams: see `probe_ids`.
+            gallery_cams: see `probe_ids`.
+            probe_names: (P,) strings, likewise `gallery_names`.
+            gallery_names: see `probe_names`.
+
+        Raises:
+            InputError: see the class.
+        """
+        return cls(
+            Side(
+                _features(probe), _labels(probe_ids), _labels(probe_cams), _labels(probe_names), label="probe"
+            ),
+            Side(
+                _features(gallery),
+                _labels(gallery_ids),
+                _labels(gallery_cams),
+                _labels(gallery_names),
+                label="gallery",
+            ),
+        )
+
+    @property
+    def dim(self) -> int:
+        """D, the number of dimensions both sides share."""
+        return self.probe.dim
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether both sides carry identities, so that a ranking can be measured."""
+        return self.probe.ids is not None and self.gallery.ids is not None
+
+    @property
+    def has_cams(self) -> bool:
+        """Whether both sides carry cameras."""
+        return self.probe.cams is not None and self.gallery.cams is not None
+
+    def digest(self) -> str:
+        """SHA-256 over shape, dtype and bytes of both sides' features: what a ranking was made from."""
+        digest = hashlib.sha256()
+        for side in (self.probe, self.gallery):
+            digest.update(f"{len(side)} {side.dim} ".encode())
+            for _, block in side.blocks(side.scan_rows()):
+                digest.update(block.cpu().numpy().data)
+        return digest.hexdigest()
+
+    def labels_digest(self) -> str:
+        """SHA-256 over ids and cameras of both sides: what a measurement was made from."""
+        digest = hashlib.sha256()
+        for labels in (self.probe.ids, self.probe.cams, self.gallery.ids, self.gallery.cams):
+            digest.update(b"none" if labels is None else np.asarray(labels, dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+
+def find_problems(probe: Side | None, gallery: Side | None) -> list[str]:
+    """Everything that keeps two sides from being a `FeatureSet`, one line each; empty when nothing does."""
+    sides = [side for side in (probe, gallery) if side is not None]
+    problems = [problem for side in sides for problem in _side_problems(side)]
+    if not problems and probe is not None and gallery is not None and probe.dim != gallery.dim:
+        problems.append(
+            f"{probe.label} has {probe.dim} dimensions and {gallery.label} has {gallery.dim}: "
+            "both must come from the same model"
+        )
+    return problems
+
+
+def _side_problems(side: Side) -> list[str]:
+    problems = list(_label_problems(side))
+    where, shape = f"{side.label}/features", tuple(side.features.shape)
+    if len(shape) != 2:
+        problems.insert(0, f"{where} has shape {shape}: expected (rows, dimensions)")
+    elif 0 in shape:
+        problems.insert(0, f"{where} is empty, shape {shape}: at least one row and one dimension are needed")
+    elif not _is_float(side.features.dtype):
+        problems.insert(0, f"{where} is {side.features.dtype}: expected float16, float32 or float64")
+    else:
+        problems[:0] = _value_problems(side)
+    return problems
+
+
+def _label_problems(side: Side) -> Iterator[str]:
+    rows = side.features.shape[0] if len(side.features.shape) else 0
+    for name, kinds, expected in (
+        ("ids", "iu", "integers"),
+        ("cams", "iu", "integers"),
+        ("names", "OUT", "strings"),
+    ):
+        labels = getattr(side, name)
+        if labels is None:
+            continue
+        if labels.shape != (rows,):
+            yield f"{side.label}/{name} has shape {labels.shape}: expected ({rows},), one for each row"
+        elif labels.dtype.kind not in kinds:
+            yield f"{side.label}/{name} is {labels.dtype}: expected {expected}"
+        elif name == "ids" and (labels < JUNK).any():
+            row = int(np.argmax(labels < JUNK))
+            yield (
+                f"{side.label}/ids has {labels[row]} in row {row}: expected -1 (junk), 0 (distractor) or more"
+            )
+        elif name == "names" and not all(isinstance(label, str) for label in labels):
+            row = next(row for row, label in enumerate(labels) if not isinstance(label, str))
+            yield f"{side.label}/names has {labels[row]!r} in row {row}: expected a string"
+
+
+def _value_problems(side: Side) -> Iterator[str]:
+    """One pass over the features for values that have no direction."""
+    not_finite: list[int] = []
+    zero: list[int] = []
+    for start, block in side.blocks(side.scan_rows()):
+        norms = torch.linalg.vector_norm(block.to(torch.float32), dim=1)
+        # A float32 norm that overflows or vanishes is suspicious, not guilty: look at the values themselves.
+        suspects = torch.nonzero(~(torch.isfinite(norms) & (norms > 0))).flatten()
+        if len(suspects):
+            rows = block[suspects]
+            finite = torch.isfinite(rows).all(dim=1)
+            nonzero = (rows != 0).any(dim=1)
+            not_finite += (start + suspects[~finite]).tolist()
+            zero += (start + suspects[finite & ~nonzero]).tolist()
+    where = f"{side.label}/features"
+    if not_finite:
+        yield f"{where} has NaN or infinity in {_rows(not_finite)}: mend or remove them"
+    if zero:
+        yield f"{where} is all zero in {_rows(zero)}: such a row has no direction; remove it"
+
+
+def _rows(rows: list[int], show: int = 5) -> str:
+    listed = ", ".join(map(str, rows[:show])) + (", ..." if len(rows) > show else "")
+    return f"row {listed}" if len(rows) == 1 else f"{len(rows)} rows ({listed})"
+
+
+def _is_float(dtype: Any) -> bool:
+    if isinstance(dtype, torch.dtype):
+        return dtype in (torch.float16, torch.float32, torch.float64)
+    stored = np.dtype(dtype)
+    return bool(stored.kind == "f" and stored.itemsize <= 8)
+
+
+def _features(values: ArrayLike | torch.Tensor) -> FeatureArray:
+    return values if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _labels(values: ArrayLike | None) -> NDArray[Any] | None:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    return None if values is None else np.asarray(values)

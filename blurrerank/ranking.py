@@ -1,0 +1,195 @@
+"""What search and re-ranking hand on: `Candidates`, `Ranking`, and where the matches stand in it.
+
+The one tie rule of the project lives here too: the better score first, and of equal scores the lower
+gallery index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .errors import InputError
+
+_LOW = 0xFFFFFFFF
+
+
+def sort_keys(scores: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Integers that order as the lists do: descending by score, then ascending by gallery index.
+
+    Being all different, they give the same order under any sort and any top-n, on any device.
+
+    Args:
+        scores: float32, any shape.
+        indices: int64 below 2^32, broadcastable to `scores`.
+
+    Returns:
+        int64, the shape of `scores`: the score's bits made monotone above, the index reversed below.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 makes one zero of the two
+    monotone = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (monotone.to(torch.int64) << 32) | (_LOW - indices)
+
+
+def from_sort_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gallery indices (int64) and scores (float32) back from `sort_keys`, exactly."""
+    monotone = (keys >> 32).to(torch.int32)
+    bits = monotone ^ ((monotone >> 31) & 0x7FFFFFFF)
+    return _LOW - (keys & _LOW), bits.view(torch.float32)
+
+
+def strictly_decreasing(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Lower each score that does not lie below its predecessor to the next float32 that does.
+
+    Tools that read a ranking sort it by score again, each with its own idea of ties: with this they all
+    restore the list. A score without a tie before it is untouched.
+
+    Args:
+        scores: (P, R) float32 in list order.
+
+    Returns:
+        (P, R) float32, strictly decreasing along each row.
+    """
+    bits = (scores + np.float32(0)).view(np.int32)
+    monotone = (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64)
+    # The two zeros are neighbours as integers but equal as numbers: close the gap, reopen it below.
+    monotone += monotone < 0
+    steps = np.arange(scores.shape[1])
+    monotone = np.minimum.accumulate(monotone + steps, axis=1) - steps
+    monotone -= monotone < 0
+    lowered = monotone.astype(np.int32)
+    result: NDArray[np.float32] = (lowered ^ ((lowered >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The best n gallery items of each probe by cosine similarity, best first, on one device.
+
+    Attributes:
+        indices: (P, n) int64 into the gallery.
+        scores: (P, n) float32 cosine similarities, descending.
+    """
+
+    indices: torch.Tensor
+    scores: torch.Tensor
+
+    @property
+    def topn(self) -> int:
+        """n, how many candidates each probe has."""
+        return int(self.indices.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """Where, in each probe's full list, the gallery items of the probe's own identity stand.
+
+    This is all that CMC, AP and INP need, whatever the protocol, and it is small. Probe p owns the entries
+    `offsets[p]:offsets[p + 1]`.
+
+    Attributes:
+        offsets: (P + 1,) int64.
+        indices: (T,) int32 or int64 into the gallery.
+        ranks: (T,) int64, zero-based, junk not counted; -1 where the list ends before the item.
+        within: (T, K) float64 or None. Single-gallery-shot only: the probability that at most k other
+            identities (k = 0 .. K - 1) stand ahead of the item when one image of each is drawn.
+    """
+
+    offsets: NDArray[np.int64]
+    indices: NDArray[Any]
+    ranks: NDArray[np.int64]
+    within: NDArray[np.float64] | None = None
+
+    @property
+    def probes(self) -> NDArray[np.int64]:
+        """(T,) the probe that each entry belongs to."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Positions]) -> Positions:
+        """Positions of consecutive batches of probes as one."""
+        counts = np.concatenate([np.diff(part.offsets) for part in parts])
+        within = [part.within for part in parts if part.within is not None]
+        return cls(
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            np.concatenate([part.indices for part in parts]),
+            np.concatenate([part.ranks for part in parts]),
+            np.concatenate(within) if len(within) == len(parts) else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The gallery ranked for every probe, best first, down to some depth.
+
+    Attributes:
+        indices: (P, R) int32 or int64 into the gallery; -1 pads lists that end early.
+        scores: (P, R) float32, strictly decreasing along each list: a sort key, whatever sorts.
+        gallery_size: how many items the gallery has; R may be less.
+        method: the method's name, such as `lbr`; `unknown` for lists made elsewhere.
+        params: every parameter of the method.
+        reranked_depth: how many items at the head were re-ranked; 0 for plain cosine.
+        cosine_tail: whether, after the re-ranked head, the full list goes on by cosine similarity.
+        digest: `FeatureSet.digest()` of the input, where known.
+        labels_digest: `FeatureSet.labels_digest()` that `positions` were found with.
+        positions: where the matches stand in the full list, where known.
+
+    Raises:
+        InputError: on construction, for shapes that disagree, an index outside the gallery or twice in a list,
+            or scores that do not decrease; names the probe.
+    """
+
+    indices: NDArray[Any]
+    scores: NDArray[np.float32]
+    gallery_size: int
+    method: str = "unknown"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    reranked_depth: int = 0
+    cosine_tail: bool = False
+    digest: str | None = None
+    labels_digest: str | None = None
+    positions: Positions | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a ranking."""
+        problem = self._problem()
+        if problem:
+            raise InputError(problem)
+
+    @property
+    def depth(self) -> int:
+        """R, how much of each list is here."""
+        return int(self.indices.shape[1])
+
+    def __len__(self) -> int:
+        return int(self.indices.shape[0])
+
+    def _problem(self) -> str | None:
+        indices, scores = self.indices, self.scores
+        if indices.ndim != 2 or indices.shape != scores.shape:
+            return f"ranking indices {indices.shape} and scores {scores.shape} must share one (probes, depth)"
+        if indices.dtype.kind != "i" or scores.dtype != np.float32:
+            return f"ranking is {indices.dtype} and {scores.dtype}: expected int32 or int64, and float32"
+        if self.depth == 0:
+            return "ranking has no entries: its depth is 0"
+        listed = indices >= 0
+        outside = (indices < -1) | (indices >= self.gallery_size)
+        if outside.any():
+            probe = int(np.argmax(outside.any(axis=1)))
+            entry = int(indices[probe][outside[probe]][0])
+            return f"ranking of probe {probe} names gallery item {entry} of {self.gallery_size}"
+        if (listed[:, 1:] & ~listed[:, :-1]).any():
+            return "ranking has -1 inside a list: it may only pad the end"
+        rows = np.sort(indices, axis=1)
+        twice = ((rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] >= 0)).any(axis=1)
+        if twice.any():
+            return f"ranking of probe {int(np.argmax(twice))} lists one gallery item twice"
+        rising = (~(scores[:, 1:] < scores[:, :-1]) & listed[:, 1:]).any(axis=1)
+        if rising.any() or np.isnan(scores[listed]).any():
+            return f"ranking scores of probe {int(np.argmax(rising))} do not strictly decrease"
+        return None

@@ -1,0 +1,288 @@
+"""Exact cosine search: the best n of the gallery for every probe, over blocks of gallery.
+
+The scores are those of one float32 matrix product. They come out the same, bit for bit, at every block size
+and thread count wherever the BLAS treats all rows of a large product alike, which is why no product here is
+ever narrower than `_NARROW`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .errors import BlurrerankError, ParameterError
+from .features import FeatureSet, Side
+from .ranking import Candidates, from_sort_keys, sort_keys
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with (probes done, probes in all)."""
+
+DEFAULT_MEMORY = 2 << 30
+
+# BLAS libraries take other kernels, which round otherwise, for products of a few rows or columns (seen with
+# MKL below 32). Padding to this width keeps every score independent of how the work was cut.
+_NARROW = 64
+# Shape of one product: large enough for full speed, small enough that its result is still in cache when the
+# top-n reads it.
+_TILE_PROBES = 1024
+_TILE_GALLERY = 4096
+
+
+def unit_rows(block: torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:
+    """Rows divided by their Euclidean norm.
+
+    Args:
+        block: (N, D) of any float dtype, finite, no row all zero.
+        device: where the result lives; by default where `block` is.
+
+    Returns:
+        (N, D) float32. Equal values in different dtypes give equal bits. Rows whose float32 norm would
+        overflow or vanish are scaled by their largest value first.
+    """
+    rows = block.to(device=device or block.device, dtype=torch.float32)
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    extreme = ~((norms > 1e-15) & (norms < 1e15)).flatten()
+    if extreme.any():
+        wide = block.to(device=rows.device, dtype=torch.float64)[extreme]
+        scaled = (wide / wide.abs().amax(dim=1, keepdim=True)).to(torch.float32)
+        rows = rows.clone() if rows.data_ptr() == block.data_ptr() else rows
+        rows[extreme] = scaled
+        norms[extreme] = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    unit: torch.Tensor = rows / norms
+    return unit
+
+
+class UnitRows:
+    """One side's L2-normalised float32 rows on one device.
+
+    Held whole when `resident`; otherwise read from the side, block by block, each time they are needed.
+    """
+
+    def __init__(self, side: Side, device: torch.device, *, block: int, resident: bool) -> None:
+        """Prepare `side` to be read `block` rows at a time; reads it now if it is to be resident."""
+        self.side = side
+        self.device = device
+        self.block = block
+        self._rows: torch.Tensor | None = None
+        if resident:
+            rows = torch.empty(len(side), side.dim, device=device)
+            for start, stored in side.blocks(max(block, side.scan_rows())):
+                rows[start : start + len(stored)] = unit_rows(stored, device)
+            self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self.side)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows `start:stop`, (stop - start, D)."""
+        if self._rows is not None:
+            return self._rows[start:stop]
+        return unit_rows(self.side.block(start, stop), self.device)
+
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Every row in order, block by block, each with the index of its first row."""
+        for start in range(0, len(self), self.block):
+            yield start, self.rows(start, min(start + self.block, len(self)))
+
+    def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A table of rows that holds those at `indices`, and where in the table each of them is.
+
+        Args:
+            indices: int64, any shape.
+
+        Returns:
+            `(table, places)`: (U, D) float32 and int64 of the shape of `indices`, so that
+            `table[places]` are the rows asked for. Resident rows are their own table; otherwise one pass over
+            the blocks that are concerned collects the distinct rows.
+        """
+        if self._rows is not None:
+            return self._rows, indices
+        distinct, places = torch.unique(indices, return_inverse=True)
+        table = torch.empty(len(distinct), self.side.dim, device=self.device)
+        for start in range(0, len(self), self.block):
+            stop = min(start + self.block, len(self))
+            first, last = torch.searchsorted(distinct, torch.tensor([start, stop], device=self.device)).tolist()
+            if first < last:
+                table[first:last] = self.rows(start, stop)[distinct[first:last] - start]
+        return table, places
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the work is cut so that it fits the memory budget.
+
+    Attributes:
+        device: where it runs.
+        gallery_resident: whether the normalised gallery is held whole.
+        gallery_block: gallery rows per block.
+        probe_batch: probes carried through the whole pipeline together.
+    """
+
+    device: torch.device
+    gallery_resident: bool
+    gallery_block: int
+    probe_batch: int
+
+    @classmethod
+    def fit(
+        cls,
+        data: FeatureSet,
+        *,
+        topn: int,
+        full_rows: bool,
+        device: torch.device,
+        memory: int | None = None,
+        block: int | None = None,
+    ) -> Plan:
+        """Cut the work for `memory` bytes: half for the gallery if that holds it, a quarter for a batch.
+
+        Args:
+            data: the features.
+            topn: how many candidates a probe keeps.
+            full_rows: whether a probe's similarities to the whole gallery are needed at once.
+            device: where it runs.
+            memory: bytes; by default 2 GiB, and half of what is free on a CUDA device.
+            block: gallery rows per block, instead of the plan's choice.
+
+        Raises:
+            ParameterError: for a block below 1, or a budget that not even one probe fits.
+        """
+        if block is not None and block < 1:
+            raise ParameterError(f"block must be at least 1, not {block}")
+        if memory is None:
+            memory = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else DEFAULT_MEMORY
+        gallery, row = len(data.gallery), 4 * data.dim
+        resident = gallery * row <= memory // 2
+        # A block read from disk exists three times while it is converted: stored, float32, normalised.
+        gallery_block = block or max(1, min(_TILE_GALLERY, memory // 8 // (4 * row)))
+        per_probe = row + 48 * min(topn, gallery) + (4 * gallery if full_rows else 0)
+        if not resident:
+            per_probe += row * min(topn, gallery)
+        batch = memory // 4 // per_probe
+        if batch < 1 or memory // 8 < 4 * row:
+            needed = max(4 * per_probe, 32 * row)
+            raise ParameterError(
+                f"a memory budget of {memory:,} bytes is too small: one probe needs {needed:,} bytes"
+            )
+        if resident:
+            # More than a tile gains nothing when the gallery need not be read again for each batch.
+            batch = min(batch, _TILE_PROBES)
+        plan = cls(device, resident, min(gallery_block, gallery), min(batch, len(data.probe)))
+        log.info("plan: %s", plan)
+        return plan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What search found for consecutive probes.
+
+    Attributes:
+        start: the first probe's row.
+        probe: (p, D) float32, their L2-normalised features.
+        candidates: their best n.
+        similarities: (p, G) float32 cosine to the whole gallery, where asked for.
+    """
+
+    start: int
+    probe: torch.Tensor
+    candidates: Candidates
+    similarities: torch.Tensor | None
+
+
+def search(
+    probe: UnitRows,
+    gallery: UnitRows,
+    topn: int,
+    *,
+    batch: int,
+    full_rows: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Batch]:
+    """The exact top-n of the gallery by cosine similarity, for `batch` probes at a time.
+
+    Ties go to the lower gallery index. One pass over the gallery per batch.
+
+    Args:
+        probe: the probes, P rows.
+        gallery: the gallery, G rows of the same dimension on the same device.
+        topn: how many to keep, 1 to G.
+        batch: probes per batch.
+        full_rows: also keep each batch's similarities to the whole gallery.
+        progress: called after each batch.
+
+    Yields:
+        `Batch` after `Batch`, in the order of the probes.
+    """
+    full_rows = full_rows or topn == len(gallery)
+    for start in range(0, len(probe), batch):
+        queries = probe.rows(start, min(start + batch, len(probe)))
+        if full_rows:
+            similarities = torch.empty(len(queries), len(gallery), device=gallery.device)
+            for first, block in gallery.blocks():
+                for top, tile in _tiles(queries, block):
+                    similarities[top : top + len(tile), first : first + len(block)] = tile
+            best = torch.cat([_best(rows, 0, topn) for rows in torch.split(similarities, _TILE_PROBES)])
+        else:
+            similarities = None
+            best = torch.empty(len(queries), 0, dtype=torch.int64, device=gallery.device)
+            for first, block in gallery.blocks():
+                found = torch.cat([_best(tile, first, topn) for _, tile in _tiles(queries, block)])
+                merged = torch.cat([best, found], dim=1)
+                best = merged.topk(min(topn, merged.shape[1]), dim=1).values
+        yield Batch(start, queries, Candidates(*from_sort_keys(best)), similarities)
+        if progress is not None:
+            progress(start + len(queries), len(probe))
+
+
+def _tiles(queries: torch.Tensor, block: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Similarities of `queries` to one gallery block, a tile of rows at a time."""
+    wide = _widen(block)
+    for top in range(0, len(queries), _TILE_PROBES):
+        part = queries[top : top + _TILE_PROBES]
+        yield top, (_widen(part) @ wide.T)[: len(part), : len(block)]
+
+
+def _widen(rows: torch.Tensor) -> torch.Tensor:
+    """`rows` with zero rows below, up to `_NARROW`."""
+    missing = _NARROW - len(rows)
+    return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
+
+
+def _best(scores: torch.Tensor, first: int, topn: int) -> torch.Tensor:
+    """Sort keys of each row's best `topn`, best first; column 0 is gallery item `first`."""
+    columns = torch.arange(first, first + scores.shape[1], device=scores.device)
+    if topn >= scores.shape[1]:
+        return sort_keys(scores, columns).sort(dim=1, descending=True).values
+    values, found = scores.topk(topn + 1, dim=1)
+    keys = sort_keys(values, first + found)[:, :topn]
+    # topk takes any of several equal scores. Where a tie crosses the end of the list, choose by key instead.
+    tied = values[:, topn - 1] == values[:, topn]
+    if tied.any():
+        keys[tied] = sort_keys(scores[tied], columns).topk(topn, dim=1).values
+    return keys.sort(dim=1, descending=True).values
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """The torch device a name means: `auto`, `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        BlurrerankError: if it is no such name, or there is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ParameterError(f"device {device!r} is not known: use auto, cpu, cuda or cuda:1") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ParameterError(f"device {device!r} is not supported: use auto, cpu, cuda or cuda:1")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise BlurrerankError(
+            f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
+    return chosen
