@@ -1,0 +1,82 @@
+"""Local blurring re-ranking: the spectral feature transformation of each probe's neighbourhood.
+
+Source: Luo, Chen, Wang, Zhang, "Spectral Feature Transformation for Person Re-identification", ICCV 2019,
+arXiv:1811.11405, section 3.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..ranking import Candidates
+from ..search import UnitRows
+from ..spectral import blurred_scores, check_sigma
+from . import Method, check_count
+
+# Bytes of gathered features worked on at a time: on a CPU they should stay in the last-level cache between
+# the gathering and the product.
+_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
+
+
+@dataclass(frozen=True)
+class LocalBlurring(Method):
+    """Sort the n best of a probe q by y = T (X q), with T the transition probabilities among them.
+
+    Attributes:
+        topn: n, the size of the neighbourhood.
+        sigma: temperature of the affinity exp(cos / sigma), above 0.
+        probe_in_graph: whether the probe is a node of the graph too.
+        cosine: whether transformed features are compared by cosine instead of dot product.
+        steps: how many steps of the random walk.
+    """
+
+    name: ClassVar[str] = "lbr"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "market1501": {"topn": 50, "sigma": 0.1},
+        "dukemtmc": {"topn": 50, "sigma": 0.1},
+        "cuhk03": {"topn": 50, "sigma": 0.1},
+        "msmt17": {"topn": 150, "sigma": 0.02},
+    }
+
+    sigma: float = 0.1
+    probe_in_graph: bool = False
+    cosine: bool = False
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        super().__post_init__()
+        check_sigma(self.sigma)
+        check_count("steps", self.steps)
+
+    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows) -> torch.Tensor:
+        """Blurred similarity of each candidate, (p, n) float32."""
+        table, places = gallery.gather(candidates.indices)
+        chunk = max(1, _CHUNK_BYTES[table.device.type] // (4 * places.shape[1] * table.shape[1]))
+        return torch.cat(
+            [
+                self._blur(table[near], some, scores)
+                for near, some, scores in zip(
+                    torch.split(places, chunk),
+                    torch.split(probe, chunk),
+                    torch.split(candidates.scores, chunk),
+                    strict=True,
+                )
+            ]
+        )
+
+    def _blur(self, nodes: torch.Tensor, probe: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores of c neighbourhoods: nodes (c, n, D), probe (c, D), scores (c, n)."""
+        if self.probe_in_graph:
+            nodes = torch.cat([nodes, probe.unsqueeze(1)], dim=1)
+            scores = torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1)
+        gram = torch.bmm(nodes, nodes.transpose(1, 2))
+        blurred = blurred_scores(gram, scores, self.sigma, steps=self.steps, cosine=self.cosine)
+        return blurred[:, :-1] if self.probe_in_graph else blurred
+
+
+METHOD = LocalBlurring

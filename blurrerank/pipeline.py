@@ -1,0 +1,270 @@
+"""The whole road in one call: search, re-rank, locate the matches, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError, ParameterError
+from .features import FeatureSet
+from .methods import Method, create
+from .methods.lbr import LocalBlurring
+from .metrics import Metrics, measure
+from .positions import MatchFinder
+from .protocols import Protocol, get_protocol
+from .ranking import Candidates, Positions, Ranking, from_sort_keys, sort_keys, strictly_decreasing
+from .search import Plan, Progress, UnitRows, pick_device, search
+
+
+@dataclass(frozen=True)
+class RankedBatch:
+    """The lists of consecutive probes, on the device they were made on.
+
+    Attributes:
+        start: the first probe.
+        indices: (p, R) int64 into the gallery, best first; R is the depth asked for, or the re-ranked head's.
+        scores: (p, R) float32; head and tail are each descending.
+        similarities: (p, G) float32 cosine to the whole gallery, where asked for.
+    """
+
+    start: int
+    indices: torch.Tensor
+    scores: torch.Tensor
+    similarities: torch.Tensor | None
+
+    def lists(self, depth: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Indices (p, depth) and strictly decreasing scores as arrays, as a `Ranking` holds them."""
+        indices = self.indices[:, :depth].cpu().numpy()
+        scores = strictly_decreasing(self.scores[:, :depth].cpu().numpy())
+        return indices.astype(np.int32) if indices.max() < 2**31 else indices, scores
+
+
+def rerank_batches(
+    data: FeatureSet,
+    method: Method,
+    *,
+    depth: int | None = None,
+    full_rows: bool = False,
+    device: str = "auto",
+    memory: int | None = None,
+    block: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[RankedBatch]:
+    """Search and re-rank, as many probes at a time as the memory budget holds.
+
+    Args:
+        data: the features.
+        method: what re-ranks the heads.
+        depth: how deep the lists go at least; by default as deep as the method's head. Capped at the gallery.
+        full_rows: also yield each probe's similarities to the whole gallery.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        memory: budget in bytes; see `Plan.fit`.
+        block: gallery rows per block, instead of the plan's choice.
+        progress: called with (probes done, probes in all).
+
+    Raises:
+        ParameterError: for a depth or block below 1, or a budget that is too small.
+        BlurrerankError: for a device that is not here.
+    """
+    if depth is not None and depth < 1:
+        raise ParameterError(f"depth must be at least 1, not {depth}")
+    gallery_size = len(data.gallery)
+    head = min(method.topn, gallery_size)
+    listed = min(max(head, depth or 0), gallery_size)
+    plan = Plan.fit(
+        data, topn=listed, full_rows=full_rows, device=pick_device(device), memory=memory, block=block
+    )
+    probe = UnitRows(data.probe, plan.device, block=plan.probe_batch, resident=False)
+    gallery = UnitRows(data.gallery, plan.device, block=plan.gallery_block, resident=plan.gallery_resident)
+    for batch in search(probe, gallery, listed, batch=plan.probe_batch, full_rows=full_rows, progress=progress):
+        found = batch.candidates
+        near = Candidates(found.indices[:, :head], found.scores[:, :head])
+        keys = sort_keys(method.rescore(batch.probe, near, gallery), near.indices)
+        indices, scores = from_sort_keys(keys.sort(dim=1, descending=True).values)
+        yield RankedBatch(
+            batch.start,
+            torch.cat([indices, found.indices[:, head:]], dim=1),
+            torch.cat([scores, found.scores[:, head:]], dim=1),
+            batch.similarities,
+        )
+
+
+def rerank(
+    data: FeatureSet,
+    method: str = "lbr",
+    *,
+    preset: str | None = None,
+    depth: int | None = None,
+    device: str = "auto",
+    memory: int | None = None,
+    block: int | None = None,
+    progress: Progress | None = None,
+    **params: Any,
+) -> Ranking:
+    """Rank the gallery for every probe and re-rank the head of each list.
+
+    Args:
+        data: the features.
+        method: a name from `blurrerank.methods.available()`.
+        preset: the method's parameters for a public data set, such as `market1501`.
+        depth: how much of each list to return; by default the method's `topn`. Capped at the gallery.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        memory: budget for working memory in bytes; by default 2 GiB, and half of what is free on a GPU.
+        block: gallery rows per block, instead of what the budget suggests.
+        progress: called with (probes done, probes in all).
+        **params: the method's own parameters, such as `topn` and `sigma`.
+
+    Returns:
+        A `Ranking` of all probes, `depth` deep.
+
+    Raises:
+        ParameterError: for an unknown method, preset or parameter, or a value outside its range.
+        BlurrerankError: for a device that is not here.
+    """
+    chosen = create(method, preset=preset, **params)
+    shown = min(depth or chosen.topn, len(data.gallery))
+    lists = [
+        batch.lists(shown)
+        for batch in rerank_batches(
+            data, chosen, depth=depth, device=device, memory=memory, block=block, progress=progress
+        )
+    ]
+    return Ranking(
+        np.concatenate([indices for indices, _ in lists]),
+        np.concatenate([scores for _, scores in lists]),
+        gallery_size=len(data.gallery),
+        method=chosen.name,
+        params=chosen.params(),
+        reranked_depth=min(chosen.reranked, len(data.gallery)),
+        cosine_tail=True,
+        digest=data.digest(),
+    )
+
+
+def local_blurring(
+    probe: ArrayLike | torch.Tensor,
+    gallery: ArrayLike | torch.Tensor,
+    *,
+    topn: int = 50,
+    sigma: float = 0.1,
+    probe_in_graph: bool = False,
+    cosine: bool = False,
+    steps: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Local blurring re-ranking of tensors or arrays, where they are.
+
+    Args:
+        probe: (P, D) features, float16, float32 or float64.
+        gallery: (G, D) features, the same dimension.
+        topn: neighbourhood size; capped at G.
+        sigma: temperature of the affinity exp(cos / sigma), above 0.
+        probe_in_graph: whether the probe is a node of the graph too.
+        cosine: whether transformed features are compared by cosine instead of dot product.
+        steps: how many steps of the random walk.
+
+    Returns:
+        `(indices, scores)`: (P, min(topn, G)) int64 into the gallery, best first, and float32, on the device
+        of `gallery` (arrays: the CPU).
+
+    Raises:
+        InputError: for features that cannot be compared.
+        ParameterError: for a parameter outside its range.
+
+    >>> import numpy as np
+    >>> near, scores = local_blurring(np.eye(2, 3), np.eye(3), topn=2)
+    >>> near.tolist()
+    [[0, 1], [1, 0]]
+    """
+    data = FeatureSet.from_arrays(probe, gallery)
+    method = LocalBlurring(topn, sigma, probe_in_graph, cosine, steps)
+    device = gallery.device if isinstance(gallery, torch.Tensor) else "cpu"
+    batches = list(rerank_batches(data, method, device=str(device)))
+    return torch.cat([batch.indices for batch in batches]), torch.cat([batch.scores for batch in batches])
+
+
+def evaluate(
+    ranking: Ranking,
+    data: FeatureSet,
+    *,
+    protocol: str = "market1501",
+    ap: str = "plain",
+    device: str = "auto",
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Metrics:
+    """Measure a ranking over the whole gallery, or, where that cannot be known, to the depth it has.
+
+    The whole gallery is known when the ranking carries the positions of its matches, when its lists are
+    complete, or when its re-ranked head is complete and goes on by cosine similarity: the rest then follows
+    from the features. Otherwise matches that are not listed count as missed and `Metrics.depth` says so.
+
+    Args:
+        ranking: of the probes of `data`.
+        data: features with ids, and cameras if the protocol is to use them.
+        protocol: `market1501`, `cuhk03` or `plain`.
+        ap: `plain` or `trapezoid`.
+        device: where similarities are computed, if they are needed.
+        memory: budget in bytes for the same.
+        progress: called with (probes done, probes in all) for the same.
+
+    Raises:
+        InputError: if ranking and data do not belong together, or there are no ids.
+        ParameterError: for an unknown protocol or kind of AP.
+    """
+    chosen = get_protocol(protocol)
+    if not data.has_ids:
+        raise InputError("there are no ids on both sides: a ranking can be written but not measured")
+    if len(ranking) != len(data.probe) or ranking.gallery_size != len(data.gallery):
+        raise InputError(
+            f"the ranking is of {len(ranking)} probes x {ranking.gallery_size} gallery items and the features "
+            f"are {len(data.probe)} x {len(data.gallery)}: they do not belong together"
+        )
+    if ranking.digest is not None and ranking.digest != data.digest():
+        raise InputError("the ranking was made from other features (their digests differ)")
+    if _carried(ranking, data, chosen):
+        assert ranking.positions is not None
+        return measure(ranking.positions, data, chosen, ap=ap)
+    if ranking.depth < len(data.gallery) and ranking.cosine_tail and ranking.depth >= ranking.reranked_depth:
+        positions = _full_positions(ranking, data, chosen, device, memory, progress)
+        return measure(positions, data, chosen, ap=ap)
+    finder = MatchFinder(data, single_shot=chosen.single_shot, device=torch.device("cpu"))
+    positions = finder.in_lists(0, torch.from_numpy(ranking.indices.astype(np.int64)))
+    complete = bool((ranking.indices >= 0).sum(axis=1).min() == len(data.gallery))
+    return measure(positions, data, chosen, ap=ap, depth=None if complete else ranking.depth)
+
+
+def _carried(ranking: Ranking, data: FeatureSet, protocol: Protocol) -> bool:
+    """Whether the ranking's own positions serve: found with these labels, and enough for the protocol."""
+    return (
+        ranking.positions is not None
+        and ranking.labels_digest == data.labels_digest()
+        and (ranking.positions.within is not None or not protocol.single_shot)
+    )
+
+
+def _full_positions(
+    ranking: Ranking,
+    data: FeatureSet,
+    protocol: Protocol,
+    device: str,
+    memory: int | None,
+    progress: Progress | None,
+) -> Positions:
+    finder = MatchFinder(data, single_shot=protocol.single_shot, device=pick_device(device))
+    parts = []
+    for batch in rerank_batches(
+        data, create("cosine", topn=1), full_rows=True, device=device, memory=memory, progress=progress
+    ):
+        assert batch.similarities is not None
+        full = finder.by_similarity(batch.start, batch.similarities)
+        heads = ranking.indices[batch.start : batch.start + len(batch.indices), : ranking.reranked_depth]
+        if ranking.reranked_depth:
+            lists = torch.from_numpy(heads.astype(np.int64)).to(finder.device)
+            full = finder.in_lists(batch.start, lists, before=full)
+        parts.append(full)
+    return Positions.concatenate(parts)
