@@ -1,0 +1,197 @@
+"""CMC, average precision and inverse negative penalty, from where the matches stand.
+
+Sources: AP and CMC as in the Market-1501 protocol (Zheng et al., "Scalable Person Re-identification: A
+Benchmark", ICCV 2015); INP from Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook",
+TPAMI 2021, arXiv:2001.04193.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BlurrerankWarning, InputError, ParameterError
+from .features import DISTRACTOR, FeatureSet
+from .positions import MAX_RANK
+from .protocols import Protocol
+from .ranking import Positions
+
+AP_KINDS = ("plain", "trapezoid")
+CMC_RANKS = (1, 5, 10, 20)
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """How good a ranking is: means over the probes that have a match, as fractions.
+
+    Attributes:
+        mAP: mean average precision; NaN if no probe has a match, like all means here.
+        mINP: mean inverse negative penalty.
+        cmc: (K,) cumulative match curve; `cmc[k - 1]` is rank-k.
+        valid_probes: probes that have a match in the gallery; the means are over these.
+        probes: all probes.
+        protocol: the protocol's name.
+        ap_kind: `plain` or `trapezoid`.
+        depth: None for the whole gallery; otherwise lists ended here, and a match not listed counts as missed.
+        ap: (P,) average precision of each probe, NaN for one without a match.
+        inp: (P,) likewise its inverse negative penalty.
+        first_match: (P,) likewise the rank, from 1, of its first match; infinity if that is not listed.
+    """
+
+    mAP: float
+    mINP: float
+    cmc: NDArray[np.float64]
+    valid_probes: int
+    probes: int
+    protocol: str
+    ap_kind: str
+    depth: int | None
+    ap: NDArray[np.float64]
+    inp: NDArray[np.float64]
+    first_match: NDArray[np.float64]
+
+    def rank(self, k: int) -> float:
+        """Rank-k: the share of valid probes with a match among the first k, 1 to 50."""
+        return float(self.cmc[k - 1])
+
+    def summary(self) -> dict[str, Any]:
+        """The means and what they are means of, ready for JSON (NaN as None)."""
+        means = {"mAP": self.mAP, "mINP": self.mINP} | {f"rank{k}": self.rank(k) for k in CMC_RANKS}
+        return {
+            **{name: None if np.isnan(value) else value for name, value in means.items()},
+            "valid_probes": self.valid_probes,
+            "probes": self.probes,
+            "protocol": self.protocol,
+            "ap": self.ap_kind,
+            "depth": self.depth,
+        }
+
+
+def measure(
+    positions: Positions,
+    data: FeatureSet,
+    protocol: Protocol,
+    *,
+    ap: str = "plain",
+    depth: int | None = None,
+) -> Metrics:
+    """Measure a ranking by the positions of its matches.
+
+    With r_1 < ... < r_m the ranks (from 1) of a probe's m matches after the protocol has dropped its items:
+
+        AP (plain)      = 1/m sum_i  i / r_i
+        AP (trapezoid)  = 1/m sum_i  (i / r_i + (i - 1) / (r_i - 1)) / 2, where 0 / 0 is 1
+        INP             = m / r_m
+        rank-k          = 1 if r_1 <= k; single-shot: its expectation over the draws
+
+    Args:
+        positions: of all probes of `data`.
+        data: for ids and cameras.
+        protocol: which items are dropped.
+        ap: `plain` (torchreid, fast-reid) or `trapezoid` (Market-1501 toolbox).
+        depth: of the lists the positions were found in, where these do not reach the end of the gallery.
+
+    Raises:
+        InputError: if `data` has no ids.
+        ParameterError: for an unknown kind of AP.
+    """
+    if ap not in AP_KINDS:
+        raise ParameterError(f"AP {ap!r} is not known: use {' or '.join(AP_KINDS)}")
+    probe_ids, gallery_ids = data.probe.ids, data.gallery.ids
+    if probe_ids is None or gallery_ids is None:
+        raise InputError("there are no ids on both sides: a ranking can be written but not measured")
+
+    probes, owner = len(data.probe), positions.probes
+    ranks = np.where(positions.ranks < 0, np.inf, positions.ranks + 1.0)
+    order = np.lexsort((ranks, owner))
+    owner, ranks = owner[order], ranks[order]
+    dropped = _dropped(positions, data, protocol)[order]
+
+    # Ranks as they are once the dropped items ahead are gone.
+    starts = positions.offsets[:-1]
+    ranks = ranks - _running(dropped, owner, starts)
+    owner, ranks = owner[~dropped], ranks[~dropped]
+    matches = np.bincount(owner, minlength=probes)
+    starts = np.concatenate([[0], np.cumsum(matches)[:-1]])
+    hits = _running(np.ones(len(owner)), owner, starts)
+
+    precision = hits / ranks
+    if ap == "trapezoid":
+        before = np.where(ranks > 1, (hits - 1) / np.maximum(ranks - 1, 1), 1.0)
+        precision = (precision + np.where(np.isinf(ranks), 0.0, before)) / 2
+
+    valid = matches > 0
+    # Invalid probes divide by NaN: no answer, and no warning.
+    number = np.where(valid, matches, np.nan)
+    last, first = np.full(probes, np.nan), np.full(probes, np.nan)
+    last[valid] = ranks[(starts + matches - 1)[valid]]
+    first[valid] = ranks[starts[valid]]
+    average = np.bincount(owner, weights=precision, minlength=probes) / number
+    inp = number / last
+
+    reached = first[:, None] <= np.arange(1, MAX_RANK + 1)
+    curve = np.where(valid[:, None], reached, np.nan)
+    if protocol.single_shot:
+        assert positions.within is not None
+        within = positions.within[order][~dropped]
+        drawn = np.zeros((probes, MAX_RANK))
+        np.add.at(drawn, owner, within)
+        curve = drawn / number[:, None]
+
+    _warn(data, protocol, probes_of_nobody=int((probe_ids == DISTRACTOR).sum()), valid=int(valid.sum()))
+    return Metrics(
+        mAP=_mean(average[valid]),
+        mINP=_mean(inp[valid]),
+        cmc=curve[valid].mean(axis=0) if valid.any() else np.full(MAX_RANK, np.nan),
+        valid_probes=int(valid.sum()),
+        probes=probes,
+        protocol=protocol.name,
+        ap_kind=ap,
+        depth=depth,
+        ap=average,
+        inp=inp,
+        first_match=first,
+    )
+
+
+def _dropped(positions: Positions, data: FeatureSet, protocol: Protocol) -> NDArray[np.bool_]:
+    if not protocol.drops_same_camera or data.probe.cams is None or data.gallery.cams is None:
+        return np.zeros(len(positions.ranks), dtype=bool)
+    same: NDArray[np.bool_] = data.probe.cams[positions.probes] == data.gallery.cams[positions.indices]
+    return same
+
+
+def _running(values: NDArray[Any], owner: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sum of `values` up to and including each entry, within its owner."""
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    running: NDArray[np.float64] = total[1:] - total[starts[owner]]
+    return running
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _warn(data: FeatureSet, protocol: Protocol, *, probes_of_nobody: int, valid: int) -> None:
+    def say(message: str) -> None:
+        warnings.warn(message, BlurrerankWarning, stacklevel=4)
+
+    if protocol.drops_same_camera:
+        if data.probe.cams is None or data.gallery.cams is None:
+            say(f"no cameras on both sides: protocol {protocol.name} drops nothing but junk")
+        elif len(np.union1d(data.probe.cams, data.gallery.cams)) == 1:
+            say(
+                f"one camera everywhere: protocol {protocol.name} drops every match; "
+                "use --protocol plain (protocol='plain') if there is only one"
+            )
+    if probes_of_nobody:
+        say(
+            f"{probes_of_nobody} probes have id 0, which marks distractors: they count as having no match; "
+            "number identities from 1"
+        )
+    if not valid:
+        say("no probe has a match in the gallery: there is nothing to measure")
