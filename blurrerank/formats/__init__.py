@@ -1,0 +1,17 @@
+"""Reading and writing files, one module a container. What the rest of the library calls is named here."""
+
+from .features_h5 import Contents, inspect, load, save_features
+from .rankings import FORMATS, RunInfo, format_of, open_ranking, read_ranking, save_ranking
+
+__all__ = [
+    "FORMATS",
+    "Contents",
+    "RunInfo",
+    "format_of",
+    "inspect",
+    "load",
+    "open_ranking",
+    "read_ranking",
+    "save_features",
+    "save_ranking",
+]

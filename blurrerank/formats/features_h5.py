@@ -1,0 +1,260 @@
+"""Native feature files, `blurrerank-features` version 1.
+
+    /probe, /gallery        one group a side
+        features            (N, D) float16, float32 or float64
+        ids, cams           (N,) integers, optional
+        names               (N,) utf-8 strings, optional
+        images              (N, H, W) or (N, H, W, 3) uint8 thumbnails, optional
+
+Root attributes: `format` and `format_version`, always written, not required; anything else is provenance.
+`file.h5::/group` addresses a group inside a file, which then stands for the root. Where one side is asked for,
+its group may also be addressed itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..features import FeatureSet, Side, find_problems
+from ..search import DEFAULT_MEMORY
+from .targets import replacing
+
+FORMAT = "blurrerank-features"
+VERSION = 1
+
+
+class StoredFeatures:
+    """Features that stay on disk: slices are read when asked for."""
+
+    def __init__(self, dataset: Any, where: str) -> None:
+        """Keep `dataset`, and its file open with it; `where` names it in messages."""
+        self._dataset = dataset
+        self._file = dataset.file
+        self._where = where
+        self.shape = tuple(dataset.shape)
+        self.dtype = dataset.dtype
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Read rows.
+
+        Raises:
+            InputError: if the file does not give them.
+        """
+        return _read(self._dataset, self._where, rows)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was found in one or two files, usable or not.
+
+    Attributes:
+        probe: the probe side, if it can be read at all.
+        gallery: likewise the gallery.
+        problems: everything that keeps them from being a `FeatureSet`.
+        attributes: root attributes of the probe file.
+        images: side name -> shape of its thumbnails.
+    """
+
+    probe: Side | None
+    gallery: Side | None
+    problems: list[str]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def load(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> FeatureSet:
+    """Read features from a native HDF5 file.
+
+    Args:
+        path: `feats.h5` or `feats.h5::/group`.
+        gallery: another file to take the gallery from; `path` then gives the probes alone.
+        memory: budget in bytes (2 GiB by default); features above a quarter of it stay on disk.
+
+    Raises:
+        InputError: naming every problem at once, with path and row.
+    """
+    contents = _collect(path, gallery, memory)
+    if contents.problems or contents.probe is None or contents.gallery is None:
+        raise InputError(contents.problems + find_problems(contents.probe, contents.gallery))
+    return FeatureSet(contents.probe, contents.gallery, contents.attributes)
+
+
+def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> Contents:
+    """Look at everything `load` would read and collect the problems instead of raising them.
+
+    Args and errors as for `load`, except that only a file that cannot be opened at all raises `InputError`.
+    """
+    contents = _collect(path, gallery, memory)
+    return replace(contents, problems=contents.problems + find_problems(contents.probe, contents.gallery))
+
+
+def _collect(path: str | Path, gallery: str | Path | None, memory: int | None) -> Contents:
+    """Both sides, with the problems of the files' structure but not yet of the values."""
+    reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
+    root, label = _open(path)
+    attributes = _check_format(root, label, reader.problems)
+    probe = reader.side(root, label, "probe", alone=gallery is not None)
+    if gallery is not None:
+        root, label = _open(gallery)
+        _check_format(root, label, reader.problems)
+    found = reader.side(root, label, "gallery", alone=gallery is not None)
+    return Contents(probe, found, reader.problems, attributes, reader.images)
+
+
+def save_features(data: FeatureSet, path: str | Path, *, force: bool = False, **provenance: Any) -> None:
+    """Write a native feature file, block by block.
+
+    Args:
+        data: what to write, in the dtype it has.
+        path: the file; written beside itself and renamed into place.
+        force: replace an existing file.
+        **provenance: further root attributes.
+
+    Raises:
+        OutputError: if it cannot be written there.
+    """
+    with replacing(Path(path), force=force) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update({**data.provenance, **provenance, "format": FORMAT, "format_version": VERSION})
+        for name, side in (("probe", data.probe), ("gallery", data.gallery)):
+            group = file.create_group(name)
+            dtype = str(side.features.dtype).removeprefix("torch.")
+            features = group.create_dataset("features", (len(side), side.dim), dtype=dtype)
+            for start, block in side.blocks(side.scan_rows()):
+                features[start : start + len(block)] = block.cpu().numpy()
+            for label in ("ids", "cams"):
+                if getattr(side, label) is not None:
+                    group[label] = getattr(side, label)
+            if side.names is not None:
+                group.create_dataset("names", data=list(side.names), dtype=h5py.string_dtype())
+
+
+class _Reader:
+    """Collects sides, their problems and their images from one or two files."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.problems: list[str] = []
+        self.images: dict[str, tuple[int, ...]] = {}
+
+    def side(self, root: Any, label: str, name: str, *, alone: bool) -> Side | None:
+        group = root.get(name)
+        where = f"{label}/{name}"
+        if group is None and alone and "features" in root:
+            group, where = root, label
+        if not isinstance(group, h5py.Group):
+            found = ", ".join(f"/{key}" for key in root) or "nothing"
+            self.problems.append(f"{label} has no group /{name} (it has {found})")
+            return None
+        stored = group.get("features")
+        if not isinstance(stored, h5py.Dataset) or stored.shape is None:
+            self.problems.append(f"{where} has no dataset 'features'")
+            return None
+        if stored.dtype.kind != "f":
+            self.problems.append(f"{where}/features is {stored.dtype}: expected float16, float32 or float64")
+            return None
+        features: Any = StoredFeatures(stored, f"{where}/features")
+        try:
+            if stored.size * stored.dtype.itemsize <= self.budget:
+                features = features[:]
+            names = self._labels(group, where, "names")
+            side = Side(
+                features,
+                self._labels(group, where, "ids"),
+                self._labels(group, where, "cams"),
+                None if names is None else _decoded(names, f"{where}/names"),
+                label=where,
+            )
+        except InputError as error:
+            self.problems += error.problems
+            return None
+        self._look_at_images(group, where, name)
+        return side
+
+    def _labels(self, group: Any, where: str, name: str) -> NDArray[Any] | None:
+        stored = group.get(name)
+        if stored is None:
+            return None
+        if not isinstance(stored, h5py.Dataset) or stored.shape is None:
+            raise InputError(f"{where}/{name} is not an array")
+        return _read(stored, f"{where}/{name}", ())
+
+    def _look_at_images(self, group: Any, where: str, name: str) -> None:
+        images = group.get("images")
+        if not isinstance(images, h5py.Dataset):
+            return
+        shape, rows = tuple(images.shape), len(group["features"])
+        right = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
+        if images.dtype != np.uint8 or not right or shape[0] != rows:
+            self.problems.append(
+                f"{where}/images is {images.dtype} {shape}: expected uint8 ({rows}, H, W) or ({rows}, H, W, 3)"
+            )
+        else:
+            self.images[name] = shape
+
+
+def _open(address: str | Path) -> tuple[Any, str]:
+    """The file or the group in it that `address` names, and how messages call it."""
+    path, _, group = str(address).partition("::")
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file")
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder: name a file in it")
+    try:
+        file = h5py.File(path, "r")
+    except PermissionError:
+        raise InputError(f"{path} cannot be read: permission denied") from None
+    except OSError as error:
+        if not h5py.is_hdf5(path):
+            raise InputError(f"{path} is not an HDF5 file") from error
+        if "truncated" in str(error):
+            raise InputError(f"{path} is a truncated HDF5 file: copy or write it again") from error
+        raise InputError(f"{path} cannot be opened: {error}") from error
+    if group.strip("/") == "":
+        return file, f"{path}::"
+    root = file.get(group)
+    if not isinstance(root, h5py.Group):
+        found = ", ".join(f"/{key}" for key in file) or "nothing"
+        raise InputError(f"{path} has no group {group} (it has {found})")
+    return root, f"{path}::/{group.strip('/')}"
+
+
+def _check_format(root: Any, label: str, problems: list[str]) -> dict[str, Any]:
+    """The root's attributes, with a problem for each that says this is something else."""
+    attributes = dict(root.attrs)
+    stated = attributes.pop("format", FORMAT)
+    version = attributes.pop("format_version", VERSION)
+    if stated != FORMAT:
+        problems.append(f"{label.removesuffix('::')} is a {stated} file: expected {FORMAT}")
+    elif not isinstance(version, int | np.integer) or version > VERSION:
+        problems.append(
+            f"{label.removesuffix('::')} has format_version {version}: this program reads {VERSION}"
+        )
+    return attributes
+
+
+def _read(dataset: Any, where: str, selection: Any) -> NDArray[Any]:
+    try:
+        values: NDArray[Any] = np.asarray(dataset[selection])
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{where} cannot be read, the file is damaged: {error}") from error
+    return values
+
+
+def _decoded(names: NDArray[Any], where: str) -> NDArray[Any]:
+    """Strings from the bytes that HDF5 gives."""
+    try:
+        decoded = [name.decode() if isinstance(name, bytes) else name for name in names.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not utf-8: {error}") from None
+    result = np.empty(names.size, dtype=object)
+    result[:] = decoded
+    return result.reshape(names.shape)

@@ -1,0 +1,88 @@
+"""NumPy archives: `indices` (P, R), `scores` (P, R) and `info`, a JSON string.
+
+`info` holds what a native file has as root attributes.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..features import FeatureSet
+from ..ranking import Ranking
+from .rankings import RankingWriter, RunInfo
+
+
+class Writer(RankingWriter):
+    """Writes an archive, list by list: the indices straight into it, the scores by way of a spool."""
+
+    def __init__(self, path: Path, data: FeatureSet, depth: int, method: str) -> None:
+        """Open the archive for all probes of `data`."""
+        self._gallery_size = len(data.gallery)
+        self._shape = (len(data.probe), depth)
+        self._index_type = np.dtype(np.int32 if self._gallery_size < 2**31 else np.int64)
+        self._archive = zipfile.ZipFile(path, "w")
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115
+        self._indices = self._member("indices.npy", self._index_type)
+
+    def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
+        """Lists of consecutive probes, which must come in order."""
+        self._indices.write(np.ascontiguousarray(indices, dtype=self._index_type).tobytes())
+        self._spool.write(np.ascontiguousarray(scores).tobytes())
+
+    def finish(self, info: RunInfo) -> None:
+        """The scores, and what is known at the end."""
+        self._indices.close()
+        self._spool.seek(0)
+        with self._member("scores.npy", np.dtype(np.float32)) as scores:
+            copyfileobj(self._spool, scores)
+        known = {
+            "gallery_size": self._gallery_size,
+            "method": info.method,
+            "params": dict(info.params),
+            "reranked_depth": info.reranked_depth,
+            "cosine_tail": info.cosine_tail,
+            "digest": info.digest,
+        }
+        with self._archive.open("info.npy", "w") as member:
+            np.lib.format.write_array(member, np.array(json.dumps(known)), allow_pickle=False)
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._spool.close()
+        self._indices.close()
+        self._archive.close()
+
+    def _member(self, name: str, dtype: np.dtype[Any]) -> Any:
+        member = self._archive.open(name, "w", force_zip64=True)
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": self._shape,
+        }
+        np.lib.format.write_array_header_1_0(member, header)
+        return member
+
+
+def read(path: Path, data: FeatureSet) -> Ranking:
+    """Read an archive; without `info`, as of an unknown method.
+
+    Raises:
+        InputError: if it is none, or is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            info = json.loads(str(archive["info"])) if "info" in archive else {}
+            indices, scores = archive["indices"], archive["scores"]
+            info.setdefault("gallery_size", len(data.gallery))
+            return Ranking(indices, scores, **info)
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a readable ranking archive: {error}") from error

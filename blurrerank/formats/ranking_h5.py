@@ -1,0 +1,136 @@
+"""Native ranking files, `blurrerank-ranking` version 1.
+
+    indices         (P, R) int32 or int64 into the gallery, best first, -1 past the end of a list
+    scores          (P, R) float32, strictly decreasing along each list
+    positions/      optional: where the matches stand in the full lists, however short R is
+        offsets     (P + 1,) int64: probe p owns entries offsets[p] to offsets[p + 1]
+        indices     (T,) gallery items of the probe's identity
+        ranks       (T,) int64, zero-based, junk not counted
+        within      (T, 50) float64, optional, for protocol cuhk03
+    metrics/        optional: groups `before` and `after`
+        ap, inp, first_match    (P,) float64, NaN for probes without a match
+        cmc                     (50,) float64
+
+Root attributes: `format`, `format_version`, `gallery_size`, `method`, `params` (JSON), `reranked_depth`,
+`cosine_tail`, `digest`, `labels_digest`, `versions` (JSON). Attributes of the groups in `metrics`: the means.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..errors import InputError
+from ..features import FeatureSet
+from ..ranking import Positions, Ranking
+from .rankings import RankingWriter, RunInfo
+
+FORMAT = "blurrerank-ranking"
+VERSION = 1
+
+
+class Writer(RankingWriter):
+    """Writes one native ranking file."""
+
+    def __init__(self, path: Path, data: FeatureSet, depth: int, method: str) -> None:
+        """Lay out the lists of all probes of `data`."""
+        self.data = data
+        self._file = h5py.File(path, "w")
+        shape = (len(data.probe), depth)
+        index_type = np.int32 if len(data.gallery) < 2**31 else np.int64
+        self._indices = self._file.create_dataset("indices", shape, index_type)
+        self._scores = self._file.create_dataset("scores", shape, np.float32)
+
+    def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
+        """Lists of consecutive probes."""
+        self._indices[start : start + len(indices)] = indices
+        self._scores[start : start + len(scores)] = scores
+
+    def finish(self, info: RunInfo) -> None:
+        """Everything that is known only at the end."""
+        attributes = {
+            "format": FORMAT,
+            "format_version": VERSION,
+            "gallery_size": len(self.data.gallery),
+            "method": info.method,
+            "params": json.dumps(dict(info.params)),
+            "reranked_depth": info.reranked_depth,
+            "cosine_tail": info.cosine_tail,
+            "digest": info.digest,
+            "labels_digest": info.labels_digest,
+            "versions": json.dumps(versions()),
+        }
+        self._file.attrs.update({name: value for name, value in attributes.items() if value is not None})
+        if info.positions is not None:
+            group = self._file.create_group("positions")
+            for name in ("offsets", "indices", "ranks", "within"):
+                if getattr(info.positions, name) is not None:
+                    group[name] = getattr(info.positions, name)
+        for stage, metrics in info.metrics.items():
+            group = self._file.create_group(f"metrics/{stage}")
+            group.attrs.update({name: value for name, value in metrics.summary().items() if value is not None})
+            for name in ("ap", "inp", "first_match", "cmc"):
+                group[name] = getattr(metrics, name)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {
+        "blurrerank": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "h5py": h5py.__version__,
+    }
+
+
+def read(path: Path, data: FeatureSet) -> Ranking:
+    """Read a native ranking file.
+
+    Raises:
+        InputError: if it is none, or is damaged.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            stated, version = file.attrs.get("format"), file.attrs.get("format_version")
+            if stated != FORMAT:
+                raise InputError(f"{path} is {stated or 'an HDF5 file'}: expected a {FORMAT} file")
+            if version > VERSION:
+                raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
+            positions = file.get("positions")
+            return Ranking(
+                file["indices"][()],
+                file["scores"][()],
+                gallery_size=int(file.attrs["gallery_size"]),
+                method=str(file.attrs["method"]),
+                params=json.loads(file.attrs["params"]),
+                reranked_depth=int(file.attrs["reranked_depth"]),
+                cosine_tail=bool(file.attrs["cosine_tail"]),
+                digest=file.attrs.get("digest"),
+                labels_digest=file.attrs.get("labels_digest"),
+                positions=None if positions is None else _positions(positions),
+            )
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} is not a readable {FORMAT} file: {error}") from error
+
+
+def _positions(group: Any) -> Positions:
+    within = group.get("within")
+    return Positions(
+        group["offsets"][()],
+        group["indices"][()],
+        group["ranks"][()],
+        None if within is None else within[()],
+    )

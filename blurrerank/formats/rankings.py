@@ -1,0 +1,260 @@
+"""Ranking files of every format: which there are, and one way to write and to read them.
+
+A format is a module with `write` and `read`. Text formats are written to a stream as the lists come, so that
+they pipe; binary ones to a file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InputError, ParameterError
+from ..features import FeatureSet
+from ..metrics import Metrics
+from ..ranking import Positions, Ranking, strictly_decreasing
+from .targets import replacing
+
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "h5": (".h5", ".hdf5"),
+    "trec": (".trec", ".run"),
+    "jsonl": (".jsonl",),
+    "csv": (".csv",),
+    "npz": (".npz",),
+}
+"""Format name -> the file name endings that mean it."""
+
+_MODULES = {"h5": "ranking_h5", "trec": "trec", "jsonl": "jsonl", "csv": "csv_lists", "npz": "npz"}
+_TEXT = ("trec", "jsonl", "csv")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known of a ranking besides its lists; see `Ranking` for the fields they share."""
+
+    method: str
+    params: Mapping[str, Any]
+    reranked_depth: int
+    cosine_tail: bool
+    digest: str | None = None
+    labels_digest: str | None = None
+    positions: Positions | None = None
+    metrics: Mapping[str, Metrics] = field(default_factory=dict)
+
+
+class RankingWriter(ABC):
+    """Writes the lists of one ranking in order, then what is known at the end."""
+
+    @abstractmethod
+    def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
+        """Write the (p, R) lists of consecutive probes, the first of them `start`."""
+
+    def finish(self, info: RunInfo) -> None:  # noqa: B027  (most formats have no place for it)
+        """Write what is known at the end, where the format has a place for it."""
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of the file."""
+
+
+def format_of(path: str | Path, name: str | None = None) -> str:
+    """The format called `name`, or the one that the ending of `path` means.
+
+    Raises:
+        ParameterError: if neither says one.
+    """
+    if name is not None:
+        if name not in FORMATS:
+            raise ParameterError(f"format {name!r} is not known: use {' or '.join(FORMATS)}")
+        return name
+    for known, endings in FORMATS.items():
+        if str(path).lower().endswith(endings):
+            return known
+    endings = tuple(ending for some in FORMATS.values() for ending in some)
+    raise ParameterError(f"{path}: no format has this ending; name one ({', '.join(endings)}) or pass --format")
+
+
+@contextmanager
+def open_ranking(
+    target: Path | BinaryIO, data: FeatureSet, depth: int, *, format: str, method: str, force: bool = False
+) -> Iterator[RankingWriter]:
+    """A writer to a file, which appears only when the block ends well, or to a binary stream.
+
+    Args:
+        target: the file, or a stream such as standard output.
+        data: what was ranked, for its size and names.
+        depth: R, the length of each list.
+        format: a name from `FORMATS`.
+        method: the method's name.
+        force: replace an existing file.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    module = import_module(f".{_MODULES[format]}", __package__)
+    if isinstance(target, Path):
+        with (
+            replacing(target, force=force) as temporary,
+            _writer(module, temporary, data, depth, format, method) as writer,
+        ):
+            yield writer
+    elif format in _TEXT:
+        text = TextIOWrapper(target, encoding="utf-8", newline="", write_through=False)
+        try:
+            yield module.Writer(text, data, depth, method)
+            text.flush()
+        finally:
+            text.detach()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder, "ranking")
+            with _writer(module, temporary, data, depth, format, method) as writer:
+                yield writer
+            with open(temporary, "rb") as written:
+                copyfileobj(written, target)
+
+
+@contextmanager
+def _writer(
+    module: Any, path: Path, data: FeatureSet, depth: int, format: str, method: str
+) -> Iterator[RankingWriter]:
+    if format in _TEXT:
+        with open(path, "w", encoding="utf-8", newline="") as text:
+            yield module.Writer(text, data, depth, method)
+    else:
+        writer = module.Writer(path, data, depth, method)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+def save_ranking(
+    ranking: Ranking, data: FeatureSet, path: str | Path, *, format: str | None = None, force: bool = False
+) -> None:
+    """Write a ranking.
+
+    Args:
+        ranking: of the probes of `data`, lists of equal length.
+        data: what was ranked.
+        path: the file; its ending says the format unless `format` does.
+        format: a name from `FORMATS`.
+        force: replace an existing file.
+
+    Raises:
+        OutputError: if it cannot be written there.
+        ParameterError: if the format is not known.
+    """
+    path = Path(path)
+    chosen = format_of(path, format)
+    with open_ranking(path, data, ranking.depth, format=chosen, method=ranking.method, force=force) as writer:
+        writer.write(0, ranking.indices, ranking.scores)
+        writer.finish(
+            RunInfo(
+                ranking.method,
+                ranking.params,
+                ranking.reranked_depth,
+                ranking.cosine_tail,
+                ranking.digest,
+                ranking.labels_digest,
+                ranking.positions,
+            )
+        )
+
+
+def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str | None = None) -> Ranking:
+    """Read a ranking of the probes of `data`, also one made by another tool.
+
+    Args:
+        source: the file, or a binary stream such as standard input.
+        data: what was ranked: probes and gallery items are found in it by name or by row number.
+        format: a name from `FORMATS`; by default what the file's ending means.
+
+    Raises:
+        InputError: if the file cannot be read or does not fit `data`; names the line where there are lines.
+        ParameterError: if the format is not known.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        chosen = format_of(path, format)
+        module = import_module(f".{_MODULES[chosen]}", __package__)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        if chosen not in _TEXT:
+            return _checked(module.read(path, data), data, str(path))
+        with _text(open(path, "rb"), str(path)) as text:
+            return _checked(module.read(text, data, str(path)), data, str(path))
+    chosen = format_of("standard input", format)
+    module = import_module(f".{_MODULES[chosen]}", __package__)
+    if chosen in _TEXT:
+        with _text(source, "standard input") as text:
+            return _checked(module.read(text, data, "standard input"), data, "standard input")
+    with tempfile.NamedTemporaryFile() as spooled:
+        copyfileobj(source, spooled)
+        spooled.flush()
+        return _checked(module.read(Path(spooled.name), data), data, "standard input")
+
+
+@contextmanager
+def _text(stream: BinaryIO, where: str) -> Iterator[TextIO]:
+    with TextIOWrapper(stream, encoding="utf-8", newline="") as text:
+        try:
+            yield text
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} is not utf-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _checked(ranking: Ranking, data: FeatureSet, where: str) -> Ranking:
+    if len(ranking) != len(data.probe) or ranking.gallery_size != len(data.gallery):
+        raise InputError(
+            f"{where} ranks {len(ranking)} probes x {ranking.gallery_size} gallery items and the features are "
+            f"{len(data.probe)} x {len(data.gallery)}: they do not belong together"
+        )
+    return ranking
+
+
+def from_entries(
+    probes: ArrayLike, items: ArrayLike, scores: ArrayLike, data: FeatureSet, where: str
+) -> Ranking:
+    """A ranking from loose entries, sorted again by score; ties go to the lower gallery index.
+
+    Args:
+        probes: (T,) probe rows.
+        items: (T,) gallery rows.
+        scores: (T,) higher is better.
+        data: what was ranked.
+        where: how messages call the source.
+
+    Raises:
+        InputError: if there are no entries, a score is NaN, or an item is listed twice for a probe.
+    """
+    probe, item = np.asarray(probes, dtype=np.int64), np.asarray(items, dtype=np.int64)
+    score = np.asarray(scores, dtype=np.float64)
+    if not len(probe):
+        raise InputError(f"{where} has no entries")
+    if np.isnan(score).any():
+        raise InputError(f"{where} has a score that is not a number (entry {int(np.argmax(np.isnan(score)))})")
+    order = np.lexsort((item, -score, probe))
+    probe, item, score = probe[order], item[order], score[order]
+    counts = np.bincount(probe, minlength=len(data.probe))
+    place = np.arange(len(probe)) - np.repeat(np.cumsum(counts) - counts, counts)
+    indices = np.full((len(counts), counts.max()), -1, dtype=np.int32)
+    table = np.full(indices.shape, -np.inf, dtype=np.float32)
+    indices[probe, place] = item
+    with np.errstate(over="ignore"):
+        table[probe, place] = score.astype(np.float32)
+    table = np.where(indices >= 0, strictly_decreasing(table), np.float32(-np.inf))
+    try:
+        return Ranking(indices, table, gallery_size=len(data.gallery))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
