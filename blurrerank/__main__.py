@@ -1,0 +1,5 @@
+"""`python -m blurrerank`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,77 @@
+"""The command line: one module a command, and the one place where errors become messages.
+
+Nothing heavy is imported here; a command imports the library when it runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from .. import __version__
+from ..errors import BlurrerankError, ParameterError
+from .eval import evaluate
+from .info import info
+from .run import run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Re-ranking for re-identification, from features alone.
+
+    Local blurring takes the best gallery items of each probe as a similarity graph, blurs their features by
+    it, and sorts them anew.
+
+    \b
+    blurrerank run feats.h5 --topn 50 --sigma 0.1
+    blurrerank eval feats.ranking.h5 feats.h5
+    """
+
+
+cli.add_command(run)
+cli.add_command(evaluate)
+cli.add_command(info)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 a named error, 2 wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--debug" in arguments:
+        cli(arguments, prog_name="blurrerank")
+        return
+    try:
+        code = cli.main(arguments, prog_name="blurrerank", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "blurrerank"
+        code = _fail(f"{error.format_message().rstrip('.')} (see '{where} --help')", 2)
+    except click.ClickException as error:
+        code = _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail("interrupted", 130)
+    except ParameterError as error:
+        code = _fail(str(error), 2)
+    except BlurrerankError as error:
+        code = _fail(str(error), 1)
+    except BrokenPipeError:
+        # Whoever read standard output has what it wanted, as in `... | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except MemoryError:
+        code = _fail("out of memory: try a smaller --memory", 1)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        code = _fail(f"{error.filename or 'output'}: {error.strerror}{'; make room' if full else ''}", 1)
+    except Exception as error:
+        code = _fail(f"internal error, {type(error).__name__}: {error} (--debug shows where; please report)", 1)
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code

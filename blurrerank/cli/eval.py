@@ -1,0 +1,70 @@
+"""`blurrerank eval`: metrics of a ranking, ours or another tool's."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from .options import Runtime, features_argument, json_option, metrics_options, runtime_options
+from .tables import method_label, metrics_table, print_json
+
+
+@click.command("eval", short_help="Measure a ranking, ours or another tool's.")
+@click.argument("ranking", metavar="RANKING")
+@features_argument
+@click.option(
+    "--format",
+    type=click.Choice(["h5", "trec", "jsonl", "csv", "npz"]),
+    help="What RANKING is, instead of what its ending says.",
+)
+@metrics_options
+@json_option
+@runtime_options
+def evaluate(
+    ranking: str,
+    feats: str,
+    gallery: str | None,
+    format: str | None,
+    protocol: str,
+    ap: str,
+    as_json: bool,
+    runtime: Runtime,
+) -> None:
+    """Measure RANKING, made from FEATS, by the ids and cameras in FEATS.
+
+    RANKING is a file that `run` wrote, or a TREC run by any tool; - is standard input. A native file is
+    measured over the whole gallery. Other lists are measured to the depth they have, and matches that are not
+    in them count as missed.
+
+    \b
+    blurrerank eval feats.ranking.h5 feats.h5 --ap trapezoid
+    blurrerank eval other.trec feats.h5 --protocol plain
+    """
+    from ..formats import load, read_ranking
+    from ..pipeline import evaluate as measure
+
+    runtime.start()
+    data = load(feats, gallery, memory=runtime.memory)
+    found = read_ranking(sys.stdin.buffer if ranking == "-" else ranking, data, format=format)
+    metrics = measure(
+        found,
+        data,
+        protocol=protocol,
+        ap=ap,
+        device=runtime.device,
+        memory=runtime.memory,
+        progress=runtime.progress("measuring"),
+    )
+    if as_json:
+        print_json(
+            {"ranking": ranking, "method": found.method, "params": dict(found.params)} | metrics.summary()
+        )
+        return
+    if metrics.depth is not None:
+        runtime.note(
+            f"note: the lists end at rank {metrics.depth} of {len(data.gallery)}; "
+            "matches that are not in them count as missed"
+        )
+    name = ranking if found.method == "unknown" else method_label(found.method, found.params)
+    click.echo(metrics_table([(name, metrics)]))

@@ -1,0 +1,76 @@
+"""`blurrerank info`: what is in a feature file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .options import Runtime, features_argument, json_option, runtime_options
+from .tables import method_label, print_json
+
+
+@click.command(short_help="Show what is in a feature file and what is wrong with it.")
+@features_argument
+@json_option
+@runtime_options
+@click.pass_context
+def info(ctx: click.Context, feats: str, gallery: str | None, as_json: bool, runtime: Runtime) -> None:
+    """Show what is in FEATS, every problem found, and what the default run would do.
+
+    Exits with 1 if there are problems.
+    """
+    from ..describe import describe
+
+    runtime.start()
+    described = describe(feats, gallery, device=runtime.device, memory=runtime.memory)
+    if as_json:
+        print_json(described)
+    else:
+        click.echo(_table(described))
+    if described["problems"]:
+        ctx.exit(1)
+
+
+def _table(described: dict[str, Any]) -> str:
+    from tabulate import tabulate
+
+    sides = [described[name] or {} for name in ("probe", "gallery")]
+    rows = [
+        ["features", *(_features(side) for side in sides)],
+        *(
+            [name, *(side.get(name, "-") for side in sides)]
+            for name in ("identities", "junk", "distractors", "cameras")
+        ),
+        ["names", *("yes" if side.get("names") else "-" for side in sides)],
+        ["images", *(" x ".join(map(str, side["images"])) if side.get("images") else "-" for side in sides)],
+    ]
+    lines = [tabulate(rows, headers=["", "probe", "gallery"], disable_numparse=True)]
+    lines += [f"\n{name}: {value}" for name, value in described["attributes"].items()]
+    if described["problems"]:
+        lines += ["\nproblems:", *(f"  - {problem}" for problem in described["problems"])]
+    else:
+        lines += ["", *_run_lines(described["run"])]
+    return "\n".join(lines)
+
+
+def _features(side: dict[str, Any]) -> str:
+    if not side:
+        return "unreadable"
+    where = "" if side["in_memory"] else ", on disk"
+    return f"{' x '.join(map(str, side['features']))} {side['dtype']}{where}"
+
+
+def _run_lines(run: dict[str, Any]) -> list[str]:
+    gallery = "in memory" if run["gallery_resident"] else "read again for each batch"
+    lines = [
+        f"default run: {method_label(run['method'], run['params'])} on {run['device']}, "
+        f"{run['probe_batch']} probes at a time, normalised gallery {gallery}, "
+        f"{run['gallery_block']} rows a block",
+    ]
+    if run["valid_probes"] is None:
+        lines.append("no ids on both sides: lists can be written but not measured")
+    else:
+        valid = ", ".join(f"{name} {count}" for name, count in run["valid_probes"].items())
+        lines.append(f"probes with a match, by protocol: {valid}")
+    return lines

@@ -1,0 +1,157 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", start=1)}
+
+
+class Bytes(click.ParamType[int]):
+    """A size such as 512MiB or 2G, as a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse, or fail as wrong usage."""
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(value), re.IGNORECASE)
+        if match is None or match[2].lower() not in _UNITS or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a size such as 512MiB or 2GiB", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+class Depth(click.ParamType[int | str]):
+    """A number of list entries, or `all`."""
+
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Parse, or fail as wrong usage."""
+        if value == "all":
+            return "all"
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of at least 1 nor 'all'", param, ctx)
+        return int(value)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how loudly a command runs."""
+
+    device: str = "auto"
+    threads: int | None = None
+    memory: int | None = None
+    quiet: bool = False
+    verbose: bool = False
+
+    def start(self) -> None:
+        """Apply what is set for the whole process."""
+        import torch
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        if self.verbose:
+            logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        warnings.showwarning = self._show_warning
+
+    def note(self, message: str) -> None:
+        """Tell something on stderr that is no result."""
+        if not self.quiet:
+            click.echo(message, err=True)
+
+    def _show_warning(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        from ..errors import BlurrerankWarning
+
+        if issubclass(category, BlurrerankWarning):
+            self.note(f"warning: {message}")
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """A progress bar on stderr, silent where that is no terminal."""
+        from tqdm import tqdm
+
+        bar: list[Any] = []
+
+        def advance(done: int, total: int) -> None:
+            if not bar:
+                bar.append(
+                    tqdm(total=total, desc=what, unit=" probes", leave=False, disable=self.quiet or None)
+                )
+            bar[0].update(done - bar[0].n)
+            if done == total:
+                bar[0].close()
+
+        return advance
+
+
+def features_argument(command: F) -> F:
+    """FEATS and --gallery."""
+    command = click.option(
+        "--gallery",
+        metavar="FILE",
+        help="Take the gallery from another file; FEATS then gives the probes.",
+    )(command)
+    return click.argument("feats", metavar="FEATS")(command)
+
+
+def metrics_options(command: F) -> F:
+    """--protocol and --ap."""
+    command = click.option(
+        "--ap",
+        type=click.Choice(["plain", "trapezoid"]),
+        default="plain",
+        show_default=True,
+        help="Average precision as torchreid and fast-reid compute it, or as the Market-1501 toolbox does.",
+    )(command)
+    return click.option(
+        "--protocol",
+        type=click.Choice(["market1501", "cuhk03", "plain"]),
+        default="market1501",
+        show_default=True,
+        help="market1501 drops gallery items of the probe's identity and camera; cuhk03 also draws one image "
+        "of each identity for CMC; plain drops neither. Junk (id -1) never counts.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    """--json."""
+    return click.option("as_json", "--json", is_flag=True, help="Print JSON instead of a table.")(command)
+
+
+def runtime_options(command: F) -> F:
+    """--device, --threads, --memory, --quiet, -v, --debug, collected as `runtime`."""
+    names = ("device", "threads", "memory", "quiet", "verbose")
+
+    def collected(**arguments: Any) -> Any:
+        arguments.pop("debug")
+        runtime = Runtime(**{name: arguments.pop(name) for name in names})
+        return command(runtime=runtime, **arguments)
+
+    collected.__doc__ = command.__doc__
+    collected.__name__ = command.__name__
+    collected.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in (
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        click.option("verbose", "-v", "--verbose", is_flag=True, help="Tell how the work is done."),
+        click.option("-q", "--quiet", is_flag=True, help="Only results and errors."),
+        click.option(
+            "--memory",
+            type=Bytes(),
+            help="Budget for working memory, such as 512MiB.  [default: 2GiB; on a GPU half of what is free]",
+        ),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]"),
+        click.option(
+            "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to compute."
+        ),
+    ):
+        collected = option(collected)
+    return collected  # type: ignore[return-value]

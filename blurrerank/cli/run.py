@@ -1,0 +1,140 @@
+"""`blurrerank run`: from features to a re-ranked list and its metrics."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import Depth, Runtime, features_argument, json_option, metrics_options, runtime_options
+from .tables import method_label, metrics_table, print_json
+
+
+@click.command(short_help="Re-rank, write the lists, print metrics before and after.")
+@features_argument
+@click.option(
+    "--method",
+    default="lbr",
+    show_default=True,
+    metavar="NAME",
+    help="lbr (local blurring) or cosine (no re-ranking).",
+)
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help="Parameters for a public data set: market1501, dukemtmc, cuhk03 or msmt17.",
+)
+@click.option("--topn", type=int, help="How many items at the head of each list to re-rank.  [default: 50]")
+@click.option("--sigma", type=float, help="Temperature of the affinity exp(cos / sigma); lbr.  [default: 0.1]")
+@click.option("--probe-in-graph", is_flag=True, default=None, help="The probe is a node of the graph too; lbr.")
+@click.option("--cosine", is_flag=True, default=None, help="Cosine, not dot product, after blurring; lbr.")
+@click.option("--steps", type=int, help="Steps of the random walk; lbr.  [default: 1]")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Where the lists go, the ending says how: .h5, .trec or .run, .jsonl, .csv, .npz; - is standard "
+    "output.  [default: NAME.ranking.h5 here, for NAME.h5]",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["h5", "trec", "jsonl", "csv", "npz"]),
+    help="What to write, instead of what the ending says.",
+)
+@click.option("--depth", type=Depth(), metavar="N|all", help="How much of each list to write.  [default: topn]")
+@click.option("metrics_file", "--metrics", metavar="FILE", help="Also write the metrics to this JSON file.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@metrics_options
+@json_option
+@runtime_options
+def run(
+    feats: str,
+    gallery: str | None,
+    method: str,
+    preset: str | None,
+    output: str | None,
+    format: str | None,
+    depth: int | str | None,
+    metrics_file: str | None,
+    force: bool,
+    protocol: str,
+    ap: str,
+    as_json: bool,
+    runtime: Runtime,
+    **params: Any,
+) -> None:
+    """Rank the gallery for every probe of FEATS and re-rank the head of each list.
+
+    FEATS is an HDF5 file with groups /probe and /gallery, or file.h5::/group. Prints metrics before and after
+    if there are ids, and writes the lists.
+
+    \b
+    blurrerank run feats.h5 --topn 50 --sigma 0.1
+    blurrerank run feats.h5 -o - --format trec | head
+    blurrerank run probes.h5 --gallery gallery.h5 -o lists.trec
+    """
+    from ..errors import ParameterError
+    from ..formats import format_of, load
+    from ..formats.targets import check_target, replacing
+    from ..methods import create
+    from ..runs import rerank_to
+
+    runtime.start()
+    chosen = create(
+        method, preset=preset, **{name: value for name, value in params.items() if value is not None}
+    )
+    piped = output == "-"
+    if piped and format is None:
+        raise ParameterError("standard output needs --format: h5, trec, jsonl, csv or npz")
+    path = Path(output or f"{Path(feats.partition('::')[0]).stem}.ranking.h5")
+    form = format_of(path, format)
+    for file in ([] if piped else [path]) + ([Path(metrics_file)] if metrics_file else []):
+        check_target(file, force=force)
+
+    data = load(feats, gallery, memory=runtime.memory)
+    size = len(data.gallery)
+    if chosen.topn > size:
+        runtime.note(f"note: topn {chosen.topn} is capped at the gallery's {size} items")
+    if isinstance(depth, int) and depth > size:
+        runtime.note(f"note: depth {depth} is capped at the gallery's {size} items")
+    try:
+        outcome = rerank_to(
+            sys.stdout.buffer if piped else path,
+            data,
+            chosen,
+            format=form,
+            depth=size if depth == "all" else depth,  # type: ignore[arg-type]
+            force=force,
+            protocol=protocol,
+            ap=ap,
+            device=runtime.device,
+            memory=runtime.memory,
+            progress=runtime.progress("re-ranking"),
+        )
+    except BrokenPipeError:
+        if metrics_file:
+            raise click.ClickException(
+                f"standard output was closed before the run ended: {metrics_file} was not written"
+            ) from None
+        raise
+
+    summary = outcome.summary() | {"output": "-" if piped else str(path)}
+    if metrics_file:
+        with replacing(Path(metrics_file), force=force) as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    # Standard output belongs to the lists when they go there.
+    if as_json:
+        print_json(summary, err=piped)
+    elif outcome.before is None or outcome.after is None:
+        runtime.note("note: no ids on both sides, so there are no metrics")
+    else:
+        rows = [("cosine", outcome.before)]
+        if outcome.info.reranked_depth:
+            rows.append((method_label(chosen.name, chosen.params()), outcome.after))
+        if not (piped and runtime.quiet):
+            click.echo(metrics_table(rows), err=piped)
+    if not piped:
+        runtime.note(f"wrote {path}: {len(data.probe)} lists of {outcome.depth}")

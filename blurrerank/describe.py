@@ -1,0 +1,105 @@
+"""What is in a feature file, what is wrong with it, and what a run would make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .features import DISTRACTOR, JUNK, FeatureSet, Side
+from .formats.features_h5 import inspect
+from .methods import create
+from .protocols import PROTOCOLS, get_protocol
+from .search import Plan, pick_device
+
+
+def describe(
+    path: str | Path, gallery: str | Path | None = None, *, device: str = "auto", memory: int | None = None
+) -> dict[str, Any]:
+    """Describe feature files, usable or not.
+
+    Args:
+        path: as for `load`.
+        gallery: as for `load`.
+        device: where a run would compute.
+        memory: its budget in bytes.
+
+    Returns:
+        A dictionary ready for JSON: `probe` and `gallery` (None if unreadable), `attributes`, `problems`, and
+        `run`, what the default run would do, None if there are problems.
+
+    Raises:
+        InputError: if a file cannot be opened at all.
+    """
+    contents = inspect(path, gallery, memory=memory)
+    described = {
+        "probe": contents.probe and _side(contents.probe, contents.images.get("probe")),
+        "gallery": contents.gallery and _side(contents.gallery, contents.images.get("gallery")),
+        "attributes": {name: _plain(value) for name, value in contents.attributes.items()},
+        "problems": contents.problems,
+        "run": None,
+    }
+    if not contents.problems and contents.probe is not None and contents.gallery is not None:
+        described["run"] = _default_run(FeatureSet(contents.probe, contents.gallery), device, memory)
+    return described
+
+
+def valid_probes(data: FeatureSet, protocol: str) -> int:
+    """How many probes have a match in the gallery once `protocol` has dropped its items; `data` has ids."""
+    assert data.probe.ids is not None
+    assert data.gallery.ids is not None
+    same_camera = np.zeros(len(data.probe), dtype=np.int64)
+    if get_protocol(protocol).drops_same_camera and data.has_cams:
+        both = np.stack(
+            [
+                np.concatenate([data.probe.ids, data.gallery.ids]),
+                np.concatenate([data.probe.cams, data.gallery.cams]),
+            ],
+            axis=1,
+        )
+        _, pair = np.unique(both, axis=0, return_inverse=True)
+        pair = pair.ravel()
+        same_camera = np.bincount(pair[len(data.probe) :], minlength=pair.max() + 1)[pair[: len(data.probe)]]
+    ids, counts = np.unique(data.gallery.ids, return_counts=True)
+    place = np.searchsorted(ids, data.probe.ids).clip(max=len(ids) - 1)
+    matches = np.where((ids[place] == data.probe.ids) & (data.probe.ids > DISTRACTOR), counts[place], 0)
+    return int((matches > same_camera).sum())
+
+
+def _side(side: Side, images: tuple[int, ...] | None) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "features": list(side.features.shape),
+        "dtype": str(side.features.dtype).removeprefix("torch."),
+        "in_memory": isinstance(side.features, np.ndarray | torch.Tensor),
+    }
+    if side.ids is not None:
+        people = np.unique(side.ids[side.ids > DISTRACTOR])
+        described["identities"] = len(people)
+        described["junk"] = int((side.ids == JUNK).sum())
+        described["distractors"] = int((side.ids == DISTRACTOR).sum())
+    if side.cams is not None:
+        described["cameras"] = len(np.unique(side.cams))
+    described["names"] = side.names is not None
+    described["images"] = None if images is None else list(images)
+    return described
+
+
+def _default_run(data: FeatureSet, device: str, memory: int | None) -> dict[str, Any]:
+    method = create("lbr")
+    topn = min(method.topn, len(data.gallery))
+    plan = Plan.fit(data, topn=topn, full_rows=data.has_ids, device=pick_device(device), memory=memory)
+    return {
+        "method": method.name,
+        "params": method.params() | {"topn": topn},
+        "device": str(plan.device),
+        "gallery_resident": plan.gallery_resident,
+        "gallery_block": plan.gallery_block,
+        "probe_batch": plan.probe_batch,
+        "valid_probes": {name: valid_probes(data, name) for name in PROTOCOLS} if data.has_ids else None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)

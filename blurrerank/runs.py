@@ -1,0 +1,130 @@
+"""One run from features to a ranking file, measured before and after, in bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .errors import ParameterError
+from .features import FeatureSet
+from .formats.rankings import RunInfo, open_ranking
+from .methods import Method
+from .metrics import AP_KINDS, Metrics, measure
+from .pipeline import rerank_batches
+from .positions import MatchFinder
+from .protocols import get_protocol
+from .ranking import Positions
+from .search import Progress, pick_device
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found out.
+
+    Attributes:
+        depth: how deep the written lists are.
+        before: metrics of the lists by cosine similarity; None without ids.
+        after: metrics of the re-ranked lists; None without ids.
+        info: what a native file records.
+    """
+
+    depth: int
+    before: Metrics | None
+    after: Metrics | None
+    info: RunInfo
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the lists, ready for JSON."""
+        return {
+            "method": self.info.method,
+            "params": dict(self.info.params),
+            "reranked_depth": self.info.reranked_depth,
+            "depth": self.depth,
+            "before": None if self.before is None else self.before.summary(),
+            "after": None if self.after is None else self.after.summary(),
+            "digest": self.info.digest,
+        }
+
+
+def rerank_to(
+    target: Path | BinaryIO,
+    data: FeatureSet,
+    method: Method,
+    *,
+    format: str,
+    depth: int | None = None,
+    force: bool = False,
+    protocol: str = "market1501",
+    ap: str = "plain",
+    device: str = "auto",
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Re-rank, write the lists as they come, and measure them over the whole gallery if there are ids.
+
+    Args:
+        target: a file, which appears only when everything has gone well, or a binary stream.
+        data: the features.
+        method: what re-ranks.
+        format: a name from `formats.FORMATS`.
+        depth: how deep the written lists are; by default as deep as the method's head. Capped at the gallery.
+        force: replace an existing file.
+        protocol: `market1501`, `cuhk03` or `plain`.
+        ap: `plain` or `trapezoid`.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        memory: budget in bytes; see `rerank`.
+        progress: called with (probes done, probes in all).
+
+    Raises:
+        OutputError: if the file cannot be written; before any work where that shows.
+        ParameterError: for a parameter outside its range.
+    """
+    rules = get_protocol(protocol)
+    if ap not in AP_KINDS:
+        raise ParameterError(f"AP {ap!r} is not known: use {' or '.join(AP_KINDS)}")
+    head = min(method.topn, len(data.gallery))
+    reranked = min(method.reranked, len(data.gallery))
+    shown = min(depth or head, len(data.gallery))
+    finder = None
+    if data.has_ids:
+        finder = MatchFinder(data, single_shot=rules.single_shot, device=pick_device(device))
+    before: list[Positions] = []
+    after: list[Positions] = []
+    with open_ranking(target, data, shown, format=format, method=method.name, force=force) as writer:
+        for batch in rerank_batches(
+            data,
+            method,
+            depth=depth,
+            full_rows=finder is not None,
+            device=device,
+            memory=memory,
+            progress=progress,
+        ):
+            writer.write(batch.start, *batch.lists(shown))
+            if finder is not None:
+                assert batch.similarities is not None
+                before.append(finder.by_similarity(batch.start, batch.similarities))
+                after.append(
+                    finder.in_lists(batch.start, batch.indices[:, :reranked], before=before[-1])
+                    if reranked
+                    else before[-1]
+                )
+        metrics = {}
+        if finder is not None:
+            metrics["before"] = measure(Positions.concatenate(before), data, rules, ap=ap)
+            metrics["after"] = (
+                measure(Positions.concatenate(after), data, rules, ap=ap) if reranked else metrics["before"]
+            )
+        info = RunInfo(
+            method.name,
+            method.params(),
+            reranked,
+            cosine_tail=True,
+            digest=data.digest(),
+            labels_digest=data.labels_digest() if finder is not None else None,
+            positions=Positions.concatenate(after) if finder is not None else None,
+            metrics=metrics,
+        )
+        writer.finish(info)
+    return Outcome(shown, metrics.get("before"), metrics.get("after"), info)
