@@ -77,7 +77,13 @@ def rerank_batches(
     head = min(method.topn, gallery_size)
     listed = min(max(head, depth or 0), gallery_size)
     plan = Plan.fit(
-        data, topn=listed, full_rows=full_rows, device=pick_device(device), memory=memory, block=block
+        data,
+        topn=listed,
+        full_rows=full_rows,
+        device=pick_device(device),
+        workspace=method.workspace(head, data.dim),
+        memory=memory,
+        block=block,
     )
     probe = UnitRows(data.probe, plan.device, block=plan.probe_batch, resident=False)
     gallery = UnitRows(data.gallery, plan.device, block=plan.gallery_block, resident=plan.gallery_resident)

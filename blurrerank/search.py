@@ -136,6 +136,7 @@ class Plan:
         topn: int,
         full_rows: bool,
         device: torch.device,
+        workspace: int = 0,
         memory: int | None = None,
         block: int | None = None,
     ) -> Plan:
@@ -146,6 +147,7 @@ class Plan:
             topn: how many candidates a probe keeps.
             full_rows: whether a probe's similarities to the whole gallery are needed at once.
             device: where it runs.
+            workspace: bytes that re-ranking one probe needs.
             memory: bytes; by default 2 GiB, and half of what is free on a CUDA device.
             block: gallery rows per block, instead of the plan's choice.
 
@@ -163,12 +165,13 @@ class Plan:
         per_probe = row + 48 * min(topn, gallery) + (4 * gallery if full_rows else 0)
         if not resident:
             per_probe += row * min(topn, gallery)
-        batch = memory // 4 // per_probe
-        if batch < 1 or memory // 8 < 4 * row:
-            needed = max(4 * per_probe, 32 * row)
+        needed = max(4 * per_probe, 32 * row, 8 * workspace)
+        if memory < needed:
             raise ParameterError(
-                f"a memory budget of {memory:,} bytes is too small: one probe needs {needed:,} bytes"
+                f"a memory budget of {memory:,} bytes is too small for one probe: raise it to {needed:,} bytes "
+                "or lower topn or depth"
             )
+        batch = memory // 4 // per_probe
         if resident:
             # More than a tile gains nothing when the gallery need not be read again for each batch.
             batch = min(batch, _TILE_PROBES)

@@ -61,6 +61,10 @@ class Method(ABC):
         """How many items at the head of each list may change place."""
         return self.topn
 
+    def workspace(self, topn: int, dim: int) -> int:
+        """Bytes that `rescore` needs for one probe, beyond what it is given."""
+        return 0
+
     def params(self) -> dict[str, Any]:
         """Every parameter and its value."""
         return asdict(self)

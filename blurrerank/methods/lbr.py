@@ -17,7 +17,7 @@ from ..search import UnitRows
 from ..spectral import blurred_scores, check_sigma
 from . import Method, check_count
 
-# Bytes of gathered features worked on at a time: on a CPU they should stay in the last-level cache between
+# Bytes worked on at a time: on a CPU they should stay in the last-level cache between
 # the gathering and the product.
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
 
@@ -53,21 +53,20 @@ class LocalBlurring(Method):
         check_sigma(self.sigma)
         check_count("steps", self.steps)
 
+    def workspace(self, topn: int, dim: int) -> int:
+        """The gathered features, and the Gram matrix with what the softmax makes of it."""
+        return 4 * topn * dim + 12 * topn * topn
+
     def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows) -> torch.Tensor:
         """Blurred similarity of each candidate, (p, n) float32."""
         table, places = gallery.gather(candidates.indices)
-        chunk = max(1, _CHUNK_BYTES[table.device.type] // (4 * places.shape[1] * table.shape[1]))
-        return torch.cat(
-            [
-                self._blur(table[near], some, scores)
-                for near, some, scores in zip(
-                    torch.split(places, chunk),
-                    torch.split(probe, chunk),
-                    torch.split(candidates.scores, chunk),
-                    strict=True,
-                )
-            ]
-        )
+        chunk = max(1, _CHUNK_BYTES[table.device.type] // self.workspace(places.shape[1], table.shape[1]))
+        scores = torch.empty_like(candidates.scores)
+        for start in range(0, len(places), chunk):
+            some = slice(start, start + chunk)
+            nodes = table.index_select(0, places[some].flatten()).view(*places[some].shape, -1)
+            scores[some] = self._blur(nodes, probe[some], candidates.scores[some])
+        return scores
 
     def _blur(self, nodes: torch.Tensor, probe: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores of c neighbourhoods: nodes (c, n, D), probe (c, D), scores (c, n)."""

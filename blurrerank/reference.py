@@ -1,0 +1,175 @@
+"""Plain, slow, obvious versions of everything, in NumPy float64, one probe at a time.
+
+They are written from the definitions and share no code with the rest of the package: the oracle of its tests
+and the other side of its benchmarks.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.floating[Any]]
+Indices = NDArray[np.int64]
+
+
+def unit_rows(features: ArrayLike, dtype: Any = np.float64) -> Floats:
+    """(N, D) rows divided by their Euclidean norm."""
+    rows = np.asarray(features, dtype=dtype)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def cosine_ranking(probe: ArrayLike, gallery: ArrayLike, dtype: Any = np.float64) -> tuple[Indices, Floats]:
+    """The whole gallery for every probe by cosine similarity, best first; ties by lower gallery index.
+
+    Args:
+        probe: (P, D) features.
+        gallery: (G, D) features.
+        dtype: of the arithmetic.
+
+    Returns:
+        `(indices, scores)`, both (P, G).
+    """
+    similarities = unit_rows(probe, dtype) @ unit_rows(gallery, dtype).T
+    order = np.argsort(-similarities, axis=1, kind="stable")
+    return order, np.take_along_axis(similarities, order, axis=1)
+
+
+def local_blurring(
+    probe: ArrayLike,
+    gallery: ArrayLike,
+    topn: int = 50,
+    sigma: float = 0.1,
+    *,
+    probe_in_graph: bool = False,
+    cosine: bool = False,
+    steps: int = 1,
+    dtype: Any = np.float64,
+) -> tuple[Indices, Floats]:
+    """Local blurring re-ranking as the paper has it: transform the features, then compare.
+
+    Source: Luo et al., "Spectral Feature Transformation for Person Re-identification", ICCV 2019,
+    arXiv:1811.11405.
+
+    Args:
+        probe: (P, D) features.
+        gallery: (G, D) features.
+        topn: neighbourhood size; capped at G.
+        sigma: temperature, above 0.
+        probe_in_graph: the probe is a node of the graph too.
+        cosine: compare transformed features by cosine instead of dot product.
+        steps: how often to transform.
+        dtype: of the arithmetic.
+
+    Returns:
+        `(indices, scores)`: (P, G) whole lists, and (P, topn) new scores of their heads.
+    """
+    queries, items = unit_rows(probe, dtype), unit_rows(gallery, dtype)
+    similarities = queries @ items.T
+    lists = np.empty(similarities.shape, dtype=np.int64)
+    scores = np.empty((len(queries), min(topn, len(items))), dtype=dtype)
+    for p, query in enumerate(queries):
+        order = np.argsort(-similarities[p], kind="stable")
+        head = order[:topn]
+        blurred = blurred_similarity(
+            query, items[head], sigma, probe_in_graph=probe_in_graph, cosine=cosine, steps=steps
+        )
+        best = np.lexsort((head, -blurred))
+        lists[p] = np.concatenate([head[best], order[topn:]])
+        scores[p] = blurred[best]
+    return lists, scores
+
+
+def blurred_similarity(
+    query: Floats,
+    nodes: Floats,
+    sigma: float,
+    *,
+    probe_in_graph: bool = False,
+    cosine: bool = False,
+    steps: int = 1,
+) -> Floats:
+    """Similarity of (D,) `query` to the transformed features of (n, D) `nodes`, unit rows all: (n,)."""
+    number = len(nodes)
+    if probe_in_graph:
+        nodes = np.vstack([nodes, query])
+    logits = nodes @ nodes.T / sigma
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    transition = weights / weights.sum(axis=1, keepdims=True)
+    transformed = nodes
+    for _ in range(steps):
+        transformed = transition @ transformed
+    if cosine:
+        transformed = transformed / np.linalg.norm(transformed, axis=1, keepdims=True)
+    return transformed[:number] @ query
+
+
+def evaluate(
+    lists: ArrayLike,
+    probe_ids: ArrayLike,
+    gallery_ids: ArrayLike,
+    probe_cams: ArrayLike | None = None,
+    gallery_cams: ArrayLike | None = None,
+    *,
+    protocol: str = "market1501",
+    max_rank: int = 50,
+) -> dict[str, Floats]:
+    """Measure whole lists, walking down each of them.
+
+    Args:
+        lists: (P, G) gallery indices, best first.
+        probe_ids: (P,), likewise `probe_cams`.
+        gallery_ids: (G,), -1 junk, 0 distractors; likewise `gallery_cams`.
+        probe_cams: see `probe_ids`.
+        gallery_cams: see `gallery_ids`.
+        protocol: `market1501`, `cuhk03` or `plain`.
+        max_rank: how far the cumulative match curve goes.
+
+    Returns:
+        For each probe `ap`, `ap_trapezoid` and `inp` (P,) and `cmc` (P, max_rank), NaN without a match.
+    """
+    gallery_ids = np.asarray(gallery_ids)
+    measured: dict[str, list[Any]] = {"ap": [], "ap_trapezoid": [], "inp": [], "cmc": []}
+    for p, (order, identity) in enumerate(zip(np.asarray(lists), np.asarray(probe_ids), strict=True)):
+        kept = order[gallery_ids[order] != -1]
+        if protocol != "plain" and probe_cams is not None and gallery_cams is not None:
+            same_camera = np.asarray(gallery_cams)[kept] == np.asarray(probe_cams)[p]
+            kept = kept[~((gallery_ids[kept] == identity) & same_camera)]
+        match = (gallery_ids[kept] == identity) & (identity > 0)
+        total = int(match.sum())
+        if total == 0:
+            for name in ("ap", "ap_trapezoid", "inp"):
+                measured[name].append(np.nan)
+            measured["cmc"].append(np.full(max_rank, np.nan))
+            continue
+        found, average, trapezoid, rank = 0, 0.0, 0.0, 0
+        for rank_here, hit in enumerate(match, start=1):
+            if hit:
+                before = found / (rank_here - 1) if rank_here > 1 else 1.0
+                found += 1
+                rank = rank_here
+                average += found / rank_here / total
+                trapezoid += (found / rank_here + before) / 2 / total
+        measured["ap"].append(average)
+        measured["ap_trapezoid"].append(trapezoid)
+        measured["inp"].append(total / rank)
+        if protocol == "cuhk03":
+            measured["cmc"].append(_single_shot_cmc(gallery_ids[kept], identity, max_rank))
+        else:
+            measured["cmc"].append((np.cumsum(match)[np.minimum(np.arange(max_rank), len(match) - 1)] > 0) * 1.0)
+    return {name: np.asarray(values, dtype=float) for name, values in measured.items()}
+
+
+def _single_shot_cmc(ids: Indices, identity: int, max_rank: int) -> Floats:
+    """Mean over every possible draw of one image of each identity: exponential, for tiny galleries only."""
+    places = [np.flatnonzero(ids == person) for person in np.unique(ids[ids > 0])]
+    distractors = np.flatnonzero(ids == 0)
+    curves = []
+    for draw in product(*places):
+        drawn = np.sort(np.concatenate([np.array(draw, dtype=np.int64), distractors]))
+        rank = int(np.flatnonzero(ids[drawn] == identity)[0])
+        curves.append(np.arange(max_rank) >= rank)
+    return np.mean(curves, axis=0)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from blurrerank.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+# Deterministic: a failure here can be repeated anywhere.
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "data").is_dir():
+        pytest.skip("real features and golden answers (../shared) are not beside this clone")
+    return SHARED
+
+
+@pytest.fixture
+def threads():
+    """Set torch's threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def features(seed: int = 0, probes: int = 12, gallery: int = 60, dim: int = 8) -> dict[str, np.ndarray]:
+    """Arrays as FeatureSet.from_arrays takes them: 6 identities, 3 cameras, junk and distractors."""
+    rng = np.random.default_rng(seed)
+    probe_ids = 1 + np.arange(probes) % 6
+    gallery_ids = np.concatenate([[-1, -1, 0, 0], 1 + np.arange(gallery - 4) % 6])
+    centres = rng.standard_normal((8, dim))
+    return {
+        "probe": (centres[probe_ids] + rng.standard_normal((probes, dim))).astype(np.float32),
+        "gallery": (centres[gallery_ids] + rng.standard_normal((gallery, dim))).astype(np.float32),
+        "probe_ids": probe_ids,
+        "gallery_ids": gallery_ids,
+        "probe_cams": rng.integers(1, 4, probes),
+        "gallery_cams": rng.integers(1, 4, gallery),
+        "probe_names": np.array([f"p{row:03}" for row in range(probes)], dtype=object),
+        "gallery_names": np.array([f"g{row:03}" for row in range(gallery)], dtype=object),
+    }
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write arrays as a user would, with h5py alone; None leaves something out."""
+
+    def write(name: str = "feats.h5", **changes) -> Path:
+        arrays = features() | changes
+        with h5py.File(tmp_path / name, "w") as file:
+            for key, value in arrays.items():
+                side, _, what = key.partition("_")
+                if value is not None:
+                    file[f"{side}/{what or 'features'}"] = value
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run the command line in this process, in a folder of its own: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def cli(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return cli
+
+
+def shell(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "blurrerank", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def check_lists(indices: np.ndarray, scores: np.ndarray, golden: np.ndarray, golden_scores: np.ndarray) -> None:
+    """Ours equals golden; two items may swap only where golden scores differ by less than 1e-5."""
+    np.testing.assert_allclose(scores, golden_scores, atol=1e-5)
+    for row, column in np.argwhere(indices != golden):
+        place = np.flatnonzero(golden[row] == indices[row, column])
+        theirs = golden_scores[row, place[0]] if len(place) else scores[row, column]
+        assert abs(theirs - golden_scores[row, column]) < 1e-5, (row, column)
