@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import pad
 
 from .features import DISTRACTOR, JUNK, FeatureSet
 from .ranking import Positions, sort_keys
@@ -167,7 +168,7 @@ class MatchFinder:
         exactly[:, :, 0] = 1.0
         for j in torch.nonzero(chance[:, :, :-1].flatten(0, 1).any(dim=0)).flatten().tolist():
             p = chance[:, :, j : j + 1]
-            shifted = torch.nn.functional.pad(exactly, (1, 0))[:, :, :-1]
+            shifted = pad(exactly, (1, 0))[:, :, :-1]
             exactly = exactly * (1 - p) + shifted * p
         at_most = exactly.cumsum(dim=2)
         left = torch.arange(MAX_RANK, device=self.device) - ahead[:, :, -1:]

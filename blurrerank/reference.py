@@ -19,7 +19,8 @@ Indices = NDArray[np.int64]
 def unit_rows(features: ArrayLike, dtype: Any = np.float64) -> Floats:
     """(N, D) rows divided by their Euclidean norm."""
     rows = np.asarray(features, dtype=dtype)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Floats = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def cosine_ranking(probe: ArrayLike, gallery: ArrayLike, dtype: Any = np.float64) -> tuple[Indices, Floats]:
@@ -159,7 +160,7 @@ def evaluate(
         if protocol == "cuhk03":
             measured["cmc"].append(_single_shot_cmc(gallery_ids[kept], identity, max_rank))
         else:
-            measured["cmc"].append((np.cumsum(match)[np.minimum(np.arange(max_rank), len(match) - 1)] > 0) * 1.0)
+            measured["cmc"].append(np.arange(max_rank) >= np.flatnonzero(match)[0])
     return {name: np.asarray(values, dtype=float) for name, values in measured.items()}
 
 
@@ -172,4 +173,5 @@ def _single_shot_cmc(ids: Indices, identity: int, max_rank: int) -> Floats:
         drawn = np.sort(np.concatenate([np.array(draw, dtype=np.int64), distractors]))
         rank = int(np.flatnonzero(ids[drawn] == identity)[0])
         curves.append(np.arange(max_rank) >= rank)
-    return np.mean(curves, axis=0)
+    mean: Floats = np.mean(curves, axis=0)
+    return mean

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from .errors import BlurrerankError, ParameterError
 from .features import FeatureSet, Side
@@ -253,7 +254,7 @@ def _tiles(queries: torch.Tensor, block: torch.Tensor) -> Iterator[tuple[int, to
 def _widen(rows: torch.Tensor) -> torch.Tensor:
     """`rows` with zero rows below, up to `_NARROW`."""
     missing = _NARROW - len(rows)
-    return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
+    return pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
 
 
 def _best(scores: torch.Tensor, first: int, topn: int) -> torch.Tensor:

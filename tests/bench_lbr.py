@@ -85,7 +85,9 @@ def main() -> None:
         runs = {side: [] for side in sides}
         for _ in range(REPEATS):
             for side in sides:
-                done = subprocess.run([sys.executable, __file__, side, path], check=True, stdout=subprocess.PIPE)
+                done = subprocess.run(
+                    [sys.executable, __file__, side, path], check=True, stdout=subprocess.PIPE
+                )
                 runs[side].append(json.loads(done.stdout))
     seconds = {side: statistics.median(run["seconds"] for run in runs[side]) for side in sides}
     memory = {side: max(run["bytes"] for run in runs[side]) for side in sides}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch.nn.functional import pad
 
 from ..ranking import Candidates
 from ..search import UnitRows
@@ -20,6 +21,10 @@ from . import Method, check_count
 # Bytes worked on at a time: on a CPU they should stay in the last-level cache between
 # the gathering and the product.
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
+
+# In a product narrower than this, BLAS libraries round equal rows differently by where they stand (seen with
+# MKL below 12), and duplicates would no longer tie.
+_NARROW = 16
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,9 @@ class LocalBlurring(Method):
         if self.probe_in_graph:
             nodes = torch.cat([nodes, probe.unsqueeze(1)], dim=1)
             scores = torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1)
-        gram = torch.bmm(nodes, nodes.transpose(1, 2))
+        number = nodes.shape[1]
+        wide = pad(nodes, (0, 0, 0, max(0, _NARROW - number)))
+        gram = torch.bmm(wide, wide.transpose(1, 2))[:, :number, :number]
         blurred = blurred_scores(gram, scores, self.sigma, steps=self.steps, cosine=self.cosine)
         return blurred[:, :-1] if self.probe_in_graph else blurred
 
