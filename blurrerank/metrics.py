@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .errors import BlurrerankWarning, InputError, ParameterError
 from .features import DISTRACTOR, FeatureSet
 from .positions import MAX_RANK
-from .protocols import Protocol
+from .protocols import Protocol, get_protocol
 from .ranking import Positions
 
 AP_KINDS = ("plain", "trapezoid")
@@ -142,7 +142,6 @@ def measure(
         np.add.at(drawn, owner, within)
         curve = drawn / number[:, None]
 
-    _warn(data, protocol, probes_of_nobody=int((probe_ids == DISTRACTOR).sum()), valid=int(valid.sum()))
     return Metrics(
         mAP=_mean(average[valid]),
         mINP=_mean(inp[valid]),
@@ -176,22 +175,25 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _warn(data: FeatureSet, protocol: Protocol, *, probes_of_nobody: int, valid: int) -> None:
+def warn_about(metrics: Metrics, data: FeatureSet) -> None:
+    """Warn, with `BlurrerankWarning`, of what in `data` makes `metrics` say something else than was meant."""
+
     def say(message: str) -> None:
         warnings.warn(message, BlurrerankWarning, stacklevel=4)
 
-    if protocol.drops_same_camera:
+    if get_protocol(metrics.protocol).drops_same_camera:
         if data.probe.cams is None or data.gallery.cams is None:
-            say(f"no cameras on both sides: protocol {protocol.name} drops nothing but junk")
+            say(f"no cameras on both sides: protocol {metrics.protocol} drops nothing but junk")
         elif len(np.union1d(data.probe.cams, data.gallery.cams)) == 1:
             say(
-                f"one camera everywhere: protocol {protocol.name} drops every match; "
+                f"one camera everywhere: protocol {metrics.protocol} drops every match; "
                 "use --protocol plain (protocol='plain') if there is only one"
             )
-    if probes_of_nobody:
+    nobody = int(np.count_nonzero(data.probe.ids == DISTRACTOR))
+    if nobody:
         say(
-            f"{probes_of_nobody} probes have id 0, which marks distractors: they count as having no match; "
+            f"{nobody} probes have id 0, which marks distractors: they count as having no match; "
             "number identities from 1"
         )
-    if not valid:
+    if not metrics.valid_probes:
         say("no probe has a match in the gallery: there is nothing to measure")

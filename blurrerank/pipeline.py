@@ -14,7 +14,7 @@ from .errors import InputError, ParameterError
 from .features import FeatureSet
 from .methods import Method, create
 from .methods.lbr import LocalBlurring
-from .metrics import Metrics, measure
+from .metrics import Metrics, measure, warn_about
 from .positions import MatchFinder
 from .protocols import Protocol, get_protocol
 from .ranking import Candidates, Positions, Ranking, from_sort_keys, sort_keys, strictly_decreasing
@@ -232,16 +232,30 @@ def evaluate(
         )
     if ranking.digest is not None and ranking.digest != data.digest():
         raise InputError("the ranking was made from other features (their digests differ)")
-    if _carried(ranking, data, chosen):
+    positions, depth = _positions(ranking, data, chosen, device, memory, progress)
+    metrics = measure(positions, data, chosen, ap=ap, depth=depth)
+    warn_about(metrics, data)
+    return metrics
+
+
+def _positions(
+    ranking: Ranking,
+    data: FeatureSet,
+    protocol: Protocol,
+    device: str,
+    memory: int | None,
+    progress: Progress | None,
+) -> tuple[Positions, int | None]:
+    """Where the matches stand in the full lists, or, with the depth, in lists that end before."""
+    if _carried(ranking, data, protocol):
         assert ranking.positions is not None
-        return measure(ranking.positions, data, chosen, ap=ap)
-    if ranking.depth < len(data.gallery) and ranking.cosine_tail and ranking.depth >= ranking.reranked_depth:
-        positions = _full_positions(ranking, data, chosen, device, memory, progress)
-        return measure(positions, data, chosen, ap=ap)
-    finder = MatchFinder(data, single_shot=chosen.single_shot, device=torch.device("cpu"))
-    positions = finder.in_lists(0, torch.from_numpy(ranking.indices.astype(np.int64)))
+        return ranking.positions, None
     complete = bool((ranking.indices >= 0).sum(axis=1).min() == len(data.gallery))
-    return measure(positions, data, chosen, ap=ap, depth=None if complete else ranking.depth)
+    if not complete and ranking.cosine_tail and ranking.depth >= ranking.reranked_depth:
+        return _full_positions(ranking, data, protocol, device, memory, progress), None
+    finder = MatchFinder(data, single_shot=protocol.single_shot, device=torch.device("cpu"))
+    positions = finder.in_lists(0, torch.from_numpy(ranking.indices.astype(np.int64)))
+    return positions, None if complete else ranking.depth
 
 
 def _carried(ranking: Ranking, data: FeatureSet, protocol: Protocol) -> bool:

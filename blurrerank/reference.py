@@ -66,22 +66,20 @@ def local_blurring(
         dtype: of the arithmetic.
 
     Returns:
-        `(indices, scores)`: (P, G) whole lists, and (P, topn) new scores of their heads.
+        `(indices, scores)`: (P, min(topn, G)) re-ranked heads, and their new scores.
     """
     queries, items = unit_rows(probe, dtype), unit_rows(gallery, dtype)
     similarities = queries @ items.T
-    lists = np.empty(similarities.shape, dtype=np.int64)
     scores = np.empty((len(queries), min(topn, len(items))), dtype=dtype)
+    heads = np.empty(scores.shape, dtype=np.int64)
     for p, query in enumerate(queries):
-        order = np.argsort(-similarities[p], kind="stable")
-        head = order[:topn]
+        head = np.argsort(-similarities[p], kind="stable")[:topn]
         blurred = blurred_similarity(
             query, items[head], sigma, probe_in_graph=probe_in_graph, cosine=cosine, steps=steps
         )
         best = np.lexsort((head, -blurred))
-        lists[p] = np.concatenate([head[best], order[topn:]])
-        scores[p] = blurred[best]
-    return lists, scores
+        heads[p], scores[p] = head[best], blurred[best]
+    return heads, scores
 
 
 def blurred_similarity(

@@ -10,7 +10,7 @@ from .errors import ParameterError
 from .features import FeatureSet
 from .formats.rankings import RunInfo, open_ranking
 from .methods import Method
-from .metrics import AP_KINDS, Metrics, measure
+from .metrics import AP_KINDS, Metrics, measure, warn_about
 from .pipeline import rerank_batches
 from .positions import MatchFinder
 from .protocols import get_protocol
@@ -113,9 +113,8 @@ def rerank_to(
         metrics = {}
         if finder is not None:
             metrics["before"] = measure(Positions.concatenate(before), data, rules, ap=ap)
-            metrics["after"] = (
-                measure(Positions.concatenate(after), data, rules, ap=ap) if reranked else metrics["before"]
-            )
+            metrics["after"] = measure(Positions.concatenate(after), data, rules, ap=ap)
+            warn_about(metrics["after"], data)
         info = RunInfo(
             method.name,
             method.params(),

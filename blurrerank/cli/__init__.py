@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -19,7 +20,20 @@ from .info import info
 from .run import run
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _ReaderLeftError(Exception):
+    """Whoever read standard output has what it wanted, as in `... | head`."""
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; click itself would make an exit with 1 of a closed pipe."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ReaderLeftError from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Re-ranking for re-identification, from features alone.
@@ -58,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _fail(str(error), 2)
     except BlurrerankError as error:
         code = _fail(str(error), 1)
-    except BrokenPipeError:
-        # Whoever read standard output has what it wanted, as in `... | head`.
+    except (_ReaderLeftError, BrokenPipeError):
+        # What is still buffered must go somewhere when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except MemoryError:

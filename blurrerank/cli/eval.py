@@ -66,5 +66,6 @@ def evaluate(
             f"note: the lists end at rank {metrics.depth} of {len(data.gallery)}; "
             "matches that are not in them count as missed"
         )
-    name = ranking if found.method == "unknown" else method_label(found.method, found.params)
+    source = "standard input" if ranking == "-" else ranking
+    name = source if found.method == "unknown" else method_label(found.method, found.params)
     click.echo(metrics_table([(name, metrics)]))

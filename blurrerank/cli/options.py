@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from ..errors import BlurrerankWarning
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -62,6 +64,8 @@ class Runtime:
             torch.set_num_threads(self.threads)
         if self.verbose:
             logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        # Each warning is shown in our words, whatever -W or PYTHONWARNINGS says of warnings in general.
+        warnings.simplefilter("always", BlurrerankWarning)
         warnings.showwarning = self._show_warning
 
     def note(self, message: str) -> None:
@@ -70,8 +74,6 @@ class Runtime:
             click.echo(message, err=True)
 
     def _show_warning(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        from ..errors import BlurrerankWarning
-
         if issubclass(category, BlurrerankWarning):
             self.note(f"warning: {message}")
 

@@ -79,7 +79,7 @@ def read(path: Path, data: FeatureSet) -> Ranking:
         InputError: if it is none, or is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             info = json.loads(str(archive["info"])) if "info" in archive else {}
             indices, scores = archive["indices"], archive["scores"]
             info.setdefault("gallery_size", len(data.gallery))

@@ -1,0 +1,84 @@
+"""What the documentation shows is what happens."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, features, shell
+
+README = (ROOT / "README.md").read_text()
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["blurrerank", "blurrerank.pipeline"])
+def test_docstring_examples(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted
+    assert not result.failed
+
+
+def test_the_readme_s_table_is_what_the_demo_prints(tmp_path):
+    done = shell("run", ROOT / "examples/omniglot.h5", "--topn", 50, "--sigma", 0.1, cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"```\n{done.stdout}```" in README
+    assert (tmp_path / "omniglot.ranking.h5").exists()
+
+
+def test_the_readme_s_recipe_for_one_s_own_features(tmp_path, monkeypatch, cli):
+    recipe = next(block for block in PYTHON_BLOCKS if "import h5py" in block)
+    arrays = features()
+    names = {
+        f"{side}_{what}": arrays[f"{side}_{what}"] for side in ("probe", "gallery") for what in ("ids", "cams")
+    }
+    exec(recipe, {"probe_features": arrays["probe"], "gallery_features": arrays["gallery"], **names})
+    with h5py.File("feats.h5") as file:
+        np.testing.assert_array_equal(file["gallery/features"], arrays["gallery"])
+    for line in re.findall(r"^    blurrerank ((?:run|eval) [^|\n]*)$", README, re.MULTILINE):
+        assert cli(*line.split())[0] == 0, line
+
+
+def test_the_readme_s_library_example(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    example = next(block for block in PYTHON_BLOCKS if "br.load" in block)
+    names: dict[str, object] = {}
+    exec(example, names)
+    np.testing.assert_array_equal(names["indices"], names["ranking"].indices)
+
+
+def test_every_option_in_the_readme_exists():
+    helps = "".join(shell(command, "--help").stdout for command in ("run", "eval", "info"))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= set(re.findall(r"--[a-z][a-z-]+", helps))
+
+
+def test_quickstart():
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/quickstart.py"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "lbr     mAP 0.7946  rank-1 0.9026  mINP 0.3969" in done.stdout
+
+
+def test_pipe():
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    assert shutil.which("blurrerank", path=path), "install the project first: make install"
+    done = subprocess.run(
+        [ROOT / "examples/pipe.sh"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^\S+ Q0 \S+ \d \S+ blurrerank-lbr$", done.stdout, re.MULTILINE)) == 3
+    assert "lists end at rank 200" in done.stdout

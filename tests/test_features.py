@@ -1,0 +1,158 @@
+"""FeatureSet: what it takes, and that it names every problem at once."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import features
+
+import blurrerank as br
+
+
+def problems(**changes) -> list[str]:
+    with pytest.raises(br.InputError) as error:
+        br.FeatureSet.from_arrays(**(features() | changes))
+    assert str(error.value) == "; ".join(error.value.problems)
+    assert "\n" not in str(error.value)
+    return error.value.problems
+
+
+def spoiled(value, *rows):
+    gallery = features()["gallery"].copy()
+    gallery[list(rows)] = value
+    return gallery
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"gallery": spoiled(np.nan, 7)},
+            ["gallery/features has NaN or infinity in row 7: mend or remove them"],
+        ),
+        (
+            {"gallery": spoiled(-np.inf, 1, 2, 3, 4, 50, 51)},
+            ["gallery/features has NaN or infinity in 6 rows (1, 2, 3, 4, 50, ...): mend or remove them"],
+        ),
+        (
+            {"gallery": spoiled(0, 3, 59)},
+            ["gallery/features is all zero in 2 rows (3, 59): such a row has no direction; remove it"],
+        ),
+        (
+            {"gallery": features(dim=7)["gallery"]},
+            ["probe has 8 dimensions and gallery has 7: both must come from the same model"],
+        ),
+        ({"probe": np.ones(12)}, ["probe/features has shape (12,): expected (rows, dimensions)"]),
+        (
+            {"probe": np.ones((0, 8)), "probe_ids": None, "probe_cams": None, "probe_names": None},
+            ["probe/features is empty, shape (0, 8): at least one row and one dimension are needed"],
+        ),
+        (
+            {"probe": np.ones((12, 8), int)},
+            ["probe/features is int64: expected float16, float32 or float64"],
+        ),
+        ({"probe_ids": np.ones(11, int)}, ["probe/ids has shape (11,): expected (12,), one for each row"]),
+        (
+            {"probe_ids": np.ones((1, 12), int)},
+            ["probe/ids has shape (1, 12): expected (12,), one for each row"],
+        ),
+        ({"probe_ids": np.ones(12)}, ["probe/ids is float64: expected integers"]),
+        ({"probe_cams": np.array(list("abcdefghijkl"))}, ["probe/cams is <U1: expected integers"]),
+        (
+            {"probe_ids": np.arange(12) - 5},
+            ["probe/ids has -5 in row 0: expected -1 (junk), 0 (distractor) or more"],
+        ),
+        ({"probe_names": np.arange(12)}, ["probe/names is int64: expected strings"]),
+        (
+            {"probe_names": np.array([None] * 12)},
+            ["probe/names has None in row 0: expected a string"],
+        ),
+    ],
+)
+def test_a_problem_is_named_with_side_and_row(changes, expected):
+    assert problems(**changes) == expected
+
+
+def test_every_problem_is_named_at_once():
+    found = problems(
+        probe=np.zeros((12, 8)),
+        gallery=spoiled(np.nan, 7),
+        probe_ids=np.ones(3),
+        gallery_cams=np.ones((60, 2), int),
+    )
+    assert [problem.split()[0] for problem in found] == [
+        "probe/features",
+        "probe/ids",
+        "gallery/features",
+        "gallery/cams",
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_tensors_arrays_and_files_are_the_same_features(dtype, tmp_path):
+    arrays = features()
+    tensors = {
+        key: torch.from_numpy(value).to(dtype) if value.dtype == np.float32 else value
+        for key, value in arrays.items()
+    }
+    data = br.FeatureSet.from_arrays(**tensors)
+    br.save_features(data, tmp_path / "feats.h5", model="some-model")
+    loaded = br.load(tmp_path / "feats.h5")
+    assert loaded.provenance["model"] == "some-model"
+    assert loaded.digest() == data.digest()
+    assert loaded.labels_digest() == data.labels_digest()
+    assert list(loaded.gallery.names) == list(arrays["gallery_names"])
+    assert str(loaded.gallery.features.dtype) == str(dtype).removeprefix("torch.")
+    np.testing.assert_array_equal(br.rerank(loaded).indices, br.rerank(data).indices)
+    assert repr(loaded) == (
+        f"FeatureSet(12 probes x 60 gallery x 8, {str(dtype).removeprefix('torch.')}, with ids, cams, names)"
+    )
+
+
+def test_the_native_file_is_as_the_format_says(tmp_path):
+    br.save_features(br.FeatureSet.from_arrays(**features()), tmp_path / "feats.h5")
+    with h5py.File(tmp_path / "feats.h5") as file:
+        assert (file.attrs["format"], file.attrs["format_version"]) == ("blurrerank-features", 1)
+        assert sorted(file["gallery"]) == ["cams", "features", "ids", "names"]
+        assert h5py.check_string_dtype(file["gallery/names"].dtype).encoding == "utf-8"
+    with pytest.raises(br.OutputError, match=r"feats.h5 exists: pass --force"):
+        br.save_features(br.FeatureSet.from_arrays(**features()), tmp_path / "feats.h5")
+
+
+def test_large_features_stay_on_disk_and_give_the_same_lists(write):
+    path = write()
+    on_disk, in_memory = br.load(path, memory=64), br.load(path)
+    assert not isinstance(on_disk.gallery.features, np.ndarray)
+    assert isinstance(in_memory.gallery.features, np.ndarray)
+    assert on_disk.digest() == in_memory.digest()
+    np.testing.assert_array_equal(br.rerank(on_disk).indices, br.rerank(in_memory).indices)
+
+
+def test_groups_inside_a_file_and_sides_in_two_files(write, tmp_path):
+    path = write()
+    expected = br.rerank(br.load(path)).indices
+    with h5py.File(path) as file, h5py.File(tmp_path / "deep.h5", "w") as deep:
+        for side in ("probe", "gallery"):
+            file.copy(side, deep, f"run 1/{side}")
+            file.copy(side, deep, f"alone {side}")
+    for address, gallery in (
+        (f"{tmp_path}/deep.h5::/run 1", None),
+        (f"{tmp_path}/deep.h5::run 1/", None),
+        (path, f"{tmp_path}/deep.h5::/run 1"),
+        (f"{tmp_path}/deep.h5::/alone probe", f"{tmp_path}/deep.h5::/alone gallery"),
+    ):
+        np.testing.assert_array_equal(br.rerank(br.load(address, gallery)).indices, expected)
+    with pytest.raises(
+        br.InputError, match=r"has no group /nowhere \(it has /alone gallery, /alone probe, /run 1\)"
+    ):
+        br.load(f"{tmp_path}/deep.h5::/nowhere")
+
+
+def test_labels_of_any_integer_type_are_the_same_labels(write):
+    plain = br.load(write())
+    small = br.load(
+        write("small.h5", **{key: features()[key].astype(np.int16) for key in ("probe_ids", "probe_cams")})
+    )
+    assert small.labels_digest() == plain.labels_digest()
