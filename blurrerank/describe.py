@@ -89,7 +89,15 @@ def _side(side: Side, images: tuple[int, ...] | None) -> dict[str, Any]:
 def _default_run(data: FeatureSet, device: str, memory: int | None) -> dict[str, Any]:
     method = create("lbr")
     topn = min(method.topn, len(data.gallery))
-    plan = Plan.fit(data, topn=topn, full_rows=data.has_ids, device=pick_device(device), memory=memory)
+    plan = Plan.fit(
+        data,
+        listed=topn,
+        head=topn,
+        full_rows=data.has_ids,
+        device=pick_device(device),
+        workspace=method.workspace(topn, data.dim),
+        memory=memory,
+    )
     return {
         "method": method.name,
         "params": method.params() | {"topn": topn},

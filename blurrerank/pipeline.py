@@ -78,7 +78,8 @@ def rerank_batches(
     listed = min(max(head, depth or 0), gallery_size)
     plan = Plan.fit(
         data,
-        topn=listed,
+        listed=listed,
+        head=head,
         full_rows=full_rows,
         device=pick_device(device),
         workspace=method.workspace(head, data.dim),

@@ -135,7 +135,8 @@ class Plan:
         cls,
         data: FeatureSet,
         *,
-        topn: int,
+        listed: int,
+        head: int,
         full_rows: bool,
         device: torch.device,
         workspace: int = 0,
@@ -146,7 +147,8 @@ class Plan:
 
         Args:
             data: the features.
-            topn: how many candidates a probe keeps.
+            listed: how many candidates a probe keeps.
+            head: how many of them are re-ranked.
             full_rows: whether a probe's similarities to the whole gallery are needed at once.
             device: where it runs.
             workspace: bytes that re-ranking one probe needs.
@@ -164,9 +166,9 @@ class Plan:
         resident = gallery * row <= memory // 2
         # A block read from disk exists three times while it is converted: stored, float32, normalised.
         gallery_block = block or max(1, min(_TILE_GALLERY, memory // 8 // (4 * row)))
-        per_probe = row + 48 * min(topn, gallery) + (4 * gallery if full_rows else 0)
+        per_probe = row + 48 * listed + (4 * gallery if full_rows or listed == gallery else 0)
         if not resident:
-            per_probe += row * min(topn, gallery)
+            per_probe += row * head
         needed = max(4 * per_probe, 32 * row, 8 * workspace)
         if memory < needed:
             raise ParameterError(

@@ -364,6 +364,21 @@ def test_wrong_usage_is_one_line_and_exit_2(arguments, said, cli, write):
     assert err.count("\n") == 1
 
 
+def test_an_output_never_replaces_the_input(cli, write):
+    feats = write()
+    before = feats.read_bytes()
+    for arguments in (
+        ("-o", "feats.h5"),
+        ("-o", "./feats.h5"),
+        ("--metrics", feats),
+        ("-o", "x.csv", "--metrics", "x.csv"),
+    ):
+        code, _, err = cli("run", "feats.h5", "--force", *arguments)
+        assert code == 2
+        assert "is named twice, as an output and as something else" in err
+    assert feats.read_bytes() == before
+
+
 def test_a_device_that_is_not_here(cli, write):
     code, _, err = cli("run", write(), "--device", "cuda:99")
     assert code == 1

@@ -150,7 +150,9 @@ def runtime_options(command: F) -> F:
             type=Bytes(),
             help="Budget for working memory, such as 512MiB.  [default: 2GiB; on a GPU half of what is free]",
         ),
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]"),
+        click.option(
+            "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: torch's choice]"
+        ),
         click.option(
             "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to compute."
         ),

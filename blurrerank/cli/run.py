@@ -27,11 +27,16 @@ from .tables import method_label, metrics_table, print_json
     metavar="NAME",
     help="Parameters for a public data set: market1501, dukemtmc, cuhk03 or msmt17.",
 )
-@click.option("--topn", type=int, help="How many items at the head of each list to re-rank.  [default: 50]")
-@click.option("--sigma", type=float, help="Temperature of the affinity exp(cos / sigma); lbr.  [default: 0.1]")
+@click.option("--topn", type=int, metavar="N", help="How many items to re-rank.  [default: 50]")
+@click.option(
+    "--sigma",
+    type=float,
+    metavar="X",
+    help="Temperature of the affinity; lbr.  [default: 0.1]",
+)
 @click.option("--probe-in-graph", is_flag=True, default=None, help="The probe is a node of the graph too; lbr.")
 @click.option("--cosine", is_flag=True, default=None, help="Cosine, not dot product, after blurring; lbr.")
-@click.option("--steps", type=int, help="Steps of the random walk; lbr.  [default: 1]")
+@click.option("--steps", type=int, metavar="N", help="Steps of the random walk; lbr.  [default: 1]")
 @click.option(
     "-o",
     "--output",
@@ -89,10 +94,13 @@ def run(
     piped = output == "-"
     if piped and format is None:
         raise ParameterError("standard output needs --format: h5, trec, jsonl, csv or npz")
-    path = Path(output or f"{Path(feats.partition('::')[0]).stem}.ranking.h5")
+    path = Path(output or f"{_file(feats).stem}.ranking.h5")
     form = format_of(path, format)
-    for file in ([] if piped else [path]) + ([Path(metrics_file)] if metrics_file else []):
+    outputs = ([] if piped else [path]) + ([Path(metrics_file)] if metrics_file else [])
+    for number, file in enumerate(outputs):
         check_target(file, force=force)
+        if any(_same(file, other) for other in (*outputs[:number], _file(feats), _file(gallery or feats))):
+            raise ParameterError(f"{file} is named twice, as an output and as something else")
 
     data = load(feats, gallery, memory=runtime.memory)
     size = len(data.gallery)
@@ -138,3 +146,12 @@ def run(
             click.echo(metrics_table(rows), err=piped)
     if not piped:
         runtime.note(f"wrote {path}: {len(data.probe)} lists of {outcome.depth}")
+
+
+def _file(address: str) -> Path:
+    """The file that an address such as file.h5::/group is in."""
+    return Path(address.partition("::")[0])
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
