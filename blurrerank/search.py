@@ -264,14 +264,15 @@ def _multiply(queries: torch.Tensor, block: torch.Tensor, *, out: torch.Tensor) 
         part = block[left : left + _PRODUCT_GALLERY]
         columns = out[:, left : left + len(part)]
         if min(len(queries), len(part)) < _NARROW:
-            columns.copy_((_widen(queries) @ _widen(part).T)[: len(queries), : len(part)])
+            product = widen(queries, _NARROW) @ widen(part, _NARROW).T
+            columns.copy_(product[: len(queries), : len(part)])
         else:
             torch.mm(queries, part.T, out=columns)
 
 
-def _widen(rows: torch.Tensor) -> torch.Tensor:
-    """`rows` with zero rows below, up to `_NARROW`."""
-    missing = _NARROW - len(rows)
+def widen(rows: torch.Tensor, least: int) -> torch.Tensor:
+    """(..., n, d) `rows` with rows of zeros below, up to `least` of them; as they are if there are as many."""
+    missing = least - rows.shape[-2]
     return pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch.nn.functional import pad
 
 from ..ranking import Candidates
-from ..search import UnitRows
+from ..search import UnitRows, widen
 from ..spectral import blurred_scores, check_sigma
 from . import Method, check_count
 
@@ -79,7 +78,7 @@ class LocalBlurring(Method):
             nodes = torch.cat([nodes, probe.unsqueeze(1)], dim=1)
             scores = torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1)
         number = nodes.shape[1]
-        wide = pad(nodes, (0, 0, 0, max(0, _NARROW - number)))
+        wide = widen(nodes, _NARROW)
         gram = torch.bmm(wide, wide.transpose(1, 2))[:, :number, :number]
         blurred = blurred_scores(gram, scores, self.sigma, steps=self.steps, cosine=self.cosine)
         return blurred[:, :-1] if self.probe_in_graph else blurred
