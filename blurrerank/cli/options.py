@@ -19,7 +19,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", start=1)}
 
 
-class Bytes(click.ParamType[int]):
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # not subscriptable in click before 8.4
     """A size such as 512MiB or 2G, as a number of bytes."""
 
     name = "size"
@@ -32,7 +32,7 @@ class Bytes(click.ParamType[int]):
         return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
-class Depth(click.ParamType[int | str]):
+class Depth(click.ParamType):  # type: ignore[type-arg]
     """A number of list entries, or `all`."""
 
     name = "N|all"
