@@ -11,6 +11,7 @@ import torch
 from .features import DISTRACTOR, JUNK, FeatureSet, Side
 from .formats.features_h5 import inspect
 from .methods import create
+from .metrics import doubts
 from .protocols import PROTOCOLS, get_protocol
 from .search import Plan, pick_device
 
@@ -27,22 +28,28 @@ def describe(
         memory: its budget in bytes.
 
     Returns:
-        A dictionary ready for JSON: `probe` and `gallery` (None if unreadable), `attributes`, `problems`, and
-        `run`, what the default run would do, None if there are problems.
+        A dictionary ready for JSON: `probe` and `gallery` (None if unreadable), `attributes`, `problems`,
+        `warnings` about labels that are probably not meant, and `run`, what the default run would do, None if
+        there are problems.
 
     Raises:
         InputError: if a file cannot be opened at all.
     """
     contents = inspect(path, gallery, memory=memory)
-    described = {
+    described: dict[str, Any] = {
         "probe": contents.probe and _side(contents.probe, contents.images.get("probe")),
         "gallery": contents.gallery and _side(contents.gallery, contents.images.get("gallery")),
         "attributes": {name: _plain(value) for name, value in contents.attributes.items()},
         "problems": contents.problems,
+        "warnings": [],
         "run": None,
     }
     if not contents.problems and contents.probe is not None and contents.gallery is not None:
-        described["run"] = _default_run(FeatureSet(contents.probe, contents.gallery), device, memory)
+        data = FeatureSet(contents.probe, contents.gallery)
+        described["run"] = _default_run(data, device, memory)
+        if data.has_ids:
+            protocol = get_protocol("market1501")
+            described["warnings"] = doubts(data, protocol, valid_probes(data, protocol.name))
     return described
 
 
@@ -74,7 +81,7 @@ def _side(side: Side, images: tuple[int, ...] | None) -> dict[str, Any]:
         "dtype": str(side.features.dtype).removeprefix("torch."),
         "in_memory": isinstance(side.features, np.ndarray | torch.Tensor),
     }
-    if side.ids is not None:
+    if side.ids is not None and side.ids.dtype.kind == "i":
         people = np.unique(side.ids[side.ids > DISTRACTOR])
         described["identities"] = len(people)
         described["junk"] = int((side.ids == JUNK).sum())
@@ -110,4 +117,7 @@ def _default_run(data: FeatureSet, device: str, memory: int | None) -> dict[str,
 
 
 def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+    """JSON takes numbers and strings; it has no NaN, and anything stranger goes by its text."""
+    simple = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    finite = isinstance(simple, int | str) or (isinstance(simple, float) and np.isfinite(simple))
+    return simple if finite else str(value)

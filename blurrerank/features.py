@@ -19,6 +19,10 @@ from .errors import InputError
 JUNK = -1
 DISTRACTOR = 0
 
+DEFAULT_MEMORY = 2 << 30
+"""Budget for what is held in memory at a time, in bytes: a quarter for features as they are stored, three
+eighths for the normalised gallery, a quarter for a batch of probes, an eighth for working on it."""
+
 # Rows read at a time while checking or digesting: a few MiB at the usual 2,048 dimensions.
 _SCAN_BYTES = 16 << 20
 
@@ -171,12 +175,12 @@ class FeatureSet:
         return self.probe.cams is not None and self.gallery.cams is not None
 
     def digest(self) -> str:
-        """SHA-256 over shape, dtype and bytes of both sides' features: what a ranking was made from."""
+        """SHA-256 over shape and bytes of both sides' features: what a ranking was made from."""
         digest = hashlib.sha256()
         for side in (self.probe, self.gallery):
             digest.update(f"{len(side)} {side.dim} ".encode())
             for _, block in side.blocks(side.scan_rows()):
-                digest.update(block.cpu().numpy().data)
+                digest.update(block.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def labels_digest(self) -> str:
@@ -191,7 +195,10 @@ def find_problems(probe: Side | None, gallery: Side | None) -> list[str]:
     """Everything that keeps two sides from being a `FeatureSet`, one line each; empty when nothing does."""
     sides = [side for side in (probe, gallery) if side is not None]
     problems = [problem for side in sides for problem in _side_problems(side)]
-    if not problems and probe is not None and gallery is not None and probe.dim != gallery.dim:
+    shapes = [tuple(side.features.shape) for side in sides]
+    if len(shapes) == 2 and all(len(shape) == 2 for shape in shapes) and shapes[0][1] != shapes[1][1]:
+        assert probe is not None
+        assert gallery is not None
         problems.append(
             f"{probe.label} has {probe.dim} dimensions and {gallery.label} has {gallery.dim}: "
             "both must come from the same model"
@@ -202,7 +209,7 @@ def find_problems(probe: Side | None, gallery: Side | None) -> list[str]:
 def _side_problems(side: Side) -> list[str]:
     problems = list(_label_problems(side))
     where, shape = f"{side.label}/features", tuple(side.features.shape)
-    if len(shape) != 2:
+    if not shape or len(shape) != 2:
         problems.insert(0, f"{where} has shape {shape}: expected (rows, dimensions)")
     elif 0 in shape:
         problems.insert(0, f"{where} is empty, shape {shape}: at least one row and one dimension are needed")
@@ -224,9 +231,11 @@ def _label_problems(side: Side) -> Iterator[str]:
         if labels is None:
             continue
         if labels.shape != (rows,):
-            yield f"{side.label}/{name} has shape {labels.shape}: expected ({rows},), one for each row"
+            hint = " (reshape(-1) makes it so)" if labels.size == rows else ""
+            yield f"{side.label}/{name} has shape {labels.shape}: expected ({rows},), one for each row{hint}"
         elif labels.dtype.kind not in kinds:
-            yield f"{side.label}/{name} is {labels.dtype}: expected {expected}"
+            hint = " (astype('int64') makes them so)" if labels.dtype.kind == "f" else ""
+            yield f"{side.label}/{name} is {labels.dtype}: expected {expected}{hint}"
         elif name == "ids" and (labels < JUNK).any():
             row = int(np.argmax(labels < JUNK))
             yield (

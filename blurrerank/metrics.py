@@ -36,7 +36,8 @@ class Metrics:
         probes: all probes.
         protocol: the protocol's name.
         ap_kind: `plain` or `trapezoid`.
-        depth: None for the whole gallery; otherwise lists ended here, and a match not listed counts as missed.
+        depth: None for the whole gallery; otherwise the length of the shortest list, and a match that is not
+            listed counts as missed.
         ap: (P,) average precision of each probe, NaN for one without a match.
         inp: (P,) likewise its inverse negative penalty.
         first_match: (P,) likewise the rank, from 1, of its first match; infinity if that is not listed.
@@ -55,7 +56,13 @@ class Metrics:
     first_match: NDArray[np.float64]
 
     def rank(self, k: int) -> float:
-        """Rank-k: the share of valid probes with a match among the first k, 1 to 50."""
+        """Rank-k: the share of valid probes with a match among the first k, 1 to 50.
+
+        Raises:
+            ParameterError: for any other k.
+        """
+        if not 1 <= k <= len(self.cmc):
+            raise ParameterError(f"rank-{k} is not measured: the curve goes from 1 to {len(self.cmc)}")
         return float(self.cmc[k - 1])
 
     def summary(self) -> dict[str, Any]:
@@ -122,7 +129,7 @@ def measure(
     precision = hits / ranks
     if ap == "trapezoid":
         before = np.where(ranks > 1, (hits - 1) / np.maximum(ranks - 1, 1), 1.0)
-        precision = (precision + np.where(np.isinf(ranks), 0.0, before)) / 2
+        precision = (precision + before) / 2
 
     valid = matches > 0
     # Invalid probes divide by NaN: no answer, and no warning.
@@ -175,25 +182,35 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def warn_about(metrics: Metrics, data: FeatureSet) -> None:
-    """Warn, with `BlurrerankWarning`, of what in `data` makes `metrics` say something else than was meant."""
-
-    def say(message: str) -> None:
-        warnings.warn(message, BlurrerankWarning, stacklevel=4)
-
-    if get_protocol(metrics.protocol).drops_same_camera:
+def doubts(data: FeatureSet, protocol: Protocol, valid_probes: int) -> list[str]:
+    """What in the labels makes metrics say something else than was probably meant, one line each."""
+    found = []
+    if protocol.drops_same_camera:
         if data.probe.cams is None or data.gallery.cams is None:
-            say(f"no cameras on both sides: protocol {metrics.protocol} drops nothing but junk")
+            found.append(f"no cameras on both sides: protocol {protocol.name} drops nothing but junk")
         elif len(np.union1d(data.probe.cams, data.gallery.cams)) == 1:
-            say(
-                f"one camera everywhere: protocol {metrics.protocol} drops every match; "
-                "use --protocol plain (protocol='plain') if there is only one"
+            found.append(
+                f"one camera everywhere: protocol {protocol.name} drops every match; "
+                "if there is only one, measure with protocol plain"
             )
     nobody = int(np.count_nonzero(data.probe.ids == DISTRACTOR))
     if nobody:
-        say(
+        found.append(
             f"{nobody} probes have id 0, which marks distractors: they count as having no match; "
             "number identities from 1"
         )
-    if not metrics.valid_probes:
-        say("no probe has a match in the gallery: there is nothing to measure")
+    if not valid_probes:
+        found.append("no probe has a match in the gallery: there is nothing to measure")
+    return found
+
+
+def warn_about(metrics: Metrics, data: FeatureSet) -> None:
+    """Warn, with `BlurrerankWarning`, of `doubts` and of lists that end before the gallery does."""
+    found = doubts(data, get_protocol(metrics.protocol), metrics.valid_probes)
+    if metrics.depth is not None:
+        found.append(
+            f"the shortest list ends at rank {metrics.depth} of {len(data.gallery)}: "
+            "matches that are not listed count as missed"
+        )
+    for message in found:
+        warnings.warn(message, BlurrerankWarning, stacklevel=3)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import InputError, ParameterError
+from .errors import InputError
 from .features import FeatureSet
-from .methods import Method, create
+from .methods import Method, available, check_count, create
 from .methods.lbr import LocalBlurring
 from .metrics import Metrics, measure, warn_about
 from .positions import MatchFinder
@@ -71,8 +71,8 @@ def rerank_batches(
         ParameterError: for a depth or block below 1, or a budget that is too small.
         BlurrerankError: for a device that is not here.
     """
-    if depth is not None and depth < 1:
-        raise ParameterError(f"depth must be at least 1, not {depth}")
+    if depth is not None:
+        check_count("depth", depth)
     gallery_size = len(data.gallery)
     head = min(method.topn, gallery_size)
     listed = min(max(head, depth or 0), gallery_size)
@@ -134,6 +134,8 @@ def rerank(
         BlurrerankError: for a device that is not here.
     """
     chosen = create(method, preset=preset, **params)
+    if depth is not None:
+        check_count("depth", depth)
     shown = min(depth or chosen.topn, len(data.gallery))
     lists = [
         batch.lists(shown)
@@ -207,8 +209,8 @@ def evaluate(
     """Measure a ranking over the whole gallery, or, where that cannot be known, to the depth it has.
 
     The whole gallery is known when the ranking carries the positions of its matches, when its lists are
-    complete, or when its re-ranked head is complete and goes on by cosine similarity: the rest then follows
-    from the features. Otherwise matches that are not listed count as missed and `Metrics.depth` says so.
+    complete, or when it was made here from the same features: what is not written then follows from them.
+    Otherwise matches that are not listed count as missed; `Metrics.depth` and a warning say so.
 
     Args:
         ranking: of the probes of `data`.
@@ -232,7 +234,9 @@ def evaluate(
             f"are {len(data.probe)} x {len(data.gallery)}: they do not belong together"
         )
     if ranking.digest is not None and ranking.digest != data.digest():
-        raise InputError("the ranking was made from other features (their digests differ)")
+        raise InputError(
+            "the ranking was made from other features: pass those it was made from, in the same dtype"
+        )
     positions, depth = _positions(ranking, data, chosen, device, memory, progress)
     metrics = measure(positions, data, chosen, ap=ap, depth=depth)
     warn_about(metrics, data)
@@ -251,12 +255,30 @@ def _positions(
     if _carried(ranking, data, protocol):
         assert ranking.positions is not None
         return ranking.positions, None
-    complete = bool((ranking.indices >= 0).sum(axis=1).min() == len(data.gallery))
-    if not complete and ranking.cosine_tail and ranking.depth >= ranking.reranked_depth:
-        return _full_positions(ranking, data, protocol, device, memory, progress), None
-    finder = MatchFinder(data, single_shot=protocol.single_shot, device=torch.device("cpu"))
-    positions = finder.in_lists(0, torch.from_numpy(ranking.indices.astype(np.int64)))
-    return positions, None if complete else ranking.depth
+    depth = int((ranking.indices >= 0).sum(axis=1).min())
+    heads: NDArray[Any] | None = ranking.indices[:, : ranking.reranked_depth]
+    if depth == len(data.gallery) or not ranking.cosine_tail:
+        method = None
+    elif depth >= ranking.reranked_depth:
+        method = create("cosine", topn=1)
+    elif ranking.digest is not None and ranking.method in available():
+        # The head is not all there: make it again.
+        method, heads = create(ranking.method, **ranking.params), None
+    else:
+        method = None
+    if method is None:
+        finder = MatchFinder(data, single_shot=protocol.single_shot, device=torch.device("cpu"))
+        positions = finder.in_lists(0, torch.from_numpy(ranking.indices.astype(np.int64)))
+        return positions, None if depth == len(data.gallery) else depth
+
+    finder = MatchFinder(data, single_shot=protocol.single_shot, device=pick_device(device))
+    parts = []
+    for batch in rerank_batches(data, method, full_rows=True, device=device, memory=memory, progress=progress):
+        assert batch.similarities is not None
+        rows = slice(batch.start, batch.start + len(batch.indices))
+        lists = batch.indices if heads is None else torch.from_numpy(heads[rows].astype(np.int64))
+        parts.append(finder.around(batch.start, batch.similarities, lists[:, : ranking.reranked_depth])[1])
+    return Positions.concatenate(parts), None
 
 
 def _carried(ranking: Ranking, data: FeatureSet, protocol: Protocol) -> bool:
@@ -266,26 +288,3 @@ def _carried(ranking: Ranking, data: FeatureSet, protocol: Protocol) -> bool:
         and ranking.labels_digest == data.labels_digest()
         and (ranking.positions.within is not None or not protocol.single_shot)
     )
-
-
-def _full_positions(
-    ranking: Ranking,
-    data: FeatureSet,
-    protocol: Protocol,
-    device: str,
-    memory: int | None,
-    progress: Progress | None,
-) -> Positions:
-    finder = MatchFinder(data, single_shot=protocol.single_shot, device=pick_device(device))
-    parts = []
-    for batch in rerank_batches(
-        data, create("cosine", topn=1), full_rows=True, device=device, memory=memory, progress=progress
-    ):
-        assert batch.similarities is not None
-        full = finder.by_similarity(batch.start, batch.similarities)
-        heads = ranking.indices[batch.start : batch.start + len(batch.indices), : ranking.reranked_depth]
-        if ranking.reranked_depth:
-            lists = torch.from_numpy(heads.astype(np.int64)).to(finder.device)
-            full = finder.in_lists(batch.start, lists, before=full)
-        parts.append(full)
-    return Positions.concatenate(parts)

@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import pad
 
-from .features import DISTRACTOR, JUNK, FeatureSet
+from .features import DEFAULT_MEMORY, DISTRACTOR, JUNK, FeatureSet
 from .ranking import Positions, sort_keys
 
 MAX_RANK = 50
-"""How far the cumulative match curve of single-shot protocols reaches."""
+"""How far cumulative match curves reach."""
 
-# Elements of the largest temporary: 16 MiB of int64 stays in a CPU's cache, a GPU wants more at a time.
-_CHUNK = {"cpu": 2 << 20, "cuda": 64 << 20}
+# Bytes worked on at a time, in several arrays: a CPU's share should stay in cache, a GPU wants more.
+_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
+# What one element of a chunk takes: its key, the key with junk masked, its cell, and their copies.
+_ELEMENT_BYTES = 48
 _LAST = torch.iinfo(torch.int64).min
 _PAD = torch.iinfo(torch.int64).max
 
@@ -32,14 +34,23 @@ class MatchFinder:
         data: the features, with ids on both sides.
         single_shot: also find `Positions.within`.
         device: where similarities will come from.
+        memory: bytes to work in, beside the labels.
     """
 
-    def __init__(self, data: FeatureSet, *, single_shot: bool, device: torch.device) -> None:
+    def __init__(
+        self,
+        data: FeatureSet,
+        *,
+        single_shot: bool,
+        device: torch.device,
+        memory: int = DEFAULT_MEMORY // 8,
+    ) -> None:
         """Sort the gallery by identity."""
         assert data.probe.ids is not None
         assert data.gallery.ids is not None
         self.device = device
         self.single_shot = single_shot
+        self._chunk = min(memory, _CHUNK_BYTES[device.type])
         ids = data.gallery.ids
         self._probe_ids = data.probe.ids
         self._order = np.argsort(ids, kind="stable")
@@ -70,6 +81,21 @@ class MatchFinder:
             parts.append(_pack(matches, ranks, within, present))
         return Positions.concatenate(parts)
 
+    def around(
+        self, start: int, similarities: torch.Tensor, heads: torch.Tensor
+    ) -> tuple[Positions, Positions]:
+        """Positions in the full lists by cosine similarity, before and after their heads were re-ordered.
+
+        Args:
+            start: the first probe.
+            similarities: (p, G) float32, of consecutive probes.
+            heads: (p, n) int64, the re-ordered heads; n may be 0.
+        """
+        before = self.by_similarity(start, similarities)
+        if not heads.shape[1]:
+            return before, before
+        return before, self.in_lists(start, heads.to(self.device), before=before)
+
     def in_lists(self, start: int, lists: torch.Tensor, before: Positions | None = None) -> Positions:
         """Positions in lists that are given, for consecutive probes.
 
@@ -91,7 +117,9 @@ class MatchFinder:
             wanted = keys.gather(1, place).masked_fill(~listed, _PAD)
             keys = keys.masked_fill(~counted, _LAST)
             ranks, within = self._count(start, rows, keys, wanted, self._group[heads.clamp_min(0)])
-            part = _pack(matches, ranks.masked_fill(~listed, -1), within, present)
+            ranks = ranks.masked_fill(~listed, -1)
+            within = None if within is None else within.masked_fill(~listed.unsqueeze(2), 0.0)
+            part = _pack(matches, ranks, within, present)
             if before is not None:
                 part = _with_tail(part, before, offset, counted.sum(dim=1))
             offset += len(part.ranks)
@@ -110,7 +138,7 @@ class MatchFinder:
         per_probe = width * max(1, most if per_match else 1)
         if self.single_shot:
             per_probe = max(per_probe, (most + 1) * len(self._images))
-        step = max(1, _CHUNK[self.device.type] // per_probe)
+        step = max(1, self._chunk // (_ELEMENT_BYTES * max(1, per_probe)))
         for top in range(0, count, step):
             rows = slice(top, min(top + step, count))
             number = last[rows] - first[rows]

@@ -105,6 +105,21 @@ class Positions:
     ranks: NDArray[np.int64]
     within: NDArray[np.float64] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse, with `InputError`, arrays that cannot be positions."""
+        entries = len(self.indices)
+        sound = (
+            self.offsets.ndim == self.indices.ndim == self.ranks.ndim == 1
+            and len(self.offsets) > 0
+            and self.offsets[0] == 0
+            and self.offsets[-1] == entries == len(self.ranks)
+            and bool((np.diff(self.offsets) >= 0).all())
+            and bool((self.ranks >= -1).all())
+            and (self.within is None or (self.within.ndim == 2 and len(self.within) == entries))
+        )
+        if not sound:
+            raise InputError("positions of the matches contradict themselves: the file is damaged")
+
     @property
     def probes(self) -> NDArray[np.int64]:
         """(T,) the probe that each entry belongs to."""
@@ -192,4 +207,10 @@ class Ranking:
         rising = (~(scores[:, 1:] < scores[:, :-1]) & listed[:, 1:]).any(axis=1)
         if rising.any() or np.isnan(scores[listed]).any():
             return f"ranking scores of probe {int(np.argmax(rising))} do not strictly decrease"
+        found = self.positions
+        if found is not None and (
+            len(found.offsets) != len(self) + 1
+            or ((found.indices < 0) | (found.indices >= self.gallery_size)).any()
+        ):
+            return "positions of the matches do not belong to the lists: the file is damaged"
         return None

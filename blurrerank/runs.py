@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import ParameterError
-from .features import FeatureSet
+from .features import DEFAULT_MEMORY, FeatureSet
 from .formats.rankings import RunInfo, open_ranking
 from .methods import Method
 from .metrics import AP_KINDS, Metrics, measure, warn_about
@@ -88,9 +88,13 @@ def rerank_to(
     shown = min(depth or head, len(data.gallery))
     finder = None
     if data.has_ids:
-        finder = MatchFinder(data, single_shot=rules.single_shot, device=pick_device(device))
-    before: list[Positions] = []
-    after: list[Positions] = []
+        finder = MatchFinder(
+            data,
+            single_shot=rules.single_shot,
+            device=pick_device(device),
+            memory=(memory or DEFAULT_MEMORY) // 8,
+        )
+    located: list[tuple[Positions, Positions]] = []
     with open_ranking(target, data, shown, format=format, method=method.name, force=force) as writer:
         for batch in rerank_batches(
             data,
@@ -104,16 +108,13 @@ def rerank_to(
             writer.write(batch.start, *batch.lists(shown))
             if finder is not None:
                 assert batch.similarities is not None
-                before.append(finder.by_similarity(batch.start, batch.similarities))
-                after.append(
-                    finder.in_lists(batch.start, batch.indices[:, :reranked], before=before[-1])
-                    if reranked
-                    else before[-1]
-                )
-        metrics = {}
+                located.append(finder.around(batch.start, batch.similarities, batch.indices[:, :reranked]))
+        metrics: dict[str, Metrics] = {}
+        positions = None
         if finder is not None:
-            metrics["before"] = measure(Positions.concatenate(before), data, rules, ap=ap)
-            metrics["after"] = measure(Positions.concatenate(after), data, rules, ap=ap)
+            before, positions = (Positions.concatenate(parts) for parts in zip(*located, strict=True))
+            metrics["before"] = measure(before, data, rules, ap=ap)
+            metrics["after"] = measure(positions, data, rules, ap=ap)
             warn_about(metrics["after"], data)
         info = RunInfo(
             method.name,
@@ -122,7 +123,7 @@ def rerank_to(
             cosine_tail=True,
             digest=data.digest(),
             labels_digest=data.labels_digest() if finder is not None else None,
-            positions=Positions.concatenate(after) if finder is not None else None,
+            positions=positions,
             metrics=metrics,
         )
         writer.finish(info)

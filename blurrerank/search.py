@@ -2,7 +2,7 @@
 
 The scores are those of one float32 matrix product. They come out the same, bit for bit, at every block size
 and thread count wherever the BLAS treats all rows of a large product alike, which is why no product here is
-ever narrower than `_NARROW`.
+ever narrower than `_LEAST_ROWS`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import pad
 
 from .errors import BlurrerankError, ParameterError
-from .features import FeatureSet, Side
+from .features import DEFAULT_MEMORY, FeatureSet, Side
 from .ranking import Candidates, from_sort_keys, sort_keys
 
 log = logging.getLogger(__name__)
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with (probes done, probes in all)."""
 
-DEFAULT_MEMORY = 2 << 30
-
 # BLAS libraries take other kernels, which round otherwise, for products of a few rows or columns (seen with
 # MKL below 32). Padding to this width keeps every score independent of how the work was cut.
-_NARROW = 64
+_LEAST_ROWS = 64
 # Similarities computed before the top-n reads them: few enough that they are still in cache.
 _TILE_PROBES = 1024
 _TILE_GALLERY = 4096
 # Gallery rows in one product. Wider ones are slower (by a sixth at 4,096, with MKL on 2 cores).
 _PRODUCT_GALLERY = 1024
+# Similarities at a time whose ties are settled: bounds what that takes when every row ties.
+_TIED_ELEMENTS = 1 << 18
 
 
 def unit_rows(block: torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:
@@ -143,7 +143,7 @@ class Plan:
         memory: int | None = None,
         block: int | None = None,
     ) -> Plan:
-        """Cut the work for `memory` bytes: half for the gallery if that holds it, a quarter for a batch.
+        """Cut the work for `memory` bytes; `DEFAULT_MEMORY` says for what how much.
 
         Args:
             data: the features.
@@ -163,7 +163,7 @@ class Plan:
         if memory is None:
             memory = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else DEFAULT_MEMORY
         gallery, row = len(data.gallery), 4 * data.dim
-        resident = gallery * row <= memory // 2
+        resident = gallery * row <= memory * 3 // 8
         # A block read from disk exists three times while it is converted: stored, float32, normalised.
         gallery_block = block or max(1, min(_TILE_GALLERY, memory // 8 // (4 * row)))
         per_probe = row + 48 * listed + (4 * gallery if full_rows or listed == gallery else 0)
@@ -263,8 +263,8 @@ def _multiply(queries: torch.Tensor, block: torch.Tensor, *, out: torch.Tensor) 
     for left in range(0, len(block), _PRODUCT_GALLERY):
         part = block[left : left + _PRODUCT_GALLERY]
         columns = out[:, left : left + len(part)]
-        if min(len(queries), len(part)) < _NARROW:
-            product = widen(queries, _NARROW) @ widen(part, _NARROW).T
+        if min(len(queries), len(part)) < _LEAST_ROWS:
+            product = widen(queries, _LEAST_ROWS) @ widen(part, _LEAST_ROWS).T
             columns.copy_(product[: len(queries), : len(part)])
         else:
             torch.mm(queries, part.T, out=columns)
@@ -284,9 +284,9 @@ def _best(scores: torch.Tensor, first: int, topn: int) -> torch.Tensor:
     values, found = scores.topk(topn + 1, dim=1)
     keys = sort_keys(values, first + found)[:, :topn]
     # topk takes any of several equal scores. Where a tie crosses the end of the list, choose by key instead.
-    tied = values[:, topn - 1] == values[:, topn]
-    if tied.any():
-        keys[tied] = sort_keys(scores[tied], columns).topk(topn, dim=1).values
+    tied = torch.nonzero(values[:, topn - 1] == values[:, topn]).flatten()
+    for rows in torch.split(tied, max(1, _TIED_ELEMENTS // scores.shape[1])):
+        keys[rows] = sort_keys(scores[rows], columns).topk(topn, dim=1).values
     return keys.sort(dim=1, descending=True).values
 
 

@@ -8,6 +8,8 @@ one step of it: each a mean of those it resembles.
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch.nn.functional import normalize
 
@@ -15,9 +17,9 @@ from .errors import ParameterError
 
 
 def check_sigma(sigma: float) -> None:
-    """Raise `ParameterError` unless `sigma` is a finite number above 0."""
-    if not 0 < sigma < float("inf"):
-        raise ParameterError(f"sigma must be a finite number above 0, not {sigma}")
+    """Raise `ParameterError` unless `sigma` is a finite number above 0, by which float32 can divide."""
+    if not isinstance(sigma, Real) or not 1e-30 <= sigma < float("inf"):
+        raise ParameterError(f"sigma must be a finite number above 0 (1e-30 at least), not {sigma}")
 
 
 def cosines(features: torch.Tensor) -> torch.Tensor:

@@ -81,4 +81,4 @@ def test_pipe():
     )
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^\S+ Q0 \S+ \d \S+ blurrerank-lbr$", done.stdout, re.MULTILINE)) == 3
-    assert "lists end at rank 200" in done.stdout
+    assert "shortest list 200;" in done.stdout

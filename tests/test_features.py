@@ -56,9 +56,12 @@ def spoiled(value, *rows):
         ({"probe_ids": np.ones(11, int)}, ["probe/ids has shape (11,): expected (12,), one for each row"]),
         (
             {"probe_ids": np.ones((1, 12), int)},
-            ["probe/ids has shape (1, 12): expected (12,), one for each row"],
+            ["probe/ids has shape (1, 12): expected (12,), one for each row (reshape(-1) makes it so)"],
         ),
-        ({"probe_ids": np.ones(12)}, ["probe/ids is float64: expected integers"]),
+        (
+            {"probe_ids": np.ones(12)},
+            ["probe/ids is float64: expected integers (astype('int64') makes them so)"],
+        ),
         ({"probe_cams": np.array(list("abcdefghijkl"))}, ["probe/cams is <U1: expected integers"]),
         (
             {"probe_ids": np.arange(12) - 5},
@@ -73,6 +76,34 @@ def spoiled(value, *rows):
 )
 def test_a_problem_is_named_with_side_and_row(changes, expected):
     assert problems(**changes) == expected
+
+
+def test_values_are_looked_at_in_every_block(monkeypatch):
+    monkeypatch.setattr("blurrerank.features._SCAN_BYTES", 8 * 8 * 7)
+    assert problems(gallery=spoiled(np.nan, 2, 31, 59)) == [
+        "gallery/features has NaN or infinity in 3 rows (2, 31, 59): mend or remove them"
+    ]
+
+
+def test_nan_and_another_dimension_are_both_named():
+    assert len(problems(gallery=np.full((60, 9), np.nan))) == 2
+
+
+def test_every_problem_in_a_file_is_named_at_once(write):
+    path = write(
+        probe=np.ones((12, 8), int),
+        probe_ids=np.ones(12),
+        gallery_names=np.array([b"caf\xe9"] * 60),
+        gallery=spoiled(0, 5),
+    )
+    with pytest.raises(br.InputError) as error:
+        br.load(path)
+    assert [problem.split("::")[1].split()[0] for problem in error.value.problems] == [
+        "/gallery/names",
+        "/probe/features",
+        "/probe/ids",
+        "/gallery/features",
+    ]
 
 
 def test_every_problem_is_named_at_once():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import shutil
 
 import h5py
 import ir_measures
@@ -165,9 +166,9 @@ def test_another_tool_s_trec_run_is_sorted_by_score(data):
     [
         ("trec", "p000 Q0 g001 1 0.5 x\np000 Q0 g001", "line 2 is not a TREC run entry: expected 'probe Q0"),
         ("trec", "p000 Q0 g001 1 high x", "line 1 is not a TREC run entry"),
-        ("trec", "p000 Q0 who 1 0.5 x", "line 1: 'who' is no gallery item's name nor a row number below 60"),
-        ("trec", "q Q0 g001 1 0.5 x", "line 1: 'q' is no probe's name nor a row number below 12"),
-        ("trec", "p000 Q0 60 1 0.5 x", "'60' is no gallery item's name nor a row number below 60"),
+        ("trec", "p000 Q0 who 1 0.5 x", "line 1: 'who' is no gallery name or row number below 60"),
+        ("trec", "q Q0 g001 1 0.5 x", "line 1: 'q' is no probe name or row number below 12"),
+        ("trec", "p000 Q0 60 1 0.5 x", "'60' is no gallery name or row number below 60"),
         ("trec", "", "has no entries"),
         ("trec", "p000 Q0 g001 1 nan x", "has a score that is not a number"),
         ("trec", "p000 Q0 g001 1 2 x\np000 Q0 g001 2 1 x", "ranking of probe 0 lists one gallery item twice"),
@@ -184,6 +185,7 @@ def test_another_tool_s_trec_run_is_sorted_by_score(data):
         ("csv", "probe,gallery,score\n0,99,1", "line 2 names a row outside 12 probes x 60"),
         ("npz", b"PK\x03\x04 no", "is not a readable ranking archive"),
         ("npz", "", "is not a readable ranking archive"),
+        ("jsonl", '{"probe": 0.7, "indices": [1], "scores": [1]}', "line 1: expected"),
         ("h5", "text", "is not a readable blurrerank-ranking file"),
     ],
 )
@@ -242,5 +244,48 @@ def test_the_native_file_holds_what_it_takes_to_measure_and_to_know_what_was_run
         assert sorted(file["metrics"]) == ["after", "before"]
         assert file["metrics/after"].attrs["mAP"] == pytest.approx(expected.mAP)
         np.testing.assert_allclose(file["metrics/after/ap"], expected.ap)
-    # Single shot needs more than the positions: three entries of twenty do not tell.
-    assert br.evaluate(short, data, protocol="cuhk03").depth == 3
+
+
+def test_positions_that_contradict_themselves_are_refused(cli, write):
+    feats = write()
+    assert cli("run", feats, "-o", "lists.h5")[0] == 0
+    data = br.load(feats)
+    for name, spoil in (
+        ("offsets", lambda values: values[:-1]),
+        ("offsets", lambda values: values[::-1]),
+        ("ranks", lambda values: values - 5),
+        ("indices", lambda values: values + 60),
+        ("indices", lambda values: values[1:]),
+    ):
+        shutil.copy("lists.h5", "spoiled.h5")
+        with h5py.File("spoiled.h5", "r+") as file:
+            values = file[f"positions/{name}"][()]
+            del file[f"positions/{name}"]
+            file[f"positions/{name}"] = spoil(values)
+        with pytest.raises(br.InputError, match="the file is damaged"):
+            br.read_ranking("spoiled.h5", data)
+
+
+def test_numbers_for_names_are_never_taken_for_rows():
+    arrays = features() | {"gallery_names": np.array([str(100 + row) for row in range(60)], dtype=object)}
+    data = br.FeatureSet.from_arrays(**arrays)
+    run = io.BytesIO(b"p000 Q0 103 1 0.5 x\n")
+    assert br.read_ranking(run, data, format="trec").indices[0, 0] == 3
+    with pytest.raises(br.InputError, match=r"line 1: '7' is no gallery name$"):
+        br.read_ranking(io.BytesIO(b"p000 Q0 7 1 0.5 x\n"), data, format="trec")
+
+
+def test_scores_beyond_float32_keep_their_order(data):
+    run = b"".join(
+        f"p000 Q0 g{row:03} 1 {score} x\n".encode()
+        for row, score in enumerate(("-1e40", "-1e39", "1e39", "inf", "-inf", "1e308"))
+    )
+    listed = br.read_ranking(io.BytesIO(run), data, format="trec")
+    assert listed.indices[0].tolist() == [3, 5, 2, 1, 0, 4]
+    assert np.isfinite(listed.scores[0]).all()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(data):
+    for form, text in (("trec", "p000 Q0 g001 1 0.5 x"), ("csv", "probe,gallery,score\n0,1,0.5")):
+        ranking = br.read_ranking(io.BytesIO(text.encode("utf-8-sig")), data, format=form)
+        assert ranking.indices[0, 0] == 1

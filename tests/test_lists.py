@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, check_lists, features
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -180,10 +182,13 @@ def test_depth_beyond_the_head_continues_by_cosine():
     [
         ({"topn": 0}, "topn must be a whole number of at least 1, not 0"),
         ({"topn": 2.5}, "topn must be a whole number"),
-        ({"sigma": 0}, "sigma must be a finite number above 0, not 0"),
-        ({"sigma": float("nan")}, "sigma must be a finite number above 0, not nan"),
+        ({"sigma": 0}, "sigma must be a finite number above 0 (1e-30 at least), not 0"),
+        ({"sigma": float("nan")}, "sigma must be a finite number above 0 (1e-30 at least), not nan"),
+        ({"sigma": 1e-40}, "sigma must be a finite number above 0 (1e-30 at least), not 1e-40"),
+        ({"sigma": "small"}, "sigma must be a finite number above 0 (1e-30 at least), not small"),
+        ({"depth": "all"}, "depth must be a whole number of at least 1, not all"),
         ({"steps": 0}, "steps must be a whole number of at least 1"),
-        ({"depth": 0}, "depth must be at least 1"),
+        ({"depth": 0}, "depth must be a whole number of at least 1, not 0"),
         ({"block": 0}, "block must be at least 1"),
         ({"k1": 20}, "method lbr has no parameter 'k1'; it has: cosine, probe_in_graph, sigma, steps, topn"),
         ({"preset": "mars"}, "method lbr has no preset 'mars'; it has: market1501, dukemtmc, cuhk03, msmt17"),
@@ -197,6 +202,63 @@ def test_parameters_out_of_range_are_refused(params, message):
     with pytest.raises(br.ParameterError) as error:
         br.rerank(data, **params)
     assert message in str(error.value)
+
+
+def test_the_example_features_against_the_reference():
+    """Real features that every clone has, in float64 by the definition."""
+    with h5py.File(ROOT / "examples/omniglot.h5") as file:
+        probe, gallery = file["probe/features"][()], file["gallery/features"][()]
+    for topn, sigma in ((50, 0.1), (150, 0.02), (20, 0.3)):
+        ranking = br.rerank(br.FeatureSet.from_arrays(probe, gallery), topn=topn, sigma=sigma)
+        check_lists(ranking.indices, ranking.scores, *reference.local_blurring(probe, gallery, topn, sigma))
+
+
+@pytest.mark.parametrize("sigma", [1e-30, 1e-4, 1e4, 1e300])
+def test_any_sigma_gives_finite_scores(sigma):
+    rng = np.random.default_rng(8)
+    probe, gallery = rng.standard_normal((5, 16)), rng.standard_normal((80, 16))
+    ranking = br.rerank(br.FeatureSet.from_arrays(probe, gallery), topn=30, sigma=sigma)
+    assert np.isfinite(ranking.scores).all()
+    if sigma <= 1e-4:
+        # Each item keeps to itself, so the list is the cosine's.
+        np.testing.assert_array_equal(ranking.indices, reference.cosine_ranking(probe, gallery)[0][:, :30])
+
+
+def test_options_given_win_over_the_preset():
+    data = br.FeatureSet.from_arrays(np.eye(3), np.eye(3))
+    params = br.rerank(data, preset="msmt17", sigma=0.5).params
+    assert (params["topn"], params["sigma"]) == (150, 0.5)
+
+
+def test_both_zeros_tie():
+    """A cosine of -0.0 stands with 0.0, not behind it."""
+    data = br.FeatureSet.from_arrays([[1.0, 0.0]], [[-0.0, -1.0], [0.0, 1.0], [-0.0, 1.0], [0.0, -1.0]])
+    np.testing.assert_array_equal(br.rerank(data, "cosine").indices, [[0, 1, 2, 3]])
+
+
+@pytest.mark.parametrize("view", ["transposed", "strided", "expanded"])
+def test_tensors_in_any_layout(view):
+    base = torch.randn(24, 40)
+    gallery = {"transposed": base.T, "strided": base[:, ::2], "expanded": base[:1].expand(30, 40)}[view]
+    probe = torch.randn(3, gallery.shape[1], requires_grad=True)
+    data = br.FeatureSet.from_arrays(probe, gallery)
+    plain = br.FeatureSet.from_arrays(probe.detach().numpy(), gallery.contiguous().numpy())
+    ranking = br.rerank(data)
+    np.testing.assert_array_equal(ranking.indices, br.rerank(plain).indices)
+    assert ranking.digest == br.rerank(plain).digest
+
+
+def test_the_digest_is_of_everything_that_counts():
+    base = features()
+    digests = set()
+    for changes in ({}, {"probe": base["probe"] + 1}, {"gallery": base["gallery"] + 1}):
+        digests.add(br.FeatureSet.from_arrays(**(base | changes)).digest())
+    assert len(digests) == 3
+    labels = set()
+    for name in (None, "probe_ids", "gallery_ids", "probe_cams", "gallery_cams"):
+        changes = {} if name is None else {name: base[name] + 1}
+        labels.add(br.FeatureSet.from_arrays(**(base | changes)).labels_digest())
+    assert len(labels) == 5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

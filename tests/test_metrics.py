@@ -23,7 +23,7 @@ def labelled(draw, most_people=5, most_gallery=40):
     arrays = {
         "probe": rng.integers(-2, 3, (probes, 3)) + 0.5,
         "gallery": rng.integers(-2, 3, (gallery, 3)) + 0.5,
-        "probe_ids": rng.integers(1, people + 2, probes),
+        "probe_ids": rng.integers(-1, people + 2, probes),
         "gallery_ids": rng.integers(-1, people + 1, gallery),
     }
     if draw(st.booleans()):
@@ -83,12 +83,12 @@ def test_single_gallery_shot_is_the_mean_over_every_draw(arrays, topn):
 @pytest.mark.filterwarnings("ignore::blurrerank.BlurrerankWarning")
 @given(labelled(), st.integers(1, 10))
 def test_lists_that_end_early_miss_what_they_do_not_list(arrays, depth):
-    """As if everything after the end were a stranger, of whom there are endlessly many."""
     data = br.FeatureSet.from_arrays(**arrays)
     whole = br.rerank(data, "cosine", topn=len(data.gallery))
     depth = min(depth, len(data.gallery))
     cut = br.Ranking(whole.indices[:, :depth], whole.scores[:, :depth], gallery_size=len(data.gallery))
     metrics = br.evaluate(cut, data)
+    trapezoid = br.evaluate(cut, data, ap="trapezoid")
     full = reference.evaluate(whole.indices, *labels(arrays))
     assert metrics.depth == (None if depth == len(data.gallery) else depth)
     assert metrics.valid_probes == (~np.isnan(full["ap"])).sum()
@@ -98,10 +98,62 @@ def test_lists_that_end_early_miss_what_they_do_not_list(arrays, depth):
         listed = _matches(data, p, cut.indices[p])
         everywhere = _matches(data, p, whole.indices[p])
         found = [(i + 1) / rank for i, rank in enumerate(listed)]
+        before = [i / (rank - 1) if rank > 1 else 1.0 for i, rank in enumerate(listed)]
         assert metrics.ap[p] == pytest.approx(sum(found) / len(everywhere))
+        assert trapezoid.ap[p] == pytest.approx((sum(found) + sum(before)) / 2 / len(everywhere))
         assert metrics.inp[p] == pytest.approx(
             len(listed) / listed[-1] if len(listed) == len(everywhere) else 0
         )
+
+
+@pytest.mark.filterwarnings("ignore::blurrerank.BlurrerankWarning")
+@given(labelled(most_people=3, most_gallery=12), st.integers(1, 12))
+def test_single_shot_on_lists_that_end_early_is_right_up_to_their_end(arrays, depth):
+    """Whatever is listed stands where it stands in the whole list; what is not listed is never found."""
+    data = br.FeatureSet.from_arrays(**arrays)
+    whole = br.rerank(data, "cosine", topn=len(data.gallery))
+    depth = min(depth, len(data.gallery))
+    cut = br.Ranking(whole.indices[:, :depth], whole.scores[:, :depth], gallery_size=len(data.gallery))
+    metrics = br.evaluate(cut, data, protocol="cuhk03")
+    # An oracle of its own: unlisted images moved behind endlessly many strangers.
+    strangers = np.zeros(60, dtype=int)
+    ids = np.concatenate([data.gallery.ids, strangers])
+    cams = None if data.gallery.cams is None else np.concatenate([data.gallery.cams, strangers])
+    rest = whole.indices[:, depth:]
+    between = np.tile(len(data.gallery) + np.arange(60), (len(rest), 1))
+    order = np.concatenate([cut.indices, between, rest], axis=1)
+    expected = reference.evaluate(order, data.probe.ids, ids, data.probe.cams, cams, protocol="cuhk03")
+    valid = ~np.isnan(expected["ap"])
+    if valid.any():
+        np.testing.assert_allclose(metrics.cmc, expected["cmc"][valid].mean(axis=0), atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::blurrerank.BlurrerankWarning")
+@given(labelled(), st.sampled_from(["market1501", "cuhk03", "plain"]))
+def test_valid_probes_are_known_without_a_ranking(arrays, protocol):
+    from blurrerank.describe import valid_probes
+
+    data = br.FeatureSet.from_arrays(**arrays)
+    expected = br.evaluate(br.rerank(data), data, protocol=protocol).valid_probes
+    assert valid_probes(data, protocol) == expected
+
+
+@pytest.mark.parametrize("protocol", ["market1501", "cuhk03"])
+def test_a_ranking_shorter_than_its_head_is_measured_whole_all_the_same(protocol):
+    data = br.FeatureSet.from_arrays(**features())
+    short, whole = br.rerank(data, topn=20, depth=3), br.rerank(data, topn=20, depth=60)
+    measured = br.evaluate(short, data, protocol=protocol)
+    assert measured.depth is None
+    np.testing.assert_allclose(measured.ap, br.evaluate(whole, data, protocol=protocol).ap)
+    np.testing.assert_allclose(measured.cmc, br.evaluate(whole, data, protocol=protocol).cmc)
+
+
+def test_ranks_that_are_not_measured_are_refused():
+    data = br.FeatureSet.from_arrays(**features())
+    metrics = br.evaluate(br.rerank(data), data)
+    for k in (0, -1, 51):
+        with pytest.raises(br.ParameterError, match=f"rank-{k} is not measured: the curve goes from 1 to 50"):
+            metrics.rank(k)
 
 
 def _matches(data, p, order):

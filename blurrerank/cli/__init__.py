@@ -5,7 +5,6 @@ Nothing heavy is imported here; a command imports the library when it runs.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -55,11 +54,9 @@ cli.add_command(info)
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a named error, 2 wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "--debug" in arguments:
-        cli(arguments, prog_name="blurrerank")
-        return
+    debug = "--debug" in arguments
     try:
-        code = cli.main(arguments, prog_name="blurrerank", standalone_mode=False)
+        code = cli.main(arguments or ["--help"], prog_name="blurrerank", standalone_mode=False)
         sys.stdout.flush()
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "blurrerank"
@@ -68,22 +65,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         code = _fail("interrupted", 130)
-    except ParameterError as error:
-        code = _fail(str(error), 2)
-    except BlurrerankError as error:
-        code = _fail(str(error), 1)
     except (_ReaderLeftError, BrokenPipeError):
         # What is still buffered must go somewhere when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except MemoryError:
-        code = _fail("out of memory: try a smaller --memory", 1)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        code = _fail(f"{error.filename or 'output'}: {error.strerror}{'; make room' if full else ''}", 1)
-    except Exception as error:
-        code = _fail(f"internal error, {type(error).__name__}: {error} (--debug shows where; please report)", 1)
+    except BaseException as error:
+        if debug:
+            raise
+        code = _fail(*_told(error))
     sys.exit(code)
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """The line that says what went wrong, and the exit code."""
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, ParameterError):
+        return str(error), 2
+    if isinstance(error, BlurrerankError):
+        return str(error), 1
+    if isinstance(error, MemoryError):
+        return "out of memory: try a smaller --memory", 1
+    if isinstance(error, OSError):
+        return f"{error.filename or 'output'}: {error.strerror or error}", 1
+    name = type(error).__name__
+    return f"internal error, {name}: {error} (--debug shows where; please report)", 1
 
 
 def _fail(message: str, code: int) -> int:

@@ -33,18 +33,21 @@ def evaluate(
 ) -> None:
     """Measure RANKING, made from FEATS, by the ids and cameras in FEATS.
 
-    RANKING is a file that `run` wrote, or a TREC run by any tool; - is standard input. A native file is
-    measured over the whole gallery. Other lists are measured to the depth they have, and matches that are not
-    in them count as missed.
+    RANKING is a file that `run` wrote, or a TREC run by any tool; - is standard input. Native files are
+    measured over the whole gallery, however short their lists. Others are measured to the depth they have, and
+    matches that are not listed count as missed.
 
     \b
     blurrerank eval feats.ranking.h5 feats.h5 --ap trapezoid
     blurrerank eval other.trec feats.h5 --protocol plain
     """
+    from ..errors import ParameterError
     from ..formats import load, read_ranking
     from ..pipeline import evaluate as measure
 
     runtime.start()
+    if ranking == "-" and format is None:
+        raise ParameterError("standard input needs --format: h5, trec, jsonl, csv or npz")
     data = load(feats, gallery, memory=runtime.memory)
     found = read_ranking(sys.stdin.buffer if ranking == "-" else ranking, data, format=format)
     metrics = measure(
@@ -61,11 +64,6 @@ def evaluate(
             {"ranking": ranking, "method": found.method, "params": dict(found.params)} | metrics.summary()
         )
         return
-    if metrics.depth is not None:
-        runtime.note(
-            f"note: the lists end at rank {metrics.depth} of {len(data.gallery)}; "
-            "matches that are not in them count as missed"
-        )
     source = "standard input" if ranking == "-" else ranking
     name = source if found.method == "unknown" else method_label(found.method, found.params)
     click.echo(metrics_table([(name, metrics)]))

@@ -50,7 +50,7 @@ def _table(described: dict[str, Any]) -> str:
     if described["problems"]:
         lines += ["\nproblems:", *(f"  - {problem}" for problem in described["problems"])]
     else:
-        lines += ["", *_run_lines(described["run"])]
+        lines += ["", *(f"warning: {doubt}" for doubt in described["warnings"]), *_run_lines(described["run"])]
     return "\n".join(lines)
 
 

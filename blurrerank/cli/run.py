@@ -42,7 +42,7 @@ from .tables import method_label, metrics_table, print_json
     "--output",
     metavar="FILE",
     help="Where the lists go, the ending says how: .h5, .trec or .run, .jsonl, .csv, .npz; - is standard "
-    "output.  [default: NAME.ranking.h5 here, for NAME.h5]",
+    "output.  [default: NAME.ranking.h5 in this folder, for NAME.h5]",
 )
 @click.option(
     "--format",
@@ -94,7 +94,9 @@ def run(
     piped = output == "-"
     if piped and format is None:
         raise ParameterError("standard output needs --format: h5, trec, jsonl, csv or npz")
-    path = Path(output or f"{_file(feats).stem}.ranking.h5")
+    if metrics_file == "-":
+        raise ParameterError("metrics go to standard output by themselves, as JSON with --json")
+    path = Path(output or f"{_file(feats).stem}.ranking.{format or 'h5'}")
     form = format_of(path, format)
     outputs = ([] if piped else [path]) + ([Path(metrics_file)] if metrics_file else [])
     for number, file in enumerate(outputs):

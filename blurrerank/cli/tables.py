@@ -20,7 +20,7 @@ def metrics_table(rows: Sequence[tuple[str, Metrics]]) -> str:
     from ..metrics import CMC_RANKS
 
     first = rows[0][1]
-    depth = "" if first.depth is None else f", lists end at rank {first.depth}"
+    depth = "" if first.depth is None else f", shortest list {first.depth}"
     head = (
         f"protocol {first.protocol}, {first.ap_kind} AP{depth}; "
         f"means over {first.valid_probes} valid of {first.probes} probes"

@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..features import FeatureSet, Side, find_problems
-from ..search import DEFAULT_MEMORY
+from ..features import DEFAULT_MEMORY, FeatureSet, Side, find_problems
 from .targets import replacing
 
 FORMAT = "blurrerank-features"
@@ -152,50 +151,49 @@ class _Reader:
             group, where = root, label
         if not isinstance(group, h5py.Group):
             found = ", ".join(f"/{key}" for key in root) or "nothing"
-            self.problems.append(f"{label} has no group /{name} (it has {found})")
+            hint = "; address a group inside it as FILE::/GROUP" if "features" not in root else ""
+            self.problems.append(f"{label} has no group /{name} (it has {found}){hint}")
             return None
         stored = group.get("features")
         if not isinstance(stored, h5py.Dataset) or stored.shape is None:
             self.problems.append(f"{where} has no dataset 'features'")
             return None
-        if stored.dtype.kind != "f":
-            self.problems.append(f"{where}/features is {stored.dtype}: expected float16, float32 or float64")
-            return None
         features: Any = StoredFeatures(stored, f"{where}/features")
+        size = stored.size * stored.dtype.itemsize
+        self._look_at_images(group, where, name)
         try:
-            if stored.size * stored.dtype.itemsize <= self.budget:
+            if size <= self.budget and stored.shape != ():
                 features = features[:]
-            names = self._labels(group, where, "names")
-            side = Side(
-                features,
-                self._labels(group, where, "ids"),
-                self._labels(group, where, "cams"),
-                None if names is None else _decoded(names, f"{where}/names"),
-                label=where,
-            )
+                self.budget -= size
         except InputError as error:
             self.problems += error.problems
             return None
-        self._look_at_images(group, where, name)
-        return side
+        labels = {name: self._labels(group, where, name) for name in ("ids", "cams", "names")}
+        return Side(features, **labels, label=where)
 
     def _labels(self, group: Any, where: str, name: str) -> NDArray[Any] | None:
-        stored = group.get(name)
-        if stored is None:
+        if name not in group:
             return None
-        if not isinstance(stored, h5py.Dataset) or stored.shape is None:
-            raise InputError(f"{where}/{name} is not an array")
-        return _read(stored, f"{where}/{name}", ())
+        where = f"{where}/{name}"
+        try:
+            stored = group.get(name)
+            if not isinstance(stored, h5py.Dataset) or stored.shape is None:
+                raise InputError(f"{where} is not an array")
+            values = _read(stored, where, ())
+            return _decoded(values, where) if name == "names" else values
+        except InputError as error:
+            self.problems += error.problems
+            return None
 
     def _look_at_images(self, group: Any, where: str, name: str) -> None:
         images = group.get("images")
         if not isinstance(images, h5py.Dataset):
             return
-        shape, rows = tuple(images.shape), len(group["features"])
+        shape, rows = tuple(images.shape), tuple(group["features"].shape[:1])
         right = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
-        if images.dtype != np.uint8 or not right or shape[0] != rows:
+        if images.dtype != np.uint8 or not right or shape[:1] != rows:
             self.problems.append(
-                f"{where}/images is {images.dtype} {shape}: expected uint8 ({rows}, H, W) or ({rows}, H, W, 3)"
+                f"{where}/images is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3), one a row"
             )
         else:
             self.images[name] = shape
@@ -229,16 +227,20 @@ def _open(address: str | Path) -> tuple[Any, str]:
 
 def _check_format(root: Any, label: str, problems: list[str]) -> dict[str, Any]:
     """The root's attributes, with a problem for each that says this is something else."""
-    attributes = dict(root.attrs)
+    attributes = {name: _text(value) for name, value in root.attrs.items()}
     stated = attributes.pop("format", FORMAT)
     version = attributes.pop("format_version", VERSION)
-    if stated != FORMAT:
-        problems.append(f"{label.removesuffix('::')} is a {stated} file: expected {FORMAT}")
+    name = label.removesuffix("::")
+    if not isinstance(stated, str) or stated != FORMAT:
+        problems.append(f"{name} is a {stated} file: expected {FORMAT}")
     elif not isinstance(version, int | np.integer) or version > VERSION:
-        problems.append(
-            f"{label.removesuffix('::')} has format_version {version}: this program reads {VERSION}"
-        )
+        problems.append(f"{name} has format_version {version}: this program reads {VERSION}")
     return attributes
+
+
+def _text(value: Any) -> Any:
+    """Fixed-length strings come as bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _read(dataset: Any, where: str, selection: Any) -> NDArray[Any]:

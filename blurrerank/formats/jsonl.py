@@ -54,8 +54,8 @@ def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
             continue
         try:
             entry = json.loads(line)
-            probe, listed, values = int(entry["probe"]), entry["indices"], entry["scores"]
-            if len(listed) != len(values):
+            probe, listed, values = entry["probe"], entry["indices"], entry["scores"]
+            if not isinstance(probe, int) or len(listed) != len(values):
                 raise ValueError
             items.extend(listed)
             scores.extend(values)

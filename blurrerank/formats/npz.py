@@ -84,5 +84,7 @@ def read(path: Path, data: FeatureSet) -> Ranking:
             indices, scores = archive["indices"], archive["scores"]
             info.setdefault("gallery_size", len(data.gallery))
             return Ranking(indices, scores, **info)
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (OSError, KeyError, AttributeError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not a readable ranking archive: {error}") from error

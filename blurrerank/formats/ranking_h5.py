@@ -81,8 +81,11 @@ class Writer(RankingWriter):
                 group[name] = getattr(metrics, name)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; HDF5 writes the last of it here."""
+        try:
+            self._file.close()
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
 
 
 def versions() -> dict[str, str]:
@@ -122,8 +125,11 @@ def read(path: Path, data: FeatureSet) -> Ranking:
                 labels_digest=file.attrs.get("labels_digest"),
                 positions=None if positions is None else _positions(positions),
             )
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} is not a readable {FORMAT} file: {error}") from error
+    except OSError as error:
+        why = "it is not HDF5, or is truncated" if path.is_file() and not error.errno else error.strerror
+        raise InputError(f"{path} is not a readable {FORMAT} file: {why}") from error
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} is a damaged {FORMAT} file: {error}") from error
 
 
 def _positions(group: Any) -> Positions:

@@ -9,22 +9,24 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 from shutil import copyfileobj
-from typing import Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ParameterError
 from ..features import FeatureSet
-from ..metrics import Metrics
 from ..ranking import Positions, Ranking, strictly_decreasing
 from .targets import replacing
+
+if TYPE_CHECKING:
+    from ..metrics import Metrics
 
 FORMATS: Mapping[str, tuple[str, ...]] = {
     "h5": (".h5", ".hdf5"),
@@ -135,8 +137,12 @@ def _writer(
         writer = module.Writer(path, data, depth, method)
         try:
             yield writer
-        finally:
-            writer.close()
+        except BaseException:
+            # Closing what could not be written fails again, and would hide why.
+            with suppress(OSError, RuntimeError, ValueError):
+                writer.close()
+            raise
+        writer.close()
 
 
 def save_ranking(
@@ -188,8 +194,10 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
         path = Path(source)
         chosen = format_of(path, format)
         module = import_module(f".{_MODULES[chosen]}", __package__)
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f"{path}: no such file")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: name a file in it")
         if chosen not in _TEXT:
             return _checked(module.read(path, data), data, str(path))
         with _text(open(path, "rb"), str(path)) as text:
@@ -207,7 +215,8 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
 
 @contextmanager
 def _text(stream: BinaryIO, where: str) -> Iterator[TextIO]:
-    with TextIOWrapper(stream, encoding="utf-8", newline="") as text:
+    # -sig: a byte order mark, as some editors leave, is no part of the text.
+    with TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
         try:
             yield text
         except UnicodeDecodeError as error:
@@ -251,8 +260,9 @@ def from_entries(
     indices = np.full((len(counts), counts.max()), -1, dtype=np.int32)
     table = np.full(indices.shape, -np.inf, dtype=np.float32)
     indices[probe, place] = item
-    with np.errstate(over="ignore"):
-        table[probe, place] = score.astype(np.float32)
+    # Far below float32 only the order is left of a score: there must be room to lower each of a list further.
+    limit = 3e38
+    table[probe, place] = score.clip(-limit, limit).astype(np.float32)
     table = np.where(indices >= 0, strictly_decreasing(table), np.float32(-np.inf))
     try:
         return Ranking(indices, table, gallery_size=len(data.gallery))

@@ -21,6 +21,8 @@ def check_target(path: Path, *, force: bool) -> None:
         raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
     if path.is_dir():
         raise OutputError(f"{path} is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is no ordinary file: write to standard output with -o - and redirect it")
     if path.exists() and not force:
         raise OutputError(f"{path} exists: pass --force (force=True) to replace it, or choose another name")
     if not os.access(path.parent, os.W_OK):
@@ -31,23 +33,25 @@ def check_target(path: Path, *, force: bool) -> None:
 def replacing(path: Path, *, force: bool) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends well and removed when it does not.
 
+    Of a symbolic link, the file it points to is replaced.
+
     Raises:
-        OutputError: as `check_target`, and also if something appeared at `path` meanwhile.
+        OutputError: as `check_target`; if something appeared at `path` meanwhile; if writing fails, for lack of
+            room, say.
     """
     check_target(path, force=force)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    target = path.resolve()
+    temporary = target.with_name(f".blurrerank-{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         if force:
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         else:
-            _publish(temporary, path)
+            _publish(temporary, target)
     except OSError as error:
-        if error.filename is not None and Path(error.filename) in (temporary, path):
-            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-        raise
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -47,7 +47,7 @@ def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
     Raises:
         InputError: naming the first line that is not an entry of these features.
     """
-    probe_rows, item_rows = _Rows(data.probe, "probe"), _Rows(data.gallery, "gallery item")
+    probe_rows, item_rows = _Rows(data.probe, "probe name"), _Rows(data.gallery, "gallery name")
     probes, items, scores = array("q"), array("q"), array("d")
     for number, line in enumerate(text, start=1):
         parts = line.split()
@@ -94,18 +94,21 @@ def _identifiers(side: Side) -> list[str]:
 
 
 class _Rows:
-    """Finds rows by identifier: a name where names serve, otherwise a row number."""
+    """Finds rows by identifier: by name where names serve, by row number where they do not.
+
+    A file of row numbers is also taken where names serve, as long as no name looks like a number.
+    """
 
     def __init__(self, side: Side, what: str) -> None:
         self._what = what
-        self._size = len(side)
-        names = side.names if _usable(side) is None else None
-        self._by_name = {} if names is None else {name: row for row, name in enumerate(names.tolist())}
+        named = _usable(side) is None
+        names = side.names.tolist() if named and side.names is not None else []
+        self._rows = {name: row for row, name in enumerate(names)}
+        if not any(name.isdecimal() for name in names):
+            self._rows |= {str(row): row for row in range(len(side))}
+            self._what += f" or row number below {len(side)}"
 
     def __getitem__(self, identifier: str) -> int:
-        row = self._by_name.get(identifier)
-        if row is None and identifier.isascii() and identifier.isdigit() and int(identifier) < self._size:
-            row = int(identifier)
-        if row is None:
-            raise KeyError(f"{identifier!r} is no {self._what}'s name nor a row number below {self._size}")
-        return row
+        if identifier not in self._rows:
+            raise KeyError(f"{identifier!r} is no {self._what}")
+        return self._rows[identifier]

@@ -19,11 +19,11 @@ from . import Method, check_count
 
 # Bytes worked on at a time: on a CPU they should stay in the last-level cache between
 # the gathering and the product.
-_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
+_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 # In a product narrower than this, BLAS libraries round equal rows differently by where they stand (seen with
 # MKL below 12), and duplicates would no longer tie.
-_NARROW = 16
+_LEAST_NODES = 16
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class LocalBlurring(Method):
 
     def workspace(self, topn: int, dim: int) -> int:
         """The gathered features, and the Gram matrix with what the softmax makes of it."""
-        return 4 * topn * dim + 12 * topn * topn
+        return 4 * topn * dim + 16 * topn * topn
 
     def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows) -> torch.Tensor:
         """Blurred similarity of each candidate, (p, n) float32."""
@@ -78,7 +78,7 @@ class LocalBlurring(Method):
             nodes = torch.cat([nodes, probe.unsqueeze(1)], dim=1)
             scores = torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1)
         number = nodes.shape[1]
-        wide = widen(nodes, _NARROW)
+        wide = widen(nodes, _LEAST_NODES)
         gram = torch.bmm(wide, wide.transpose(1, 2))[:, :number, :number]
         blurred = blurred_scores(gram, scores, self.sigma, steps=self.steps, cosine=self.cosine)
         return blurred[:, :-1] if self.probe_in_graph else blurred
