@@ -134,9 +134,7 @@ def rerank(
         BlurrerankError: for a device that is not here.
     """
     chosen = create(method, preset=preset, **params)
-    if depth is not None:
-        check_count("depth", depth)
-    shown = min(depth or chosen.topn, len(data.gallery))
+    shown = chosen.topn if depth is None else depth
     lists = [
         batch.lists(shown)
         for batch in rerank_batches(
