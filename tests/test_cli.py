@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -523,6 +524,21 @@ def test_what_is_no_file_is_not_replaced(cli, write, tmp_path):
         "error: pipe.csv is no ordinary file: write to standard output with -o - and redirect it\n",
     )
     assert (tmp_path / "pipe.csv").is_fifo()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_ended_leaves_nothing(sent, code, write, tmp_path):
+    feats = write(**features(probes=4000, gallery=3000))
+    command = [sys.executable, "-m", "blurrerank", "run", str(feats), "-o", "lists.csv", "--depth", "all"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(sent)
+        err = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert b"Traceback" not in err
+    assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
 
 def _small_files():

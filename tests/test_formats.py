@@ -246,6 +246,13 @@ def test_the_native_file_holds_what_it_takes_to_measure_and_to_know_what_was_run
         np.testing.assert_allclose(file["metrics/after/ap"], expected.ap)
 
 
+def test_positions_found_with_other_labels_are_not_used(cli, write):
+    assert cli("run", write(), "-o", "lists.h5", "--depth", 3)[0] == 0
+    corrected = br.load(write("corrected.h5", probe_ids=np.roll(features()["probe_ids"], 1)))
+    measured = br.evaluate(br.read_ranking("lists.h5", corrected), corrected)
+    np.testing.assert_allclose(measured.ap, br.evaluate(br.rerank(corrected), corrected).ap)
+
+
 def test_positions_that_contradict_themselves_are_refused(cli, write):
     feats = write()
     assert cli("run", feats, "-o", "lists.h5")[0] == 0

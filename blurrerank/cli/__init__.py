@@ -6,6 +6,7 @@ Nothing heavy is imported here; a command imports the library when it runs.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a named error, 2 wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    # Schedulers end a job with SIGTERM: leave by the same door as Ctrl-C, past what removes temporary files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = cli.main(arguments or ["--help"], prog_name="blurrerank", standalone_mode=False)
         sys.stdout.flush()
