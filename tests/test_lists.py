@@ -131,7 +131,7 @@ def test_a_gallery_read_again_for_each_batch_gives_the_same_lists():
     rng = np.random.default_rng(3)
     probe, gallery = rng.standard_normal((40, 64)), rng.standard_normal((3000, 64)).astype(np.float16)
     data = br.FeatureSet.from_arrays(probe, gallery)
-    roomy, tight = br.rerank(data, topn=20), br.rerank(data, topn=20, memory=200_000)
+    roomy, tight = br.rerank(data, topn=20), br.rerank(data, topn=20, memory=400_000)
     np.testing.assert_array_equal(tight.indices, roomy.indices)
     np.testing.assert_array_equal(tight.scores, roomy.scores)
     with pytest.raises(br.ParameterError, match="too small for one probe: raise it to"):
@@ -230,10 +230,22 @@ def test_options_given_win_over_the_preset():
     assert (params["topn"], params["sigma"]) == (150, 0.5)
 
 
-def test_both_zeros_tie():
-    """A cosine of -0.0 stands with 0.0, not behind it."""
-    data = br.FeatureSet.from_arrays([[1.0, 0.0]], [[-0.0, -1.0], [0.0, 1.0], [-0.0, 1.0], [0.0, -1.0]])
-    np.testing.assert_array_equal(br.rerank(data, "cosine").indices, [[0, 1, 2, 3]])
+def test_sort_keys_order_as_the_lists_do():
+    from blurrerank.ranking import from_sort_keys, sort_keys
+
+    scores = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, float("inf"), -0.0, 1.0])
+    order = sort_keys(scores, torch.arange(9)).argsort(descending=True)
+    assert order.tolist() == [6, 2, 8, 4, 0, 1, 7, 5, 3], "both zeros tie, and the lower index is first"
+    indices, back = from_sort_keys(sort_keys(scores, torch.arange(9) + 2**32 - 9))
+    assert indices.tolist() == list(range(2**32 - 9, 2**32))
+    assert torch.equal(back, scores)
+
+
+def test_streaming_needs_memory_for_the_head_alone():
+    rng = np.random.default_rng(10)
+    data = br.FeatureSet.from_arrays(rng.standard_normal((3, 256)), rng.standard_normal((3000, 256)))
+    deep = br.rerank(data, topn=20, depth=3000, memory=2 << 20)
+    np.testing.assert_array_equal(deep.indices, br.rerank(data, topn=20, depth=3000).indices)
 
 
 @pytest.mark.parametrize("view", ["transposed", "strided", "expanded"])

@@ -148,6 +148,16 @@ def test_a_ranking_shorter_than_its_head_is_measured_whole_all_the_same(protocol
     np.testing.assert_allclose(measured.cmc, br.evaluate(whole, data, protocol=protocol).cmc)
 
 
+def test_what_is_not_in_the_head_stands_behind_it():
+    """A head that differs at its end, as near ties may between devices: no two items share a rank."""
+    data = br.FeatureSet.from_arrays(
+        [[1.0, 0.0]], [[1.0, 0.1], [1.0, 0.2], [1.0, 0.3]], probe_ids=[1], gallery_ids=[2, 1, 2]
+    )
+    head = np.array([[0, 2]]), np.array([[2, 1]], dtype=np.float32)
+    ranking = br.Ranking(*head, gallery_size=3, reranked_depth=2, cosine_tail=True)
+    assert br.evaluate(ranking, data, protocol="plain").first_match.tolist() == [3]
+
+
 def test_ranks_that_are_not_measured_are_refused():
     data = br.FeatureSet.from_arrays(**features())
     metrics = br.evaluate(br.rerank(data), data)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank import reference
+from blurrerank.spectral import blurred_scores
 
 GROUPS = st.tuples(st.integers(1, 3), st.integers(1, 8), st.integers(1, 6), st.integers(0, 2**32))
 
@@ -60,6 +61,20 @@ def test_the_transformation_is_what_re_ranking_scores_by():
     )
     by_features = br.spectral_transform(torch.from_numpy(nodes), 0.1) @ torch.from_numpy(query)
     np.testing.assert_allclose(by_features, reference.blurred_similarity(query, nodes, 0.1), rtol=1e-9)
+
+
+@given(st.integers(1, 80), st.integers(0, 2**32))
+def test_equal_items_get_equal_scores_wherever_they_stand(rows, seed):
+    """Bit for bit, so that duplicates stay tied; a matrix-vector product does not give that."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 3, rows)
+    weights = torch.from_numpy(rng.standard_normal((2, 3, 3)).astype(np.float32))
+    scores = blurred_scores(
+        weights[:, kind][:, :, kind], torch.from_numpy(rng.random((2, 3), np.float32))[:, kind], 0.3
+    )
+    for k in range(3):
+        alike = scores[:, kind == k]
+        assert (alike == alike[:, :1]).all()
 
 
 @pytest.mark.parametrize("sigma", [0, -1, float("inf"), float("nan")])
