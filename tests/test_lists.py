@@ -233,7 +233,7 @@ def test_options_given_win_over_the_preset():
 def test_sort_keys_order_as_the_lists_do():
     from blurrerank.ranking import from_sort_keys, sort_keys
 
-    scores = torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, float("inf"), -0.0, 1.0])
+    scores = torch.tensor([-0.0, 0.0, 1.0, -1.0, 1e-45, -1e-45, float("inf"), -0.0, 1.0])
     order = sort_keys(scores, torch.arange(9)).argsort(descending=True)
     assert order.tolist() == [6, 2, 8, 4, 0, 1, 7, 5, 3], "both zeros tie, and the lower index is first"
     indices, back = from_sort_keys(sort_keys(scores, torch.arange(9) + 2**32 - 9))
