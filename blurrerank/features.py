@@ -196,21 +196,19 @@ def find_problems(probe: Side | None, gallery: Side | None) -> list[str]:
     """Everything that keeps two sides from being a `FeatureSet`, one line each; empty when nothing does."""
     sides = [side for side in (probe, gallery) if side is not None]
     problems = [problem for side in sides for problem in _side_problems(side)]
-    shapes = [tuple(side.features.shape) for side in sides]
-    if len(shapes) == 2 and all(len(shape) == 2 for shape in shapes) and shapes[0][1] != shapes[1][1]:
-        assert probe is not None
-        assert gallery is not None
-        problems.append(
-            f"{probe.label} has {probe.dim} dimensions and {gallery.label} has {gallery.dim}: "
-            "both must come from the same model"
+    flat = [side for side in sides if len(side.features.shape) == 2]
+    if len({side.dim for side in flat}) == 2:
+        dims = " and ".join(
+            f"{side.label} has {side.dim}{' dimensions' if side is probe else ''}" for side in flat
         )
+        problems.append(f"{dims}: both must come from the same model")
     return problems
 
 
 def _side_problems(side: Side) -> list[str]:
     problems = list(_label_problems(side))
     where, shape = f"{side.label}/features", tuple(side.features.shape)
-    if not shape or len(shape) != 2:
+    if len(shape) != 2:
         problems.insert(0, f"{where} has shape {shape}: expected (rows, dimensions)")
     elif 0 in shape:
         problems.insert(0, f"{where} is empty, shape {shape}: at least one row and one dimension are needed")
