@@ -44,8 +44,8 @@ def describe(
         "warnings": [],
         "run": None,
     }
-    if not contents.problems and contents.probe is not None and contents.gallery is not None:
-        data = FeatureSet(contents.probe, contents.gallery)
+    data = contents.data
+    if data is not None:
         described["run"] = _default_run(data, device, memory)
         if data.has_ids:
             protocol = get_protocol("market1501")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BlurrerankWarning, InputError, ParameterError
+from .errors import BlurrerankWarning, ParameterError
 from .features import DISTRACTOR, FeatureSet
 from .positions import MAX_RANK
 from .protocols import Protocol, get_protocol
@@ -78,6 +78,12 @@ class Metrics:
         }
 
 
+def check_ap(ap: str) -> None:
+    """Raise `ParameterError` unless `ap` is a kind of average precision."""
+    if ap not in AP_KINDS:
+        raise ParameterError(f"AP {ap!r} is not known: use {' or '.join(AP_KINDS)}")
+
+
 def measure(
     positions: Positions,
     data: FeatureSet,
@@ -97,21 +103,15 @@ def measure(
 
     Args:
         positions: of all probes of `data`.
-        data: for ids and cameras.
+        data: for cameras.
         protocol: which items are dropped.
         ap: `plain` (torchreid, fast-reid) or `trapezoid` (Market-1501 toolbox).
         depth: of the lists the positions were found in, where these do not reach the end of the gallery.
 
     Raises:
-        InputError: if `data` has no ids.
         ParameterError: for an unknown kind of AP.
     """
-    if ap not in AP_KINDS:
-        raise ParameterError(f"AP {ap!r} is not known: use {' or '.join(AP_KINDS)}")
-    probe_ids, gallery_ids = data.probe.ids, data.gallery.ids
-    if probe_ids is None or gallery_ids is None:
-        raise InputError("there are no ids on both sides: a ranking can be written but not measured")
-
+    check_ap(ap)
     probes, owner = len(data.probe), positions.probes
     ranks = np.where(positions.ranks < 0, np.inf, positions.ranks + 1.0)
     order = np.lexsort((ranks, owner))

@@ -14,10 +14,18 @@ from .errors import InputError
 from .features import FeatureSet
 from .methods import Method, available, check_count, create
 from .methods.lbr import LocalBlurring
-from .metrics import Metrics, measure, warn_about
+from .metrics import Metrics, check_ap, measure, warn_about
 from .positions import MatchFinder
 from .protocols import Protocol, get_protocol
-from .ranking import Candidates, Positions, Ranking, from_sort_keys, sort_keys, strictly_decreasing
+from .ranking import (
+    Candidates,
+    Positions,
+    Ranking,
+    from_sort_keys,
+    index_dtype,
+    sort_keys,
+    strictly_decreasing,
+)
 from .search import Plan, Progress, UnitRows, pick_device, search
 
 
@@ -27,12 +35,14 @@ class RankedBatch:
 
     Attributes:
         start: the first probe.
+        gallery_size: G, how many items the gallery has.
         indices: (p, R) int64 into the gallery, best first; R is the depth asked for, or the re-ranked head's.
         scores: (p, R) float32; head and tail are each descending.
         similarities: (p, G) float32 cosine to the whole gallery, where asked for.
     """
 
     start: int
+    gallery_size: int
     indices: torch.Tensor
     scores: torch.Tensor
     similarities: torch.Tensor | None
@@ -41,7 +51,7 @@ class RankedBatch:
         """Indices (p, depth) and strictly decreasing scores as arrays, as a `Ranking` holds them."""
         indices = self.indices[:, :depth].cpu().numpy()
         scores = strictly_decreasing(self.scores[:, :depth].cpu().numpy())
-        return indices.astype(np.int32) if indices.max() < 2**31 else indices, scores
+        return indices.astype(index_dtype(self.gallery_size)), scores
 
 
 def rerank_batches(
@@ -95,6 +105,7 @@ def rerank_batches(
         indices, scores = from_sort_keys(keys.sort(dim=1, descending=True).values)
         yield RankedBatch(
             batch.start,
+            gallery_size,
             torch.cat([indices, found.indices[:, head:]], dim=1),
             torch.cat([scores, found.scores[:, head:]], dim=1),
             batch.similarities,
@@ -224,13 +235,10 @@ def evaluate(
         ParameterError: for an unknown protocol or kind of AP.
     """
     chosen = get_protocol(protocol)
+    check_ap(ap)
     if not data.has_ids:
         raise InputError("there are no ids on both sides: a ranking can be written but not measured")
-    if len(ranking) != len(data.probe) or ranking.gallery_size != len(data.gallery):
-        raise InputError(
-            f"the ranking is of {len(ranking)} probes x {ranking.gallery_size} gallery items and the features "
-            f"are {len(data.probe)} x {len(data.gallery)}: they do not belong together"
-        )
+    ranking.check_size(len(data.probe), len(data.gallery))
     if ranking.digest is not None and ranking.digest != data.digest():
         raise InputError(
             "the ranking was made from other features: pass those it was made from, in the same dtype"
@@ -254,22 +262,19 @@ def _positions(
         assert ranking.positions is not None
         return ranking.positions, None
     depth = int((ranking.indices >= 0).sum(axis=1).min())
+    method: Method | None = None
     heads: NDArray[Any] | None = ranking.indices[:, : ranking.reranked_depth]
-    if depth == len(data.gallery) or not ranking.cosine_tail:
-        method = None
-    elif depth >= ranking.reranked_depth:
-        method = create("cosine", topn=1)
-    elif ranking.digest is not None and ranking.method in available():
-        # The head is not all there: make it again.
-        method, heads = create(ranking.method, **ranking.params), None
-    else:
-        method = None
+    if ranking.cosine_tail and depth < len(data.gallery):
+        if depth >= ranking.reranked_depth:
+            method = create("cosine", topn=1)
+        elif ranking.digest is not None and ranking.method in available():
+            # The head is not all there: make it again.
+            method, heads = create(ranking.method, **ranking.params), None
+    where = torch.device("cpu") if method is None else pick_device(device)
+    finder = MatchFinder(data, single_shot=protocol.single_shot, device=where, memory=memory)
     if method is None:
-        finder = MatchFinder(data, single_shot=protocol.single_shot, device=torch.device("cpu"))
         positions = finder.in_lists(0, torch.from_numpy(ranking.indices.astype(np.int64)))
         return positions, None if depth == len(data.gallery) else depth
-
-    finder = MatchFinder(data, single_shot=protocol.single_shot, device=pick_device(device))
     parts = []
     for batch in rerank_batches(data, method, full_rows=True, device=device, memory=memory, progress=progress):
         assert batch.similarities is not None

@@ -34,7 +34,7 @@ class MatchFinder:
         data: the features, with ids on both sides.
         single_shot: also find `Positions.within`.
         device: where similarities will come from.
-        memory: bytes to work in, beside the labels.
+        memory: the whole budget in bytes (2 GiB by default), of which an eighth is worked in here.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class MatchFinder:
         *,
         single_shot: bool,
         device: torch.device,
-        memory: int = DEFAULT_MEMORY // 8,
+        memory: int | None = None,
     ) -> None:
         """Sort the gallery by identity."""
         assert data.probe.ids is not None
         assert data.gallery.ids is not None
         self.device = device
         self.single_shot = single_shot
-        self._chunk = min(memory, _CHUNK_BYTES[device.type])
+        self._chunk = min((memory or DEFAULT_MEMORY) // 8, _CHUNK_BYTES[device.type])
         ids = data.gallery.ids
         self._probe_ids = data.probe.ids
         self._order = np.argsort(ids, kind="stable")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,18 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 _LOW = 0xFFFFFFFF
+
+Bits = TypeVar("Bits", torch.Tensor, NDArray[np.int32])
+
+
+def _monotone(bits: Bits) -> Bits:
+    """The bits of float32 numbers as int32 that order as the numbers do; its own inverse."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def index_dtype(gallery_size: int) -> type[np.signedinteger[Any]]:
+    """What gallery indices are kept as: int32 as long as that reaches."""
+    return np.int32 if gallery_size <= 2**31 else np.int64
 
 
 def sort_keys(scores: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -32,15 +44,12 @@ def sort_keys(scores: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         int64, the shape of `scores`: the score's bits made monotone above, the index reversed below.
     """
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 makes one zero of the two
-    monotone = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (monotone.to(torch.int64) << 32) | (_LOW - indices)
+    return (_monotone(bits).to(torch.int64) << 32) | (_LOW - indices)
 
 
 def from_sort_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Gallery indices (int64) and scores (float32) back from `sort_keys`, exactly."""
-    monotone = (keys >> 32).to(torch.int32)
-    bits = monotone ^ ((monotone >> 31) & 0x7FFFFFFF)
-    return _LOW - (keys & _LOW), bits.view(torch.float32)
+    return _LOW - (keys & _LOW), _monotone((keys >> 32).to(torch.int32)).view(torch.float32)
 
 
 def strictly_decreasing(scores: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -56,15 +65,13 @@ def strictly_decreasing(scores: NDArray[np.float32]) -> NDArray[np.float32]:
         (P, R) float32, strictly decreasing along each row.
     """
     bits = (scores + np.float32(0)).view(np.int32)
-    monotone = (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64)
+    monotone = _monotone(bits).astype(np.int64)
     # The two zeros are neighbours as integers but equal as numbers: close the gap, reopen it below.
     monotone += monotone < 0
     steps = np.arange(scores.shape[1])
     monotone = np.minimum.accumulate(monotone + steps, axis=1) - steps
     monotone -= monotone < 0
-    lowered = monotone.astype(np.int32)
-    result: NDArray[np.float32] = (lowered ^ ((lowered >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
-    return result
+    return _monotone(monotone.astype(np.int32)).view(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +81,23 @@ class Candidates:
     Attributes:
         indices: (P, n) int64 into the gallery.
         scores: (P, n) float32 cosine similarities, descending.
+
+    Raises:
+        InputError: on construction, for other shapes or dtypes.
     """
 
     indices: torch.Tensor
     scores: torch.Tensor
 
-    @property
-    def topn(self) -> int:
-        """n, how many candidates each probe has."""
-        return int(self.indices.shape[1])
+    def __post_init__(self) -> None:
+        """Refuse what are no candidates."""
+        shapes = tuple(self.indices.shape), tuple(self.scores.shape)
+        if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
+            raise InputError(f"candidates have shapes {shapes[0]} and {shapes[1]}: expected one (P, n)")
+        if self.indices.dtype != torch.int64 or self.scores.dtype != torch.float32:
+            raise InputError(
+                f"candidates are {self.indices.dtype} and {self.scores.dtype}: expected int64 and float32"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +198,14 @@ class Ranking:
 
     def __len__(self) -> int:
         return int(self.indices.shape[0])
+
+    def check_size(self, probes: int, gallery: int, where: str = "the ranking") -> None:
+        """Raise `InputError` unless this ranks `gallery` items for each of `probes`; `where` names it."""
+        if (len(self), self.gallery_size) != (probes, gallery):
+            raise InputError(
+                f"{where} is of {len(self)} probes x {self.gallery_size} gallery items and the features are "
+                f"{probes} x {gallery}: they do not belong together"
+            )
 
     def _problem(self) -> str | None:
         indices, scores = self.indices, self.scores

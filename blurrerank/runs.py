@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import ParameterError
-from .features import DEFAULT_MEMORY, FeatureSet
+from .features import FeatureSet
 from .formats.rankings import RunInfo, open_ranking
 from .methods import Method
-from .metrics import AP_KINDS, Metrics, measure, warn_about
+from .metrics import Metrics, check_ap, measure, warn_about
 from .pipeline import rerank_batches
 from .positions import MatchFinder
 from .protocols import get_protocol
@@ -81,19 +80,13 @@ def rerank_to(
         ParameterError: for a parameter outside its range.
     """
     rules = get_protocol(protocol)
-    if ap not in AP_KINDS:
-        raise ParameterError(f"AP {ap!r} is not known: use {' or '.join(AP_KINDS)}")
+    check_ap(ap)
     head = min(method.topn, len(data.gallery))
     reranked = min(method.reranked, len(data.gallery))
     shown = min(depth or head, len(data.gallery))
     finder = None
     if data.has_ids:
-        finder = MatchFinder(
-            data,
-            single_shot=rules.single_shot,
-            device=pick_device(device),
-            memory=(memory or DEFAULT_MEMORY) // 8,
-        )
+        finder = MatchFinder(data, single_shot=rules.single_shot, device=pick_device(device), memory=memory)
     located: list[tuple[Positions, Positions]] = []
     with open_ranking(target, data, shown, format=format, method=method.name, force=force) as writer:
         for batch in rerank_batches(

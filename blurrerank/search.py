@@ -169,13 +169,13 @@ class Plan:
         per_probe = row + 48 * listed + (4 * gallery if full_rows or listed == gallery else 0)
         if not resident:
             per_probe += row * head
-        needed = max(8 * per_probe, 32 * row, 8 * workspace)
+        needed = max(16 * per_probe, 32 * row, 8 * workspace)
         if memory < needed:
             raise ParameterError(
                 f"a memory budget of {memory:,} bytes is too small for one probe: raise it to {needed:,} bytes "
                 "or lower topn or depth"
             )
-        batch = memory // 8 // per_probe
+        batch = memory // 16 // per_probe
         if resident:
             # More than a tile gains nothing when the gallery need not be read again for each batch.
             batch = min(batch, _TILE_PROBES)

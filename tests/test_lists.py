@@ -241,10 +241,25 @@ def test_sort_keys_order_as_the_lists_do():
     assert torch.equal(back, scores)
 
 
+def test_what_are_no_candidates_is_refused():
+    from blurrerank.ranking import Candidates
+
+    indices, scores = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3)
+    Candidates(indices, scores)
+    for wrong in (
+        (indices, scores[:, :2]),
+        (indices[0], scores[0]),
+        (indices.int(), scores),
+        (indices, scores.double()),
+    ):
+        with pytest.raises(br.InputError, match="candidates"):
+            Candidates(*wrong)
+
+
 def test_streaming_needs_memory_for_the_head_alone():
     rng = np.random.default_rng(10)
     data = br.FeatureSet.from_arrays(rng.standard_normal((3, 256)), rng.standard_normal((3000, 256)))
-    deep = br.rerank(data, topn=20, depth=3000, memory=2 << 20)
+    deep = br.rerank(data, topn=20, depth=3000, memory=3 << 20)
     np.testing.assert_array_equal(deep.indices, br.rerank(data, topn=20, depth=3000).indices)
 
 

@@ -6,7 +6,15 @@ import sys
 
 import click
 
-from .options import Runtime, features_argument, json_option, metrics_options, runtime_options
+from .options import (
+    ANY_FORMAT,
+    FORMAT_NAMES,
+    Runtime,
+    features_argument,
+    json_option,
+    metrics_options,
+    runtime_options,
+)
 from .tables import method_label, metrics_table, print_json
 
 
@@ -15,7 +23,7 @@ from .tables import method_label, metrics_table, print_json
 @features_argument
 @click.option(
     "--format",
-    type=click.Choice(["h5", "trec", "jsonl", "csv", "npz"]),
+    type=click.Choice(FORMAT_NAMES),
     help="What RANKING is, instead of what its ending says.",
 )
 @metrics_options
@@ -47,7 +55,7 @@ def evaluate(
 
     runtime.start()
     if ranking == "-" and format is None:
-        raise ParameterError("standard input needs --format: h5, trec, jsonl, csv or npz")
+        raise ParameterError(f"standard input needs --format: {ANY_FORMAT}")
     data = load(feats, gallery, memory=runtime.memory)
     found = read_ranking(sys.stdin.buffer if ranking == "-" else ranking, data, format=format)
     metrics = measure(

@@ -12,8 +12,13 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import BlurrerankWarning
+from ..protocols import PROTOCOLS
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+FORMAT_NAMES = ("h5", "trec", "jsonl", "csv", "npz")
+"""Those of `formats.FORMATS`, which is too heavy to import for a help text; a test compares them."""
+ANY_FORMAT = f"{', '.join(FORMAT_NAMES[:-1])} or {FORMAT_NAMES[-1]}"
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", start=1)}
@@ -116,7 +121,7 @@ def metrics_options(command: F) -> F:
     )(command)
     return click.option(
         "--protocol",
-        type=click.Choice(["market1501", "cuhk03", "plain"]),
+        type=click.Choice(list(PROTOCOLS)),
         default="market1501",
         show_default=True,
         help="market1501 drops gallery items of the probe's identity and camera; cuhk03 also draws one image "

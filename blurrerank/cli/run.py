@@ -9,7 +9,16 @@ from typing import Any
 
 import click
 
-from .options import Depth, Runtime, features_argument, json_option, metrics_options, runtime_options
+from .options import (
+    ANY_FORMAT,
+    FORMAT_NAMES,
+    Depth,
+    Runtime,
+    features_argument,
+    json_option,
+    metrics_options,
+    runtime_options,
+)
 from .tables import method_label, metrics_table, print_json
 
 
@@ -46,7 +55,7 @@ from .tables import method_label, metrics_table, print_json
 )
 @click.option(
     "--format",
-    type=click.Choice(["h5", "trec", "jsonl", "csv", "npz"]),
+    type=click.Choice(FORMAT_NAMES),
     help="What to write, instead of what the ending says.",
 )
 @click.option("--depth", type=Depth(), metavar="N|all", help="How much of each list to write.  [default: topn]")
@@ -93,7 +102,7 @@ def run(
     )
     piped = output == "-"
     if piped and format is None:
-        raise ParameterError("standard output needs --format: h5, trec, jsonl, csv or npz")
+        raise ParameterError(f"standard output needs --format: {ANY_FORMAT}")
     if metrics_file == "-":
         raise ParameterError("metrics go to standard output by themselves, as JSON with --json")
     path = Path(output or f"{_file(feats).stem}.ranking.{format or 'h5'}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Contents:
     Attributes:
         probe: the probe side, if it can be read at all.
         gallery: likewise the gallery.
+        data: both, if there are no problems.
         problems: everything that keeps them from being a `FeatureSet`.
         attributes: root attributes of the probe file.
         images: side name -> shape of its thumbnails.
@@ -65,6 +66,7 @@ class Contents:
 
     probe: Side | None
     gallery: Side | None
+    data: FeatureSet | None
     problems: list[str]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     images: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -81,10 +83,10 @@ def load(path: str | Path, gallery: str | Path | None = None, *, memory: int | N
     Raises:
         InputError: naming every problem at once, with path and row.
     """
-    contents = _collect(path, gallery, memory)
-    if contents.problems or contents.probe is None or contents.gallery is None:
-        raise InputError(contents.problems + find_problems(contents.probe, contents.gallery))
-    return FeatureSet(contents.probe, contents.gallery, contents.attributes)
+    contents = inspect(path, gallery, memory=memory)
+    if contents.data is None:
+        raise InputError(contents.problems)
+    return contents.data
 
 
 def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> Contents:
@@ -92,12 +94,6 @@ def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int 
 
     Args and errors as for `load`, except that only a file that cannot be opened at all raises `InputError`.
     """
-    contents = _collect(path, gallery, memory)
-    return replace(contents, problems=contents.problems + find_problems(contents.probe, contents.gallery))
-
-
-def _collect(path: str | Path, gallery: str | Path | None, memory: int | None) -> Contents:
-    """Both sides, with the problems of the files' structure but not yet of the values."""
     reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
     root, label = _open(path)
     attributes = _check_format(root, label, reader.problems)
@@ -106,7 +102,15 @@ def _collect(path: str | Path, gallery: str | Path | None, memory: int | None) -
         root, label = _open(gallery)
         _check_format(root, label, reader.problems)
     found = reader.side(root, label, "gallery", alone=gallery is not None)
-    return Contents(probe, found, reader.problems, attributes, reader.images)
+    data, problems = None, reader.problems
+    if problems or probe is None or found is None:
+        problems = problems + find_problems(probe, found)
+    else:
+        try:
+            data = FeatureSet(probe, found, attributes)
+        except InputError as error:
+            problems = error.problems
+    return Contents(probe, found, data, problems, attributes, reader.images)
 
 
 def save_features(data: FeatureSet, path: str | Path, *, force: bool = False, **provenance: Any) -> None:

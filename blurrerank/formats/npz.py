@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..features import FeatureSet
-from ..ranking import Ranking
+from ..ranking import Ranking, index_dtype
 from .rankings import RankingWriter, RunInfo
 
 
@@ -28,7 +28,7 @@ class Writer(RankingWriter):
         """Open the archive for all probes of `data`."""
         self._gallery_size = len(data.gallery)
         self._shape = (len(data.probe), depth)
-        self._index_type = np.dtype(np.int32 if self._gallery_size < 2**31 else np.int64)
+        self._index_type = np.dtype(index_dtype(self._gallery_size))
         self._archive = zipfile.ZipFile(path, "w")
         self._spool = tempfile.TemporaryFile()  # noqa: SIM115
         self._indices = self._member("indices.npy", self._index_type)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import InputError
 from ..features import FeatureSet
-from ..ranking import Positions, Ranking
+from ..ranking import Positions, Ranking, index_dtype
 from .rankings import RankingWriter, RunInfo
 
 FORMAT = "blurrerank-ranking"
@@ -45,8 +45,7 @@ class Writer(RankingWriter):
         self.data = data
         self._file = h5py.File(path, "w")
         shape = (len(data.probe), depth)
-        index_type = np.int32 if len(data.gallery) < 2**31 else np.int64
-        self._indices = self._file.create_dataset("indices", shape, index_type)
+        self._indices = self._file.create_dataset("indices", shape, index_dtype(len(data.gallery)))
         self._scores = self._file.create_dataset("scores", shape, np.float32)
 
     def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:

@@ -15,14 +15,14 @@ from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 from shutil import copyfileobj
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ParameterError
 from ..features import FeatureSet
-from ..ranking import Positions, Ranking, strictly_decreasing
+from ..ranking import Positions, Ranking, index_dtype, strictly_decreasing
 from .targets import replacing
 
 if TYPE_CHECKING:
@@ -190,27 +190,26 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
         InputError: if the file cannot be read or does not fit `data`; names the line where there are lines.
         ParameterError: if the format is not known.
     """
-    if isinstance(source, str | Path):
-        path = Path(source)
-        chosen = format_of(path, format)
-        module = import_module(f".{_MODULES[chosen]}", __package__)
-        if not path.exists():
-            raise InputError(f"{path}: no such file")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: name a file in it")
-        if chosen not in _TEXT:
-            return _checked(module.read(path, data), data, str(path))
-        with _text(open(path, "rb"), str(path)) as text:
-            return _checked(module.read(text, data, str(path)), data, str(path))
-    chosen = format_of("standard input", format)
+    path = Path(source) if isinstance(source, str | Path) else None
+    where = "standard input" if path is None else str(path)
+    chosen = format_of(where, format)
     module = import_module(f".{_MODULES[chosen]}", __package__)
+    if path is not None and not path.exists():
+        raise InputError(f"{path}: no such file")
+    if path is not None and path.is_dir():
+        raise InputError(f"{path} is a folder: name a file in it")
     if chosen in _TEXT:
-        with _text(source, "standard input") as text:
-            return _checked(module.read(text, data, "standard input"), data, "standard input")
-    with tempfile.NamedTemporaryFile() as spooled:
-        copyfileobj(source, spooled)
-        spooled.flush()
-        return _checked(module.read(Path(spooled.name), data), data, "standard input")
+        with _text(open(source, "rb") if isinstance(source, str | Path) else source, where) as text:
+            ranking: Ranking = module.read(text, data, where)
+    elif path is not None:
+        ranking = module.read(path, data)
+    else:
+        with tempfile.NamedTemporaryFile() as spooled:
+            copyfileobj(cast(BinaryIO, source), spooled)
+            spooled.flush()
+            ranking = module.read(Path(spooled.name), data)
+    ranking.check_size(len(data.probe), len(data.gallery), where)
+    return ranking
 
 
 @contextmanager
@@ -221,15 +220,6 @@ def _text(stream: BinaryIO, where: str) -> Iterator[TextIO]:
             yield text
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is not utf-8 text: {error.reason} at byte {error.start}") from None
-
-
-def _checked(ranking: Ranking, data: FeatureSet, where: str) -> Ranking:
-    if len(ranking) != len(data.probe) or ranking.gallery_size != len(data.gallery):
-        raise InputError(
-            f"{where} ranks {len(ranking)} probes x {ranking.gallery_size} gallery items and the features are "
-            f"{len(data.probe)} x {len(data.gallery)}: they do not belong together"
-        )
-    return ranking
 
 
 def from_entries(
@@ -257,7 +247,7 @@ def from_entries(
     probe, item, score = probe[order], item[order], score[order]
     counts = np.bincount(probe, minlength=len(data.probe))
     place = np.arange(len(probe)) - np.repeat(np.cumsum(counts) - counts, counts)
-    indices = np.full((len(counts), counts.max()), -1, dtype=np.int32)
+    indices = np.full((len(counts), counts.max()), -1, dtype=index_dtype(len(data.gallery)))
     table = np.full(indices.shape, -np.inf, dtype=np.float32)
     indices[probe, place] = item
     # Far below float32 only the order is left of a score: there must be room to lower each of a list further.
