@@ -12,8 +12,8 @@ from .features import DISTRACTOR, JUNK, FeatureSet, Side
 from .formats.features_h5 import inspect
 from .methods import create
 from .metrics import doubts
+from .pipeline import plan_for
 from .protocols import PROTOCOLS, get_protocol
-from .search import Plan, pick_device
 
 
 def describe(
@@ -95,21 +95,12 @@ def _side(side: Side, images: tuple[int, ...] | None) -> dict[str, Any]:
 
 def _default_run(data: FeatureSet, device: str, memory: int | None) -> dict[str, Any]:
     method = create("lbr")
-    topn = min(method.topn, len(data.gallery))
-    plan = Plan.fit(
-        data,
-        listed=topn,
-        head=topn,
-        full_rows=data.has_ids,
-        device=pick_device(device),
-        workspace=method.workspace(topn, data.dim),
-        memory=memory,
-    )
+    plan = plan_for(data, method, full_rows=data.has_ids, device=device, memory=memory)
     return {
         "method": method.name,
-        "params": method.params() | {"topn": topn},
+        "params": method.params() | {"topn": method.depth(len(data.gallery))},
         "device": str(plan.device),
-        "gallery_resident": plan.gallery_resident,
+        "gallery_resident": plan.resident,
         "gallery_block": plan.gallery_block,
         "probe_batch": plan.probe_batch,
         "valid_probes": {name: valid_probes(data, name) for name in PROTOCOLS} if data.has_ids else None,

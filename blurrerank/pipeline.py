@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
 from .features import FeatureSet
-from .methods import Method, available, check_count, create
+from .methods import HeadMethod, Method, WholeMethod, available, check_count, create
 from .methods.lbr import LocalBlurring
 from .metrics import Metrics, check_ap, measure, warn_about
 from .positions import MatchFinder
@@ -26,7 +26,8 @@ from .ranking import (
     sort_keys,
     strictly_decreasing,
 )
-from .search import Plan, Progress, UnitRows, pick_device, search
+from .search import Plan, Progress, best_keys, pick_device, search
+from .stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,61 @@ class RankedBatch:
         gallery_size: G, how many items the gallery has.
         indices: (p, R) int64 into the gallery, best first; R is the depth asked for, or the re-ranked head's.
         scores: (p, R) float32; head and tail are each descending.
+        reranked: how many items at the head may have changed place.
         similarities: (p, G) float32 cosine to the whole gallery, where asked for.
+        final: (p, G) float32, the new scores of the whole gallery, from methods that give them.
     """
 
     start: int
     gallery_size: int
     indices: torch.Tensor
     scores: torch.Tensor
-    similarities: torch.Tensor | None
+    reranked: int
+    similarities: torch.Tensor | None = None
+    final: torch.Tensor | None = None
 
     def lists(self, depth: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
         """Indices (p, depth) and strictly decreasing scores as arrays, as a `Ranking` holds them."""
         indices = self.indices[:, :depth].cpu().numpy()
         scores = strictly_decreasing(self.scores[:, :depth].cpu().numpy())
         return indices.astype(index_dtype(self.gallery_size)), scores
+
+    def positions(self, finder: MatchFinder) -> tuple[Positions, Positions]:
+        """Where the matches stand in the full lists, before and after re-ranking."""
+        assert self.similarities is not None
+        before = finder.by_similarity(self.start, self.similarities)
+        if self.final is not None:
+            return before, finder.by_similarity(self.start, self.final)
+        if not self.reranked:
+            return before, before
+        return before, finder.in_lists(self.start, self.indices[:, : self.reranked], before=before)
+
+
+def plan_for(
+    data: FeatureSet,
+    method: Method,
+    *,
+    depth: int | None = None,
+    full_rows: bool = False,
+    device: str = "auto",
+    memory: int | None = None,
+    block: int | None = None,
+) -> Plan:
+    """How `rerank_batches` cuts the work; arguments and errors as there."""
+    gallery = len(data.gallery)
+    head = method.depth(gallery) if isinstance(method, HeadMethod) else 0
+    whole = isinstance(method, WholeMethod)
+    return Plan.fit(
+        data,
+        listed=max(head, depth or method.depth(gallery)),
+        head=head,
+        full_rows=2 if whole else int(full_rows),
+        together=whole,
+        device=pick_device(device),
+        workspace=method.workspace(head, data.dim) if isinstance(method, HeadMethod) else 0,
+        memory=memory,
+        block=block,
+    )
 
 
 def rerank_batches(
@@ -64,18 +106,21 @@ def rerank_batches(
     memory: int | None = None,
     block: int | None = None,
     progress: Progress | None = None,
+    watch: Stopwatch | None = None,
 ) -> Iterator[RankedBatch]:
     """Search and re-rank, as many probes at a time as the memory budget holds.
 
     Args:
         data: the features.
-        method: what re-ranks the heads.
+        method: what re-ranks.
         depth: how deep the lists go at least; by default as deep as the method's head. Capped at the gallery.
         full_rows: also yield each probe's similarities to the whole gallery.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes; see `Plan.fit`.
         block: gallery rows per block, instead of the plan's choice.
-        progress: called with (probes done, probes in all).
+        progress: called with (probes done, probes in all); of a method that looks at all images first, with
+            these counted too.
+        watch: takes the seconds of the stages `search` and `re-rank`.
 
     Raises:
         ParameterError: for a depth or block below 1, or a budget that is too small.
@@ -83,33 +128,79 @@ def rerank_batches(
     """
     if depth is not None:
         check_count("depth", depth)
-    gallery_size = len(data.gallery)
-    head = min(method.topn, gallery_size)
-    listed = min(max(head, depth or 0), gallery_size)
-    plan = Plan.fit(
-        data,
-        listed=listed,
-        head=head,
+        depth = min(depth, len(data.gallery))
+    watch = watch or Stopwatch()
+    plan = plan_for(data, method, depth=depth, full_rows=full_rows, device=device, memory=memory, block=block)
+    ranked = _whole if isinstance(method, WholeMethod) else _heads
+    yield from ranked(data, method, plan, depth, full_rows, progress, watch)  # type: ignore[arg-type]
+
+
+def _heads(
+    data: FeatureSet,
+    method: HeadMethod,
+    plan: Plan,
+    depth: int | None,
+    full_rows: bool,
+    progress: Progress | None,
+    watch: Stopwatch,
+) -> Iterator[RankedBatch]:
+    """Search, and give the head of each list new scores."""
+    head = method.depth(len(data.gallery))
+    reranked = method.reranked(len(data.gallery))
+    with watch("search"):
+        gallery = plan.rows(data.gallery)
+    found_batches = search(
+        plan.probes(data.probe),
+        gallery,
+        max(head, depth or 0),
+        batch=plan.probe_batch,
         full_rows=full_rows,
-        device=pick_device(device),
-        workspace=method.workspace(head, data.dim),
-        memory=memory,
-        block=block,
+        progress=progress,
     )
-    probe = UnitRows(data.probe, plan.device, block=plan.probe_batch, resident=False)
-    gallery = UnitRows(data.gallery, plan.device, block=plan.gallery_block, resident=plan.gallery_resident)
-    for batch in search(probe, gallery, listed, batch=plan.probe_batch, full_rows=full_rows, progress=progress):
-        found = batch.candidates
-        near = Candidates(found.indices[:, :head], found.scores[:, :head])
-        keys = sort_keys(method.rescore(batch.probe, near, gallery), near.indices)
-        indices, scores = from_sort_keys(keys.sort(dim=1, descending=True).values)
-        yield RankedBatch(
-            batch.start,
-            gallery_size,
-            torch.cat([indices, found.indices[:, head:]], dim=1),
-            torch.cat([scores, found.scores[:, head:]], dim=1),
-            batch.similarities,
-        )
+    for batch in watch.each("search", found_batches):
+        with watch("re-rank"):
+            found = batch.candidates
+            near = Candidates(found.indices[:, :head], found.scores[:, :head])
+            keys = sort_keys(method.rescore(batch.probe, near, gallery), near.indices)
+            indices, scores = from_sort_keys(keys.sort(dim=1, descending=True).values)
+            indices = torch.cat([indices, found.indices[:, head:]], dim=1)
+            scores = torch.cat([scores, found.scores[:, head:]], dim=1)
+        yield RankedBatch(batch.start, len(gallery), indices, scores, reranked, batch.similarities)
+
+
+def _whole(
+    data: FeatureSet,
+    method: WholeMethod,
+    plan: Plan,
+    depth: int | None,
+    full_rows: bool,
+    progress: Progress | None,
+    watch: Stopwatch,
+) -> Iterator[RankedBatch]:
+    """Look at all images, search, and give the whole gallery new scores."""
+    shown = depth or method.depth(len(data.gallery))
+
+    def after(others: int) -> Progress:
+        return lambda done, _: progress(others + done, len(images) + len(data.probe)) if progress else None
+
+    with watch("search"):
+        images = plan.rows(data.probe, data.gallery)
+    score = method.prepare(images, len(data.probe), plan, watch, after(0))
+    gallery = images.last_side()
+    found_batches = search(
+        plan.probes(data.probe),
+        gallery,
+        1,
+        batch=plan.probe_batch,
+        full_rows=True,
+        progress=after(len(images)),
+    )
+    for batch in watch.each("search", found_batches):
+        assert batch.similarities is not None
+        with watch("re-rank"):
+            final = score(batch.start, batch.similarities)
+            indices, scores = from_sort_keys(best_keys(final, 0, shown))
+        yield RankedBatch(batch.start, len(gallery), indices, scores, len(gallery), batch.similarities, final)
 
 
 def rerank(
@@ -145,22 +236,30 @@ def rerank(
         BlurrerankError: for a device that is not here.
     """
     chosen = create(method, preset=preset, **params)
-    shown = chosen.topn if depth is None else depth
-    lists = [
-        batch.lists(shown)
-        for batch in rerank_batches(
-            data, chosen, depth=depth, device=device, memory=memory, block=block, progress=progress
-        )
-    ]
+    size = len(data.gallery)
+    shown = chosen.depth(size) if depth is None else depth
+    # Where every item has a new score anyway, the ranks of the matches cost next to nothing.
+    finder = None
+    if isinstance(chosen, WholeMethod) and data.has_ids:
+        finder = MatchFinder(data, single_shot=False, device=pick_device(device), memory=memory)
+    lists, located = [], []
+    for batch in rerank_batches(
+        data, chosen, depth=depth, device=device, memory=memory, block=block, progress=progress
+    ):
+        lists.append(batch.lists(shown))
+        if finder is not None:
+            located.append(batch.positions(finder)[1])
     return Ranking(
         np.concatenate([indices for indices, _ in lists]),
         np.concatenate([scores for _, scores in lists]),
-        gallery_size=len(data.gallery),
+        gallery_size=size,
         method=chosen.name,
         params=chosen.params(),
-        reranked_depth=min(chosen.reranked, len(data.gallery)),
-        cosine_tail=True,
+        reranked_depth=chosen.reranked(size),
+        cosine_tail=isinstance(chosen, HeadMethod),
         digest=data.digest(),
+        labels_digest=data.labels_digest() if located else None,
+        positions=Positions.concatenate(located) if located else None,
     )
 
 
@@ -264,8 +363,8 @@ def _positions(
     depth = int((ranking.indices >= 0).sum(axis=1).min())
     method: Method | None = None
     heads: NDArray[Any] | None = ranking.indices[:, : ranking.reranked_depth]
-    if ranking.cosine_tail and depth < len(data.gallery):
-        if depth >= ranking.reranked_depth:
+    if depth < len(data.gallery):
+        if ranking.cosine_tail and depth >= ranking.reranked_depth:
             method = create("cosine", topn=1)
         elif ranking.digest is not None and ranking.method in available():
             # The head is not all there: make it again.
@@ -277,10 +376,11 @@ def _positions(
         return positions, None if depth == len(data.gallery) else depth
     parts = []
     for batch in rerank_batches(data, method, full_rows=True, device=device, memory=memory, progress=progress):
-        assert batch.similarities is not None
-        rows = slice(batch.start, batch.start + len(batch.indices))
-        lists = batch.indices if heads is None else torch.from_numpy(heads[rows].astype(np.int64))
-        parts.append(finder.around(batch.start, batch.similarities, lists[:, : ranking.reranked_depth])[1])
+        if heads is not None:
+            rows = slice(batch.start, batch.start + len(batch.indices))
+            given = torch.from_numpy(heads[rows].astype(np.int64)).to(batch.indices.device)
+            batch = replace(batch, indices=given, reranked=given.shape[1])
+        parts.append(batch.positions(finder)[1])
     return Positions.concatenate(parts), None
 
 

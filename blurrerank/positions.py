@@ -81,21 +81,6 @@ class MatchFinder:
             parts.append(_pack(matches, ranks, within, present))
         return Positions.concatenate(parts)
 
-    def around(
-        self, start: int, similarities: torch.Tensor, heads: torch.Tensor
-    ) -> tuple[Positions, Positions]:
-        """Positions in the full lists by cosine similarity, before and after their heads were re-ordered.
-
-        Args:
-            start: the first probe.
-            similarities: (p, G) float32, of consecutive probes.
-            heads: (p, n) int64, the re-ordered heads; n may be 0.
-        """
-        before = self.by_similarity(start, similarities)
-        if not heads.shape[1]:
-            return before, before
-        return before, self.in_lists(start, heads.to(self.device), before=before)
-
     def in_lists(self, start: int, lists: torch.Tensor, before: Positions | None = None) -> Positions:
         """Positions in lists that are given, for consecutive probes.
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .features import FeatureSet
 from .formats.rankings import RunInfo, open_ranking
-from .methods import Method
+from .methods import HeadMethod, Method
 from .metrics import Metrics, check_ap, measure, warn_about
 from .pipeline import rerank_batches
 from .positions import MatchFinder
 from .protocols import get_protocol
 from .ranking import Positions
 from .search import Progress, pick_device
+from .stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,82 @@ class Outcome:
             "after": None if self.after is None else self.after.summary(),
             "digest": self.info.digest,
         }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of re-ranking: metrics before and after, and where the matches stand; None without ids."""
+
+    before: Metrics | None = None
+    after: Metrics | None = None
+    positions: Positions | None = None
+
+
+def rerank_measured(
+    data: FeatureSet,
+    method: Method,
+    *,
+    depth: int | None = None,
+    protocol: str = "market1501",
+    ap: str = "plain",
+    device: str = "auto",
+    memory: int | None = None,
+    progress: Progress | None = None,
+    watch: Stopwatch | None = None,
+    write: Callable[[int, NDArray[Any], NDArray[np.float32]], None] | None = None,
+) -> Measured:
+    """Re-rank, hand on the lists as they come, and measure them over the whole gallery if there are ids.
+
+    Args:
+        data: the features.
+        method: what re-ranks.
+        depth: how deep the lists are; by default as deep as the method's head. Capped at the gallery.
+        protocol: `market1501`, `cuhk03` or `plain`.
+        ap: `plain` or `trapezoid`.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        memory: budget in bytes; see `rerank`.
+        progress: called with (probes done, probes in all).
+        watch: takes the seconds of the stages `search`, `re-rank` and `metrics`.
+        write: called with the first probe, indices (p, depth) and scores (p, depth) of each batch.
+
+    Raises:
+        ParameterError: for a parameter outside its range.
+    """
+    rules = get_protocol(protocol)
+    check_ap(ap)
+    watch = watch or Stopwatch()
+    size = len(data.gallery)
+    shown = min(depth or method.depth(size), size)
+    finder = None
+    if data.has_ids:
+        with watch("metrics"):
+            finder = MatchFinder(data, single_shot=rules.single_shot, device=pick_device(device), memory=memory)
+    located: list[tuple[Positions, Positions]] = []
+    for batch in rerank_batches(
+        data,
+        method,
+        depth=depth,
+        full_rows=finder is not None,
+        device=device,
+        memory=memory,
+        progress=progress,
+        watch=watch,
+    ):
+        with watch("re-rank"):
+            lists = batch.lists(shown)
+        if write is not None:
+            write(batch.start, *lists)
+        if finder is not None:
+            with watch("metrics"):
+                located.append(batch.positions(finder))
+    if finder is None:
+        return Measured()
+    with watch("metrics"):
+        before, after = (Positions.concatenate(parts) for parts in zip(*located, strict=True))
+        measured = Measured(measure(before, data, rules, ap=ap), measure(after, data, rules, ap=ap), after)
+    assert measured.after is not None
+    warn_about(measured.after, data)
+    return measured
 
 
 def rerank_to(
@@ -79,45 +160,31 @@ def rerank_to(
         OutputError: if the file cannot be written; before any work where that shows.
         ParameterError: for a parameter outside its range.
     """
-    rules = get_protocol(protocol)
+    get_protocol(protocol)
     check_ap(ap)
-    head = min(method.topn, len(data.gallery))
-    reranked = min(method.reranked, len(data.gallery))
-    shown = min(depth or head, len(data.gallery))
-    finder = None
-    if data.has_ids:
-        finder = MatchFinder(data, single_shot=rules.single_shot, device=pick_device(device), memory=memory)
-    located: list[tuple[Positions, Positions]] = []
+    size = len(data.gallery)
+    shown = min(depth or method.depth(size), size)
     with open_ranking(target, data, shown, format=format, method=method.name, force=force) as writer:
-        for batch in rerank_batches(
+        found = rerank_measured(
             data,
             method,
             depth=depth,
-            full_rows=finder is not None,
+            protocol=protocol,
+            ap=ap,
             device=device,
             memory=memory,
             progress=progress,
-        ):
-            writer.write(batch.start, *batch.lists(shown))
-            if finder is not None:
-                assert batch.similarities is not None
-                located.append(finder.around(batch.start, batch.similarities, batch.indices[:, :reranked]))
-        metrics: dict[str, Metrics] = {}
-        positions = None
-        if finder is not None:
-            before, positions = (Positions.concatenate(parts) for parts in zip(*located, strict=True))
-            metrics["before"] = measure(before, data, rules, ap=ap)
-            metrics["after"] = measure(positions, data, rules, ap=ap)
-            warn_about(metrics["after"], data)
+            write=writer.write,
+        )
         info = RunInfo(
             method.name,
             method.params(),
-            reranked,
-            cosine_tail=True,
+            method.reranked(size),
+            cosine_tail=isinstance(method, HeadMethod),
             digest=data.digest(),
-            labels_digest=data.labels_digest() if finder is not None else None,
-            positions=positions,
-            metrics=metrics,
+            labels_digest=None if found.positions is None else data.labels_digest(),
+            positions=found.positions,
+            metrics={"before": found.before, "after": found.after} if found.before and found.after else {},
         )
         writer.finish(info)
-    return Outcome(shown, metrics.get("before"), metrics.get("after"), info)
+    return Outcome(shown, found.before, found.after, info)

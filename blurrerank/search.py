@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from .errors import BlurrerankError, ParameterError
 from .features import DEFAULT_MEMORY, FeatureSet, Side
 from .ranking import Candidates, from_sort_keys, sort_keys
+from .rows import UnitRows
 
 log = logging.getLogger(__name__)
 
@@ -35,100 +36,25 @@ _PRODUCT_GALLERY = 1024
 _TIED_ELEMENTS = 1 << 18
 
 
-def unit_rows(block: torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:
-    """Rows divided by their Euclidean norm.
-
-    Args:
-        block: (N, D) of any float dtype, finite, no row all zero.
-        device: where the result lives; by default where `block` is.
-
-    Returns:
-        (N, D) float32. Equal values in different dtypes give equal bits. Rows whose float32 norm would
-        overflow or vanish are scaled by their largest value first.
-    """
-    rows = block.to(device=device or block.device, dtype=torch.float32)
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    extreme = ~((norms > 1e-15) & (norms < 1e15)).flatten()
-    if extreme.any():
-        wide = block.to(device=rows.device, dtype=torch.float64)[extreme]
-        scaled = (wide / wide.abs().amax(dim=1, keepdim=True)).to(torch.float32)
-        rows = rows.clone() if rows.data_ptr() == block.data_ptr() else rows
-        rows[extreme] = scaled
-        norms[extreme] = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    unit: torch.Tensor = rows / norms
-    return unit
-
-
-class UnitRows:
-    """One side's L2-normalised float32 rows on one device.
-
-    Held whole when `resident`; otherwise read from the side, block by block, each time they are needed.
-    """
-
-    def __init__(self, side: Side, device: torch.device, *, block: int, resident: bool) -> None:
-        """Prepare `side` to be read `block` rows at a time; reads it now if it is to be resident."""
-        self.side = side
-        self.device = device
-        self.block = block
-        self._rows: torch.Tensor | None = None
-        if resident:
-            rows = torch.empty(len(side), side.dim, device=device)
-            for start, stored in side.blocks(side.scan_rows()):
-                rows[start : start + len(stored)] = unit_rows(stored, device)
-            self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self.side)
-
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows `start:stop`, (stop - start, D)."""
-        if self._rows is not None:
-            return self._rows[start:stop]
-        return unit_rows(self.side.block(start, stop), self.device)
-
-    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Every row in order, block by block, each with the index of its first row."""
-        for start in range(0, len(self), self.block):
-            yield start, self.rows(start, min(start + self.block, len(self)))
-
-    def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A table of rows that holds those at `indices`, and where in the table each of them is.
-
-        Args:
-            indices: int64, any shape.
-
-        Returns:
-            `(table, places)`: (U, D) float32 and int64 of the shape of `indices`, so that
-            `table[places]` are the rows asked for. Resident rows are their own table; otherwise one pass over
-            the blocks that are concerned collects the distinct rows.
-        """
-        if self._rows is not None:
-            return self._rows, indices
-        distinct, places = torch.unique(indices, return_inverse=True)
-        table = torch.empty(len(distinct), self.side.dim, device=self.device)
-        for start in range(0, len(self), self.block):
-            stop = min(start + self.block, len(self))
-            first, last = torch.searchsorted(distinct, torch.tensor([start, stop], device=self.device)).tolist()
-            if first < last:
-                table[first:last] = self.rows(start, stop)[distinct[first:last] - start]
-        return table, places
-
-
 @dataclass(frozen=True)
 class Plan:
     """How the work is cut so that it fits the memory budget.
 
     Attributes:
         device: where it runs.
-        gallery_resident: whether the normalised gallery is held whole.
+        resident: whether the normalised rows that are searched are held whole.
         gallery_block: gallery rows per block.
         probe_batch: probes carried through the whole pipeline together.
+        held: rows that fit the share of the normalised gallery, whether or not these are all.
+        working: bytes for working on a batch.
     """
 
     device: torch.device
-    gallery_resident: bool
+    resident: bool
     gallery_block: int
     probe_batch: int
+    held: int
+    working: int
 
     @classmethod
     def fit(
@@ -137,8 +63,9 @@ class Plan:
         *,
         listed: int,
         head: int,
-        full_rows: bool,
+        full_rows: int,
         device: torch.device,
+        together: bool = False,
         workspace: int = 0,
         memory: int | None = None,
         block: int | None = None,
@@ -149,8 +76,9 @@ class Plan:
             data: the features.
             listed: how many candidates a probe keeps.
             head: how many of them are re-ranked.
-            full_rows: whether a probe's similarities to the whole gallery are needed at once.
+            full_rows: how many numbers a probe keeps for each item of the whole gallery at once.
             device: where it runs.
+            together: whether probes are searched like the gallery.
             workspace: bytes that re-ranking one probe needs.
             memory: bytes; by default 2 GiB, and half of what is free on a CUDA device.
             block: gallery rows per block, instead of the plan's choice.
@@ -163,10 +91,11 @@ class Plan:
         if memory is None:
             memory = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else DEFAULT_MEMORY
         gallery, row = len(data.gallery), 4 * data.dim
-        resident = gallery * row <= memory * 3 // 8
+        held = memory * 3 // 8 // row
+        resident = gallery + together * len(data.probe) <= held
         # A block read from disk exists three times while it is converted: stored, float32, normalised.
         gallery_block = block or max(1, min(_TILE_GALLERY, memory // 8 // (4 * row)))
-        per_probe = row + 48 * listed + (4 * gallery if full_rows or listed == gallery else 0)
+        per_probe = row + 48 * listed + 4 * gallery * (full_rows or listed == gallery)
         if not resident:
             per_probe += row * head
         needed = max(16 * per_probe, 32 * row, 8 * workspace)
@@ -179,9 +108,19 @@ class Plan:
         if resident:
             # More than a tile gains nothing when the gallery need not be read again for each batch.
             batch = min(batch, _TILE_PROBES)
-        plan = cls(device, resident, min(gallery_block, gallery), min(batch, len(data.probe)))
+        plan = cls(
+            device, resident, min(gallery_block, gallery), min(batch, len(data.probe)), held, memory // 8
+        )
         log.info("plan: %s", plan)
         return plan
+
+    def rows(self, *sides: Side) -> UnitRows:
+        """What is searched: the normalised rows of `sides`."""
+        return UnitRows(*sides, device=self.device, block=self.gallery_block, resident=self.resident)
+
+    def probes(self, side: Side) -> UnitRows:
+        """The probes, which are read a batch at a time."""
+        return UnitRows(side, device=self.device, block=self.probe_batch, resident=False)
 
 
 @dataclass(frozen=True)
@@ -235,8 +174,8 @@ def search(
             for first, block in gallery.blocks():
                 columns = similarities[:, first : first + len(block)]
                 for rows, tile in zip(_split(queries), _split(columns), strict=True):
-                    _multiply(rows, block, out=tile)
-            best = torch.cat([_best(rows, 0, topn) for rows in _split(similarities)])
+                    multiply(rows, block, out=tile)
+            best = torch.cat([best_keys(rows, 0, topn) for rows in _split(similarities)])
         else:
             similarities = None
             best = torch.empty(len(queries), 0, dtype=torch.int64, device=gallery.device)
@@ -245,8 +184,8 @@ def search(
                 found = []
                 for rows in _split(queries):
                     tile = scratch[: len(rows), : len(block)]
-                    _multiply(rows, block, out=tile)
-                    found.append(_best(tile, first, topn))
+                    multiply(rows, block, out=tile)
+                    found.append(best_keys(tile, first, topn))
                 merged = torch.cat([best, torch.cat(found)], dim=1)
                 best = merged.topk(min(topn, merged.shape[1]), dim=1).values
         yield Batch(start, queries, Candidates(*from_sort_keys(best)), similarities)
@@ -258,7 +197,7 @@ def _split(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.split(rows, _TILE_PROBES)
 
 
-def _multiply(queries: torch.Tensor, block: torch.Tensor, *, out: torch.Tensor) -> None:
+def multiply(queries: torch.Tensor, block: torch.Tensor, *, out: torch.Tensor) -> None:
     """Similarities of (p, D) `queries` to one (b, D) gallery block, into (p, b) `out`."""
     for left in range(0, len(block), _PRODUCT_GALLERY):
         part = block[left : left + _PRODUCT_GALLERY]
@@ -276,7 +215,7 @@ def widen(rows: torch.Tensor, least: int) -> torch.Tensor:
     return pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
 
 
-def _best(scores: torch.Tensor, first: int, topn: int) -> torch.Tensor:
+def best_keys(scores: torch.Tensor, first: int, topn: int) -> torch.Tensor:
     """Sort keys of each row's best `topn`, best first; column 0 is gallery item `first`."""
     columns = torch.arange(first, first + scores.shape[1], device=scores.device)
     if topn >= scores.shape[1]:

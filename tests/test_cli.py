@@ -352,7 +352,7 @@ def test_a_damaged_chunk(cli, write, tmp_path):
         (("--sigma", -1), "sigma must be a finite number above 0 (1e-30 at least), not -1.0"),
         (("--sigma", "nan"), "sigma must be a finite number above 0 (1e-30 at least), not nan"),
         (("--depth", 0), "Invalid value for '--depth': '0' is neither a number of at least 1 nor 'all'"),
-        (("--method", "magic"), "method 'magic' is not known: use cosine or lbr"),
+        (("--method", "magic"), "method 'magic' is not known: use cosine or k-reciprocal or lbr"),
         (("--method", "cosine", "--sigma", 1), "method cosine has no parameter 'sigma'; it has: topn"),
         (("--preset", "mars"), "method lbr has no preset 'mars'; it has: market1501, dukemtmc, cuhk03, msmt17"),
         (("--protocol", "mars"), "Invalid value for '--protocol'"),

@@ -15,9 +15,11 @@ import click
 
 from .. import __version__
 from ..errors import BlurrerankError, ParameterError
+from .bench import bench
 from .eval import evaluate
 from .info import info
 from .run import run
+from .synth import synth
 
 
 class _ReaderLeftError(Exception):
@@ -50,6 +52,8 @@ def cli() -> None:
 cli.add_command(run)
 cli.add_command(evaluate)
 cli.add_command(info)
+cli.add_command(bench)
+cli.add_command(synth)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

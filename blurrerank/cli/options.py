@@ -82,7 +82,7 @@ class Runtime:
         if issubclass(category, BlurrerankWarning):
             self.note(f"warning: {message}")
 
-    def progress(self, what: str) -> Callable[[int, int], None]:
+    def progress(self, what: str, unit: str = " probes") -> Callable[[int, int], None]:
         """A progress bar on stderr, silent where that is no terminal."""
         from tqdm import tqdm
 
@@ -90,9 +90,7 @@ class Runtime:
 
         def advance(done: int, total: int) -> None:
             if not bar:
-                bar.append(
-                    tqdm(total=total, desc=what, unit=" probes", leave=False, disable=self.quiet or None)
-                )
+                bar.append(tqdm(total=total, desc=what, unit=unit, leave=False, disable=self.quiet or None))
             bar[0].update(done - bar[0].n)
             if done == total:
                 bar[0].close()

@@ -29,14 +29,15 @@ from .tables import method_label, metrics_table, print_json
     default="lbr",
     show_default=True,
     metavar="NAME",
-    help="lbr (local blurring) or cosine (no re-ranking).",
+    help="lbr (local blurring), k-reciprocal, or cosine (no re-ranking).",
 )
 @click.option(
     "--preset",
     metavar="NAME",
-    help="Parameters for a public data set: market1501, dukemtmc, cuhk03 or msmt17.",
+    help="Parameters for a public data set; lbr: market1501, dukemtmc, cuhk03, msmt17; k-reciprocal: "
+    "market1501, cuhk03.",
 )
-@click.option("--topn", type=int, metavar="N", help="How many items to re-rank.  [default: 50]")
+@click.option("--topn", type=int, metavar="N", help="How many items to re-rank; lbr, cosine.  [default: 50]")
 @click.option(
     "--sigma",
     type=float,
@@ -46,6 +47,21 @@ from .tables import method_label, metrics_table, print_json
 @click.option("--probe-in-graph", is_flag=True, default=None, help="The probe is a node of the graph too; lbr.")
 @click.option("--cosine", is_flag=True, default=None, help="Cosine, not dot product, after blurring; lbr.")
 @click.option("--steps", type=int, metavar="N", help="Steps of the random walk; lbr.  [default: 1]")
+@click.option("--k1", type=int, metavar="N", help="Neighbours of an image; k-reciprocal.  [default: 20]")
+@click.option("--k2", type=int, metavar="N", help="Size of query expansion; k-reciprocal.  [default: 6]")
+@click.option(
+    "lambda_value",
+    "--lambda",
+    type=float,
+    metavar="X",
+    help="Weight of the base distance; k-reciprocal.  [default: 0.3]",
+)
+@click.option(
+    "--base-distance",
+    type=click.Choice(["squared", "squared-twice"]),
+    help="Squared Euclidean, or its square as in torchreid and layumi's scripts; k-reciprocal.  "
+    "[default: squared]",
+)
 @click.option(
     "-o",
     "--output",
@@ -58,7 +74,9 @@ from .tables import method_label, metrics_table, print_json
     type=click.Choice(FORMAT_NAMES),
     help="What to write, instead of what the ending says.",
 )
-@click.option("--depth", type=Depth(), metavar="N|all", help="How much of each list to write.  [default: topn]")
+@click.option(
+    "--depth", type=Depth(), metavar="N|all", help="How much of the lists to write.  [default: topn, or 50]"
+)
 @click.option("metrics_file", "--metrics", metavar="FILE", help="Also write the metrics to this JSON file.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @metrics_options
@@ -80,7 +98,7 @@ def run(
     runtime: Runtime,
     **params: Any,
 ) -> None:
-    """Rank the gallery for every probe of FEATS and re-rank the head of each list.
+    """Rank the gallery for every probe of FEATS and re-rank the lists.
 
     FEATS is an HDF5 file with groups /probe and /gallery, or file.h5::/group. Prints metrics before and after
     if there are ids, and writes the lists.
@@ -115,8 +133,8 @@ def run(
 
     data = load(feats, gallery, memory=runtime.memory)
     size = len(data.gallery)
-    if chosen.topn > size:
-        runtime.note(f"note: topn {chosen.topn} is capped at the gallery's {size} items")
+    if getattr(chosen, "topn", 0) > size:
+        runtime.note(f"note: topn {chosen.params()['topn']} is capped at the gallery's {size} items")
     if isinstance(depth, int) and depth > size:
         runtime.note(f"note: depth {depth} is capped at the gallery's {size} items")
     try:

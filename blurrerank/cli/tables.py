@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ..metrics import Metrics
 
 
+# Variants of a method that are not the usual one are said; the usual one is not.
+_UNSAID = (("steps", 1), ("base_distance", "squared"))
+
+
 def metrics_table(rows: Sequence[tuple[str, Metrics]]) -> str:
     """A line that says what was measured, then one row for each ranking."""
     from tabulate import tabulate
@@ -35,11 +39,11 @@ def metrics_table(rows: Sequence[tuple[str, Metrics]]) -> str:
 
 def method_label(method: str, params: Mapping[str, Any]) -> str:
     """Such as `lbr (topn 50, sigma 0.1)`; switches that are off are left out."""
-    shown = [
-        name.replace("_", " ") if value is True else f"{name.replace('_', ' ')} {value}"
-        for name, value in params.items()
-        if value is not False and (name, value) != ("steps", 1)
-    ]
+    shown = []
+    for name, value in params.items():
+        words = name.removesuffix("_value").replace("_", " ")
+        if (name, value) not in _UNSAID and value is not False:
+            shown.append(words if value is True else f"{words} {value}")
     return f"{method} ({', '.join(shown)})" if shown else method
 
 

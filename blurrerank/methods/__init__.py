@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,24 +19,45 @@ if TYPE_CHECKING:
     import torch
 
     from ..ranking import Candidates
-    from ..search import UnitRows
+    from ..rows import UnitRows
+    from ..search import Plan, Progress
+    from ..stopwatch import Stopwatch
+
+_DEPTH = 50
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A method that gives the head of each list new scores. Its fields are its parameters.
+    """What improves the lists: a `HeadMethod` or a `WholeMethod`. Its fields are its parameters."""
+
+    name: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @abstractmethod
+    def depth(self, gallery: int) -> int:
+        """How deep the lists go unless somebody says, for so many gallery items."""
+
+    @abstractmethod
+    def reranked(self, gallery: int) -> int:
+        """How many items at the head of each list may change place."""
+
+    def params(self) -> dict[str, Any]:
+        """Every parameter and its value."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class HeadMethod(Method):
+    """A method that gives the head of each list new scores; the rest keeps its order.
 
     Attributes:
         topn: how many items at the head of each list are scored anew.
     """
 
-    name: ClassVar[str]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-
-    topn: int = 50
+    topn: int = _DEPTH
 
     def __post_init__(self) -> None:
-        """Check what all methods share; a method with parameters of its own extends this.
+        """Check what all such methods share; a method with parameters of its own extends this.
 
         Raises:
             ParameterError: if a parameter is outside its range.
@@ -56,18 +77,48 @@ class Method(ABC):
             (p, n) float32, in the order of the candidates.
         """
 
-    @property
-    def reranked(self) -> int:
-        """How many items at the head of each list may change place."""
-        return self.topn
-
     def workspace(self, topn: int, dim: int) -> int:
         """Bytes that `rescore` needs for one probe, beyond what it is given."""
         return 0
 
-    def params(self) -> dict[str, Any]:
-        """Every parameter and its value."""
-        return asdict(self)
+    def depth(self, gallery: int) -> int:
+        """The head."""
+        return min(self.topn, gallery)
+
+    def reranked(self, gallery: int) -> int:
+        """The head."""
+        return min(self.topn, gallery)
+
+
+@dataclass(frozen=True)
+class WholeMethod(Method):
+    """A method that looks at all images first and then gives the whole gallery new scores."""
+
+    @abstractmethod
+    def prepare(
+        self, images: UnitRows, probes: int, plan: Plan, watch: Stopwatch, progress: Progress | None
+    ) -> Callable[[int, torch.Tensor], torch.Tensor]:
+        """Look at all images.
+
+        Args:
+            images: the probes, then the gallery.
+            probes: how many of them are probes.
+            plan: how much may be held.
+            watch: for the stages `search` and `re-rank`.
+            progress: called with (images done, images in all).
+
+        Returns:
+            `score(start, similarities)`: from the (p, G) float32 cosine similarities of the probes from
+            `start` on, their new scores, likewise (p, G), higher is better.
+        """
+
+    def depth(self, gallery: int) -> int:
+        """As deep as what other methods write."""
+        return min(_DEPTH, gallery)
+
+    def reranked(self, gallery: int) -> int:
+        """Everything."""
+        return gallery
 
 
 def check_count(name: str, value: Any) -> None:

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 
 from ..ranking import Candidates
-from ..search import UnitRows
-from . import Method
+from ..rows import UnitRows
+from . import HeadMethod
 
 
 @dataclass(frozen=True)
-class Cosine(Method):
+class Cosine(HeadMethod):
     """The list as search returns it; `topn` only says how deep it is written."""
 
     name: ClassVar[str] = "cosine"
@@ -22,8 +22,7 @@ class Cosine(Method):
         """The cosine similarities themselves."""
         return candidates.scores
 
-    @property
-    def reranked(self) -> int:
+    def reranked(self, gallery: int) -> int:
         """Nothing changes place."""
         return 0
 

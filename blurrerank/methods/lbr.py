@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 import torch
 
 from ..ranking import Candidates
-from ..search import UnitRows, widen
+from ..rows import UnitRows
+from ..search import widen
 from ..spectral import blurred_scores, check_sigma
-from . import Method, check_count
+from . import HeadMethod, check_count
 
 # Bytes worked on at a time: on a CPU they should stay in the last-level cache between
 # the gathering and the product.
@@ -27,7 +28,7 @@ _LEAST_NODES = 16
 
 
 @dataclass(frozen=True)
-class LocalBlurring(Method):
+class LocalBlurring(HeadMethod):
     """Sort the n best of a probe q by y = T (X q), with T the transition probabilities among them.
 
     Attributes:

@@ -1,0 +1,247 @@
+"""Methods side by side on one file: how good, how fast, how much memory.
+
+Every run has a process of its own, so that none warms another's memory figure or caches, and the repeats of
+all methods alternate, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BlurrerankError
+from .methods import Method, create
+from .search import Progress
+
+if TYPE_CHECKING:
+    from .features import FeatureSet
+    from .memory import PeakMemory
+    from .stopwatch import Stopwatch
+
+REFERENCES = ("cosine", "lbr", "k-reciprocal")
+"""The methods that `reference.py` has too."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What takes part: a method, or its plain version in `reference.py`."""
+
+    method: Method
+    reference: bool = False
+
+
+@dataclass
+class Result:
+    """What one contender's runs gave.
+
+    Attributes:
+        contender: which.
+        runs: for each repeat its `seconds` by stage, `peak_bytes`, `gpu_peak_bytes` and `metrics`.
+        error: why there are none.
+        same: reference only: share of list positions that hold the same item as the method's own lists.
+    """
+
+    contender: Contender
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    error: str | None = None
+    same: float | None = None
+
+    def seconds(self, *stages: str) -> float:
+        """Median over the repeats of the seconds that `stages` took together, absent ones counting nothing."""
+        sums = [sum(run["seconds"].get(stage, 0.0) for stage in stages) for run in self.runs]
+        return float(statistics.median(sums))
+
+    def peak(self, name: str = "peak_bytes") -> int | None:
+        """The most memory of any repeat, in bytes, beyond the interpreter and its libraries."""
+        found = [run[name] for run in self.runs]
+        return None if None in found else max(found)
+
+
+def benchmark(
+    path: str,
+    gallery: str | None,
+    contenders: Sequence[Contender],
+    *,
+    repeats: int = 3,
+    options: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Run every contender `repeats` times, each time in a process of its own.
+
+    Args:
+        path: the features; see `load`.
+        gallery: likewise.
+        contenders: a reference goes after its method.
+        repeats: how often, at least 1.
+        options: `protocol`, `ap`, `device`, `memory` and `threads`, as `rerank_measured` and torch take them.
+        progress: called with (runs done, runs in all).
+
+    Returns:
+        One result for each contender. One that failed says why and does not keep the others from running.
+    """
+    results = [Result(contender) for contender in contenders]
+    with tempfile.TemporaryDirectory() as folder:
+        done = 0
+        for _ in range(repeats):
+            for number, result in enumerate(results):
+                if result.error is None:
+                    task = {
+                        "path": path,
+                        "gallery": gallery,
+                        "method": result.contender.method.name,
+                        "params": result.contender.method.params(),
+                        "reference": result.contender.reference,
+                        "lists": str(Path(folder, f"{number}.npy")),
+                        **options,
+                    }
+                    try:
+                        result.runs.append(_run(task))
+                    except BlurrerankError as error:
+                        result.error, result.runs = str(error), []
+                done += 1
+                if progress is not None:
+                    progress(done, repeats * len(results))
+        for number, result in enumerate(results):
+            if result.contender.reference and result.runs:
+                result.same = _same(results, number, Path(folder))
+    return results
+
+
+def _run(task: Mapping[str, Any]) -> dict[str, Any]:
+    """One run in a new process."""
+    command = [sys.executable, "-m", __name__, json.dumps(task)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode < 0:
+        raise BlurrerankError(f"killed by signal {-done.returncode}, for lack of memory probably")
+    if done.returncode:
+        raise BlurrerankError((done.stderr.strip().splitlines() or ["failed"])[-1])
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _same(results: Sequence[Result], number: int, folder: Path) -> float | None:
+    method = results[number].contender.method
+    for other, result in enumerate(results):
+        if result.runs and result.contender == Contender(method):
+            ours, theirs = np.load(folder / f"{other}.npy"), np.load(folder / f"{number}.npy")
+            return float((ours == theirs).mean())
+    return None
+
+
+def _measure(task: dict[str, Any]) -> dict[str, Any]:
+    """What a new process does: load the libraries, warm up, then run and look at the clock and the memory."""
+    import warnings
+
+    import torch
+
+    from .errors import BlurrerankWarning
+    from .features import FeatureSet
+    from .formats import load
+    from .memory import PeakMemory
+    from .runs import rerank_measured
+    from .search import pick_device
+    from .stopwatch import Stopwatch
+
+    warnings.simplefilter("ignore", BlurrerankWarning)
+    if task["threads"] is not None:
+        torch.set_num_threads(task["threads"])
+    method = create(task["method"], **task["params"])
+    device = pick_device(task["device"])
+    lists: list[NDArray[Any]] = []
+    watch = Stopwatch()
+    few = FeatureSet.from_arrays(np.eye(4, 8, dtype=np.float32), np.eye(8, dtype=np.float32))
+    rerank_measured(few, method, device=task["device"])
+
+    memory = PeakMemory(device)
+    data = load(task["path"], task["gallery"], memory=task["memory"])
+    if task["reference"]:
+        metrics = _reference(method, data, task["protocol"], task["ap"], watch, memory, lists)
+    else:
+        found = rerank_measured(
+            data,
+            method,
+            protocol=task["protocol"],
+            ap=task["ap"],
+            device=task["device"],
+            memory=task["memory"],
+            watch=watch,
+            write=lambda start, indices, scores: lists.append(indices),
+        )
+        metrics = None if found.after is None else found.after.summary()
+        memory.stop()
+    np.save(task["lists"], np.concatenate(lists))
+    return {
+        "seconds": watch.seconds,
+        "peak_bytes": memory.host,
+        "gpu_peak_bytes": memory.device,
+        "metrics": metrics,
+        "probes": len(data.probe),
+        "gallery": len(data.gallery),
+        "dim": data.dim,
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+
+
+def _reference(
+    method: Method,
+    data: FeatureSet,
+    protocol: str,
+    ap: str,
+    watch: Stopwatch,
+    memory: PeakMemory,
+    lists: list[NDArray[Any]],
+) -> dict[str, float | None] | None:
+    """The same by `reference.py`, in float32 and in memory, lists and metrics both."""
+    from . import reference
+
+    probe, gallery = (np.asarray(side.features[:]) for side in (data.probe, data.gallery))
+    params = {**method.params(), "dtype": np.float32}
+    with watch("re-rank"):
+        if method.name == "cosine":
+            order = reference.cosine_ranking(probe, gallery, np.float32)[0]
+        elif method.name == "lbr":
+            order = reference.local_blurring(probe, gallery, **params)[0]
+        else:
+            order = np.argsort(reference.k_reciprocal(probe, gallery, **params), axis=1, kind="stable")
+    memory.stop()
+    lists.append(order[:, : method.depth(len(gallery))])
+    if not data.has_ids:
+        return None
+    with watch("metrics"):
+        if order.shape[1] < len(gallery):
+            heads, order = order, reference.cosine_ranking(probe, gallery, np.float32)[0]
+            order[:, : heads.shape[1]] = heads
+        probe_side, gallery_side = data.probe, data.gallery
+        found = reference.evaluate(
+            order, probe_side.ids, gallery_side.ids, probe_side.cams, gallery_side.cams, protocol=protocol
+        )
+    cmc = np.nanmean(found["cmc"], axis=0)
+    average = found["ap" if ap == "plain" else "ap_trapezoid"]
+    return {"mAP": np.nanmean(average), "mINP": np.nanmean(found["inp"])} | {
+        f"rank{k}": cmc[k - 1] for k in (1, 5, 10, 20)
+    }
+
+
+def main() -> None:
+    """One run, as `_run` starts it."""
+    try:
+        print(json.dumps(_measure(json.loads(sys.argv[1]))))
+    except MemoryError as error:
+        sys.exit(f"out of memory: {error}")
+    except BlurrerankError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

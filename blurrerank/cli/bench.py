@@ -1,0 +1,205 @@
+"""`blurrerank bench`: methods side by side."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import Runtime, features_argument, json_option, metrics_options, runtime_options
+from .tables import method_label, print_json
+
+if TYPE_CHECKING:
+    from ..benchmark import Contender, Result
+
+_MEANS = ("mAP", "mINP", "rank1", "rank5", "rank10")
+_STAGES = ("search", "re-rank", "metrics")
+
+
+@click.command(short_help="Run methods side by side: quality, speed, memory.")
+@features_argument
+@click.option(
+    "--methods",
+    metavar="LIST",
+    help="Which, separated by commas; parameters go after colons, as in lbr:topn=20:sigma=0.2.  "
+    "[default: every method]",
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each.")
+@click.option(
+    "--reference",
+    is_flag=True,
+    help="Also run the plain NumPy version of each method, in float32. That of k-reciprocal holds three "
+    "matrices of all images by all images.",
+)
+@click.option("style", "--latex", flag_value="latex_booktabs", help="Print a LaTeX table.")
+@click.option("style", "--markdown", flag_value="github", help="Print a Markdown table.")
+@metrics_options
+@json_option
+@runtime_options
+def bench(
+    feats: str,
+    gallery: str | None,
+    methods: str | None,
+    repeats: int,
+    reference: bool,
+    style: str | None,
+    protocol: str,
+    ap: str,
+    as_json: bool,
+    runtime: Runtime,
+) -> None:
+    """Run methods side by side on FEATS and compare quality, seconds and peak memory.
+
+    Each run has a process of its own, and the repeats of all methods alternate. Seconds are the median of the
+    repeats, from an open file to lists in memory (search and re-rank) and their metrics; memory is the most
+    that any repeat added to the interpreter and its libraries, features included.
+
+    \b
+    blurrerank bench feats.h5
+    blurrerank bench feats.h5 --methods lbr,lbr:topn=100,k-reciprocal --markdown
+    """
+    from ..benchmark import REFERENCES, Contender, benchmark
+    from ..formats import load
+    from ..methods import available, create
+
+    runtime.start()
+    chosen = [
+        create(name, **params) for name, params in map(_parse, methods.split(",") if methods else available())
+    ]
+    contenders = [Contender(method) for method in chosen]
+    if reference:
+        contenders += [Contender(method, reference=True) for method in chosen if method.name in REFERENCES]
+    data = load(feats, gallery, memory=runtime.memory)
+    size = f"{len(data.probe)} probes x {len(data.gallery)} gallery x {data.dim}"
+    del data
+    results = benchmark(
+        feats,
+        gallery,
+        contenders,
+        repeats=repeats,
+        options={
+            "protocol": protocol,
+            "ap": ap,
+            "device": runtime.device,
+            "memory": runtime.memory,
+            "threads": runtime.threads,
+        },
+        progress=runtime.progress("benchmark", unit=" runs"),
+    )
+    for result in results:
+        if result.error:
+            runtime.note(f"warning: {_label(result.contender)} failed: {result.error}")
+    if as_json:
+        print_json([_plain(result, results) for result in results])
+        return
+    first = next((result.runs[0] for result in results if result.runs), None)
+    if first is None:
+        raise click.ClickException("no method finished")
+    click.echo(
+        f"{size}; {first['device']}, {first['threads']} threads, {os.cpu_count()} cores; "
+        f"protocol {protocol}, {ap} AP; median of {repeats} runs\n"
+    )
+    click.echo(_table(results, style, reference))
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    """`lbr:topn=20:sigma=0.2` as name and parameters."""
+    from ..errors import ParameterError
+
+    name, *settings = text.strip().split(":")
+    params = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ParameterError(f"{text}: {setting!r} should read NAME=VALUE, as in lbr:topn=20")
+        try:
+            params[key.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            params[key.strip()] = value
+    return name, params
+
+
+def _label(contender: Contender) -> str:
+    label = method_label(contender.method.name, contender.method.params())
+    return f"{label}, reference" if contender.reference else label
+
+
+def _ours(result: Result, results: Sequence[Result]) -> Result | None:
+    """The runs of the method that `result` is the reference of."""
+    if not result.contender.reference:
+        return None
+    return next(
+        (
+            one
+            for one in results
+            if one.runs and not one.contender.reference and one.contender.method == result.contender.method
+        ),
+        None,
+    )
+
+
+def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
+    """A result, ready for JSON."""
+    told: dict[str, Any] = {
+        "method": result.contender.method.name,
+        "params": result.contender.method.params(),
+        "reference": result.contender.reference,
+        "error": result.error,
+        "runs": result.runs,
+    }
+    if result.runs:
+        total = result.seconds("search", "re-rank")
+        told |= {
+            "seconds": {stage: result.seconds(stage) for stage in _STAGES},
+            "probes_per_second": result.runs[0]["probes"] / total,
+            "peak_bytes": result.peak(),
+            "gpu_peak_bytes": result.peak("gpu_peak_bytes"),
+            "metrics": result.runs[0]["metrics"],
+        }
+        ours = _ours(result, results)
+        if ours is not None:
+            peak, theirs = ours.peak(), result.peak()
+            told["times_as_slow"] = total / ours.seconds("search", "re-rank")
+            told["times_the_memory"] = theirs / peak if peak and theirs else None
+            told["same_positions"] = result.same
+    return told
+
+
+def _table(results: Sequence[Result], style: str | None, reference: bool) -> str:
+    from tabulate import tabulate
+
+    told = [(_label(result.contender), _plain(result, results)) for result in results if result.runs]
+    on_gpu = any(row["gpu_peak_bytes"] is not None for _, row in told)
+    headers = ["", "mAP", "mINP", "rank-1", "rank-5", "rank-10"]
+    headers += [f"{stage} s" for stage in _STAGES] + ["probes/s", "peak MiB"]
+    headers += ["peak GPU MiB"] * on_gpu
+    headers += ["times as slow", "times the memory", "same positions"] * reference
+    rows = []
+    for label, row in told:
+        means = row["metrics"] or {}
+        cells = [label, *(_number(means.get(name), ".4f") for name in _MEANS)]
+        split = not row["reference"]
+        cells += [
+            _number(row["seconds"]["search"], ".2f") if split else "",
+            _number(row["seconds"]["re-rank"], ".2f"),
+            _number(row["seconds"]["metrics"], ".2f"),
+            _number(row["probes_per_second"], ".0f"),
+            _number(row["peak_bytes"], ".0f", 2**20),
+        ]
+        cells += [_number(row["gpu_peak_bytes"], ".0f", 2**20)] * on_gpu
+        if reference:
+            cells += [
+                _number(row.get("times_as_slow"), ".2f"),
+                _number(row.get("times_the_memory"), ".2f"),
+                _number(row.get("same_positions"), ".4%"),
+            ]
+        rows.append(cells)
+    align = ("left", *("right",) * (len(headers) - 1))
+    return tabulate(rows, headers, tablefmt=style or "simple", disable_numparse=True, colalign=align)
+
+
+def _number(value: float | None, form: str, unit: float = 1) -> str:
+    return "-" if value is None else f"{value / unit:{form}}"

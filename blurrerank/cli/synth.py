@@ -1,0 +1,50 @@
+"""`blurrerank synth`: generated features of any size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from .options import Runtime, runtime_options
+
+PRESET_NAMES = ("market1501", "dukemtmc", "cuhk03", "msmt17", "veri776")
+"""Those of `synth.PRESETS`, which is too heavy to import for a help text; a test compares them."""
+
+
+@click.command(short_help="Generate features with the sizes of a public data set.")
+@click.argument("out", metavar="OUT")
+@click.option(
+    "--preset",
+    type=click.Choice(PRESET_NAMES),
+    default="market1501",
+    show_default=True,
+    help="The test set whose sizes are used where no other option says.",
+)
+@click.option("--probes", type=int, metavar="N", help="Images on the probe side.")
+@click.option("--gallery", type=int, metavar="N", help="Images on the gallery side.")
+@click.option("--dim", type=int, metavar="N", help="Dimensions of a feature vector.")
+@click.option("--ids", type=int, metavar="N", help="Identities in the gallery.")
+@click.option("--cams", type=int, metavar="N", help="Cameras.")
+@click.option("--distractors", type=int, metavar="N", help="Gallery images of nobody, id 0.")
+@click.option("--junk", type=int, metavar="N", help="Gallery images that evaluation ignores, id -1.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of all randomness.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@runtime_options
+def synth(out: str, preset: str, seed: int, force: bool, runtime: Runtime, **sizes: int | None) -> None:
+    """Write generated features to OUT, an HDF5 file that `run` and `bench` read.
+
+    They have the sizes, identities and cameras of a public test set, and are hard enough that methods differ.
+    They are for trying out scale and for benchmarks; what a method gains on them says nothing of real images.
+
+    \b
+    blurrerank synth market.h5 --preset market1501
+    blurrerank synth small.h5 --probes 100 --gallery 1000 --ids 50 --distractors 100 --junk 0 --dim 128
+    """
+    from ..synth import PRESETS, synthesize
+
+    runtime.start()
+    given = {name: value for name, value in sizes.items() if value is not None}
+    size = replace(PRESETS[preset], **given)
+    synthesize(out, size, seed=seed, force=force, progress=runtime.progress("generating", unit=" images"))
+    runtime.note(f"wrote {out}: {size.probes} probes x {size.gallery} gallery x {size.dim}")

@@ -1,0 +1,190 @@
+"""k-reciprocal encodings: sparse rows over images, built and compared without a loop over images.
+
+Source: Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017,
+arXiv:1701.08398, sections 3.3 to 3.5. `methods/k_reciprocal.py` has the definition as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+ONE = 1 << 30
+"""What the weights of an encoding sum to. Weights are whole numbers: their sums are then the same in every
+order, so that the lists depend neither on how the work is cut nor on the order in which a GPU adds."""
+
+# What expanding takes for each half list of each neighbour: indices, places, marks, and their copies.
+_EXPAND_BYTES = 48
+# What averaging and comparing take for each entry: its key or place, its weight, and their copies.
+_ENTRY_BYTES = 64
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """A matrix with few entries in each row.
+
+    Attributes:
+        offsets: (N + 1,) int64: row i owns the entries `offsets[i]:offsets[i + 1]`.
+        columns: (T,) int32 or int64, ascending in each row.
+        weights: (T,) int32.
+    """
+
+    offsets: torch.Tensor
+    columns: torch.Tensor
+    weights: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """(N,) entries of each row."""
+        return self.offsets.diff()
+
+    def rows(self, start: int, stop: int) -> SparseRows:
+        """Rows `start:stop`."""
+        first, last = self.offsets[[start, stop]].tolist()
+        offsets = self.offsets[start : stop + 1] - first
+        return SparseRows(offsets, self.columns[first:last], self.weights[first:last])
+
+    def transposed(self, width: int) -> SparseRows:
+        """The other way round, of `width` rows: in which rows each column appears."""
+        columns, order = self.columns.sort(stable=True)
+        rows, _ = ranges(self.offsets[:-1], self.counts)
+        edges = torch.arange(width + 1, dtype=columns.dtype, device=columns.device)
+        offsets = torch.searchsorted(columns, edges)
+        return SparseRows(offsets, rows.to(columns.dtype)[order], self.weights[order])
+
+
+def ranges(starts: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers `starts[r]` to `starts[r] + counts[r] - 1` for each r in turn.
+
+    Args:
+        starts: (R,) int64.
+        counts: (R,) int64, may be 0.
+
+    Returns:
+        `(owner, number)`, both (sum of counts,) int64: the r of each number, and the number.
+    """
+    owner = torch.repeat_interleave(counts)
+    number = torch.arange(len(owner), device=owner.device)
+    number += (starts - counts.cumsum(0) + counts)[owner]
+    return owner, number
+
+
+def pieces(sizes: torch.Tensor, limit: int) -> Iterator[tuple[int, int]]:
+    """Consecutive `(start, stop)` whose `sizes` sum to at most `limit`, or that are a single element."""
+    ends = sizes.cumsum(0).cpu().numpy()
+    start = 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + limit, side="right")))
+        yield start, stop
+        start = stop
+
+
+def expand(lists: torch.Tensor, k1: int, chunk: int) -> SparseRows:
+    """R*: who is in each image's encoding; the weights are still to be found and all 0.
+
+    Args:
+        lists: (N, K) int32 or int64, each image itself and its nearest others.
+        k1: how many others are its neighbours; lists may be shorter or longer.
+        chunk: bytes to work with at a time.
+    """
+    total = len(lists)
+    near, halves = lists[:, : k1 + 1], lists[:, : round(k1 / 2) + 1]
+    step = max(1, chunk // (_EXPAND_BYTES * near.shape[1] * halves.shape[1]))
+    mutual, half_mutual = _mutual(near, step), _mutual(halves, step)
+    counts, columns = [], []
+    for start in range(0, total, step):
+        candidates = near[start : start + step].long()
+        kept = mutual[start : start + step]
+        # What is no member is called `total`, which sorts behind all that are.
+        members = near[start : start + step].masked_fill(~kept, total).sort(dim=1).values
+        theirs, real = halves[candidates], half_mutual[candidates]
+        flat = theirs.flatten(1)
+        place = torch.searchsorted(members, flat).clamp_max_(members.shape[1] - 1)
+        inside = (members.gather(1, place) == flat).view_as(theirs) & real
+        grows = kept & (3 * inside.sum(dim=2) > 2 * real.sum(dim=2))
+        added = theirs.masked_fill(~(real & grows.unsqueeze(2)), total).flatten(1)
+        everyone = torch.cat([members, added], dim=1).sort(dim=1).values
+        new = everyone < total
+        new[:, 1:] &= everyone[:, 1:] != everyone[:, :-1]
+        counts.append(new.sum(dim=1))
+        columns.append(everyone[new])
+    found = torch.cat(columns)
+    return SparseRows(_offsets(torch.cat(counts)), found, torch.zeros_like(found, dtype=torch.int32))
+
+
+def _mutual(lists: torch.Tensor, step: int) -> torch.Tensor:
+    """(N, K) bool: whether each of an image's list has the image in its own."""
+    parts = []
+    for start in range(0, len(lists), step):
+        some = lists[start : start + step]
+        itself = torch.arange(start, start + len(some), device=lists.device).view(-1, 1, 1)
+        parts.append((lists[some.long()] == itself).any(dim=2))
+    return torch.cat(parts)
+
+
+def weighted(members: SparseRows, weights: torch.Tensor) -> SparseRows:
+    """`members` with float `weights` (T,), divided by the sum of their row and as whole parts of `ONE`."""
+    owner, _ = ranges(members.offsets[:-1], members.counts)
+    totals = torch.zeros(len(members), dtype=torch.float64, device=owner.device)
+    totals.scatter_add_(0, owner, weights.double())
+    parts = (weights.double() / totals[owner] * ONE).round_()
+    return replace(members, weights=parts.to(torch.int32))
+
+
+def average(encodings: SparseRows, lists: torch.Tensor, chunk: int) -> SparseRows:
+    """Local query expansion: each row becomes the mean of the rows in its list.
+
+    Args:
+        encodings: N rows.
+        lists: (N, k2) int32 or int64.
+        chunk: bytes to work with at a time.
+    """
+    total, number = len(encodings), lists.shape[1]
+    counts = encodings.counts
+    sizes = counts[lists.flatten().long()].view(total, number).sum(dim=1)
+    new_counts, columns, weights = [], [], []
+    for start, stop in pieces(sizes, max(1, chunk // _ENTRY_BYTES)):
+        some = lists[start:stop].flatten().long()
+        owner, place = ranges(encodings.offsets[some], counts[some])
+        keys = owner.div_(number, rounding_mode="floor").mul_(total).add_(encodings.columns[place])
+        distinct, which = torch.unique(keys, return_inverse=True)
+        sums = torch.zeros_like(distinct).scatter_add_(0, which, encodings.weights[place].long())
+        new_counts.append(torch.bincount(distinct // total, minlength=stop - start))
+        columns.append((distinct % total).to(encodings.columns.dtype))
+        weights.append(((sums + number // 2) // number).to(torch.int32))
+    return SparseRows(_offsets(torch.cat(new_counts)), torch.cat(columns), torch.cat(weights))
+
+
+def overlaps(probes: SparseRows, inverted: SparseRows, gallery: int, chunk: int) -> torch.Tensor:
+    """s = sum_j min(V_pj, V_gj) of every probe with every gallery item, through the inverted lists.
+
+    Args:
+        probes: encodings of p probes.
+        inverted: for each image j, the gallery items with j in their encoding.
+        gallery: G, how many items the gallery has.
+        chunk: bytes to work with at a time.
+
+    Returns:
+        (p, G) float32, 0 to 1.
+    """
+    found = torch.zeros(len(probes) * gallery, dtype=torch.int32, device=probes.columns.device)
+    row, _ = ranges(probes.offsets[:-1], probes.counts)
+    columns = probes.columns.long()
+    starts, counts = inverted.offsets[columns], inverted.counts[columns]
+    for first, last in pieces(counts, max(1, chunk // _ENTRY_BYTES)):
+        owner, place = ranges(starts[first:last], counts[first:last])
+        shared = torch.minimum(probes.weights[first:last][owner], inverted.weights[place])
+        at = (row[first:last] * gallery)[owner].add_(inverted.columns[place])
+        found.scatter_add_(0, at, shared)
+    return found.view(len(probes), gallery) * (1 / ONE)
+
+
+def _offsets(counts: torch.Tensor) -> torch.Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -1,0 +1,116 @@
+"""The nearest of all images for each of them: exact, by pairs of blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .ranking import from_sort_keys
+from .rows import UnitRows
+from .search import Progress, best_keys, multiply
+
+# Rows on a side of a block of similarities: a CPU should keep the block in cache, a GPU wants more.
+_BLOCK_ROWS = {"cpu": 2048, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Who is near whom.
+
+    Attributes:
+        lists: (N, K) int32 or int64: each image itself, then the K - 1 nearest others, nearest first.
+        lowest: (N,) float32, the cosine similarity to the farthest image.
+    """
+
+    lists: torch.Tensor
+    lowest: torch.Tensor
+
+
+def find_neighbours(
+    images: UnitRows, count: int, *, held: int, working: int, progress: Progress | None = None
+) -> Neighbours:
+    """The `count` nearest others of every image by cosine similarity, and its lowest similarity to any.
+
+    A similarity serves both of its images, so that half the products suffice. Ties go to the lower index.
+
+    Args:
+        images: N rows.
+        count: how many others, 1 to N - 1.
+        held: how many rows may be held while others are read; nothing is read twice if that is all.
+        working: bytes for similarities.
+        progress: called with (rows' worth of work done, N).
+    """
+    total, device = len(images), images.device
+    # A block of similarities, its transpose and what top-n makes of it.
+    block = max(1, min(_BLOCK_ROWS[device.type], int((working / 16) ** 0.5), held, total))
+    held = max(block, held // block * block)
+    best = torch.full((total, count), torch.iinfo(torch.int64).min, device=device)
+    lowest = torch.full((total,), torch.inf, device=device)
+    scratch = torch.empty(block, block, device=device)
+
+    def update(rows: slice, similarities: torch.Tensor, first: int) -> None:
+        """Take note of similarities to the images from `first` on."""
+        found = best_keys(similarities, first, count)
+        best[rows] = torch.cat([best[rows], found], dim=1).topk(count, dim=1).values
+
+    done = 0
+    for start in range(0, total, held):
+        kept = images.rows(start, min(start + held, total))
+        for first in range(start, total, block):
+            columns = slice(first, min(first + block, total))
+            inside = first - start < len(kept)
+            right = kept[first - start : columns.stop - start] if inside else images.rows(first, columns.stop)
+            for top in range(start, min(first + 1, start + len(kept)), block):
+                left = kept[top - start : top - start + block]
+                rows = slice(top, top + len(left))
+                tile = scratch[: len(left), : len(right)]
+                multiply(left, right, out=tile)
+                lowest[rows] = torch.minimum(lowest[rows], tile.amin(dim=1))
+                if top == first:
+                    tile.fill_diagonal_(-torch.inf)
+                else:
+                    mirrored = tile.T.contiguous()
+                    lowest[columns] = torch.minimum(lowest[columns], mirrored.amin(dim=1))
+                    update(columns, mirrored, top)
+                    done += len(left) * len(right)
+                update(rows, tile, first)
+                done += len(left) * len(right)
+            if progress is not None:
+                progress(done // total, total)
+    others, _ = from_sort_keys(best)
+    itself = torch.arange(total, device=device).unsqueeze(1)
+    lists = torch.cat([itself, others], dim=1)
+    return Neighbours(lists.to(torch.int32) if total < 2**31 else lists, lowest)
+
+
+def pair_similarities(
+    images: UnitRows, owner: torch.Tensor, other: torch.Tensor, *, held: int, working: int
+) -> torch.Tensor:
+    """Cosine similarity of pairs of images, equal for equal rows wherever they stand.
+
+    Args:
+        images: N rows.
+        owner: (T,) int64, ascending: one image of each pair.
+        other: (T,) int32 or int64: the other.
+        held: how many rows may be held.
+        working: bytes for the products.
+
+    Returns:
+        (T,) float32.
+    """
+    total = len(images)
+    span = total if images.resident else max(1, held // 4)
+    step = max(1, working // (12 * images.dim))
+    found = torch.empty(len(owner), device=images.device)
+    for start in range(0, total, span):
+        kept = images.rows(start, min(start + span, total))
+        edges = torch.tensor([start, start + len(kept)], device=owner.device)
+        first, last = torch.searchsorted(owner, edges).tolist()
+        for low in range(0, total, span):
+            block = kept if low == start else images.rows(low, min(low + span, total))
+            inside = (other[first:last] >= low) & (other[first:last] < low + len(block))
+            for pairs in torch.split(first + torch.nonzero(inside).flatten(), step):
+                left = kept.index_select(0, owner[pairs] - start)
+                found[pairs] = left.mul_(block.index_select(0, other[pairs] - low)).sum(dim=1)
+    return found
