@@ -222,9 +222,10 @@ def _reference(
         if order.shape[1] < len(gallery):
             heads, order = order, reference.cosine_ranking(probe, gallery, np.float32)[0]
             order[:, : heads.shape[1]] = heads
-        probe_side, gallery_side = data.probe, data.gallery
+        assert data.probe.ids is not None
+        assert data.gallery.ids is not None
         found = reference.evaluate(
-            order, probe_side.ids, gallery_side.ids, probe_side.cams, gallery_side.cams, protocol=protocol
+            order, data.probe.ids, data.gallery.ids, data.probe.cams, data.gallery.cams, protocol=protocol
         )
     cmc = np.nanmean(found["cmc"], axis=0)
     average = found["ap" if ap == "plain" else "ap_trapezoid"]

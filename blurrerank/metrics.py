@@ -65,11 +65,14 @@ class Metrics:
             raise ParameterError(f"rank-{k} is not measured: the curve goes from 1 to {len(self.cmc)}")
         return float(self.cmc[k - 1])
 
+    def means(self) -> dict[str, float]:
+        """mAP, mINP and rank-k for each of `CMC_RANKS`."""
+        return {"mAP": self.mAP, "mINP": self.mINP} | {f"rank{k}": self.rank(k) for k in CMC_RANKS}
+
     def summary(self) -> dict[str, Any]:
         """The means and what they are means of, ready for JSON (NaN as None)."""
-        means = {"mAP": self.mAP, "mINP": self.mINP} | {f"rank{k}": self.rank(k) for k in CMC_RANKS}
         return {
-            **{name: None if np.isnan(value) else value for name, value in means.items()},
+            **{name: None if np.isnan(value) else value for name, value in self.means().items()},
             "valid_probes": self.valid_probes,
             "probes": self.probes,
             "protocol": self.protocol,

@@ -18,12 +18,10 @@ from .metrics import Metrics, check_ap, measure, warn_about
 from .positions import MatchFinder
 from .protocols import Protocol, get_protocol
 from .ranking import (
-    Candidates,
     Positions,
     Ranking,
     from_sort_keys,
     index_dtype,
-    sort_keys,
     strictly_decreasing,
 )
 from .search import Plan, Progress, best_keys, pick_device, search
@@ -160,11 +158,10 @@ def _heads(
     for batch in watch.each("search", found_batches):
         with watch("re-rank"):
             found = batch.candidates
-            near = Candidates(found.indices[:, :head], found.scores[:, :head])
-            keys = sort_keys(method.rescore(batch.probe, near, gallery), near.indices)
-            indices, scores = from_sort_keys(keys.sort(dim=1, descending=True).values)
-            indices = torch.cat([indices, found.indices[:, head:]], dim=1)
-            scores = torch.cat([scores, found.scores[:, head:]], dim=1)
+            near = found.head(head)
+            near = near.sorted_by(method.rescore(batch.probe, near, gallery))
+            indices = torch.cat([near.indices, found.indices[:, head:]], dim=1)
+            scores = torch.cat([near.scores, found.scores[:, head:]], dim=1)
         yield RankedBatch(batch.start, len(gallery), indices, scores, reranked, batch.similarities)
 
 

@@ -99,6 +99,15 @@ class Candidates:
                 f"candidates are {self.indices.dtype} and {self.scores.dtype}: expected int64 and float32"
             )
 
+    def head(self, depth: int) -> Candidates:
+        """The first `depth` of each list."""
+        return Candidates(self.indices[:, :depth], self.scores[:, :depth])
+
+    def sorted_by(self, scores: torch.Tensor) -> Candidates:
+        """The same items with (P, n) float32 new scores, best first."""
+        keys = sort_keys(scores, self.indices)
+        return Candidates(*from_sort_keys(keys.sort(dim=1, descending=True).values))
+
 
 @dataclass(frozen=True, eq=False)
 class Positions:

@@ -19,6 +19,7 @@ from .bench import bench
 from .eval import evaluate
 from .info import info
 from .run import run
+from .sweep import sweep
 from .synth import synth
 
 
@@ -53,6 +54,7 @@ cli.add_command(run)
 cli.add_command(evaluate)
 cli.add_command(info)
 cli.add_command(bench)
+cli.add_command(sweep)
 cli.add_command(synth)
 
 

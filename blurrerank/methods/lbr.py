@@ -6,7 +6,7 @@ arXiv:1811.11405, section 3.4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,25 +64,35 @@ class LocalBlurring(HeadMethod):
 
     def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows) -> torch.Tensor:
         """Blurred similarity of each candidate, (p, n) float32."""
+        return self.rescore_each(probe, candidates, gallery, [self.sigma])[0]
+
+    def rescore_each(
+        self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows, sigmas: Sequence[float]
+    ) -> torch.Tensor:
+        """`rescore` for every one of `sigmas` from the same Gram matrices, (sigmas, p, n) float32."""
         table, places = gallery.gather(candidates.indices)
         chunk = max(1, _CHUNK_BYTES[table.device.type] // self.workspace(places.shape[1], table.shape[1]))
-        scores = torch.empty_like(candidates.scores)
+        scores = candidates.scores.new_empty(len(sigmas), *candidates.scores.shape)
         for start in range(0, len(places), chunk):
             some = slice(start, start + chunk)
             nodes = table.index_select(0, places[some].flatten()).view(*places[some].shape, -1)
-            scores[some] = self._blur(nodes, probe[some], candidates.scores[some])
+            scores[:, some] = self._blur(nodes, probe[some], candidates.scores[some], sigmas)
         return scores
 
-    def _blur(self, nodes: torch.Tensor, probe: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores of c neighbourhoods: nodes (c, n, D), probe (c, D), scores (c, n)."""
+    def _blur(
+        self, nodes: torch.Tensor, probe: torch.Tensor, scores: torch.Tensor, sigmas: Sequence[float]
+    ) -> torch.Tensor:
+        """Scores of c neighbourhoods, (sigmas, c, n): nodes (c, n, D), probe (c, D), scores (c, n)."""
         if self.probe_in_graph:
             nodes = torch.cat([nodes, probe.unsqueeze(1)], dim=1)
             scores = torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1)
         number = nodes.shape[1]
         wide = widen(nodes, _LEAST_NODES)
         gram = torch.bmm(wide, wide.transpose(1, 2))[:, :number, :number]
-        blurred = blurred_scores(gram, scores, self.sigma, steps=self.steps, cosine=self.cosine)
-        return blurred[:, :-1] if self.probe_in_graph else blurred
+        blurred = torch.stack(
+            [blurred_scores(gram, scores, sigma, steps=self.steps, cosine=self.cosine) for sigma in sigmas]
+        )
+        return blurred[..., :-1] if self.probe_in_graph else blurred
 
 
 METHOD = LocalBlurring

@@ -1,0 +1,139 @@
+"""`blurrerank sweep`: local blurring over a grid of settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import Runtime, features_argument, json_option, metrics_options, runtime_options
+from .tables import print_json
+
+if TYPE_CHECKING:
+    from ..sweep import Sweep
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers separated by commas."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        """Take numbers of one kind."""
+        self.kind = kind
+        self.name = f"{kind.__name__}s"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        """Parse, or fail as wrong usage."""
+        if isinstance(value, list):
+            return value
+        try:
+            return [self.kind(part) for part in str(value).split(",")]
+        except ValueError:
+            what = "whole numbers" if self.kind is int else "numbers"
+            self.fail(f"{value!r} is not a list of {what} such as {param and param.default}", param, ctx)
+
+
+@click.command(short_help="Measure local blurring over a grid of settings.")
+@features_argument
+@click.option(
+    "--topn",
+    type=Numbers(int),
+    default="20,50,100",
+    show_default=True,
+    metavar="N,N,...",
+    help="Sizes of the neighbourhood.",
+)
+@click.option(
+    "--sigma",
+    type=Numbers(float),
+    default="0.02,0.05,0.1,0.2",
+    show_default=True,
+    metavar="X,X,...",
+    help="Temperatures of the affinity.",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Also write every row to this .json or .csv. What a file that is there already holds, of the same "
+    "features, is kept and not measured again.",
+)
+@metrics_options
+@json_option
+@runtime_options
+def sweep(
+    feats: str,
+    gallery: str | None,
+    topn: list[int],
+    sigma: list[float],
+    output: str | None,
+    protocol: str,
+    ap: str,
+    as_json: bool,
+    runtime: Runtime,
+) -> None:
+    """Measure local blurring on FEATS at every pair of --topn and --sigma.
+
+    The gallery is searched once for all of them. Prints a row for each setting and the best of each metric.
+
+    \b
+    blurrerank sweep feats.h5
+    blurrerank sweep feats.h5 --topn 10,20,30 --sigma 0.05,0.1 -o sweep.csv
+    """
+    from ..formats import load
+    from ..formats.sweeps import as_dict, check_name, read_sweep, save_sweep
+    from ..formats.targets import check_target
+    from ..sweep import sweep as measure
+
+    runtime.start()
+    known = None
+    if output is not None:
+        check_name(Path(output))
+        check_target(Path(output), force=True)
+        known = read_sweep(output) if Path(output).exists() else None
+    data = load(feats, gallery, memory=runtime.memory)
+    size = len(data.gallery)
+    if max(topn) > size:
+        runtime.note(f"note: topn {max(topn)} is capped at the gallery's {size} items")
+    found = measure(
+        data,
+        topn,
+        sigma,
+        known=known,
+        protocol=protocol,
+        ap=ap,
+        device=runtime.device,
+        memory=runtime.memory,
+        progress=runtime.progress("sweeping"),
+    )
+    if output is not None and found is not known:
+        save_sweep(found, output)
+    if as_json:
+        print_json(as_dict(found))
+    else:
+        click.echo(_table(found))
+    if output is not None:
+        new = len(found.rows) - (len(known.rows) if known else 0)
+        runtime.note(f"wrote {output}: {len(found.rows)} settings, {new} of them new")
+
+
+def _table(found: Sweep) -> str:
+    from tabulate import tabulate
+
+    from ..sweep import MEANS
+
+    rows = [["cosine", "", *(f"{found.cosine[name]:.4f}" for name in MEANS)]]
+    for setting, means in found.rows.items():
+        rows.append([str(setting[0]), f"{setting[1]:g}", *(f"{means[name]:.4f}" for name in MEANS)])
+    names = {name: name.replace("rank", "rank-") for name in MEANS}
+    headers = ["topn", "sigma", *names.values()]
+    table = tabulate(rows, headers, disable_numparse=True, colalign=("right",) * len(headers))
+    best = [
+        f"best {names[name]} {found.rows[setting][name]:.4f}: topn {setting[0]}, sigma {setting[1]:g}"
+        for name, setting in found.best().items()
+    ]
+    head = (
+        f"protocol {found.protocol}, {found.ap} AP; "
+        f"means over {found.valid_probes} valid of {found.probes} probes"
+    )
+    return "\n".join([head, "", table, "", *best])
