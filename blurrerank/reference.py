@@ -165,7 +165,10 @@ def k_reciprocal(
         encodings[i, members] = weights / weights.sum()
 
     if k2 > 1:
-        encodings = np.stack([encodings[some].mean(axis=0) for some in nearest[:, :k2]])
+        averaged = np.empty_like(encodings)
+        for i in range(number):
+            averaged[i] = encodings[nearest[i, :k2]].mean(axis=0)
+        encodings = averaged
 
     # The gallery images in whose encoding each image appears.
     inverted = [probes + np.flatnonzero(encodings[probes:, j]) for j in range(number)]

@@ -95,7 +95,8 @@ class Plan:
         resident = gallery + together * len(data.probe) <= held
         # A block read from disk exists three times while it is converted: stored, float32, normalised.
         gallery_block = block or max(1, min(_TILE_GALLERY, memory // 8 // (4 * row)))
-        per_probe = row + 48 * listed + 4 * gallery * (full_rows or listed == gallery)
+        # While a batch is made, whoever asked for it still holds the one before.
+        per_probe = row + 48 * listed + 8 * gallery * (full_rows or listed == gallery)
         if not resident:
             per_probe += row * head
         needed = max(16 * per_probe, 32 * row, 8 * workspace)
@@ -104,10 +105,8 @@ class Plan:
                 f"a memory budget of {memory:,} bytes is too small for one probe: raise it to {needed:,} bytes "
                 "or lower topn or depth"
             )
-        batch = memory // 16 // per_probe
-        if resident:
-            # More than a tile gains nothing when the gallery need not be read again for each batch.
-            batch = min(batch, _TILE_PROBES)
+        # More than a tile gains nothing when the gallery need not be read again for each batch.
+        batch = min(memory // 16 // per_probe, _TILE_PROBES) if resident else memory // 8 // per_probe
         plan = cls(
             device, resident, min(gallery_block, gallery), min(batch, len(data.probe)), held, memory // 8
         )
