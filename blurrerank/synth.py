@@ -23,7 +23,7 @@ from .formats.targets import replacing
 from .search import Progress
 
 _LATENT = 48
-_STRETCH, _SHIFT, _NOISE = 0.4, 0.35, 0.7
+_STRETCH, _SHIFT, _NOISE = 0.45, 0.35, 0.8
 _BLOCK_ROWS = 1024
 _FLOATS = np.float32
 

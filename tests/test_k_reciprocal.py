@@ -149,6 +149,7 @@ def test_permuting_the_gallery_permutes_the_lists():
         ({"k1": 0}, "k1 must be a whole number of at least 1, not 0"),
         ({"k2": 2.5}, "k2 must be a whole number of at least 1, not 2.5"),
         ({"lambda_value": -0.1}, "lambda must lie between 0 and 1, not -0.1"),
+        ({"lambda_value": "half"}, "lambda must lie between 0 and 1, not half"),
         ({"lambda_value": float("nan")}, "lambda must lie between 0 and 1, not nan"),
         ({"base_distance": "cubed"}, "base distance 'cubed' is not known: use squared or squared-twice"),
         (

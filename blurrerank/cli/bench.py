@@ -64,6 +64,7 @@ def bench(
     from ..benchmark import REFERENCES, Contender, benchmark
     from ..formats import load
     from ..methods import available, create
+    from ..pipeline import plan_for
 
     runtime.start()
     chosen = [
@@ -73,6 +74,8 @@ def bench(
     if reference:
         contenders += [Contender(method, reference=True) for method in chosen if method.name in REFERENCES]
     data = load(feats, gallery, memory=runtime.memory)
+    for method in chosen:  # what one run would refuse, all would
+        plan_for(data, method, full_rows=data.has_ids, device=runtime.device, memory=runtime.memory)
     size = f"{len(data.probe)} probes x {len(data.gallery)} gallery x {data.dim}"
     del data
     results = benchmark(
@@ -106,7 +109,7 @@ def bench(
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
-    """`lbr:topn=20:sigma=0.2` as name and parameters."""
+    """`lbr:topn=20:sigma=0.2` as name and parameters; these are called as the options of `run` are."""
     from ..errors import ParameterError
 
     name, *settings = text.strip().split(":")
@@ -115,10 +118,11 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ParameterError(f"{text}: {setting!r} should read NAME=VALUE, as in lbr:topn=20")
+        key = {"lambda": "lambda_value"}.get(key, key.replace("-", "_"))
         try:
-            params[key.strip()] = ast.literal_eval(value)
+            params[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            params[key.strip()] = value
+            params[key] = value
     return name, params
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -69,7 +70,7 @@ class KReciprocal(WholeMethod):
         """Check the parameters."""
         check_count("k1", self.k1)
         check_count("k2", self.k2)
-        if not 0 <= self.lambda_value <= 1:
+        if not isinstance(self.lambda_value, Real) or not 0 <= self.lambda_value <= 1:
             raise ParameterError(f"lambda must lie between 0 and 1, not {self.lambda_value}")
         if self.base_distance not in BASE_DISTANCES:
             raise ParameterError(
