@@ -30,7 +30,9 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python tests/bench_lbr.py
+	mkdir -p build
+	$(BIN)/blurrerank synth build/market1501.h5 --preset market1501 --force
+	$(BIN)/blurrerank bench build/market1501.h5 --methods lbr,k-reciprocal --reference
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -177,7 +177,8 @@ def overlaps(probes: SparseRows, inverted: SparseRows, gallery: int, chunk: int)
     found = torch.zeros(len(probes) * gallery, dtype=torch.int32, device=probes.columns.device)
     row, _ = ranges(probes.offsets[:-1], probes.counts)
     columns = probes.columns.long()
-    starts, counts = inverted.offsets[columns], inverted.counts[columns]
+    starts = inverted.offsets[columns]
+    counts = inverted.offsets[columns + 1] - starts
     for first, last in pieces(counts, max(1, chunk // _ENTRY_BYTES)):
         owner, place = ranges(starts[first:last], counts[first:last])
         shared = torch.minimum(probes.weights[first:last][owner], inverted.weights[place])

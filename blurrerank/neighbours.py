@@ -27,9 +27,7 @@ class Neighbours:
     lowest: torch.Tensor
 
 
-def find_neighbours(
-    images: UnitRows, count: int, *, held: int, working: int, progress: Progress | None = None
-) -> Neighbours:
+def find_neighbours(images: UnitRows, count: int, *, held: int, working: int, progress: Progress) -> Neighbours:
     """The `count` nearest others of every image by cosine similarity, and its lowest similarity to any.
 
     A similarity serves both of its images, so that half the products suffice. Ties go to the lower index.
@@ -39,7 +37,7 @@ def find_neighbours(
         count: how many others, 1 to N - 1.
         held: how many rows may be held while others are read; nothing is read twice if that is all.
         working: bytes for similarities.
-        progress: called with (rows' worth of work done, N).
+        progress: called with (images' worth of work done, N).
     """
     total, device = len(images), images.device
     # A block of similarities, its transpose and what top-n makes of it.
@@ -76,8 +74,7 @@ def find_neighbours(
                     done += len(left) * len(right)
                 update(rows, tile, first)
                 done += len(left) * len(right)
-            if progress is not None:
-                progress(done // total, total)
+            progress(done // total, total)
     others, _ = from_sort_keys(best)
     itself = torch.arange(total, device=device).unsqueeze(1)
     lists = torch.cat([itself, others], dim=1)

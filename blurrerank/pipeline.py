@@ -116,8 +116,7 @@ def rerank_batches(
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes; see `Plan.fit`.
         block: gallery rows per block, instead of the plan's choice.
-        progress: called with (probes done, probes in all); of a method that looks at all images first, with
-            these counted too.
+        progress: called with (images done, images in all).
         watch: takes the seconds of the stages `search` and `re-rank`.
 
     Raises:
@@ -176,13 +175,14 @@ def _whole(
 ) -> Iterator[RankedBatch]:
     """Look at all images, search, and give the whole gallery new scores."""
     shown = depth or method.depth(len(data.gallery))
-
-    def after(others: int) -> Progress:
-        return lambda done, _: progress(others + done, len(images) + len(data.probe)) if progress else None
-
     with watch("search"):
         images = plan.rows(data.probe, data.gallery)
-    score = method.prepare(images, len(data.probe), plan, watch, after(0))
+
+    def advance(done: int, others: int = 0) -> None:
+        if progress is not None:
+            progress(others + done, len(images) + len(data.probe))
+
+    score = method.prepare(images, len(data.probe), plan, watch, lambda done, _: advance(done))
     gallery = images.last_side()
     found_batches = search(
         plan.probes(data.probe),
@@ -190,7 +190,7 @@ def _whole(
         1,
         batch=plan.probe_batch,
         full_rows=True,
-        progress=after(len(images)),
+        progress=lambda done, _: advance(done, len(images)),
     )
     for batch in watch.each("search", found_batches):
         assert batch.similarities is not None
@@ -212,21 +212,23 @@ def rerank(
     progress: Progress | None = None,
     **params: Any,
 ) -> Ranking:
-    """Rank the gallery for every probe and re-rank the head of each list.
+    """Rank the gallery for every probe and re-rank the lists.
 
     Args:
         data: the features.
         method: a name from `blurrerank.methods.available()`.
         preset: the method's parameters for a public data set, such as `market1501`.
-        depth: how much of each list to return; by default the method's `topn`. Capped at the gallery.
+        depth: how much of each list to return; by default the method's `topn`, or 50 if it has none. Capped at
+            the gallery.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget for working memory in bytes; by default 2 GiB, and half of what is free on a GPU.
         block: gallery rows per block, instead of what the budget suggests.
-        progress: called with (probes done, probes in all).
+        progress: called with (images done, images in all).
         **params: the method's own parameters, such as `topn` and `sigma`.
 
     Returns:
-        A `Ranking` of all probes, `depth` deep.
+        A `Ranking` of all probes, `depth` deep; of a method that re-ranks the whole gallery, with the positions
+        of the matches if there are ids.
 
     Raises:
         ParameterError: for an unknown method, preset or parameter, or a value outside its range.
@@ -324,7 +326,7 @@ def evaluate(
         ap: `plain` or `trapezoid`.
         device: where similarities are computed, if they are needed.
         memory: budget in bytes for the same.
-        progress: called with (probes done, probes in all) for the same.
+        progress: called with (images done, images in all) for the same.
 
     Raises:
         InputError: if ranking and data do not belong together, or there are no ids.

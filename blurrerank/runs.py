@@ -83,7 +83,7 @@ def rerank_measured(
         ap: `plain` or `trapezoid`.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes; see `rerank`.
-        progress: called with (probes done, probes in all).
+        progress: called with (images done, images in all).
         watch: takes the seconds of the stages `search`, `re-rank` and `metrics`.
         write: called with the first probe, indices (p, depth) and scores (p, depth) of each batch.
 
@@ -154,7 +154,7 @@ def rerank_to(
         ap: `plain` or `trapezoid`.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes; see `rerank`.
-        progress: called with (probes done, probes in all).
+        progress: called with (images done, images in all).
 
     Raises:
         OutputError: if the file cannot be written; before any work where that shows.

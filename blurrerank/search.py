@@ -22,7 +22,7 @@ from .rows import UnitRows
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with (probes done, probes in all)."""
+"""Called with (images done, images in all): probes, and all images for a method that looks at them first."""
 
 # BLAS libraries take other kernels, which round otherwise, for products of a few rows or columns (seen with
 # MKL below 32). Padding to this width keeps every score independent of how the work was cut.

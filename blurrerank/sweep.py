@@ -82,7 +82,7 @@ def sweep(
         ap: `plain` or `trapezoid`.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes; see `rerank`.
-        progress: called with (probes done, probes in all).
+        progress: called with (images done, images in all).
 
     Returns:
         Every setting asked for or known, in order.

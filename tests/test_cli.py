@@ -501,6 +501,22 @@ def test_choices_are_those_of_the_library(cli):
             assert "Invalid value" not in cli(command, *["x"] * (1 + (command == "eval")), "--format", form)[2]
 
 
+def test_every_parameter_of_every_method_is_an_option_of_run():
+    from dataclasses import fields
+
+    from blurrerank.cli.run import run
+    from blurrerank.methods import available, create
+
+    options = {option.name: option for option in run.params}
+    for name in available():
+        for parameter in fields(create(name)):
+            option = options[parameter.name]
+            assert name in option.help
+            if parameter.type != "bool":
+                assert option.help.endswith(f"[default: {parameter.default}]")
+        assert all(preset in options["preset"].help for preset in create(name).presets)
+
+
 def test_no_arguments_show_the_help(cli):
     assert cli() == cli("--help")
     assert cli("run")[0] == 2

@@ -44,7 +44,7 @@ def test_the_readme_s_recipe_for_one_s_own_features(tmp_path, monkeypatch, cli):
     exec(recipe, {"probe_features": arrays["probe"], "gallery_features": arrays["gallery"], **names})
     with h5py.File("feats.h5") as file:
         np.testing.assert_array_equal(file["gallery/features"], arrays["gallery"])
-    for line in re.findall(r"^    blurrerank ((?:run|eval) [^|\n]*)$", README, re.MULTILINE):
+    for line in re.findall(r"^    blurrerank ((?:run|eval|bench|sweep|synth) [^|\n]*)$", README, re.MULTILINE):
         assert cli(*line.split())[0] == 0, line
 
 
@@ -57,7 +57,9 @@ def test_the_readme_s_library_example(monkeypatch):
 
 
 def test_every_option_in_the_readme_exists():
-    helps = "".join(shell(command, "--help").stdout for command in ("run", "eval", "info"))
+    helps = "".join(
+        shell(command, "--help").stdout for command in ("run", "eval", "info", "bench", "sweep", "synth")
+    )
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= set(re.findall(r"--[a-z][a-z-]+", helps))
 
 

@@ -82,7 +82,7 @@ class Runtime:
         if issubclass(category, BlurrerankWarning):
             self.note(f"warning: {message}")
 
-    def progress(self, what: str, unit: str = " probes") -> Callable[[int, int], None]:
+    def progress(self, what: str, unit: str = " images") -> Callable[[int, int], None]:
         """A progress bar on stderr, silent where that is no terminal."""
         from tqdm import tqdm
 

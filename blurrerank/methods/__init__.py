@@ -96,7 +96,7 @@ class WholeMethod(Method):
 
     @abstractmethod
     def prepare(
-        self, images: UnitRows, probes: int, plan: Plan, watch: Stopwatch, progress: Progress | None
+        self, images: UnitRows, probes: int, plan: Plan, watch: Stopwatch, progress: Progress
     ) -> Callable[[int, torch.Tensor], torch.Tensor]:
         """Look at all images.
 

@@ -78,7 +78,7 @@ class KReciprocal(WholeMethod):
             )
 
     def prepare(
-        self, images: UnitRows, probes: int, plan: Plan, watch: Stopwatch, progress: Progress | None
+        self, images: UnitRows, probes: int, plan: Plan, watch: Stopwatch, progress: Progress
     ) -> Callable[[int, torch.Tensor], torch.Tensor]:
         """Encode all images; the scores are minus the final distances, -1 to 0."""
         count = min(max(self.k1, self.k2 - 1), len(images) - 1)
