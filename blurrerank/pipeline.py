@@ -128,15 +128,18 @@ def rerank_batches(
         depth = min(depth, len(data.gallery))
     watch = watch or Stopwatch()
     plan = plan_for(data, method, depth=depth, full_rows=full_rows, device=device, memory=memory, block=block)
-    ranked = _whole if isinstance(method, WholeMethod) else _heads
-    yield from ranked(data, method, plan, depth, full_rows, progress, watch)  # type: ignore[arg-type]
+    shown = depth or method.depth(len(data.gallery))
+    if isinstance(method, HeadMethod):
+        yield from _heads(data, method, plan, shown, full_rows, progress, watch)
+    elif isinstance(method, WholeMethod):
+        yield from _whole(data, method, plan, shown, progress, watch)
 
 
 def _heads(
     data: FeatureSet,
     method: HeadMethod,
     plan: Plan,
-    depth: int | None,
+    shown: int,
     full_rows: bool,
     progress: Progress | None,
     watch: Stopwatch,
@@ -149,7 +152,7 @@ def _heads(
     found_batches = search(
         plan.probes(data.probe),
         gallery,
-        max(head, depth or 0),
+        max(head, shown),
         batch=plan.probe_batch,
         full_rows=full_rows,
         progress=progress,
@@ -168,13 +171,11 @@ def _whole(
     data: FeatureSet,
     method: WholeMethod,
     plan: Plan,
-    depth: int | None,
-    full_rows: bool,
+    shown: int,
     progress: Progress | None,
     watch: Stopwatch,
 ) -> Iterator[RankedBatch]:
     """Look at all images, search, and give the whole gallery new scores."""
-    shown = depth or method.depth(len(data.gallery))
     with watch("search"):
         images = plan.rows(data.probe, data.gallery)
 

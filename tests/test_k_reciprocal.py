@@ -124,6 +124,28 @@ def test_two_images():
     assert -ranking.scores[0, 0] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("probes", "gallery", "options"),
+    [(1, 1, ()), (1, 40, ()), (3, 2, ("--k1", 500, "--k2", 500)), (2, 30, ("--k1", 1, "--k2", 1))],
+)
+def test_a_run_on_hardly_any_images(probes, gallery, options, cli, write):
+    rng = np.random.default_rng(1)
+    labels = {"names": None, "cams": None}
+    changes = {f"{side}_{name}": value for side in ("probe", "gallery") for name, value in labels.items()}
+    feats = write(
+        probe=rng.standard_normal((probes, 8)),
+        gallery=rng.standard_normal((gallery, 8)),
+        probe_ids=np.ones(probes, int),
+        gallery_ids=np.ones(gallery, int),
+        **changes,
+    )
+    code, out, _ = cli("run", feats, "--method", "k-reciprocal", "--json", *options)
+    assert code == 0
+    told = json.loads(out)
+    assert told["after"]["mAP"] == 1.0, "every gallery item is a match"
+    assert told["depth"] == min(50, gallery)
+
+
 def test_lambda_1_is_the_list_by_cosine():
     arrays = features()
     data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])

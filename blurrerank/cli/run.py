@@ -52,6 +52,7 @@ from .tables import method_label, metrics_table, print_json
 @click.option(
     "lambda_value",
     "--lambda",
+    "--lambda-value",
     type=float,
     metavar="X",
     help="Weight of the base distance; k-reciprocal.  [default: 0.3]",

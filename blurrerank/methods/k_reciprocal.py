@@ -104,11 +104,9 @@ class KReciprocal(WholeMethod):
                 some = similarities[top : top + step]
                 first, last = start + top, start + top + len(some)
                 overlap = overlaps(of_probes.rows(first, last), inverted, some.shape[1], chunk)
-                jaccard = 1 - overlap / (2 - overlap)
+                final = (1 - overlap / (2 - overlap)).mul_(1 - self.lambda_value)
                 base = self._normalised(some, largest[first:last].unsqueeze(1))
-                scores[top : top + step] = -(jaccard.mul_(1 - self.lambda_value)).add_(
-                    base, alpha=self.lambda_value
-                )
+                scores[top : top + step] = final.add_(base, alpha=self.lambda_value).neg_()
             return scores
 
         return score
