@@ -45,18 +45,22 @@ class SparseRows:
         return self.offsets.diff()
 
     def rows(self, start: int, stop: int) -> SparseRows:
-        """Rows `start:stop`."""
+        """Rows `start:stop`, sharing memory."""
         first, last = self.offsets[[start, stop]].tolist()
         offsets = self.offsets[start : stop + 1] - first
         return SparseRows(offsets, self.columns[first:last], self.weights[first:last])
 
+    def clone(self) -> SparseRows:
+        """The same in memory of its own."""
+        return SparseRows(self.offsets.clone(), self.columns.clone(), self.weights.clone())
+
     def transposed(self, width: int) -> SparseRows:
         """The other way round, of `width` rows: in which rows each column appears."""
         columns, order = self.columns.sort(stable=True)
-        rows, _ = ranges(self.offsets[:-1], self.counts)
         edges = torch.arange(width + 1, dtype=columns.dtype, device=columns.device)
         offsets = torch.searchsorted(columns, edges)
-        return SparseRows(offsets, rows.to(columns.dtype)[order], self.weights[order])
+        rows = torch.repeat_interleave(self.counts).to(columns.dtype)
+        return SparseRows(offsets, rows[order], self.weights[order])
 
 
 def ranges(starts: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,13 +133,17 @@ def _mutual(lists: torch.Tensor, step: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def weighted(members: SparseRows, weights: torch.Tensor) -> SparseRows:
+def weighted(members: SparseRows, weights: torch.Tensor, chunk: int) -> SparseRows:
     """`members` with float `weights` (T,), divided by the sum of their row and as whole parts of `ONE`."""
-    owner, _ = ranges(members.offsets[:-1], members.counts)
-    totals = torch.zeros(len(members), dtype=torch.float64, device=owner.device)
-    totals.scatter_add_(0, owner, weights.double())
-    parts = (weights.double() / totals[owner] * ONE).round_()
-    return replace(members, weights=parts.to(torch.int32))
+    parts = torch.empty_like(members.weights)
+    for start, stop in pieces(members.counts, max(1, chunk // _ENTRY_BYTES)):
+        some = members.rows(start, stop)
+        first, last = members.offsets[[start, stop]].tolist()
+        owner = torch.repeat_interleave(some.counts)
+        given = weights[first:last].double()
+        totals = torch.zeros(len(some), dtype=torch.float64, device=owner.device).scatter_add_(0, owner, given)
+        parts[first:last] = (given / totals[owner] * ONE).round_()
+    return replace(members, weights=parts)
 
 
 def average(encodings: SparseRows, lists: torch.Tensor, chunk: int) -> SparseRows:

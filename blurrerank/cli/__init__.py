@@ -42,11 +42,12 @@ def cli() -> None:
     """Re-ranking for re-identification, from features alone.
 
     Local blurring takes the best gallery items of each probe as a similarity graph, blurs their features by
-    it, and sorts them anew.
+    it, and sorts them anew. k-reciprocal re-ranking is here too, to compare.
 
     \b
     blurrerank run feats.h5 --topn 50 --sigma 0.1
     blurrerank eval feats.ranking.h5 feats.h5
+    blurrerank bench feats.h5
     """
 
 

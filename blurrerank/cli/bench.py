@@ -27,7 +27,9 @@ _STAGES = ("search", "re-rank", "metrics")
     help="Which, separated by commas; parameters go after colons, as in lbr:topn=20:sigma=0.2.  "
     "[default: every method]",
 )
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each.")
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Runs of each."
+)
 @click.option(
     "--reference",
     is_flag=True,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import click
@@ -132,33 +132,47 @@ def json_option(command: F) -> F:
     return click.option("as_json", "--json", is_flag=True, help="Print JSON instead of a table.")(command)
 
 
+_COMPUTING = (
+    click.option(
+        "--memory",
+        type=Bytes(),
+        help="Budget for working memory, such as 512MiB.  [default: 2GiB; on a GPU half of what is free]",
+    ),
+    click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: torch's choice]"
+    ),
+    click.option(
+        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to compute."
+    ),
+)
+_TALKING = (
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    click.option("verbose", "-v", "--verbose", is_flag=True, help="Tell how the work is done."),
+    click.option("-q", "--quiet", is_flag=True, help="Only results and errors."),
+)
+
+
 def runtime_options(command: F) -> F:
     """--device, --threads, --memory, --quiet, -v, --debug, collected as `runtime`."""
-    names = ("device", "threads", "memory", "quiet", "verbose")
+    return _collected(command, (*_TALKING, *_COMPUTING))
+
+
+def talking_options(command: F) -> F:
+    """--quiet, -v and --debug alone, collected as `runtime`: for a command that computes nothing."""
+    return _collected(command, _TALKING)
+
+
+def _collected(command: F, options: Sequence[Callable[[Any], Any]]) -> F:
+    names = [field.name for field in fields(Runtime)]
 
     def collected(**arguments: Any) -> Any:
         arguments.pop("debug")
-        runtime = Runtime(**{name: arguments.pop(name) for name in names})
+        runtime = Runtime(**{name: arguments.pop(name) for name in names if name in arguments})
         return command(runtime=runtime, **arguments)
 
     collected.__doc__ = command.__doc__
     collected.__name__ = command.__name__
     collected.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in (
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-        click.option("verbose", "-v", "--verbose", is_flag=True, help="Tell how the work is done."),
-        click.option("-q", "--quiet", is_flag=True, help="Only results and errors."),
-        click.option(
-            "--memory",
-            type=Bytes(),
-            help="Budget for working memory, such as 512MiB.  [default: 2GiB; on a GPU half of what is free]",
-        ),
-        click.option(
-            "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: torch's choice]"
-        ),
-        click.option(
-            "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to compute."
-        ),
-    ):
+    for option in options:
         collected = option(collected)
     return collected  # type: ignore[return-value]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from .options import Runtime, runtime_options
+from .options import Runtime, talking_options
 
 PRESET_NAMES = ("market1501", "dukemtmc", "cuhk03", "msmt17", "veri776")
 """Those of `synth.PRESETS`, which is too heavy to import for a help text; a test compares them."""
@@ -30,7 +30,7 @@ PRESET_NAMES = ("market1501", "dukemtmc", "cuhk03", "msmt17", "veri776")
 @click.option("--junk", type=int, metavar="N", help="Gallery images that evaluation ignores, id -1.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of all randomness.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@runtime_options
+@talking_options
 def synth(out: str, preset: str, seed: int, force: bool, runtime: Runtime, **sizes: int | None) -> None:
     """Write generated features to OUT, an HDF5 file that `run` and `bench` read.
 

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..encoding import average, expand, overlaps, ranges, weighted
+from ..encoding import SparseRows, average, expand, overlaps, weighted
 from ..errors import ParameterError
 from ..neighbours import find_neighbours, pair_similarities
 from ..rows import UnitRows
@@ -84,18 +84,12 @@ class KReciprocal(WholeMethod):
         count = min(max(self.k1, self.k2 - 1), len(images) - 1)
         with watch("search"):
             near = find_neighbours(images, count, held=plan.held, working=plan.working, progress=progress)
+        chunk = min(plan.working, _CHUNK_BYTES[images.device.type])
         with watch("re-rank"):
-            chunk = min(plan.working, _CHUNK_BYTES[images.device.type])
-            members = expand(near.lists, self.k1, chunk)
-            owner, _ = ranges(members.offsets[:-1], members.counts)
             largest = self._distance(near.lowest)
-            similarities = pair_similarities(images, owner, members.columns, held=plan.held, working=chunk)
-            weights = torch.exp(-self._normalised(similarities, largest[owner]))
-            encodings = weighted(members, weights)
-            if self.k2 > 1:
-                encodings = average(encodings, near.lists[:, : self.k2], chunk)
+            encodings = self._encodings(images, near.lists, largest, plan.held, chunk)
             inverted = encodings.rows(probes, len(images)).transposed(len(images))
-            of_probes = encodings.rows(0, probes)
+            of_probes = encodings.rows(0, probes).clone()
 
         def score(start: int, similarities: torch.Tensor) -> torch.Tensor:
             scores = torch.empty_like(similarities)
@@ -110,6 +104,23 @@ class KReciprocal(WholeMethod):
             return scores
 
         return score
+
+    def _encodings(
+        self, images: UnitRows, lists: torch.Tensor, largest: torch.Tensor, held: int, chunk: int
+    ) -> SparseRows:
+        """V' of all images."""
+        members = expand(lists, self.k1, chunk)
+        weights = self._weights(images, members, largest, held, chunk)
+        encodings = weighted(members, weights, chunk)
+        return average(encodings, lists[:, : self.k2], chunk) if self.k2 > 1 else encodings
+
+    def _weights(
+        self, images: UnitRows, members: SparseRows, largest: torch.Tensor, held: int, chunk: int
+    ) -> torch.Tensor:
+        """exp(-d) of each entry."""
+        owner = torch.repeat_interleave(members.counts)
+        similarities = pair_similarities(images, owner, members.columns, held=held, working=chunk)
+        return torch.exp(-self._normalised(similarities, largest[owner]))
 
     def _distance(self, similarities: torch.Tensor) -> torch.Tensor:
         """The base distance of unit rows, not yet divided by the row's maximum."""
