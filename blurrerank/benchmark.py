@@ -7,6 +7,7 @@ all methods alternate, so that a machine that slows down slows all of them.
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,8 @@ class Result:
 
     Attributes:
         contender: which.
-        runs: for each repeat its `seconds` by stage, `peak_bytes`, `gpu_peak_bytes` and `metrics`.
+        runs: for each repeat its `seconds` by stage, `peak_bytes`, `gpu_peak_bytes`, `metrics`, `warnings`
+            and what it ran on.
         error: why there are none.
         same: reference only: share of list positions that hold the same item as the method's own lists.
     """
@@ -111,9 +113,11 @@ def benchmark(
                 done += 1
                 if progress is not None:
                     progress(done, repeats * len(results))
-        for number, result in enumerate(results):
-            if result.contender.reference and result.runs:
-                result.same = _same(results, number, Path(folder))
+        for result in results:
+            other = ours(result, results)
+            if result.contender.reference and result.runs and other is not None:
+                lists = [np.load(Path(folder, f"{results.index(one)}.npy")) for one in (result, other)]
+                result.same = float((lists[0] == lists[1]).mean())
     return results
 
 
@@ -122,20 +126,18 @@ def _run(task: Mapping[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", __name__, json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode < 0:
-        raise BlurrerankError(f"killed by signal {-done.returncode}, for lack of memory probably")
+        why = ", for lack of memory probably" if done.returncode == -signal.SIGKILL else ""
+        raise BlurrerankError(f"killed by signal {-done.returncode}{why}")
     if done.returncode:
         raise BlurrerankError((done.stderr.strip().splitlines() or ["failed"])[-1])
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def _same(results: Sequence[Result], number: int, folder: Path) -> float | None:
-    method = results[number].contender.method
-    for other, result in enumerate(results):
-        if result.runs and result.contender == Contender(method):
-            ours, theirs = np.load(folder / f"{other}.npy"), np.load(folder / f"{number}.npy")
-            return float((ours == theirs).mean())
-    return None
+def ours(reference: Result, results: Sequence[Result]) -> Result | None:
+    """The result of the method that `reference` is the plain version of, if it has one."""
+    method = Contender(reference.contender.method)
+    return next((result for result in results if result.runs and result.contender == method), None)
 
 
 def _measure(task: dict[str, Any]) -> dict[str, Any]:
@@ -145,46 +147,51 @@ def _measure(task: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .errors import BlurrerankWarning
-    from .features import FeatureSet
+    from .features import FeatureSet, Side
     from .formats import load
     from .memory import PeakMemory
     from .runs import rerank_measured
     from .search import pick_device
     from .stopwatch import Stopwatch
 
-    warnings.simplefilter("ignore", BlurrerankWarning)
     if task["threads"] is not None:
         torch.set_num_threads(task["threads"])
     method = create(task["method"], **task["params"])
     device = pick_device(task["device"])
     lists: list[NDArray[Any]] = []
     watch = Stopwatch()
-    few = FeatureSet.from_arrays(np.eye(4, 8, dtype=np.float32), np.eye(8, dtype=np.float32))
+    random = np.random.default_rng(0)
+    some = random.standard_normal((600, 64), dtype=np.float32)
+    ids, cams = random.integers(1, 20, 600), random.integers(1, 4, 600)
+    few = FeatureSet(Side(some[:100], ids[:100], cams[:100]), Side(some[100:], ids[100:], cams[100:]))
     rerank_measured(few, method, device=task["device"])
 
     memory = PeakMemory(device)
-    data = load(task["path"], task["gallery"], memory=task["memory"])
-    if task["reference"]:
-        metrics = _reference(method, data, task["protocol"], task["ap"], watch, memory, lists)
-    else:
-        found = rerank_measured(
-            data,
-            method,
-            protocol=task["protocol"],
-            ap=task["ap"],
-            device=task["device"],
-            memory=task["memory"],
-            watch=watch,
-            write=lambda start, indices, scores: lists.append(indices),
-        )
-        metrics = None if found.after is None else found.after.summary()
-        memory.stop()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", BlurrerankWarning)
+        data = load(task["path"], task["gallery"], memory=task["memory"])
+        if task["reference"]:
+            metrics = _reference(method, data, task["protocol"], task["ap"], watch, memory, lists)
+        else:
+            found = rerank_measured(
+                data,
+                method,
+                protocol=task["protocol"],
+                ap=task["ap"],
+                device=task["device"],
+                memory=task["memory"],
+                watch=watch,
+                write=lambda start, indices, scores: lists.append(indices),
+            )
+            metrics = None if found.after is None else found.after.summary()
+            memory.stop()
     np.save(task["lists"], np.concatenate(lists))
     return {
         "seconds": watch.seconds,
         "peak_bytes": memory.host,
         "gpu_peak_bytes": memory.device,
         "metrics": metrics,
+        "warnings": [str(one.message) for one in warned if issubclass(one.category, BlurrerankWarning)],
         "probes": len(data.probe),
         "gallery": len(data.gallery),
         "dim": data.dim,
@@ -204,10 +211,11 @@ def _reference(
 ) -> dict[str, float | None] | None:
     """The same by `reference.py`, in float32 and in memory, lists and metrics both."""
     from . import reference
+    from .metrics import CMC_RANKS
 
-    probe, gallery = (np.asarray(side.features[:]) for side in (data.probe, data.gallery))
     params = {**method.params(), "dtype": np.float32}
     with watch("re-rank"):
+        probe, gallery = (np.asarray(side.features[:]) for side in (data.probe, data.gallery))
         if method.name == "cosine":
             order = reference.cosine_ranking(probe, gallery, np.float32)[0]
         elif method.name == "lbr":
@@ -227,10 +235,13 @@ def _reference(
         found = reference.evaluate(
             order, data.probe.ids, data.gallery.ids, data.probe.cams, data.gallery.cams, protocol=protocol
         )
-    cmc = np.nanmean(found["cmc"], axis=0)
+    valid = ~np.isnan(found["ap"])
+    if not valid.any():
+        return None
+    cmc = found["cmc"][valid].mean(axis=0)
     average = found["ap" if ap == "plain" else "ap_trapezoid"]
-    return {"mAP": np.nanmean(average), "mINP": np.nanmean(found["inp"])} | {
-        f"rank{k}": cmc[k - 1] for k in (1, 5, 10, 20)
+    return {"mAP": average[valid].mean(), "mINP": found["inp"][valid].mean()} | {
+        f"rank{k}": cmc[k - 1] for k in CMC_RANKS
     }
 
 

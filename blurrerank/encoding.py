@@ -16,9 +16,7 @@ ONE = 1 << 30
 """What the weights of an encoding sum to. Weights are whole numbers: their sums are then the same in every
 order, so that the lists depend neither on how the work is cut nor on the order in which a GPU adds."""
 
-# What expanding takes for each half list of each neighbour: indices, places, marks, and their copies.
-_EXPAND_BYTES = 48
-# What averaging and comparing take for each entry: its key or place, its weight, and their copies.
+# What expanding, averaging and comparing take for each entry: its key or place, its weight, and their copies.
 _ENTRY_BYTES = 64
 
 
@@ -50,17 +48,36 @@ class SparseRows:
         offsets = self.offsets[start : stop + 1] - first
         return SparseRows(offsets, self.columns[first:last], self.weights[first:last])
 
+    def cut(self, chunk: int) -> Iterator[tuple[int, int]]:
+        """Consecutive `(start, stop)` of rows, to work on within `chunk` bytes."""
+        return pieces(self.counts, max(1, chunk // _ENTRY_BYTES))
+
     def clone(self) -> SparseRows:
         """The same in memory of its own."""
         return SparseRows(self.offsets.clone(), self.columns.clone(), self.weights.clone())
 
-    def transposed(self, width: int) -> SparseRows:
-        """The other way round, of `width` rows: in which rows each column appears."""
-        columns, order = self.columns.sort(stable=True)
-        edges = torch.arange(width + 1, dtype=columns.dtype, device=columns.device)
-        offsets = torch.searchsorted(columns, edges)
-        rows = torch.repeat_interleave(self.counts).to(columns.dtype)
-        return SparseRows(offsets, rows[order], self.weights[order])
+    def transposed(self, width: int, chunk: int) -> SparseRows:
+        """The other way round, of `width` rows: in which rows, ascending, each column appears.
+
+        Works with `chunk` bytes at a time.
+        """
+        columns, weights = torch.empty_like(self.columns), torch.empty_like(self.weights)
+        per_column = torch.zeros(width, dtype=torch.int64, device=self.columns.device)
+        for part in torch.split(self.columns, max(1, chunk // _ENTRY_BYTES)):
+            per_column += torch.bincount(part, minlength=width)
+        offsets = _offsets(per_column)
+        free = offsets[:-1].clone()
+        for start, stop in self.cut(chunk):
+            some = self.rows(start, stop)
+            column, order = some.columns.long().sort(stable=True)
+            found = torch.bincount(column, minlength=width)
+            # The place of an entry among those of its column in this piece.
+            nth = torch.arange(len(column), device=column.device) - (found.cumsum(0) - found)[column]
+            to = free[column] + nth
+            columns[to] = (start + torch.repeat_interleave(some.counts)).to(columns.dtype)[order]
+            weights[to] = some.weights[order]
+            free += found
+        return SparseRows(offsets, columns, weights)
 
 
 def ranges(starts: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,50 +116,54 @@ def expand(lists: torch.Tensor, k1: int, chunk: int) -> SparseRows:
         chunk: bytes to work with at a time.
     """
     total = len(lists)
-    near, halves = lists[:, : k1 + 1], lists[:, : round(k1 / 2) + 1]
-    step = max(1, chunk // (_EXPAND_BYTES * near.shape[1] * halves.shape[1]))
-    mutual, half_mutual = _mutual(near, step), _mutual(halves, step)
+    mutual = _mutual(lists[:, : k1 + 1], chunk)
+    halves = _mutual(lists[:, : round(k1 / 2) + 1], chunk)
+    sizes = torch.zeros(total, dtype=torch.int64, device=lists.device)
+    owner = torch.repeat_interleave(mutual.counts)
+    sizes.scatter_add_(0, owner, halves.counts[mutual.columns.long()])
     counts, columns = [], []
-    for start in range(0, total, step):
-        candidates = near[start : start + step].long()
-        kept = mutual[start : start + step]
-        # What is no member is called `total`, which sorts behind all that are.
-        members = near[start : start + step].masked_fill(~kept, total).sort(dim=1).values
-        theirs, real = halves[candidates], half_mutual[candidates]
-        flat = theirs.flatten(1)
-        place = torch.searchsorted(members, flat).clamp_max_(members.shape[1] - 1)
-        inside = (members.gather(1, place) == flat).view_as(theirs) & real
-        grows = kept & (3 * inside.sum(dim=2) > 2 * real.sum(dim=2))
-        added = theirs.masked_fill(~(real & grows.unsqueeze(2)), total).flatten(1)
-        everyone = torch.cat([members, added], dim=1).sort(dim=1).values
-        new = everyone < total
-        new[:, 1:] &= everyone[:, 1:] != everyone[:, :-1]
-        counts.append(new.sum(dim=1))
-        columns.append(everyone[new])
+    for start, stop in pieces(sizes, max(1, chunk // _ENTRY_BYTES)):
+        some = mutual.rows(start, stop)
+        candidates = some.columns.long()
+        image = torch.repeat_interleave(some.counts)
+        members = (image * total + candidates).sort().values
+        # Every half list of every candidate, as keys of the image and who is in the list.
+        candidate, place = ranges(halves.offsets[candidates], halves.counts[candidates])
+        theirs = image[candidate] * total + halves.columns[place]
+        at = torch.searchsorted(members, theirs).clamp_max_(len(members) - 1)
+        inside = torch.bincount(candidate[members[at] == theirs], minlength=len(candidates))
+        grows = 3 * inside > 2 * halves.counts[candidates]
+        everyone = torch.unique(torch.cat([members, theirs[grows[candidate]]]))
+        counts.append(torch.bincount(everyone // total, minlength=stop - start))
+        columns.append((everyone % total).to(lists.dtype))
     found = torch.cat(columns)
     return SparseRows(_offsets(torch.cat(counts)), found, torch.zeros_like(found, dtype=torch.int32))
 
 
-def _mutual(lists: torch.Tensor, step: int) -> torch.Tensor:
-    """(N, K) bool: whether each of an image's list has the image in its own."""
-    parts = []
+def _mutual(lists: torch.Tensor, chunk: int) -> SparseRows:
+    """Those of each image's list that have the image in theirs."""
+    step = max(1, chunk // (8 * lists.shape[1] ** 2))
+    counts, columns = [], []
     for start in range(0, len(lists), step):
         some = lists[start : start + step]
         itself = torch.arange(start, start + len(some), device=lists.device).view(-1, 1, 1)
-        parts.append((lists[some.long()] == itself).any(dim=2))
-    return torch.cat(parts)
+        found = (lists[some.long()] == itself).any(dim=2)
+        counts.append(found.sum(dim=1))
+        columns.append(some[found])
+    members = torch.cat(columns)
+    return SparseRows(_offsets(torch.cat(counts)), members, torch.zeros_like(members, dtype=torch.int32))
 
 
 def weighted(members: SparseRows, weights: torch.Tensor, chunk: int) -> SparseRows:
-    """`members` with float `weights` (T,), divided by the sum of their row and as whole parts of `ONE`."""
+    """`members` with float `weights` (T,), 0 to 1, divided by their row's sum and as whole parts of `ONE`."""
     parts = torch.empty_like(members.weights)
-    for start, stop in pieces(members.counts, max(1, chunk // _ENTRY_BYTES)):
+    for start, stop in members.cut(chunk):
         some = members.rows(start, stop)
         first, last = members.offsets[[start, stop]].tolist()
         owner = torch.repeat_interleave(some.counts)
-        given = weights[first:last].double()
-        totals = torch.zeros(len(some), dtype=torch.float64, device=owner.device).scatter_add_(0, owner, given)
-        parts[first:last] = (given / totals[owner] * ONE).round_()
+        given = (weights[first:last].double() * ONE).round_().long()
+        totals = torch.zeros(len(some), dtype=torch.int64, device=owner.device).scatter_add_(0, owner, given)
+        parts[first:last] = (given * (ONE / totals.double())[owner]).round_()
     return replace(members, weights=parts)
 
 
@@ -167,7 +188,9 @@ def average(encodings: SparseRows, lists: torch.Tensor, chunk: int) -> SparseRow
         new_counts.append(torch.bincount(distinct // total, minlength=stop - start))
         columns.append((distinct % total).to(encodings.columns.dtype))
         weights.append(((sums + number // 2) // number).to(torch.int32))
-    return SparseRows(_offsets(torch.cat(new_counts)), torch.cat(columns), torch.cat(weights))
+    joined = torch.cat(columns)
+    columns.clear()  # not to hold them twice while the weights are joined
+    return SparseRows(_offsets(torch.cat(new_counts)), joined, torch.cat(weights))
 
 
 def overlaps(probes: SparseRows, inverted: SparseRows, gallery: int, chunk: int) -> torch.Tensor:
@@ -180,7 +203,7 @@ def overlaps(probes: SparseRows, inverted: SparseRows, gallery: int, chunk: int)
         chunk: bytes to work with at a time.
 
     Returns:
-        (p, G) float32, 0 to 1.
+        (p, G) float32, 0 to 1 but for the rounding of the weights.
     """
     found = torch.zeros(len(probes) * gallery, dtype=torch.int32, device=probes.columns.device)
     row, _ = ranges(probes.offsets[:-1], probes.counts)

@@ -26,10 +26,13 @@ class PeakMemory:
         self._cuda = device if device.type == "cuda" else None
         if self._cuda is not None:
             torch.cuda.reset_peak_memory_stats(self._cuda)
-        if _STATUS.exists():
-            # Without this, the peak of whatever this process was forked from would count.
-            Path("/proc/self/clear_refs").write_text("5")
         self._before = _resident("VmRSS")
+        if _STATUS.exists():
+            try:
+                # Without this, the peak of whatever this process was forked from would count.
+                Path("/proc/self/clear_refs").write_text("5")
+            except OSError:
+                self._before = None
 
     def stop(self) -> None:
         """Note the peak."""

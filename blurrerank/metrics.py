@@ -55,6 +55,10 @@ class Metrics:
     inp: NDArray[np.float64]
     first_match: NDArray[np.float64]
 
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name}={value:.4f}" for name, value in self.means().items())
+        return f"Metrics({means}, {self.valid_probes} valid of {self.probes} probes, {self.protocol})"
+
     def rank(self, k: int) -> float:
         """Rank-k: the share of valid probes with a match among the first k, 1 to 50.
 

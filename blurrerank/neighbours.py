@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .encoding import SparseRows, pieces
 from .ranking import from_sort_keys
 from .rows import UnitRows
 from .search import Progress, best_keys, multiply
@@ -75,39 +76,43 @@ def find_neighbours(images: UnitRows, count: int, *, held: int, working: int, pr
                 update(rows, tile, first)
                 done += len(left) * len(right)
             progress(done // total, total)
-    others, _ = from_sort_keys(best)
-    itself = torch.arange(total, device=device).unsqueeze(1)
-    lists = torch.cat([itself, others], dim=1)
-    return Neighbours(lists.to(torch.int32) if total < 2**31 else lists, lowest)
+    lists = torch.empty(total, count + 1, dtype=torch.int32 if total < 2**31 else torch.int64, device=device)
+    lists[:, 0] = torch.arange(total, device=device)
+    for start in range(0, total, block):
+        lists[start : start + block, 1:] = from_sort_keys(best[start : start + block])[0]
+    return Neighbours(lists, lowest)
 
 
-def pair_similarities(
-    images: UnitRows, owner: torch.Tensor, other: torch.Tensor, *, held: int, working: int
-) -> torch.Tensor:
-    """Cosine similarity of pairs of images, equal for equal rows wherever they stand.
+def pair_similarities(images: UnitRows, members: SparseRows, *, held: int, working: int) -> torch.Tensor:
+    """Cosine similarity of each image with each in its row, equal for equal rows wherever they stand.
 
     Args:
         images: N rows.
-        owner: (T,) int64, ascending: one image of each pair.
-        other: (T,) int32 or int64: the other.
+        members: whom to compare each image with.
         held: how many rows may be held.
         working: bytes for the products.
 
     Returns:
-        (T,) float32.
+        (T,) float32, an entry of `members` each.
     """
     total = len(images)
-    span = total if images.resident else max(1, held // 4)
     step = max(1, working // (12 * images.dim))
-    found = torch.empty(len(owner), device=images.device)
-    for start in range(0, total, span):
-        kept = images.rows(start, min(start + span, total))
-        edges = torch.tensor([start, start + len(kept)], device=owner.device)
-        first, last = torch.searchsorted(owner, edges).tolist()
-        for low in range(0, total, span):
-            block = kept if low == start else images.rows(low, min(low + span, total))
-            inside = (other[first:last] >= low) & (other[first:last] < low + len(block))
-            for pairs in torch.split(first + torch.nonzero(inside).flatten(), step):
-                left = kept.index_select(0, owner[pairs] - start)
-                found[pairs] = left.mul_(block.index_select(0, other[pairs] - low)).sum(dim=1)
+    found = torch.empty(len(members.columns), device=images.device)
+    if images.resident:
+        spans, width = pieces(members.counts, step), total
+    else:
+        width = max(1, held // 4)
+        spans = ((start, min(start + width, total)) for start in range(0, total, width))
+    for start, stop in spans:
+        kept = images.rows(start, stop)
+        some = members.rows(start, stop)
+        owner = torch.repeat_interleave(some.counts)
+        first = int(members.offsets[start])
+        for low in range(0, total, width):
+            block = images.rows(low, min(low + width, total))
+            inside = (some.columns >= low) & (some.columns < low + len(block))
+            for pairs in torch.split(torch.nonzero(inside).flatten(), step):
+                left = kept.index_select(0, owner[pairs])
+                right = block.index_select(0, some.columns[pairs] - low)
+                found[first + pairs] = left.mul_(right).sum(dim=1)
     return found

@@ -56,15 +56,19 @@ class RankedBatch:
         scores = strictly_decreasing(self.scores[:, :depth].cpu().numpy())
         return indices.astype(index_dtype(self.gallery_size)), scores
 
-    def positions(self, finder: MatchFinder) -> tuple[Positions, Positions]:
-        """Where the matches stand in the full lists, before and after re-ranking."""
+    def before(self, finder: MatchFinder) -> Positions:
+        """Where the matches stand in the full lists by cosine similarity."""
         assert self.similarities is not None
-        before = finder.by_similarity(self.start, self.similarities)
+        return finder.by_similarity(self.start, self.similarities)
+
+    def after(self, finder: MatchFinder, before: Positions | None = None) -> Positions:
+        """Where the matches stand in the re-ranked full lists; what is known of `before` saves finding it."""
         if self.final is not None:
-            return before, finder.by_similarity(self.start, self.final)
+            return finder.by_similarity(self.start, self.final)
+        before = before or self.before(finder)
         if not self.reranked:
-            return before, before
-        return before, finder.in_lists(self.start, self.indices[:, : self.reranked], before=before)
+            return before
+        return finder.in_lists(self.start, self.indices[:, : self.reranked], before=before)
 
 
 def plan_for(
@@ -188,7 +192,7 @@ def _whole(
     found_batches = search(
         plan.probes(data.probe),
         gallery,
-        1,
+        0,
         batch=plan.probe_batch,
         full_rows=True,
         progress=lambda done, _: advance(done, len(images)),
@@ -238,7 +242,7 @@ def rerank(
     chosen = create(method, preset=preset, **params)
     size = len(data.gallery)
     shown = chosen.depth(size) if depth is None else depth
-    # Where every item has a new score anyway, the ranks of the matches cost next to nothing.
+    # What it takes to give every item a new score is not to be done again for the metrics.
     finder = None
     if isinstance(chosen, WholeMethod) and data.has_ids:
         finder = MatchFinder(data, single_shot=False, device=pick_device(device), memory=memory)
@@ -248,7 +252,7 @@ def rerank(
     ):
         lists.append(batch.lists(shown))
         if finder is not None:
-            located.append(batch.positions(finder)[1])
+            located.append(batch.after(finder))
     return Ranking(
         np.concatenate([indices for indices, _ in lists]),
         np.concatenate([scores for _, scores in lists]),
@@ -380,7 +384,7 @@ def _positions(
             rows = slice(batch.start, batch.start + len(batch.indices))
             given = torch.from_numpy(heads[rows].astype(np.int64)).to(batch.indices.device)
             batch = replace(batch, indices=given, reranked=given.shape[1])
-        parts.append(batch.positions(finder)[1])
+        parts.append(batch.after(finder))
     return Positions.concatenate(parts), None
 
 

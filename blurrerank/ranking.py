@@ -200,6 +200,12 @@ class Ranking:
         if problem:
             raise InputError(problem)
 
+    def __repr__(self) -> str:
+        params = ", ".join(f"{name}={value!r}" for name, value in self.params.items())
+        return (
+            f"Ranking({len(self)} probes, first {self.depth} of {self.gallery_size}, {self.method}({params}))"
+        )
+
     @property
     def depth(self) -> int:
         """R, how much of each list is here."""

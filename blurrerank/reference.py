@@ -143,7 +143,7 @@ def k_reciprocal(
     if base_distance == "squared-twice":
         distance *= distance
     largest = distance.max(axis=1, keepdims=True)
-    equal = largest[:, 0] < (1e-6 if base_distance == "squared" else 1e-12)
+    equal = largest[:, 0] < (4e-6 if base_distance == "squared" else 16e-12)
     distance[equal], largest[equal] = 0, 1  # rows equal to all others but for rounding
     distance /= largest
 

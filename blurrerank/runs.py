@@ -116,12 +116,13 @@ def rerank_measured(
             write(batch.start, *lists)
         if finder is not None:
             with watch("metrics"):
-                located.append(batch.positions(finder))
+                before = batch.before(finder)
+                located.append((before, batch.after(finder, before)))
     if finder is None:
         return Measured()
     with watch("metrics"):
-        before, after = (Positions.concatenate(parts) for parts in zip(*located, strict=True))
-        measured = Measured(measure(before, data, rules, ap=ap), measure(after, data, rules, ap=ap), after)
+        first, last = (Positions.concatenate(parts) for parts in zip(*located, strict=True))
+        measured = Measured(measure(first, data, rules, ap=ap), measure(last, data, rules, ap=ap), last)
     assert measured.after is not None
     warn_about(measured.after, data)
     return measured

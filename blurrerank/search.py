@@ -103,7 +103,7 @@ class Plan:
         if memory < needed:
             raise ParameterError(
                 f"a memory budget of {memory:,} bytes is too small for one probe: raise it to {needed:,} bytes "
-                "or lower topn or depth"
+                f"or lower {'topn or ' * bool(head)}depth"
             )
         # More than a tile gains nothing when the gallery need not be read again for each batch.
         batch = min(memory // 16 // per_probe, _TILE_PROBES) if resident else memory // 8 // per_probe
@@ -155,7 +155,7 @@ def search(
     Args:
         probe: the probes, P rows.
         gallery: the gallery, G rows of the same dimension on the same device.
-        topn: how many to keep, 1 to G.
+        topn: how many to keep, up to G; 0, with `full_rows`, for none.
         batch: probes per batch.
         full_rows: also keep each batch's similarities to the whole gallery.
         progress: called at the start and after each batch.
@@ -217,6 +217,8 @@ def widen(rows: torch.Tensor, least: int) -> torch.Tensor:
 def best_keys(scores: torch.Tensor, first: int, topn: int) -> torch.Tensor:
     """Sort keys of each row's best `topn`, best first; column 0 is gallery item `first`."""
     columns = torch.arange(first, first + scores.shape[1], device=scores.device)
+    if not topn:
+        return columns.new_empty(len(scores), 0)
     if topn >= scores.shape[1]:
         return sort_keys(scores, columns).sort(dim=1, descending=True).values
     values, found = scores.topk(topn + 1, dim=1)

@@ -18,8 +18,8 @@ from .errors import ParameterError
 
 def check_sigma(sigma: float) -> None:
     """Raise `ParameterError` unless `sigma` is a finite number above 0, by which float32 can divide."""
-    if not isinstance(sigma, Real) or not 1e-30 <= sigma < float("inf"):
-        raise ParameterError(f"sigma must be a finite number above 0 (1e-30 at least), not {sigma}")
+    if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 1e-30 <= sigma < float("inf"):
+        raise ParameterError(f"sigma must be a finite number above 0 (1e-30 at least), not {sigma!r}")
 
 
 def cosines(features: torch.Tensor) -> torch.Tensor:

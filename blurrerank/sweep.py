@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .errors import InputError
+from .errors import InputError, ParameterError
 from .features import FeatureSet
 from .methods import check_count
 from .methods.lbr import LocalBlurring
@@ -93,6 +93,8 @@ def sweep(
     """
     rules = get_protocol(protocol)
     check_ap(ap)
+    if not topns or not sigmas:
+        raise ParameterError("a sweep needs at least one topn and one sigma")
     for topn in topns:
         check_count("topn", topn)
     for sigma in sigmas:

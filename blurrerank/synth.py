@@ -63,7 +63,7 @@ class Size:
         if self.distractors + self.junk + self.ids > self.gallery:
             raise ParameterError(
                 f"a gallery of {self.gallery} has no room for {self.ids} identities, {self.distractors} "
-                f"distractors and {self.junk} junk images: lower one of them or raise gallery"
+                f"distractors and {self.junk} junk images: lower these too, or raise gallery"
             )
 
 
@@ -94,10 +94,10 @@ def synthesize(
 
     Raises:
         OutputError: if it cannot be written there.
-        ParameterError: for a negative seed.
+        ParameterError: for a seed that is negative or has more than 63 bits.
     """
-    if seed < 0:
-        raise ParameterError(f"seed must be at least 0, not {seed}")
+    if not 0 <= seed < 2**63:
+        raise ParameterError(f"seed must be from 0 to 2^63 - 1, not {seed}")
     world = _World(size, seed)
     done = 0
     with replacing(Path(path), force=force) as temporary, h5py.File(temporary, "w") as file:

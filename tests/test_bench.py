@@ -67,6 +67,54 @@ def test_the_reference_is_beside_what_it_is_compared_with(cli, small):
         assert row["times_the_memory"] == pytest.approx(row["peak_bytes"] / ours[name]["peak_bytes"])
 
 
+def test_options_reach_every_run(cli, small, write, threads):
+    """Protocol and AP, for ours and for the reference; threads; the gallery from another file."""
+    import blurrerank as br
+
+    data = br.load(small)
+    probes, gallery = ({} for _ in range(2))
+    for name, side, other in (("probe", data.probe, gallery), ("gallery", data.gallery, probes)):
+        arrays = {"": side.features, "_ids": side.ids, "_cams": side.cams, "_names": None}
+        (probes if name == "probe" else gallery).update(
+            {f"{name}{key}": value for key, value in arrays.items()}
+        )
+        other.update({f"{name}{key}": None for key in arrays})
+    files = (write("probes.h5", **probes), "--gallery", write("gallery.h5", **gallery))
+    options = ("--protocol", "plain", "--ap", "trapezoid", "--json")
+    methods = "lbr,lbr:topn=20:cosine=true"
+    code, out, _ = cli(
+        *("bench", *files, *options, "--methods", methods, "--repeats", 1, "--reference", "--threads", 1)
+    )
+    assert code == 0
+    told = json.loads(out)
+    assert [(row["reference"], row["params"]["topn"]) for row in told] == [
+        (False, 50),
+        (False, 20),
+        (True, 50),
+        (True, 20),
+    ]
+    for row in told:
+        run = cli(
+            *("run", *files, *options, "--topn", row["params"]["topn"], "--force"),
+            *(["--cosine"] if row["params"]["cosine"] else []),
+        )
+        after = json.loads(run[1])["after"]
+        assert {key: row["metrics"][key] for key in MEANS} == pytest.approx(
+            {key: after[key] for key in MEANS}, abs=1e-5
+        )
+        assert row["runs"][0]["threads"] == 1
+    for row, ours in zip(told[2:], told[:2], strict=True):
+        assert row["same_positions"] > 0.999
+        assert row["times_the_memory"] == row["peak_bytes"] / ours["peak_bytes"]
+
+
+def test_what_the_runs_warn_of_is_said_once(cli, write):
+    feats = write(probe_cams=None, gallery_cams=None)
+    code, _, err = cli("bench", feats, "--methods", "cosine,lbr", "--repeats", 2)
+    assert code == 0
+    assert err == "warning: no cameras on both sides: protocol market1501 drops nothing but junk\n"
+
+
 def test_repeats_alternate_in_processes_of_their_own(monkeypatch):
     started = []
 
@@ -99,11 +147,13 @@ def test_one_that_fails_keeps_none_from_running(monkeypatch, cli, small, code, s
         return real(command, **options)
 
     monkeypatch.setattr(bench.subprocess, "run", run)
-    stopped, out, err = cli("bench", small, "--methods", "cosine,lbr", "--repeats", 1)
-    assert (stopped, err) == (0, f"warning: cosine (topn 50) failed: {said}\n")
-    assert "lbr (topn 50, sigma 0.1)" in out
-    assert "cosine" not in out
-    assert cli("bench", small, "--methods", "cosine", "--repeats", 1)[0] == 1
+    for style in ((), ("--json",)):
+        stopped, out, err = cli("bench", small, "--methods", "cosine,lbr", "--repeats", 1, *style)
+        assert (stopped, err) == (1, f"error: 1 of 2 failed; cosine (topn 50): {said}\n")
+        assert "lbr" in out
+        assert ("cosine" in out) == bool(style), "the table has those that finished"
+        stopped, out, err = cli("bench", small, "--methods", "cosine", "--repeats", 1, *style)
+        assert (stopped, err) == (1, f"error: 1 of 1 failed; cosine (topn 50): {said}\n")
 
 
 def test_tables(cli, small):
@@ -122,10 +172,15 @@ def test_tables(cli, small):
     [
         (("--methods", "magic"), 2, "method 'magic' is not known"),
         (("--methods", "lbr:topn"), 2, "lbr:topn: 'topn' should read NAME=VALUE, as in lbr:topn=20"),
-        (("--methods", "lbr:topn=many"), 2, "topn must be a whole number of at least 1, not many"),
+        (("--methods", "lbr:topn=many"), 2, "topn must be a whole number of at least 1, not 'many'"),
+        (("--methods", "lbr:cosine=no"), 2, "cosine must be True or False, not 'no'"),
+        (("--methods", "lbr:name=x"), 2, "method lbr has no parameter 'name'"),
+        (("--methods", ""), 2, "method '' is not known"),
+        (("--methods", "lbr,lbr:topn=50"), 2, "lbr,lbr:topn=50 names a method twice with the same parameters"),
+        (("--reference", "--protocol", "cuhk03"), 2, "--reference enumerates every draw of protocol cuhk03"),
         (("--methods", "lbr:sigma=wide"), 2, "sigma must be a finite number above 0"),
         (("--methods", "lbr:k1=3"), 2, "method lbr has no parameter 'k1'"),
-        (("--methods", "k-reciprocal:lambda=2"), 2, "lambda must lie between 0 and 1, not 2"),
+        (("--methods", "k-reciprocal:lambda=2"), 2, "lambda must be a number from 0 to 1, not 2"),
         (("--methods", "k-reciprocal:base-distance=cubed"), 2, "base distance 'cubed' is not known"),
         (("--device", "cuda:99"), 1, "device 'cuda:99' is not here"),
         (("--repeats", 0), 2, "Invalid value for '--repeats'"),
@@ -147,11 +202,12 @@ def test_features_without_ids_are_timed_and_not_measured(cli, write):
 
 
 def test_no_matrix_of_all_images_by_all_images(cli):
-    """12,000 images: such a matrix would be 549 MiB; what is kept for each of them takes about 2 KiB."""
+    """12,000 images: such a matrix would be 549 MiB."""
     sizes = ("--probes", 1000, "--gallery", 11000, "--ids", 500, "--distractors", 0, "--junk", 0, "--dim", 16)
     assert cli("synth", "set.h5", *sizes)[0] == 0
     code, out, _ = cli(
         "bench", "set.h5", "--methods", "k-reciprocal", "--repeats", 1, "--json", "--memory", "64MiB"
     )
-    assert code == 0
-    assert json.loads(out)[0]["peak_bytes"] < 110 << 20
+    told = json.loads(out)[0]
+    assert (code, told["error"]) == (0, None)
+    assert told["peak_bytes"] < 110 << 20

@@ -38,7 +38,7 @@ def test_help_needs_neither_torch_nor_much_time():
     assert done.returncode == 0, done.stderr
     # Processor time, not the clock: 0.07 s seen, 0.3 s allowed.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
-    assert "run   Re-rank, write the lists, print metrics before and after." in done.stdout
+    assert "Re-rank, write the lists, print metrics before and after." in done.stdout
 
 
 def test_importing_the_package_imports_nothing_heavy_until_it_is_used():
@@ -353,7 +353,10 @@ def test_a_damaged_chunk(cli, write, tmp_path):
         (("--sigma", "nan"), "sigma must be a finite number above 0 (1e-30 at least), not nan"),
         (("--depth", 0), "Invalid value for '--depth': '0' is neither a number of at least 1 nor 'all'"),
         (("--method", "magic"), "method 'magic' is not known: use cosine or k-reciprocal or lbr"),
-        (("--method", "cosine", "--sigma", 1), "method cosine has no parameter 'sigma'; it has: topn"),
+        (
+            ("--method", "cosine", "--sigma", 1),
+            "--sigma is no option of method cosine, which has --topn (see 'blurrerank run --help')",
+        ),
         (("--preset", "mars"), "method lbr has no preset 'mars'; it has: market1501, dukemtmc, cuhk03, msmt17"),
         (("--protocol", "mars"), "Invalid value for '--protocol'"),
         (("--memory", "lots"), "Invalid value for '--memory': 'lots' is not a size such as 512MiB or 2GiB"),
@@ -506,6 +509,7 @@ def test_every_parameter_of_every_method_is_an_option_of_run():
 
     from blurrerank.cli.run import run
     from blurrerank.methods import available, create
+    from blurrerank.methods.k_reciprocal import BASE_DISTANCES
 
     options = {option.name: option for option in run.params}
     for name in available():
@@ -515,6 +519,7 @@ def test_every_parameter_of_every_method_is_an_option_of_run():
             if parameter.type != "bool":
                 assert option.help.endswith(f"[default: {parameter.default}]")
         assert all(preset in options["preset"].help for preset in create(name).presets)
+    assert tuple(options["base_distance"].type.choices) == BASE_DISTANCES
 
 
 def test_no_arguments_show_the_help(cli):

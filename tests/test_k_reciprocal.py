@@ -16,6 +16,8 @@ import blurrerank as br
 from blurrerank import reference
 from blurrerank.encoding import SparseRows, pieces, ranges
 
+# Bytes that README says encodings take at k1 20 and k2 6.
+PER_IMAGE = 2 << 10
 METRICS = ("mAP", "mINP", "rank1", "rank5", "rank10", "rank20", "valid_probes", "probes")
 
 
@@ -170,9 +172,10 @@ def test_permuting_the_gallery_permutes_the_lists():
     [
         ({"k1": 0}, "k1 must be a whole number of at least 1, not 0"),
         ({"k2": 2.5}, "k2 must be a whole number of at least 1, not 2.5"),
-        ({"lambda_value": -0.1}, "lambda must lie between 0 and 1, not -0.1"),
-        ({"lambda_value": "half"}, "lambda must lie between 0 and 1, not half"),
-        ({"lambda_value": float("nan")}, "lambda must lie between 0 and 1, not nan"),
+        ({"lambda_value": -0.1}, "lambda must be a number from 0 to 1, not -0.1"),
+        ({"lambda_value": "half"}, "lambda must be a number from 0 to 1, not 'half'"),
+        ({"lambda_value": float("nan")}, "lambda must be a number from 0 to 1, not nan"),
+        ({"lambda_value": True}, "lambda must be a number from 0 to 1, not True"),
         ({"base_distance": "cubed"}, "base distance 'cubed' is not known: use squared or squared-twice"),
         (
             {"topn": 5},
@@ -260,12 +263,78 @@ def test_metrics_are_over_the_whole_gallery(protocol):
 
 
 def test_metrics_of_a_short_ranking_without_positions_make_it_again():
+    """With its own parameters; likewise where the positions are of other labels."""
     arrays = features()
     named = {name: value for name, value in arrays.items() if name not in ("probe", "gallery")}
-    bare = br.rerank(br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"]), "k-reciprocal", depth=3)
-    assert bare.positions is None
+    params = {"k1": 3, "k2": 2, "lambda_value": 0.1}
+    bare = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
     data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"], **named)
-    assert br.evaluate(bare, data).mAP == br.evaluate(br.rerank(data, "k-reciprocal", depth=60), data).mAP
+    other = br.FeatureSet.from_arrays(
+        arrays["probe"], arrays["gallery"], **named | {"probe_ids": named["probe_ids"][::-1].copy()}
+    )
+    whole = br.evaluate(br.rerank(data, "k-reciprocal", depth=60, **params), data).mAP
+    assert whole != br.evaluate(br.rerank(data, "k-reciprocal"), data).mAP
+    for labels in (bare, other):
+        ranking = br.rerank(labels, "k-reciprocal", depth=3, **params)
+        assert (ranking.positions is None) == (labels is bare)
+        assert br.evaluate(ranking, data).mAP == whole
+
+
+@pytest.mark.parametrize("base_distance", ["squared", "squared-twice"])
+def test_images_that_are_nearly_equal_are_told_apart(base_distance):
+    """The largest squared distance is near 1e-3, of which float32 cosines leave three digits."""
+    rng = np.random.default_rng(4)
+    rows = rng.standard_normal(64) + 0.012 * rng.standard_normal((40, 64))
+    data = br.FeatureSet.from_arrays(rows[:5], rows[5:])
+    ranking = br.rerank(data, "k-reciprocal", k1=6, k2=1, depth=35, base_distance=base_distance)
+    final = reference.k_reciprocal(rows[:5], rows[5:], k1=6, k2=1, base_distance=base_distance)
+    ours = np.empty_like(final)
+    np.put_along_axis(ours, ranking.indices, -ranking.scores.astype(float), axis=1)
+    np.testing.assert_allclose(ours, final, atol=2e-3)
+    assert np.ptp(final, axis=1).min() > 0.3
+
+
+@pytest.mark.parametrize("dim", [2048, 20000])
+def test_rounding_is_no_distance(dim):
+    """One direction at different lengths: cosines differ from 1 by what float32 rounds."""
+    rng = np.random.default_rng(6)
+    rows = rng.standard_normal(dim) * rng.uniform(0.1, 9, (12, 1))
+    data = br.FeatureSet.from_arrays(rows[:2].astype(np.float32), rows[2:].astype(np.float32))
+    ranking = br.rerank(data, "k-reciprocal", k2=1)
+    np.testing.assert_allclose(ranking.scores, 0, atol=1e-6)
+
+
+def test_progress_goes_up_to_all_images_and_probes():
+    arrays = features()
+    data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
+    told = []
+    br.rerank(data, "k-reciprocal", progress=lambda done, total: told.append((done, total)))
+    assert {total for _, total in told} == {12 + 60 + 12}
+    done = [done for done, _ in told]
+    assert done == sorted(done)
+    assert done[-1] == 84
+    assert 72 in done
+
+
+def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path):
+    arrays = features()
+    data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
+    ranking = br.rerank(data, "k-reciprocal", k1=np.int64(4), lambda_value=np.float64(0.5))
+    br.save_ranking(ranking, data, tmp_path / "lists.h5")
+    assert br.read_ranking(tmp_path / "lists.h5", data).params["k1"] == 4
+
+
+def test_memory_stays_near_the_budget(cli):
+    """47 MiB of features, of which the budget holds a quarter, so that rows are read again."""
+    sizes = ("--probes", 500, "--gallery", 5500, "--ids", 300, "--distractors", 0, "--junk", 0, "--dim", 2048)
+    assert cli("synth", "set.h5", *sizes)[0] == 0
+    code, out, _ = cli(
+        "bench", "set.h5", "--methods", "k-reciprocal", "--repeats", 1, "--json", "--memory", "32MiB"
+    )
+    told = json.loads(out)[0]
+    assert (code, told["error"]) == (0, None)
+    # The budget, and what README says of the encodings.
+    assert told["peak_bytes"] < (32 << 20) + 6000 * PER_IMAGE
 
 
 def test_the_output_records_the_variant(cli, write):
@@ -320,7 +389,7 @@ def test_transposing_sparse_rows():
         torch.from_numpy(columns).to(torch.int32),
         torch.from_numpy(dense[rows, columns]).to(torch.int32),
     )
-    other = sparse.transposed(5)
+    other = sparse.transposed(5, 256)
     again = np.zeros_like(dense.T)
     owner, _ = ranges(other.offsets[:-1], other.counts)
     again[owner.numpy(), other.columns.numpy()] = other.weights.numpy()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,9 +76,33 @@ def test_what_an_earlier_output_holds_is_not_measured_again(cli, ending, monkeyp
     assert {setting: second.rows[setting] for setting in first.rows} == first.rows
     measured.clear()
     monkeypatch.setattr(sweeping, "search", None)
-    assert cli("sweep", FEATS, "--topn", "10", "--sigma", "0.2", "-o", name)[0] == 0
+    written = os.stat(name)
+    code, _, err = cli("sweep", FEATS, "--topn", "10", "--sigma", "0.2", "-o", name)
+    assert (code, err) == (0, f"kept {name}: 3 settings, 0 of them new\n")
     assert not measured
-    assert read_sweep(name) == second
+    assert os.stat(name) == written
+
+
+@pytest.mark.parametrize("ending", ["json", "csv"])
+def test_what_another_process_wrote_meanwhile_is_not_lost(cli, ending, monkeypatch):
+    """Another sweep to the same name ends while ours is measuring: first where nothing was, then on a file."""
+    name = f"sweep.{ending}"
+    measure = sweeping.measure
+
+    def meanwhile(*arguments, **options):
+        monkeypatch.setattr(sweeping, "measure", measure)
+        assert cli("sweep", FEATS, "--topn", "7", "--sigma", "0.1,0.2", "-o", name)[0] == 0
+        return measure(*arguments, **options)
+
+    for there in (False, True):
+        if there:
+            os.remove(name)
+            assert cli("sweep", FEATS, "--topn", "7", "--sigma", "0.1", "-o", name)[0] == 0
+        monkeypatch.setattr(sweeping, "measure", meanwhile)
+        code, _, err = cli("sweep", FEATS, "--topn", "8", "--sigma", "0.1", "-o", name)
+        assert code == 1
+        assert err == f"error: {name} was written by another process meanwhile; run again to go on from it\n"
+        assert list(read_sweep(name).rows) == [(7, 0.1), (7, 0.2)]
 
 
 def test_json_and_csv_hold_the_same(cli):
@@ -125,6 +151,56 @@ def test_a_sweep_of_something_else_is_not_continued(change, said, cli, write, tm
     assert (tmp_path / "sweep.json").read_bytes() == before
 
 
+def test_of_equal_settings_the_smaller_is_best():
+    equal = dict.fromkeys(sweeping.MEANS, 0.5)
+    rows = {(30, 0.1): equal, (20, 0.2): equal, (20, 0.1): equal}
+    sweep = sweeping.Sweep("d", "l", "market1501", "plain", 1, 1, equal, rows)
+    assert set(sweep.best().values()) == {(20, 0.1)}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("method", "k-reciprocal", "row 2 is of method k-reciprocal"),
+        ("digest", "0" * 64, "row 2 has another digest than the first"),
+        ("protocol", "plain", "row 2 has another protocol than the first"),
+        ("mAP", "nan", "it has mAP nan"),
+        ("mAP", "9.5", "it has mAP 9.5"),
+        ("topn", "-9", "it is damaged or something else"),
+        ("sigma", "0", "it is damaged or something else"),
+        ("note", "mine", "it has a column note, which would be lost"),
+    ],
+)
+def test_a_row_that_is_not_of_the_sweep_is_refused(column, value, said, cli, write):
+    feats = write()
+    assert cli("sweep", feats, "--topn", "5", "--sigma", "0.1", "-o", "sweep.csv")[0] == 0
+    with open("sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row.setdefault(column, "")
+    rows[1][column] = value
+    with open("sweep.csv", "w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    before = Path("sweep.csv").read_bytes()
+    code, _, err = cli("sweep", feats, "--topn", "6", "--sigma", "0.1", "-o", "sweep.csv")
+    assert code == 1
+    assert f"sweep.csv is not a sweep that can be continued: {said}; choose another name\n" in err
+    assert Path("sweep.csv").read_bytes() == before
+
+
+def test_a_file_that_a_spreadsheet_saved_is_continued(cli, write):
+    feats = write()
+    assert cli("sweep", feats, "--topn", "6,5", "--sigma", "0.2,0.1", "-o", "sweep.csv")[0] == 0
+    with open("sweep.csv", newline="") as file:
+        first, cosine, *rows = file.read().splitlines(keepends=True)
+    with open("sweep.csv", "w", newline="", encoding="utf-8-sig") as file:
+        file.write("".join([first, cosine, *reversed(rows)]))
+    assert cli("sweep", feats, "--topn", "4", "--sigma", "0.1", "-o", "sweep.csv")[0] == 0
+    assert list(read_sweep("sweep.csv").rows) == [(4, 0.1), (5, 0.1), (5, 0.2), (6, 0.1), (6, 0.2)]
+
+
 @pytest.mark.parametrize(
     ("content", "name"),
     [
@@ -134,6 +210,8 @@ def test_a_sweep_of_something_else_is_not_continued(change, said, cli, write, tm
         ("a,b\n1,2\n", "sweep.csv"),
         ("", "sweep.csv"),
         (json.dumps({"format": "blurrerank-sweep", "format_version": 2}), "sweep.json"),
+        ("[" * 100_000, "sweep.json"),
+        ("x" * 200_000, "sweep.csv"),
     ],
 )
 def test_a_file_that_is_no_sweep_is_left_alone(content, name, cli, write, tmp_path):
@@ -152,6 +230,7 @@ def test_a_file_that_is_no_sweep_is_left_alone(content, name, cli, write, tmp_pa
         (("--topn", "20,x"), 2, "'20,x' is not a list of whole numbers such as 20,50,100"),
         (("--topn", "0"), 2, "topn must be a whole number of at least 1, not 0"),
         (("--topn", "5", "--sigma", "0.1,0"), 2, "sigma must be a finite number above 0"),
+        (("--topn", "5", "--memory", "1k"), 2, "a memory budget of 1,000 bytes is too small for one probe"),
         (("-o", "sweep.txt"), 2, "sweep.txt: a sweep is written as .json or .csv"),
         (("-o", "no/sweep.csv"), 1, "no/sweep.csv: the folder no does not exist; make it first"),
     ],

@@ -72,6 +72,35 @@ def test_the_same_seed_gives_the_same_values_and_another_others(tmp_path):
     np.testing.assert_array_equal(values["one"], values["same"])
     assert (values["one"] != values["other"]).any(axis=1).all()
     assert len(np.unique(values["one"], axis=0)) == 2100
+    one, other = (br.load(tmp_path / name) for name in ("one", "other"))
+    assert (one.gallery.cams != other.gallery.cams).any()
+    assert (one.gallery.ids != other.gallery.ids).any()
+
+
+def test_no_image_is_made_of_the_noise_of_another(tmp_path):
+    """Of one identity in one camera: all of an image that is not noise is the same."""
+    synthesize(tmp_path / "set.h5", Size(50, 50, 16, ids=1, cams=1))
+    data = br.load(tmp_path / "set.h5")
+    both = np.concatenate([data.probe.features, data.gallery.features])
+    assert len(np.unique(both, axis=0)) == 100
+
+
+def test_distractors_and_junk_are_nobody(tmp_path):
+    """They are no more alike than strangers are; images of one identity are."""
+    synthesize(tmp_path / "set.h5", Size(1, 1200, 64, ids=2, cams=1, distractors=400, junk=400))
+    gallery = br.load(tmp_path / "set.h5").gallery
+    unit = gallery.features / np.linalg.norm(gallery.features, axis=1, keepdims=True)
+    alike = {}
+    for identity in (-1, 0, 1, 2):
+        some = unit[gallery.ids == identity]
+        alike[identity] = (some @ some.T)[~np.eye(len(some), dtype=bool)].mean()
+    assert max(alike[-1], alike[0]) < min(alike[1], alike[2]) - 0.2
+
+
+def test_fewer_identities_than_the_preset_has_with_probes(cli):
+    sizes = ("--gallery", 2000, "--ids", 100, "--dim", 4)
+    assert cli("synth", "set.h5", "--preset", "dukemtmc", *sizes)[0] == 0
+    assert set(br.load("set.h5").probe.ids) == set(range(1, 101))
 
 
 def test_it_never_holds_the_whole_array(tmp_path):
@@ -97,7 +126,8 @@ print(peak.host)
     [
         (("--probes", 0), "probes must be at least 1, not 0"),
         (("--junk", -1), "junk must be at least 0, not -1"),
-        (("--seed", -1), "seed must be at least 0, not -1"),
+        (("--seed", -1), "seed must be from 0 to 2^63 - 1, not -1"),
+        (("--seed", 2**63), "seed must be from 0 to 2^63 - 1, not 9223372036854775808"),
         (("--gallery", 100), "a gallery of 100 has no room for 750 identities, 2798 distractors and 3819 junk"),
         (("--preset", "mars"), "Invalid value for '--preset'"),
     ],
@@ -107,6 +137,13 @@ def test_wrong_usage_is_one_line_and_exit_2(arguments, said, cli, tmp_path):
     assert (code, out) == (2, "")
     assert said in err
     assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_is_a_file(cli, tmp_path):
+    for out in ("-", "set.h5::/group"):
+        code, _, err = cli("synth", out)
+        assert (code, err) == (2, f"error: {out}: name an HDF5 file to write (see 'blurrerank synth --help')\n")
     assert not list(tmp_path.iterdir())
 
 

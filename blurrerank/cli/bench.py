@@ -24,8 +24,8 @@ _STAGES = ("search", "re-rank", "metrics")
 @click.option(
     "--methods",
     metavar="LIST",
-    help="Which, separated by commas; parameters go after colons, as in lbr:topn=20:sigma=0.2.  "
-    "[default: every method]",
+    help="Which, separated by commas; parameters go after colons, as in lbr:topn=20:sigma=0.2 or "
+    "k-reciprocal:preset=cuhk03.  [default: every method]",
 )
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Runs of each."
@@ -64,17 +64,24 @@ def bench(
     blurrerank bench feats.h5 --methods lbr,lbr:topn=100,k-reciprocal --markdown
     """
     from ..benchmark import REFERENCES, Contender, benchmark
+    from ..errors import ParameterError
     from ..formats import load
     from ..methods import available, create
     from ..pipeline import plan_for
+    from ..protocols import get_protocol
 
     runtime.start()
-    chosen = [
-        create(name, **params) for name, params in map(_parse, methods.split(",") if methods else available())
-    ]
+    named = available() if methods is None else methods.split(",")
+    chosen = [create(name, **params) for name, params in map(_parse, named)]
+    if len(set(chosen)) < len(chosen):
+        raise ParameterError(f"{methods} names a method twice with the same parameters")
     contenders = [Contender(method) for method in chosen]
     if reference:
         contenders += [Contender(method, reference=True) for method in chosen if method.name in REFERENCES]
+    if reference and get_protocol(protocol).single_shot:
+        raise ParameterError(
+            f"--reference enumerates every draw of protocol {protocol}, which no computer ends: choose another"
+        )
     data = load(feats, gallery, memory=runtime.memory)
     for method in chosen:  # what one run would refuse, all would
         plan_for(data, method, full_rows=data.has_ids, device=runtime.device, memory=runtime.memory)
@@ -94,20 +101,21 @@ def bench(
         },
         progress=runtime.progress("benchmark", unit=" runs"),
     )
-    for result in results:
-        if result.error:
-            runtime.note(f"warning: {_label(result.contender)} failed: {result.error}")
+    for warned in dict.fromkeys(one for result in results for run in result.runs for one in run["warnings"]):
+        runtime.note(f"warning: {warned}")
+    first = next((result.runs[0] for result in results if result.runs), None)
     if as_json:
         print_json([_plain(result, results) for result in results])
-        return
-    first = next((result.runs[0] for result in results if result.runs), None)
-    if first is None:
-        raise click.ClickException("no method finished")
-    click.echo(
-        f"{size}; {first['device']}, {first['threads']} threads, {os.cpu_count()} cores; "
-        f"protocol {protocol}, {ap} AP; median of {repeats} runs\n"
-    )
-    click.echo(_table(results, style, reference))
+    elif first is not None:
+        runs = f"median of {repeats} runs" if repeats > 1 else "one run"
+        head = (
+            f"{size}; {first['device']}, {first['threads']} threads, {os.cpu_count()} cores; "
+            f"protocol {protocol}, {ap} AP; {runs}"
+        )
+        click.echo(f"{'% ' * (style == 'latex_booktabs')}{head}\n\n{_table(results, style, reference)}")
+    failed = [f"{_label(result.contender)}: {result.error}" for result in results if result.error]
+    if failed:
+        raise click.ClickException(f"{len(failed)} of {len(results)} failed; {'; '.join(failed)}")
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -122,7 +130,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
             raise ParameterError(f"{text}: {setting!r} should read NAME=VALUE, as in lbr:topn=20")
         key = {"lambda": "lambda_value"}.get(key, key.replace("-", "_"))
         try:
-            params[key] = ast.literal_eval(value)
+            params[key] = ast.literal_eval({"true": "True", "false": "False"}.get(value.lower(), value))
         except (ValueError, SyntaxError):
             params[key] = value
     return name, params
@@ -133,22 +141,10 @@ def _label(contender: Contender) -> str:
     return f"{label}, reference" if contender.reference else label
 
 
-def _ours(result: Result, results: Sequence[Result]) -> Result | None:
-    """The runs of the method that `result` is the reference of."""
-    if not result.contender.reference:
-        return None
-    return next(
-        (
-            one
-            for one in results
-            if one.runs and not one.contender.reference and one.contender.method == result.contender.method
-        ),
-        None,
-    )
-
-
 def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     """A result, ready for JSON."""
+    from ..benchmark import ours
+
     told: dict[str, Any] = {
         "method": result.contender.method.name,
         "params": result.contender.method.params(),
@@ -165,10 +161,10 @@ def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
             "gpu_peak_bytes": result.peak("gpu_peak_bytes"),
             "metrics": result.runs[0]["metrics"],
         }
-        ours = _ours(result, results)
-        if ours is not None:
-            peak, theirs = ours.peak(), result.peak()
-            told["times_as_slow"] = total / ours.seconds("search", "re-rank")
+        method = ours(result, results)
+        if result.contender.reference and method is not None:
+            peak, theirs = method.peak(), result.peak()
+            told["times_as_slow"] = total / method.seconds("search", "re-rank")
             told["times_the_memory"] = theirs / peak if peak and theirs else None
             told["same_positions"] = result.same
     return told

@@ -116,9 +116,9 @@ def run(
     from ..runs import rerank_to
 
     runtime.start()
-    chosen = create(
-        method, preset=preset, **{name: value for name, value in params.items() if value is not None}
-    )
+    given = {name: value for name, value in params.items() if value is not None}
+    _check_options(method, given)
+    chosen = create(method, preset=preset, **given)
     piped = output == "-"
     if piped and format is None:
         raise ParameterError(f"standard output needs --format: {ANY_FORMAT}")
@@ -134,8 +134,8 @@ def run(
 
     data = load(feats, gallery, memory=runtime.memory)
     size = len(data.gallery)
-    if getattr(chosen, "topn", 0) > size:
-        runtime.note(f"note: topn {chosen.params()['topn']} is capped at the gallery's {size} items")
+    for capped in chosen.capped(len(data.probe), size):
+        runtime.note(f"note: {capped}")
     if isinstance(depth, int) and depth > size:
         runtime.note(f"note: depth {depth} is capped at the gallery's {size} items")
     try:
@@ -176,6 +176,18 @@ def run(
             click.echo(metrics_table(rows), err=piped)
     if not piped:
         runtime.note(f"wrote {path}: {len(data.probe)} lists of {outcome.depth}")
+
+
+def _check_options(method: str, given: dict[str, Any]) -> None:
+    """Refuse an option of another method by the name it has here."""
+    from ..methods import parameters
+
+    options = {option.name: option.opts[0] for option in run.params}
+    known = parameters(method)
+    for name in given:
+        if name not in known:
+            its = ", ".join(options[parameter] for parameter in known if parameter in options)
+            raise click.UsageError(f"{options[name]} is no option of method {method}, which has {its}")
 
 
 def _file(address: str) -> Path:

@@ -107,14 +107,15 @@ def sweep(
         progress=runtime.progress("sweeping"),
     )
     if output is not None and found is not known:
-        save_sweep(found, output)
+        save_sweep(found, output, known)
     if as_json:
         print_json(as_dict(found))
     else:
         click.echo(_table(found))
     if output is not None:
         new = len(found.rows) - (len(known.rows) if known else 0)
-        runtime.note(f"wrote {output}: {len(found.rows)} settings, {new} of them new")
+        done = "wrote" if new else "kept"
+        runtime.note(f"{done} {output}: {len(found.rows)} settings, {new} of them new")
 
 
 def _table(found: Sweep) -> str:
@@ -124,12 +125,12 @@ def _table(found: Sweep) -> str:
 
     rows = [["cosine", "", *(f"{found.cosine[name]:.4f}" for name in MEANS)]]
     for setting, means in found.rows.items():
-        rows.append([str(setting[0]), f"{setting[1]:g}", *(f"{means[name]:.4f}" for name in MEANS)])
+        rows.append([str(setting[0]), str(setting[1]), *(f"{means[name]:.4f}" for name in MEANS)])
     names = {name: name.replace("rank", "rank-") for name in MEANS}
     headers = ["topn", "sigma", *names.values()]
     table = tabulate(rows, headers, disable_numparse=True, colalign=("right",) * len(headers))
     best = [
-        f"best {names[name]} {found.rows[setting][name]:.4f}: topn {setting[0]}, sigma {setting[1]:g}"
+        f"best {names[name]} {found.rows[setting][name]:.4f}: topn {setting[0]}, sigma {setting[1]}"
         for name, setting in found.best().items()
     ]
     head = (

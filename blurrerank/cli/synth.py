@@ -43,8 +43,10 @@ def synth(out: str, preset: str, seed: int, force: bool, runtime: Runtime, **siz
     """
     from ..synth import PRESETS, synthesize
 
+    if out == "-" or "::" in out:
+        raise click.UsageError(f"{out}: name an HDF5 file to write")
     runtime.start()
     given = {name: value for name, value in sizes.items() if value is not None}
     size = replace(PRESETS[preset], **given)
-    synthesize(out, size, seed=seed, force=force, progress=runtime.progress("generating", unit=" images"))
+    synthesize(out, size, seed=seed, force=force, progress=runtime.progress("generating"))
     runtime.note(f"wrote {out}: {size.probes} probes x {size.gallery} gallery x {size.dim}")

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, ParameterError
+from ..errors import InputError, OutputError, ParameterError
+from ..methods import check_count
+from ..spectral import check_sigma
 from ..sweep import MEANS, Sweep
 from .targets import replacing
 
@@ -45,15 +47,22 @@ def as_dict(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def save_sweep(sweep: Sweep, path: str | Path) -> None:
-    """Write a sweep; a file that is there is replaced, so `read_sweep` it first and go on from it.
+def save_sweep(sweep: Sweep, path: str | Path, known: Sweep | None = None) -> None:
+    """Write a sweep.
+
+    Args:
+        sweep: what to write.
+        path: the file.
+        known: what the file holds, if it is there: it is replaced only as long as it holds just that.
 
     Raises:
-        OutputError: if it cannot be written there.
+        OutputError: if it cannot be written there, or another process wrote it meanwhile.
         ParameterError: for an ending other than .json and .csv.
     """
     path = Path(path)
     check_name(path)
+    if (read_sweep(path) if path.exists() else None) != known:
+        raise OutputError(f"{path} was written by another process meanwhile; run again to go on from it")
     if path.suffix.lower() == ".json":
         text = json.dumps(as_dict(sweep), indent=2) + "\n"
     else:
@@ -64,7 +73,7 @@ def save_sweep(sweep: Sweep, path: str | Path) -> None:
         writer.writerow({"method": "cosine", "topn": "", "sigma": "", **sweep.cosine, **of})
         writer.writerows({"method": "lbr", **_row(sweep, setting), **of} for setting in sweep.rows)
         text = lines.getvalue()
-    with replacing(path, force=True) as temporary:
+    with replacing(path, force=known is not None) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
@@ -78,20 +87,39 @@ def read_sweep(path: str | Path) -> Sweep:
     path = Path(path)
     check_name(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix.lower() == ".json":
-            stored = json.loads(text)
-            if stored["format"] != FORMAT or stored["format_version"] > VERSION:
-                raise ValueError(f"format {stored['format']} {stored['format_version']}")
-            return _sweep(stored, stored["cosine"], stored["rows"])
-        first, *rows = csv.DictReader(io.StringIO(text, newline=""))
-        if first["method"] != "cosine":
-            raise ValueError(f"method {first['method']} in the first row")
-        return _sweep(first, first, rows)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a sweep that can be continued ({error}); choose another name"
-        ) from None
+        # -sig: spreadsheets put a byte order mark before what they save.
+        text = path.read_text(encoding="utf-8-sig")
+        return _from_json(text) if path.suffix.lower() == ".json" else _from_csv(text)
+    except _NoSweepError as error:
+        why = str(error)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error):
+        why = "it is damaged or something else"
+    raise InputError(f"{path} is not a sweep that can be continued: {why}; choose another name")
+
+
+class _NoSweepError(Exception):
+    """Why a file cannot be continued, in words."""
+
+
+def _from_json(text: str) -> Sweep:
+    stored = json.loads(text)
+    if stored["format"] != FORMAT or stored["format_version"] > VERSION:
+        raise _NoSweepError(f"it is {stored['format']} version {stored['format_version']}")
+    return _sweep(stored, stored["cosine"], list(stored["rows"]))
+
+
+def _from_csv(text: str) -> Sweep:
+    first, *rows = csv.DictReader(io.StringIO(text, newline=""))
+    more = set(first) - set(_COLUMNS)
+    if more:
+        raise _NoSweepError(f"it has a column {min(map(str, more))}, which would be lost")
+    for number, row in enumerate((first, *rows)):
+        if row["method"] != ("lbr" if number else "cosine"):
+            raise _NoSweepError(f"row {number + 1} is of method {row['method']}")
+        other = [name for name in _OF if row[name] != first[name]]
+        if other:
+            raise _NoSweepError(f"row {number + 1} has another {other[0]} than the first")
+    return _sweep(first, first, rows)
 
 
 def _row(sweep: Sweep, setting: tuple[int, float]) -> dict[str, Any]:
@@ -99,9 +127,6 @@ def _row(sweep: Sweep, setting: tuple[int, float]) -> dict[str, Any]:
 
 
 def _sweep(of: Mapping[str, Any], cosine: Mapping[str, Any], rows: list[Any]) -> Sweep:
-    def means(row: Mapping[str, Any]) -> dict[str, float]:
-        return {name: float(row[name]) for name in MEANS}
-
     return Sweep(
         digest=str(of["digest"]),
         labels_digest=str(of["labels_digest"]),
@@ -109,6 +134,21 @@ def _sweep(of: Mapping[str, Any], cosine: Mapping[str, Any], rows: list[Any]) ->
         ap=str(of["ap"]),
         probes=int(of["probes"]),
         valid_probes=int(of["valid_probes"]),
-        cosine=means(cosine),
-        rows={(int(row["topn"]), float(row["sigma"])): means(row) for row in rows},
+        cosine=_means(cosine),
+        rows=dict(sorted((_setting(row), _means(row)) for row in rows)),
     )
+
+
+def _setting(row: Mapping[str, Any]) -> tuple[int, float]:
+    topn, sigma = int(row["topn"]), float(row["sigma"])
+    check_count("topn", topn)
+    check_sigma(sigma)
+    return topn, sigma
+
+
+def _means(row: Mapping[str, Any]) -> dict[str, float]:
+    means = {name: float(row[name]) for name in MEANS}
+    for name, value in means.items():
+        if not 0 <= value <= 1:
+            raise _NoSweepError(f"it has {name} {value}")
+    return means

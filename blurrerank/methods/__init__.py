@@ -41,9 +41,13 @@ class Method(ABC):
     def reranked(self, gallery: int) -> int:
         """How many items at the head of each list may change place."""
 
+    def capped(self, probes: int, gallery: int) -> list[str]:
+        """What is asked for beyond what a set of that size has, in words."""
+        return []
+
     def params(self) -> dict[str, Any]:
-        """Every parameter and its value."""
-        return asdict(self)
+        """Every parameter and its value, plain numbers where NumPy's were given."""
+        return {name: getattr(value, "item", lambda v=value: v)() for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,11 @@ class HeadMethod(Method):
     def workspace(self, topn: int, dim: int) -> int:
         """Bytes that `rescore` needs for one probe, beyond what it is given."""
         return 0
+
+    def capped(self, probes: int, gallery: int) -> list[str]:
+        """A head longer than the gallery."""
+        too_long = self.topn > gallery
+        return [f"topn {self.topn} is capped at the gallery's {gallery} items"] if too_long else []
 
     def depth(self, gallery: int) -> int:
         """The head."""
@@ -124,7 +133,13 @@ class WholeMethod(Method):
 def check_count(name: str, value: Any) -> None:
     """Raise `ParameterError` unless `value` is a whole number of at least 1."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
-        raise ParameterError(f"{name} must be a whole number of at least 1, not {value}")
+        raise ParameterError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raise `ParameterError` unless `value` is true or false: other values count as true unnoticed."""
+    if not isinstance(value, bool):
+        raise ParameterError(f"{name} must be True or False, not {value!r}")
 
 
 def available() -> list[str]:
@@ -132,24 +147,36 @@ def available() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
-def create(name: str, *, preset: str | None = None, **params: Any) -> Method:
+def _class(name: str) -> type[Method]:
+    if name not in available():
+        raise ParameterError(f"method {name!r} is not known: use {' or '.join(available())}")
+    method: type[Method] = import_module(f"{__name__}.{name.replace('-', '_')}").METHOD
+    return method
+
+
+def parameters(name: str) -> list[str]:
+    """The names of a method's parameters.
+
+    Raises:
+        ParameterError: for an unknown method.
+    """
+    return [field.name for field in fields(_class(name))]
+
+
+def create(name: str, /, *, preset: str | None = None, **params: Any) -> Method:
     """A method by name, with the parameters of `preset` where not given in `params`.
 
     Raises:
         ParameterError: for an unknown method, preset or parameter, or a value outside its range.
     """
-    if name not in available():
-        raise ParameterError(f"method {name!r} is not known: use {' or '.join(available())}")
-    module = import_module(f"{__name__}.{name.replace('-', '_')}")
-    method: type[Method] = module.METHOD
+    method = _class(name)
     if preset is not None:
         if preset not in method.presets:
             known = ", ".join(method.presets) or "none"
             raise ParameterError(f"method {name} has no preset {preset!r}; it has: {known}")
         params = {**method.presets[preset], **params}
-    known_params = {field.name for field in fields(method)}
-    unknown = sorted(set(params) - known_params)
+    unknown = sorted(set(params) - set(parameters(name)))
     if unknown:
-        known = ", ".join(sorted(known_params))
+        known = ", ".join(sorted(parameters(name)))
         raise ParameterError(f"method {name} has no parameter {unknown[0]!r}; it has: {known}")
     return replace(method(), **params)

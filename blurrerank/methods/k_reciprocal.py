@@ -36,8 +36,9 @@ from . import WholeMethod, check_count
 
 BASE_DISTANCES = ("squared", "squared-twice")
 
-# Squared distances below this are rounding: where a row has none above, all images are equal.
-_EQUAL = 1e-6
+# Squared distances below this may be rounding (1e-6 was seen at 20,000 dimensions): where a row has none above,
+# all images are equal.
+_EQUAL = 4e-6
 
 # Bytes worked on at a time, in several arrays: a CPU's share should stay in cache, a GPU wants more.
 _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
@@ -70,17 +71,27 @@ class KReciprocal(WholeMethod):
         """Check the parameters."""
         check_count("k1", self.k1)
         check_count("k2", self.k2)
-        if not isinstance(self.lambda_value, Real) or not 0 <= self.lambda_value <= 1:
-            raise ParameterError(f"lambda must lie between 0 and 1, not {self.lambda_value}")
+        number = isinstance(self.lambda_value, Real) and not isinstance(self.lambda_value, bool)
+        if not number or not 0 <= self.lambda_value <= 1:
+            raise ParameterError(f"lambda must be a number from 0 to 1, not {self.lambda_value!r}")
         if self.base_distance not in BASE_DISTANCES:
             raise ParameterError(
                 f"base distance {self.base_distance!r} is not known: use {' or '.join(BASE_DISTANCES)}"
             )
 
+    def capped(self, probes: int, gallery: int) -> list[str]:
+        """More neighbours than there are images."""
+        found, images = [], probes + gallery
+        if self.k1 > images - 1:
+            found.append(f"k1 {self.k1} is capped at the {images - 1} other images")
+        if self.k2 > images:
+            found.append(f"k2 {self.k2} is capped at the {images} images")
+        return found
+
     def prepare(
         self, images: UnitRows, probes: int, plan: Plan, watch: Stopwatch, progress: Progress
     ) -> Callable[[int, torch.Tensor], torch.Tensor]:
-        """Encode all images; the scores are minus the final distances, -1 to 0."""
+        """Encode all images; the scores are minus the final distances."""
         count = min(max(self.k1, self.k2 - 1), len(images) - 1)
         with watch("search"):
             near = find_neighbours(images, count, held=plan.held, working=plan.working, progress=progress)
@@ -88,7 +99,7 @@ class KReciprocal(WholeMethod):
         with watch("re-rank"):
             largest = self._distance(near.lowest)
             encodings = self._encodings(images, near.lists, largest, plan.held, chunk)
-            inverted = encodings.rows(probes, len(images)).transposed(len(images))
+            inverted = encodings.rows(probes, len(images)).transposed(len(images), chunk)
             of_probes = encodings.rows(0, probes).clone()
 
         def score(start: int, similarities: torch.Tensor) -> torch.Tensor:
@@ -118,9 +129,14 @@ class KReciprocal(WholeMethod):
         self, images: UnitRows, members: SparseRows, largest: torch.Tensor, held: int, chunk: int
     ) -> torch.Tensor:
         """exp(-d) of each entry."""
-        owner = torch.repeat_interleave(members.counts)
-        similarities = pair_similarities(images, owner, members.columns, held=held, working=chunk)
-        return torch.exp(-self._normalised(similarities, largest[owner]))
+        weights = pair_similarities(images, members, held=held, working=chunk)
+        for start, stop in members.cut(chunk):
+            first, last = members.offsets[[start, stop]].tolist()
+            image = start + torch.repeat_interleave(members.counts[start:stop])
+            itself = members.columns[first:last] == image
+            similarities = weights[first:last].masked_fill(itself, 1)
+            weights[first:last] = torch.exp(-self._normalised(similarities, largest[image]))
+        return weights
 
     def _distance(self, similarities: torch.Tensor) -> torch.Tensor:
         """The base distance of unit rows, not yet divided by the row's maximum."""

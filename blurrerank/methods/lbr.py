@@ -16,7 +16,7 @@ from ..ranking import Candidates
 from ..rows import UnitRows
 from ..search import widen
 from ..spectral import blurred_scores, check_sigma
-from . import HeadMethod, check_count
+from . import HeadMethod, check_count, check_switch
 
 # Bytes worked on at a time: on a CPU they should stay in the last-level cache between
 # the gathering and the product.
@@ -57,6 +57,8 @@ class LocalBlurring(HeadMethod):
         super().__post_init__()
         check_sigma(self.sigma)
         check_count("steps", self.steps)
+        check_switch("probe_in_graph", self.probe_in_graph)
+        check_switch("cosine", self.cosine)
 
     def workspace(self, topn: int, dim: int) -> int:
         """The gathered features, and the Gram matrix with what the softmax makes of it."""
