@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from .batches import plan_for
 from .features import DISTRACTOR, JUNK, FeatureSet, Side
 from .formats.features_h5 import inspect
 from .methods import create
 from .metrics import doubts
-from .pipeline import plan_for
 from .protocols import PROTOCOLS, get_protocol
 
 

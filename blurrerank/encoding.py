@@ -26,7 +26,7 @@ class SparseRows:
 
     Attributes:
         offsets: (N + 1,) int64: row i owns the entries `offsets[i]:offsets[i + 1]`.
-        columns: (T,) int32 or int64, ascending in each row.
+        columns: (T,) int32 or int64, each at most once in a row.
         weights: (T,) int32.
     """
 

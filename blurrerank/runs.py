@@ -10,11 +10,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from .batches import rerank_batches
 from .features import FeatureSet
 from .formats.rankings import RunInfo, open_ranking
 from .methods import HeadMethod, Method
 from .metrics import Metrics, check_ap, measure, warn_about
-from .pipeline import rerank_batches
 from .positions import MatchFinder
 from .protocols import get_protocol
 from .ranking import Positions

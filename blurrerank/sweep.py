@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .batches import plan_for
 from .errors import InputError, ParameterError
 from .features import FeatureSet
 from .methods import check_count
 from .methods.lbr import LocalBlurring
 from .metrics import CMC_RANKS, check_ap, measure, warn_about
-from .pipeline import plan_for
 from .positions import MatchFinder
 from .protocols import get_protocol
 from .ranking import Positions

@@ -63,11 +63,11 @@ def bench(
     blurrerank bench feats.h5
     blurrerank bench feats.h5 --methods lbr,lbr:topn=100,k-reciprocal --markdown
     """
+    from ..batches import plan_for
     from ..benchmark import REFERENCES, Contender, benchmark
     from ..errors import ParameterError
     from ..formats import load
     from ..methods import available, create
-    from ..pipeline import plan_for
     from ..protocols import get_protocol
 
     runtime.start()

@@ -1,0 +1,195 @@
+"""Search and re-rank, batch of probes after batch, within the memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .features import FeatureSet
+from .methods import HeadMethod, Method, WholeMethod, check_count
+from .positions import MatchFinder
+from .ranking import Positions, from_sort_keys, index_dtype, strictly_decreasing
+from .search import Plan, Progress, best_keys, pick_device, search
+from .stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class RankedBatch:
+    """The lists of consecutive probes, on the device they were made on.
+
+    Attributes:
+        start: the first probe.
+        gallery_size: G, how many items the gallery has.
+        indices: (p, R) int64 into the gallery, best first; R is the depth asked for, or the re-ranked head's.
+        scores: (p, R) float32; head and tail are each descending.
+        reranked: how many items at the head may have changed place.
+        similarities: (p, G) float32 cosine to the whole gallery, where asked for.
+        final: (p, G) float32, the new scores of the whole gallery, from methods that give them.
+    """
+
+    start: int
+    gallery_size: int
+    indices: torch.Tensor
+    scores: torch.Tensor
+    reranked: int
+    similarities: torch.Tensor | None = None
+    final: torch.Tensor | None = None
+
+    def lists(self, depth: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Indices (p, depth) and strictly decreasing scores as arrays, as a `Ranking` holds them."""
+        indices = self.indices[:, :depth].cpu().numpy()
+        scores = strictly_decreasing(self.scores[:, :depth].cpu().numpy())
+        return indices.astype(index_dtype(self.gallery_size)), scores
+
+    def before(self, finder: MatchFinder) -> Positions:
+        """Where the matches stand in the full lists by cosine similarity."""
+        assert self.similarities is not None
+        return finder.by_similarity(self.start, self.similarities)
+
+    def after(self, finder: MatchFinder, before: Positions | None = None) -> Positions:
+        """Where the matches stand in the re-ranked full lists; what is known of `before` saves finding it."""
+        if self.final is not None:
+            return finder.by_similarity(self.start, self.final)
+        before = before or self.before(finder)
+        if not self.reranked:
+            return before
+        return finder.in_lists(self.start, self.indices[:, : self.reranked], before=before)
+
+
+def plan_for(
+    data: FeatureSet,
+    method: Method,
+    *,
+    depth: int | None = None,
+    full_rows: bool = False,
+    device: str = "auto",
+    memory: int | None = None,
+    block: int | None = None,
+) -> Plan:
+    """How `rerank_batches` cuts the work; arguments and errors as there."""
+    gallery = len(data.gallery)
+    head = method.depth(gallery) if isinstance(method, HeadMethod) else 0
+    whole = isinstance(method, WholeMethod)
+    return Plan.fit(
+        data,
+        listed=max(head, depth or method.depth(gallery)),
+        head=head,
+        full_rows=2 if whole else int(full_rows),
+        together=whole,
+        device=pick_device(device),
+        workspace=method.workspace(head, data.dim) if isinstance(method, HeadMethod) else 0,
+        memory=memory,
+        block=block,
+    )
+
+
+def rerank_batches(
+    data: FeatureSet,
+    method: Method,
+    *,
+    depth: int | None = None,
+    full_rows: bool = False,
+    device: str = "auto",
+    memory: int | None = None,
+    block: int | None = None,
+    progress: Progress | None = None,
+    watch: Stopwatch | None = None,
+) -> Iterator[RankedBatch]:
+    """Search and re-rank, as many probes at a time as the memory budget holds.
+
+    Args:
+        data: the features.
+        method: what re-ranks.
+        depth: how deep the lists go at least; by default as deep as the method's head. Capped at the gallery.
+        full_rows: also yield each probe's similarities to the whole gallery.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        memory: budget in bytes; see `Plan.fit`.
+        block: gallery rows per block, instead of the plan's choice.
+        progress: called with (images done, images in all).
+        watch: takes the seconds of the stages `search` and `re-rank`.
+
+    Raises:
+        ParameterError: for a depth or block below 1, or a budget that is too small.
+        BlurrerankError: for a device that is not here.
+    """
+    if depth is not None:
+        check_count("depth", depth)
+        depth = min(depth, len(data.gallery))
+    watch = watch or Stopwatch()
+    plan = plan_for(data, method, depth=depth, full_rows=full_rows, device=device, memory=memory, block=block)
+    shown = depth or method.depth(len(data.gallery))
+    if isinstance(method, HeadMethod):
+        yield from _heads(data, method, plan, shown, full_rows, progress, watch)
+    elif isinstance(method, WholeMethod):
+        yield from _whole(data, method, plan, shown, progress, watch)
+
+
+def _heads(
+    data: FeatureSet,
+    method: HeadMethod,
+    plan: Plan,
+    shown: int,
+    full_rows: bool,
+    progress: Progress | None,
+    watch: Stopwatch,
+) -> Iterator[RankedBatch]:
+    """Search, and give the head of each list new scores."""
+    head = method.depth(len(data.gallery))
+    reranked = method.reranked(len(data.gallery))
+    with watch("search"):
+        gallery = plan.rows(data.gallery)
+    found_batches = search(
+        plan.probes(data.probe),
+        gallery,
+        max(head, shown),
+        batch=plan.probe_batch,
+        full_rows=full_rows,
+        progress=progress,
+    )
+    for batch in watch.each("search", found_batches):
+        with watch("re-rank"):
+            found = batch.candidates
+            near = found.head(head)
+            near = near.sorted_by(method.rescore(batch.probe, near, gallery))
+            indices = torch.cat([near.indices, found.indices[:, head:]], dim=1)
+            scores = torch.cat([near.scores, found.scores[:, head:]], dim=1)
+        yield RankedBatch(batch.start, len(gallery), indices, scores, reranked, batch.similarities)
+
+
+def _whole(
+    data: FeatureSet,
+    method: WholeMethod,
+    plan: Plan,
+    shown: int,
+    progress: Progress | None,
+    watch: Stopwatch,
+) -> Iterator[RankedBatch]:
+    """Look at all images, search, and give the whole gallery new scores."""
+    with watch("search"):
+        images = plan.rows(data.probe, data.gallery)
+
+    def advance(done: int, others: int = 0) -> None:
+        if progress is not None:
+            progress(others + done, len(images) + len(data.probe))
+
+    score = method.prepare(images, len(data.probe), plan, watch, lambda done, _: advance(done))
+    gallery = images.last_side()
+    found_batches = search(
+        plan.probes(data.probe),
+        gallery,
+        0,
+        batch=plan.probe_batch,
+        full_rows=True,
+        progress=lambda done, _: advance(done, len(images)),
+    )
+    for batch in watch.each("search", found_batches):
+        assert batch.similarities is not None
+        with watch("re-rank"):
+            final = score(batch.start, batch.similarities)
+            indices, scores = from_sort_keys(best_keys(final, 0, shown))
+        yield RankedBatch(batch.start, len(gallery), indices, scores, len(gallery), batch.similarities, final)
