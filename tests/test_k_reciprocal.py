@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank import reference
+from blurrerank.batches import plan_for
 from blurrerank.encoding import SparseRows, pieces, ranges
+from blurrerank.methods import create
 
 # Bytes that README says encodings take at k1 20 and k2 6.
 PER_IMAGE = 2 << 10
@@ -308,12 +310,14 @@ def test_progress_goes_up_to_all_images_and_probes():
     arrays = features()
     data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
     told = []
-    br.rerank(data, "k-reciprocal", progress=lambda done, total: told.append((done, total)))
+    # In so little memory, neighbours are found in several blocks.
+    br.rerank(data, "k-reciprocal", memory=1 << 16, depth=5, progress=lambda *numbers: told.append(numbers))
     assert {total for _, total in told} == {12 + 60 + 12}
     done = [done for done, _ in told]
     assert done == sorted(done)
     assert done[-1] == 84
-    assert 72 in done
+    assert done.count(72) == 2, "where neighbours end, and where probes begin"
+    assert len([some for some in done if some < 72]) > 2
 
 
 def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path):
@@ -322,6 +326,14 @@ def test_numbers_of_numpy_are_kept_as_plain_ones(tmp_path):
     ranking = br.rerank(data, "k-reciprocal", k1=np.int64(4), lambda_value=np.float64(0.5))
     br.save_ranking(ranking, data, tmp_path / "lists.h5")
     assert br.read_ranking(tmp_path / "lists.h5", data).params["k1"] == 4
+
+
+def test_probes_count_as_rows_to_hold():
+    """The budget has room for the gallery, and none for probes beside it."""
+    arrays = features(probes=60, gallery=60, dim=64)
+    data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
+    assert plan_for(data, create("lbr", topn=1), memory=56 << 10).resident
+    assert not plan_for(data, create("k-reciprocal"), depth=1, memory=56 << 10).resident
 
 
 def test_memory_stays_near_the_budget(cli):
