@@ -178,9 +178,9 @@ def _whole(
             progress(others + done, len(images) + len(data.probe))
 
     score = method.prepare(images, len(data.probe), plan, watch, lambda done, _: advance(done))
-    gallery = images.last_side()
+    probe, gallery = images.parts()
     found_batches = search(
-        plan.probes(data.probe),
+        probe,
         gallery,
         0,
         batch=plan.probe_batch,

@@ -123,13 +123,13 @@ def benchmark(
 
 def _run(task: Mapping[str, Any]) -> dict[str, Any]:
     """One run in a new process."""
-    command = [sys.executable, "-m", __name__, json.dumps(task)]
+    command = [sys.executable, "-m", "blurrerank", "measure", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode < 0:
         why = ", for lack of memory probably" if done.returncode == -signal.SIGKILL else ""
         raise BlurrerankError(f"killed by signal {-done.returncode}{why}")
     if done.returncode:
-        raise BlurrerankError((done.stderr.strip().splitlines() or ["failed"])[-1])
+        raise BlurrerankError((done.stderr.strip().splitlines() or ["failed"])[-1].removeprefix("error: "))
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -140,8 +140,18 @@ def ours(reference: Result, results: Sequence[Result]) -> Result | None:
     return next((result for result in results if result.runs and result.contender == method), None)
 
 
-def _measure(task: dict[str, Any]) -> dict[str, Any]:
-    """What a new process does: load the libraries, warm up, then run and look at the clock and the memory."""
+def measure(task: Mapping[str, Any]) -> dict[str, Any]:
+    """What a new process does: load the libraries, warm up, then run and look at the clock and the memory.
+
+    Args:
+        task: as `benchmark` makes it.
+
+    Returns:
+        One of `Result.runs`.
+
+    Raises:
+        BlurrerankError: for whatever is wrong with the features or the options.
+    """
     import warnings
 
     import torch
@@ -211,7 +221,7 @@ def _reference(
 ) -> dict[str, float | None] | None:
     """The same by `reference.py`, in float32 and in memory, lists and metrics both."""
     from . import reference
-    from .metrics import CMC_RANKS
+    from .metrics import CMC_RANKS, MEANS
 
     params = {**method.params(), "dtype": np.float32}
     with watch("re-rank"):
@@ -240,20 +250,5 @@ def _reference(
         return None
     cmc = found["cmc"][valid].mean(axis=0)
     average = found["ap" if ap == "plain" else "ap_trapezoid"]
-    return {"mAP": average[valid].mean(), "mINP": found["inp"][valid].mean()} | {
-        f"rank{k}": cmc[k - 1] for k in CMC_RANKS
-    }
-
-
-def main() -> None:
-    """One run, as `_run` starts it."""
-    try:
-        print(json.dumps(_measure(json.loads(sys.argv[1]))))
-    except MemoryError as error:
-        sys.exit(f"out of memory: {error}")
-    except BlurrerankError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()
+    means = (average[valid].mean(), found["inp"][valid].mean(), *(cmc[k - 1] for k in CMC_RANKS))
+    return dict(zip(MEANS, means, strict=True))

@@ -118,9 +118,10 @@ def expand(lists: torch.Tensor, k1: int, chunk: int) -> SparseRows:
     total = len(lists)
     mutual = _mutual(lists[:, : k1 + 1], chunk)
     halves = _mutual(lists[:, : round(k1 / 2) + 1], chunk)
+    half_counts = halves.counts
     sizes = torch.zeros(total, dtype=torch.int64, device=lists.device)
     owner = torch.repeat_interleave(mutual.counts)
-    sizes.scatter_add_(0, owner, halves.counts[mutual.columns.long()])
+    sizes.scatter_add_(0, owner, half_counts[mutual.columns.long()])
     counts, columns = [], []
     for start, stop in pieces(sizes, max(1, chunk // _ENTRY_BYTES)):
         some = mutual.rows(start, stop)
@@ -128,11 +129,11 @@ def expand(lists: torch.Tensor, k1: int, chunk: int) -> SparseRows:
         image = torch.repeat_interleave(some.counts)
         members = (image * total + candidates).sort().values
         # Every half list of every candidate, as keys of the image and who is in the list.
-        candidate, place = ranges(halves.offsets[candidates], halves.counts[candidates])
+        candidate, place = ranges(halves.offsets[candidates], half_counts[candidates])
         theirs = image[candidate] * total + halves.columns[place]
         at = torch.searchsorted(members, theirs).clamp_max_(len(members) - 1)
         inside = torch.bincount(candidate[members[at] == theirs], minlength=len(candidates))
-        grows = 3 * inside > 2 * halves.counts[candidates]
+        grows = 3 * inside > 2 * half_counts[candidates]
         everyone = torch.unique(torch.cat([members, theirs[grows[candidate]]]))
         counts.append(torch.bincount(everyone // total, minlength=stop - start))
         columns.append((everyone % total).to(lists.dtype))

@@ -22,6 +22,8 @@ from .ranking import Positions
 
 AP_KINDS = ("plain", "trapezoid")
 CMC_RANKS = (1, 5, 10, 20)
+MEANS = ("mAP", "mINP", *(f"rank{rank}" for rank in CMC_RANKS))
+"""What `Metrics.means` holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +72,8 @@ class Metrics:
         return float(self.cmc[k - 1])
 
     def means(self) -> dict[str, float]:
-        """mAP, mINP and rank-k for each of `CMC_RANKS`."""
-        return {"mAP": self.mAP, "mINP": self.mINP} | {f"rank{k}": self.rank(k) for k in CMC_RANKS}
+        """mAP, mINP and rank-k for each of `CMC_RANKS`, by `MEANS`."""
+        return dict(zip(MEANS, (self.mAP, self.mINP, *map(self.rank, CMC_RANKS)), strict=True))
 
     def summary(self) -> dict[str, Any]:
         """The means and what they are means of, ready for JSON (NaN as None)."""

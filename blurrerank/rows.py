@@ -59,12 +59,13 @@ class UnitRows:
         """Whether all rows are held in memory."""
         return self._rows is not None
 
-    def last_side(self) -> UnitRows:
-        """The rows of the last side alone, sharing memory."""
-        last = UnitRows(self.sides[-1], device=self.device, block=self.block, resident=False)
+    def parts(self) -> list[UnitRows]:
+        """The rows of each side alone, sharing memory."""
+        parts = [UnitRows(side, device=self.device, block=self.block, resident=False) for side in self.sides]
         if self._rows is not None:
-            last._rows = self._rows[-len(last) :]
-        return last
+            for part, rows in zip(parts, torch.split(self._rows, list(map(len, self.sides))), strict=True):
+                part._rows = rows
+        return parts
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start:stop`, (stop - start, D)."""

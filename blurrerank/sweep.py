@@ -10,15 +10,12 @@ from .errors import InputError, ParameterError
 from .features import FeatureSet
 from .methods import check_count
 from .methods.lbr import LocalBlurring
-from .metrics import CMC_RANKS, check_ap, measure, warn_about
+from .metrics import MEANS, check_ap, measure, warn_about
 from .positions import MatchFinder
 from .protocols import get_protocol
 from .ranking import Positions
 from .search import Progress, search
 from .spectral import check_sigma
-
-MEANS = ("mAP", "mINP", *(f"rank{rank}" for rank in CMC_RANKS))
-"""What is measured at each setting."""
 
 _OTHER = {"digest": "other features", "labels_digest": "other ids or cameras"}
 

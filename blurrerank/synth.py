@@ -25,7 +25,6 @@ from .search import Progress
 _LATENT = 48
 _STRETCH, _SHIFT, _NOISE = 0.45, 0.35, 0.8
 _BLOCK_ROWS = 1024
-_FLOATS = np.float32
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def synthesize(
         for side, (ids, cams) in enumerate((world.probe_labels(), world.gallery_labels())):
             group = file.create_group(("probe", "gallery")[side])
             group["ids"], group["cams"] = ids, cams
-            features = group.create_dataset("features", (len(ids), size.dim), _FLOATS)
+            features = group.create_dataset("features", (len(ids), size.dim), np.float32)
             for start, block in world.features(side, ids, cams):
                 features[start : start + len(block)] = block
                 done += len(block)
@@ -120,10 +119,10 @@ class _World:
     def __init__(self, size: Size, seed: int) -> None:
         self.size, self.seed = size, seed
         random = np.random.default_rng([seed, 0])
-        self.people = random.standard_normal((size.ids, _LATENT), dtype=_FLOATS)
-        self.stretch = 1 + _STRETCH * random.standard_normal((size.cams, _LATENT), dtype=_FLOATS)
-        self.shift = _SHIFT * random.standard_normal((size.cams, _LATENT), dtype=_FLOATS)
-        self.projection = random.standard_normal((_LATENT, size.dim), dtype=_FLOATS)
+        self.people = random.standard_normal((size.ids, _LATENT), dtype=np.float32)
+        self.stretch = 1 + _STRETCH * random.standard_normal((size.cams, _LATENT), dtype=np.float32)
+        self.shift = _SHIFT * random.standard_normal((size.cams, _LATENT), dtype=np.float32)
+        self.projection = random.standard_normal((_LATENT, size.dim), dtype=np.float32)
         self.labels = np.random.default_rng([seed, 1])
 
     def probe_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -151,7 +150,7 @@ class _World:
         for start in range(0, len(ids), _BLOCK_ROWS):
             random = np.random.default_rng([self.seed, 2, side, start])
             some, seen_by = ids[start : start + _BLOCK_ROWS], cams[start : start + _BLOCK_ROWS] - 1
-            noise = random.standard_normal((2, len(some), _LATENT), dtype=_FLOATS)
+            noise = random.standard_normal((2, len(some), _LATENT), dtype=np.float32)
             # Nobody looks like somebody who is seen only once.
             looks = np.where((some > DISTRACTOR)[:, None], self.people[some - 1], noise[0])
             latent = looks * self.stretch[seen_by] + self.shift[seen_by] + _NOISE * noise[1]

@@ -15,7 +15,7 @@ import click
 
 from .. import __version__
 from ..errors import BlurrerankError, ParameterError
-from .bench import bench
+from .bench import bench, measure
 from .eval import evaluate
 from .info import info
 from .run import run
@@ -55,6 +55,7 @@ cli.add_command(run)
 cli.add_command(evaluate)
 cli.add_command(info)
 cli.add_command(bench)
+cli.add_command(measure)
 cli.add_command(sweep)
 cli.add_command(synth)
 

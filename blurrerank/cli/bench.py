@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,15 @@ def bench(
     failed = [f"{_label(result.contender)}: {result.error}" for result in results if result.error]
     if failed:
         raise click.ClickException(f"{len(failed)} of {len(results)} failed; {'; '.join(failed)}")
+
+
+@click.command(hidden=True)
+@click.argument("task")
+def measure(task: str) -> None:
+    """One run of `bench`, in a process of its own: TASK is JSON, and so is the answer."""
+    from ..benchmark import measure as run
+
+    click.echo(json.dumps(run(json.loads(task))))
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:

@@ -121,7 +121,7 @@ def sweep(
 def _table(found: Sweep) -> str:
     from tabulate import tabulate
 
-    from ..sweep import MEANS
+    from ..metrics import MEANS
 
     rows = [["cosine", "", *(f"{found.cosine[name]:.4f}" for name in MEANS)]]
     for setting, means in found.rows.items():

@@ -17,8 +17,9 @@ from typing import Any
 
 from ..errors import InputError, OutputError, ParameterError
 from ..methods import check_count
+from ..metrics import MEANS
 from ..spectral import check_sigma
-from ..sweep import MEANS, Sweep
+from ..sweep import Sweep
 from .targets import replacing
 
 FORMAT = "blurrerank-sweep"

@@ -131,10 +131,10 @@ class KReciprocal(WholeMethod):
         """exp(-d) of each entry."""
         weights = pair_similarities(images, members, held=held, working=chunk)
         for start, stop in members.cut(chunk):
+            some = members.rows(start, stop)
             first, last = members.offsets[[start, stop]].tolist()
-            image = start + torch.repeat_interleave(members.counts[start:stop])
-            itself = members.columns[first:last] == image
-            similarities = weights[first:last].masked_fill(itself, 1)
+            image = start + torch.repeat_interleave(some.counts)
+            similarities = weights[first:last].masked_fill(some.columns == image, 1)
             weights[first:last] = torch.exp(-self._normalised(similarities, largest[image]))
         return weights
 
