@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from .features import FeatureSet
-from .methods import HeadMethod, Method, WholeMethod, check_count
+from .methods import GalleryMethod, HeadMethod, Method, WholeMethod, check_count
+from .methods.k_reciprocal_online import EncodedGallery
+from .neighbours import find_neighbours
 from .positions import MatchFinder
 from .ranking import Positions, from_sort_keys, index_dtype, strictly_decreasing
 from .search import Plan, Progress, best_keys, pick_device, search
@@ -73,16 +75,21 @@ def plan_for(
 ) -> Plan:
     """How `rerank_batches` cuts the work; arguments and errors as there."""
     gallery = len(data.gallery)
-    head = method.depth(gallery) if isinstance(method, HeadMethod) else 0
-    whole = isinstance(method, WholeMethod)
+    head, workspace, rows = 0, 0, 2
+    if isinstance(method, HeadMethod):
+        head, rows = method.depth(gallery), int(full_rows)
+        workspace = method.workspace(head, data.dim)
+    elif isinstance(method, GalleryMethod):
+        head = min(method.pool, gallery)
+        workspace = method.workspace(head)
     return Plan.fit(
         data,
         listed=max(head, depth or method.depth(gallery)),
         head=head,
-        full_rows=2 if whole else int(full_rows),
-        together=whole,
+        full_rows=rows,
+        together=isinstance(method, WholeMethod),
         device=pick_device(device),
-        workspace=method.workspace(head, data.dim) if isinstance(method, HeadMethod) else 0,
+        workspace=workspace,
         memory=memory,
         block=block,
     )
@@ -99,6 +106,7 @@ def rerank_batches(
     block: int | None = None,
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
+    encoded: EncodedGallery | None = None,
 ) -> Iterator[RankedBatch]:
     """Search and re-rank, as many probes at a time as the memory budget holds.
 
@@ -111,7 +119,8 @@ def rerank_batches(
         memory: budget in bytes; see `Plan.fit`.
         block: gallery rows per block, instead of the plan's choice.
         progress: called with (images done, images in all).
-        watch: takes the seconds of the stages `search` and `re-rank`.
+        watch: takes the seconds of the stages `index`, `search` and `re-rank`.
+        encoded: what a `GalleryMethod` already knows of the gallery.
 
     Raises:
         ParameterError: for a depth or block below 1, or a budget that is too small.
@@ -127,6 +136,8 @@ def rerank_batches(
         yield from _heads(data, method, plan, shown, full_rows, progress, watch)
     elif isinstance(method, WholeMethod):
         yield from _whole(data, method, plan, shown, progress, watch)
+    elif isinstance(method, GalleryMethod):
+        yield from _alone(data, method, plan, shown, progress, watch, encoded)
 
 
 def _heads(
@@ -191,5 +202,46 @@ def _whole(
         assert batch.similarities is not None
         with watch("re-rank"):
             final = score(batch.start, batch.similarities)
+            indices, scores = from_sort_keys(best_keys(final, 0, shown))
+        yield RankedBatch(batch.start, len(gallery), indices, scores, len(gallery), batch.similarities, final)
+
+
+def _alone(
+    data: FeatureSet,
+    method: GalleryMethod,
+    plan: Plan,
+    shown: int,
+    progress: Progress | None,
+    watch: Stopwatch,
+    encoded: EncodedGallery | None,
+) -> Iterator[RankedBatch]:
+    """Look at the gallery unless that is done, search, and give the whole gallery new scores."""
+    with watch("search"):
+        gallery = plan.rows(data.gallery)
+    others = 0 if encoded is not None else len(gallery)
+
+    def advance(done: int, before: int = 0) -> None:
+        if progress is not None:
+            progress(before + done, others + len(data.probe))
+
+    if encoded is None:
+        with watch("index"):
+            count = min(method.pool, len(gallery) - 1)
+            near = find_neighbours(
+                gallery, count, held=plan.held, working=plan.working, progress=lambda done, _: advance(done)
+            )
+            encoded = method.encode(gallery, near, plan.held, plan.working)
+    found_batches = search(
+        plan.probes(data.probe),
+        gallery,
+        min(method.pool, len(gallery)),
+        batch=plan.probe_batch,
+        full_rows=True,
+        progress=lambda done, _: advance(done, others),
+    )
+    for batch in watch.each("search", found_batches):
+        assert batch.similarities is not None
+        with watch("re-rank"):
+            final = method.score(encoded, batch.candidates, batch.similarities)
             indices, scores = from_sort_keys(best_keys(final, 0, shown))
         yield RankedBatch(batch.start, len(gallery), indices, scores, len(gallery), batch.similarities, final)

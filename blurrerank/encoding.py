@@ -16,6 +16,12 @@ ONE = 1 << 30
 """What the weights of an encoding sum to. Weights are whole numbers: their sums are then the same in every
 order, so that the lists depend neither on how the work is cut nor on the order in which a GPU adds."""
 
+WHOLE = 1 << 20
+"""What an image's own encoding counts in query expansion where the others count less, in whole parts too."""
+
+# Bytes worked on at a time, in several arrays: a CPU's share should stay in cache, a GPU wants more.
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+
 # What expanding, averaging and comparing take for each entry: its key or place, its weight, and their copies.
 _ENTRY_BYTES = 64
 
@@ -65,7 +71,7 @@ class SparseRows:
         per_column = torch.zeros(width, dtype=torch.int64, device=self.columns.device)
         for part in torch.split(self.columns, max(1, chunk // _ENTRY_BYTES)):
             per_column += torch.bincount(part, minlength=width)
-        offsets = _offsets(per_column)
+        offsets = offsets_of(per_column)
         free = offsets[:-1].clone()
         for start, stop in self.cut(chunk):
             some = self.rows(start, stop)
@@ -107,42 +113,13 @@ def pieces(sizes: torch.Tensor, limit: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def expand(lists: torch.Tensor, k1: int, chunk: int) -> SparseRows:
-    """R*: who is in each image's encoding; the weights are still to be found and all 0.
+def mutual(lists: torch.Tensor, chunk: int) -> SparseRows:
+    """Those of each image's list that have the image in theirs; weights are still to be found and all 0.
 
     Args:
         lists: (N, K) int32 or int64, each image itself and its nearest others.
-        k1: how many others are its neighbours; lists may be shorter or longer.
         chunk: bytes to work with at a time.
     """
-    total = len(lists)
-    mutual = _mutual(lists[:, : k1 + 1], chunk)
-    halves = _mutual(lists[:, : round(k1 / 2) + 1], chunk)
-    half_counts = halves.counts
-    sizes = torch.zeros(total, dtype=torch.int64, device=lists.device)
-    owner = torch.repeat_interleave(mutual.counts)
-    sizes.scatter_add_(0, owner, half_counts[mutual.columns.long()])
-    counts, columns = [], []
-    for start, stop in pieces(sizes, max(1, chunk // _ENTRY_BYTES)):
-        some = mutual.rows(start, stop)
-        candidates = some.columns.long()
-        image = torch.repeat_interleave(some.counts)
-        members = (image * total + candidates).sort().values
-        # Every half list of every candidate, as keys of the image and who is in the list.
-        candidate, place = ranges(halves.offsets[candidates], half_counts[candidates])
-        theirs = image[candidate] * total + halves.columns[place]
-        at = torch.searchsorted(members, theirs).clamp_max_(len(members) - 1)
-        inside = torch.bincount(candidate[members[at] == theirs], minlength=len(candidates))
-        grows = 3 * inside > 2 * half_counts[candidates]
-        everyone = torch.unique(torch.cat([members, theirs[grows[candidate]]]))
-        counts.append(torch.bincount(everyone // total, minlength=stop - start))
-        columns.append((everyone % total).to(lists.dtype))
-    found = torch.cat(columns)
-    return SparseRows(_offsets(torch.cat(counts)), found, torch.zeros_like(found, dtype=torch.int32))
-
-
-def _mutual(lists: torch.Tensor, chunk: int) -> SparseRows:
-    """Those of each image's list that have the image in theirs."""
     step = max(1, chunk // (8 * lists.shape[1] ** 2))
     counts, columns = [], []
     for start in range(0, len(lists), step):
@@ -152,7 +129,39 @@ def _mutual(lists: torch.Tensor, chunk: int) -> SparseRows:
         counts.append(found.sum(dim=1))
         columns.append(some[found])
     members = torch.cat(columns)
-    return SparseRows(_offsets(torch.cat(counts)), members, torch.zeros_like(members, dtype=torch.int32))
+    return SparseRows(offsets_of(torch.cat(counts)), members, torch.zeros_like(members, dtype=torch.int32))
+
+
+def expand(reciprocal: SparseRows, halves: SparseRows, chunk: int) -> SparseRows:
+    """R*: who is in each image's encoding; the weights are still to be found and all 0.
+
+    Args:
+        reciprocal: R, n rows over N images.
+        halves: r, the reciprocal neighbours within half lists of all N images.
+        chunk: bytes to work with at a time.
+    """
+    total = len(halves)
+    half_counts = halves.counts
+    sizes = torch.zeros(len(reciprocal), dtype=torch.int64, device=halves.columns.device)
+    owner = torch.repeat_interleave(reciprocal.counts)
+    sizes.scatter_add_(0, owner, half_counts[reciprocal.columns.long()])
+    counts, columns = [], []
+    for start, stop in pieces(sizes, max(1, chunk // _ENTRY_BYTES)):
+        some = reciprocal.rows(start, stop)
+        candidates = some.columns.long()
+        image = torch.repeat_interleave(some.counts)
+        members = (image * total + candidates).sort().values
+        # Every half list of every candidate, as keys of the image and who is in the list.
+        candidate, place = ranges(halves.offsets[candidates], half_counts[candidates])
+        theirs = image[candidate] * total + halves.columns[place]
+        at = torch.searchsorted(members, theirs).clamp_max_(max(0, len(members) - 1))
+        inside = torch.bincount(candidate[members[at] == theirs], minlength=len(candidates))
+        grows = 3 * inside > 2 * half_counts[candidates]
+        everyone = torch.unique(torch.cat([members, theirs[grows[candidate]]]))
+        counts.append(torch.bincount(everyone // total, minlength=stop - start))
+        columns.append((everyone % total).to(halves.columns.dtype))
+    found = torch.cat(columns)
+    return SparseRows(offsets_of(torch.cat(counts)), found, torch.zeros_like(found, dtype=torch.int32))
 
 
 def weighted(members: SparseRows, weights: torch.Tensor, chunk: int) -> SparseRows:
@@ -168,30 +177,53 @@ def weighted(members: SparseRows, weights: torch.Tensor, chunk: int) -> SparseRo
     return replace(members, weights=parts)
 
 
-def average(encodings: SparseRows, lists: torch.Tensor, chunk: int) -> SparseRows:
-    """Local query expansion: each row becomes the mean of the rows in its list.
+def average(
+    encodings: SparseRows,
+    lists: torch.Tensor,
+    shares: torch.Tensor,
+    chunk: int,
+    *,
+    own: SparseRows | None = None,
+) -> SparseRows:
+    """Local query expansion: the mean of the rows in each list, weighted by `shares`.
 
     Args:
         encodings: N rows.
-        lists: (N, k2) int32 or int64.
+        lists: (n, k) int32 or int64.
+        shares: (n, k) int64, what each of the list counts, from 0 to `WHOLE`.
         chunk: bytes to work with at a time.
+        own: n rows that take part too and count `WHOLE`, unless they are empty.
+
+    Returns:
+        n rows.
     """
     total, number = len(encodings), lists.shape[1]
     counts = encodings.counts
-    sizes = counts[lists.flatten().long()].view(total, number).sum(dim=1)
+    sizes = counts[lists.flatten().long()].view(len(lists), number).sum(dim=1)
+    sums = shares.sum(dim=1)
+    if own is not None:
+        sizes += own.counts
+        sums = sums + WHOLE * (own.counts > 0)
     new_counts, columns, weights = [], [], []
     for start, stop in pieces(sizes, max(1, chunk // _ENTRY_BYTES)):
         some = lists[start:stop].flatten().long()
-        owner, place = ranges(encodings.offsets[some], counts[some])
-        keys = owner.div_(number, rounding_mode="floor").mul_(total).add_(encodings.columns[place])
+        entry, place = ranges(encodings.offsets[some], counts[some])
+        keys = entry.div(number, rounding_mode="floor").mul_(total).add_(encodings.columns[place])
+        parts = encodings.weights[place] * shares[start:stop].flatten()[entry]
+        if own is not None:
+            mine = own.rows(start, stop)
+            keys = torch.cat([keys, torch.repeat_interleave(mine.counts) * total + mine.columns])
+            parts = torch.cat([parts, mine.weights.long() * WHOLE])
         distinct, which = torch.unique(keys, return_inverse=True)
-        sums = torch.zeros_like(distinct).scatter_add_(0, which, encodings.weights[place].long())
-        new_counts.append(torch.bincount(distinct // total, minlength=stop - start))
+        found = torch.zeros_like(distinct).scatter_add_(0, which, parts)
+        row = distinct.div(total, rounding_mode="floor")
+        whole = sums[start:stop][row]
+        new_counts.append(torch.bincount(row, minlength=stop - start))
         columns.append((distinct % total).to(encodings.columns.dtype))
-        weights.append(((sums + number // 2) // number).to(torch.int32))
+        weights.append((found + whole // 2).div_(whole, rounding_mode="floor").to(torch.int32))
     joined = torch.cat(columns)
     columns.clear()  # not to hold them twice while the weights are joined
-    return SparseRows(_offsets(torch.cat(new_counts)), joined, torch.cat(weights))
+    return SparseRows(offsets_of(torch.cat(new_counts)), joined, torch.cat(weights))
 
 
 def overlaps(probes: SparseRows, inverted: SparseRows, gallery: int, chunk: int) -> torch.Tensor:
@@ -219,5 +251,6 @@ def overlaps(probes: SparseRows, inverted: SparseRows, gallery: int, chunk: int)
     return found.view(len(probes), gallery) * (1 / ONE)
 
 
-def _offsets(counts: torch.Tensor) -> torch.Tensor:
+def offsets_of(counts: torch.Tensor) -> torch.Tensor:
+    """The `SparseRows.offsets` of rows with so many entries."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

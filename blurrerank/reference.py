@@ -187,6 +187,105 @@ def _mutual(lists: Indices, i: int) -> list[int]:
     return [int(j) for j in lists[i] if i in lists[j]]
 
 
+def k_reciprocal_online(
+    probe: ArrayLike,
+    gallery: ArrayLike,
+    pool: int = 50,
+    blur: int = 8,
+    sigma: float = 0.1,
+    k1: int = 15,
+    k2: int = 6,
+    lambda_value: float = 0.2,
+    *,
+    dtype: Any = np.float64,
+) -> Floats:
+    """k-reciprocal encoding against a frozen gallery, one probe after another, as docs/online.md defines it.
+
+    Args:
+        probe: (P, D) features.
+        gallery: (G, D) features.
+        pool: how many images by cosine similarity are looked at around each image.
+        blur: how many images, itself among them, a gallery item is blurred with.
+        sigma: temperature of every transition, above 0.
+        k1: how many neighbours besides itself an image has, at most `pool`.
+        k2: how many images, itself among them, query expansion averages, at most `pool + 1`.
+        lambda_value: weight of the transition from the probe against the similarity of encodings, 0 to 1.
+        dtype: of the arithmetic.
+
+    Returns:
+        (P, G) scores, greater is better.
+    """
+    queries, items = unit_rows(probe, dtype), unit_rows(gallery, dtype)
+    number = len(items)
+    cosine = items @ items.T
+    np.fill_diagonal(cosine, 1)
+
+    around = []
+    for i in range(number):
+        others = np.array([j for j in np.argsort(-cosine[i], kind="stable") if j != i], dtype=np.int64)
+        around.append(others[:pool])
+
+    blurred = np.empty_like(items)
+    for i in range(number):
+        group = [i, *around[i][: blur - 1]]
+        weights = np.exp((cosine[i, group] - 1) / sigma)
+        mean = weights @ items[group]
+        blurred[i] = mean / np.linalg.norm(mean)
+
+    # Everybody's nearest others, by similarity to what these are after blurring.
+    nearest, nearness = [], []
+    for i in range(number):
+        similarity = blurred[around[i]] @ items[i]
+        order = np.lexsort((around[i], -similarity))
+        nearest.append(around[i][order])
+        nearness.append(similarity[order])
+
+    def mutual(i: int, count: int) -> set[int]:
+        return {int(j) for j in [i, *nearest[i][:count]] if i in [j, *nearest[j][:count]]}
+
+    halves = [mutual(i, round(k1 / 2)) for i in range(number)]
+
+    def encoding(reciprocal: set[int]) -> Floats:
+        expanded = set(reciprocal)
+        for candidate in reciprocal:
+            if 3 * len(halves[candidate] & reciprocal) > 2 * len(halves[candidate]):
+                expanded |= halves[candidate]
+        encoded = np.zeros(number, dtype=dtype)
+        if expanded:
+            encoded[sorted(expanded)] = 1 / len(expanded)
+        return encoded
+
+    encodings = np.array([encoding(mutual(i, k1)) for i in range(number)])
+
+    def average(own: Floats, neighbours: Indices, similarity: Floats) -> Floats:
+        """Own encoding and those of the k2 - 1 nearest, these by how far they fall behind the nearest."""
+        weights = np.exp((similarity[: k2 - 1] - similarity[:1]) / sigma)
+        total = own + weights @ encodings[neighbours[: k2 - 1]]
+        mean: Floats = total / (total.sum() or 1)
+        return mean
+
+    averaged = np.array([average(encodings[i], nearest[i], nearness[i]) for i in range(number)])
+
+    scores: Floats = np.empty((len(queries), number), dtype=dtype)
+    for p, query in enumerate(queries):
+        similarities = items @ query
+        candidates = np.argsort(-similarities, kind="stable")[:pool]
+        near = blurred[candidates] @ query
+        order = np.lexsort((candidates, -near))
+        candidates, near = candidates[order], near[order]
+        # An item has the probe among its neighbours if it is nearer than the last of them.
+        reciprocal = {
+            int(g)
+            for g, similarity in zip(candidates[:k1], near[:k1], strict=True)
+            if len(nearest[g]) < k1 or similarity > nearness[g][k1 - 1]
+        }
+        encoded = average(encoding(reciprocal), candidates, near)
+        overlap = np.minimum(encoded, averaged).sum(axis=1)
+        transition = np.exp((similarities - similarities.max()) / sigma)
+        scores[p] = (1 - lambda_value) * overlap / (2 - overlap) + lambda_value * transition
+    return scores
+
+
 def evaluate(
     lists: ArrayLike,
     probe_ids: ArrayLike,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 
@@ -31,6 +32,22 @@ def unit_rows(block: torch.Tensor, device: torch.device | str | None = None) -> 
         norms[extreme] = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     unit: torch.Tensor = rows / norms
     return unit
+
+
+def blocks_of(total: int, size: int) -> Iterator[tuple[int, int]]:
+    """Consecutive `(start, stop)` up to `total`, of `size` each but for the last."""
+    for start in range(0, total, size):
+        yield start, min(start + size, total)
+
+
+class Rows(Protocol):
+    """Rows that are there, or are made, when asked for."""
+
+    def __len__(self) -> int:
+        """N, how many there are."""
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows `start:stop`, (stop - start, D) float32."""
 
 
 class UnitRows:
@@ -85,8 +102,8 @@ class UnitRows:
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Every row in order, block by block, each with the index of its first row."""
-        for start in range(0, len(self), self.block):
-            yield start, self.rows(start, min(start + self.block, len(self)))
+        for start, stop in blocks_of(len(self), self.block):
+            yield start, self.rows(start, stop)
 
     def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A table of rows that holds those at `indices`, and where in the table each of them is.
@@ -103,8 +120,7 @@ class UnitRows:
             return self._rows, indices
         distinct, places = torch.unique(indices, return_inverse=True)
         table = torch.empty(len(distinct), self.dim, device=self.device)
-        for start in range(0, len(self), self.block):
-            stop = min(start + self.block, len(self))
+        for start, stop in blocks_of(len(self), self.block):
             first, last = torch.searchsorted(distinct, torch.tensor([start, stop], device=self.device)).tolist()
             if first < last:
                 table[first:last] = self.rows(start, stop)[distinct[first:last] - start]

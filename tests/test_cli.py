@@ -352,7 +352,10 @@ def test_a_damaged_chunk(cli, write, tmp_path):
         (("--sigma", -1), "sigma must be a finite number above 0 (1e-30 at least), not -1.0"),
         (("--sigma", "nan"), "sigma must be a finite number above 0 (1e-30 at least), not nan"),
         (("--depth", 0), "Invalid value for '--depth': '0' is neither a number of at least 1 nor 'all'"),
-        (("--method", "magic"), "method 'magic' is not known: use cosine or k-reciprocal or lbr"),
+        (
+            ("--method", "magic"),
+            "method 'magic' is not known: use cosine or k-reciprocal or k-reciprocal-online or lbr",
+        ),
         (
             ("--method", "cosine", "--sigma", 1),
             "--sigma is no option of method cosine, which has --topn (see 'blurrerank run --help')",
@@ -517,7 +520,8 @@ def test_every_parameter_of_every_method_is_an_option_of_run():
             option = options[parameter.name]
             assert name in option.help
             if parameter.type != "bool":
-                assert option.help.endswith(f"[default: {parameter.default}]")
+                default = option.help.partition("[default: ")[2].removesuffix("]").split(", ")
+                assert default == [str(parameter.default)] or f"{name} {parameter.default}" in default
         assert all(preset in options["preset"].help for preset in create(name).presets)
     assert tuple(options["base_distance"].type.choices) == BASE_DISTANCES
 

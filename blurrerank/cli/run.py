@@ -29,7 +29,7 @@ from .tables import method_label, metrics_table, print_json
     default="lbr",
     show_default=True,
     metavar="NAME",
-    help="lbr (local blurring), k-reciprocal, or cosine (no re-ranking).",
+    help="lbr (local blurring), k-reciprocal, k-reciprocal-online, or cosine (no re-ranking).",
 )
 @click.option(
     "--preset",
@@ -42,20 +42,44 @@ from .tables import method_label, metrics_table, print_json
     "--sigma",
     type=float,
     metavar="X",
-    help="Temperature of the affinity; lbr.  [default: 0.1]",
+    help="Temperature of the affinity; lbr, k-reciprocal-online.  [default: 0.1]",
 )
 @click.option("--probe-in-graph", is_flag=True, default=None, help="The probe is a node of the graph too; lbr.")
 @click.option("--cosine", is_flag=True, default=None, help="Cosine, not dot product, after blurring; lbr.")
 @click.option("--steps", type=int, metavar="N", help="Steps of the random walk; lbr.  [default: 1]")
-@click.option("--k1", type=int, metavar="N", help="Neighbours of an image; k-reciprocal.  [default: 20]")
-@click.option("--k2", type=int, metavar="N", help="Size of query expansion; k-reciprocal.  [default: 6]")
+@click.option(
+    "--k1",
+    type=int,
+    metavar="N",
+    help="Neighbours of an image.  [default: k-reciprocal 20, k-reciprocal-online 15]",
+)
+@click.option(
+    "--k2",
+    type=int,
+    metavar="N",
+    help="Size of query expansion.  [default: k-reciprocal 6, k-reciprocal-online 6]",
+)
 @click.option(
     "lambda_value",
     "--lambda",
     "--lambda-value",
     type=float,
     metavar="X",
-    help="Weight of the base distance; k-reciprocal.  [default: 0.3]",
+    help="Weight of the base distance, or of the transition from the probe.  "
+    "[default: k-reciprocal 0.3, k-reciprocal-online 0.2]",
+)
+@click.option(
+    "--blur",
+    type=int,
+    metavar="N",
+    help="How many images, itself among them, a gallery item is blurred with; k-reciprocal-online.  "
+    "[default: 8]",
+)
+@click.option(
+    "--pool",
+    type=int,
+    metavar="N",
+    help="How many items by cosine are looked at around an image; k-reciprocal-online.  [default: 50]",
 )
 @click.option(
     "--base-distance",

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ParameterError
@@ -18,17 +19,19 @@ from ..errors import ParameterError
 if TYPE_CHECKING:
     import torch
 
+    from ..neighbours import Neighbours
     from ..ranking import Candidates
     from ..rows import UnitRows
     from ..search import Plan, Progress
     from ..stopwatch import Stopwatch
+    from .k_reciprocal_online import EncodedGallery
 
 _DEPTH = 50
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """What improves the lists: a `HeadMethod` or a `WholeMethod`. Its fields are its parameters."""
+    """What improves the lists: a head, a whole or a gallery method. Its fields are its parameters."""
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -130,10 +133,81 @@ class WholeMethod(Method):
         return gallery
 
 
+@dataclass(frozen=True)
+class GalleryMethod(Method):
+    """A method that looks at the gallery first, and then at each probe alone.
+
+    Attributes:
+        pool: how many items by cosine similarity are looked at around each image.
+    """
+
+    free: ClassVar[tuple[str, ...]] = ()
+    """Parameters that what is known of the gallery does not depend on."""
+
+    pool: int = _DEPTH
+
+    def __post_init__(self) -> None:
+        """Check what all such methods share; a method with parameters of its own extends this.
+
+        Raises:
+            ParameterError: if a parameter is outside its range.
+        """
+        check_count("pool", self.pool)
+
+    @abstractmethod
+    def encode(self, gallery: UnitRows, near: Neighbours, held: int, working: int) -> EncodedGallery:
+        """Look at the gallery.
+
+        Args:
+            gallery: G rows.
+            near: each item's nearest others, `pool` or as many as there are.
+            held: how many rows may be held.
+            working: bytes to work with.
+        """
+
+    @abstractmethod
+    def score(
+        self, encoded: EncodedGallery, candidates: Candidates, similarities: torch.Tensor
+    ) -> torch.Tensor:
+        """New scores of the whole gallery for a batch of probes, each alone, higher is better.
+
+        Args:
+            encoded: what `encode` made of the gallery.
+            candidates: the `pool` best of each probe by cosine, fewer if the gallery is smaller.
+            similarities: (p, G) float32 cosine similarities.
+
+        Returns:
+            (p, G) float32.
+        """
+
+    def workspace(self, pool: int) -> int:
+        """Bytes that `score` needs for one probe, beyond what it is given and what it returns."""
+        return 0
+
+    def capped(self, probes: int, gallery: int) -> list[str]:
+        """A neighbourhood larger than the gallery."""
+        too_long = self.pool > gallery
+        return [f"pool {self.pool} is capped at the gallery's {gallery} items"] if too_long else []
+
+    def depth(self, gallery: int) -> int:
+        """As deep as what other methods write."""
+        return min(_DEPTH, gallery)
+
+    def reranked(self, gallery: int) -> int:
+        """Everything."""
+        return gallery
+
+
 def check_count(name: str, value: Any) -> None:
     """Raise `ParameterError` unless `value` is a whole number of at least 1."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
         raise ParameterError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise `ParameterError` unless `value` is a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ParameterError(f"{name} must be a number from 0 to 1, not {value!r}")
 
 
 def check_switch(name: str, value: Any) -> None:

@@ -21,27 +21,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 
-from ..encoding import SparseRows, average, expand, overlaps, weighted
+from ..encoding import CHUNK_BYTES, SparseRows, average, expand, mutual, overlaps, weighted
 from ..errors import ParameterError
 from ..neighbours import find_neighbours, pair_similarities
 from ..rows import UnitRows
 from ..search import Plan, Progress
 from ..stopwatch import Stopwatch
-from . import WholeMethod, check_count
+from . import WholeMethod, check_count, check_share
 
 BASE_DISTANCES = ("squared", "squared-twice")
 
 # Squared distances below this may be rounding (1e-6 was seen at 20,000 dimensions): where a row has none above,
 # all images are equal.
 _EQUAL = 4e-6
-
-# Bytes worked on at a time, in several arrays: a CPU's share should stay in cache, a GPU wants more.
-_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,7 @@ class KReciprocal(WholeMethod):
         """Check the parameters."""
         check_count("k1", self.k1)
         check_count("k2", self.k2)
-        number = isinstance(self.lambda_value, Real) and not isinstance(self.lambda_value, bool)
-        if not number or not 0 <= self.lambda_value <= 1:
-            raise ParameterError(f"lambda must be a number from 0 to 1, not {self.lambda_value!r}")
+        check_share("lambda", self.lambda_value)
         if self.base_distance not in BASE_DISTANCES:
             raise ParameterError(
                 f"base distance {self.base_distance!r} is not known: use {' or '.join(BASE_DISTANCES)}"
@@ -95,7 +89,7 @@ class KReciprocal(WholeMethod):
         count = min(max(self.k1, self.k2 - 1), len(images) - 1)
         with watch("search"):
             near = find_neighbours(images, count, held=plan.held, working=plan.working, progress=progress)
-        chunk = min(plan.working, _CHUNK_BYTES[images.device.type])
+        chunk = min(plan.working, CHUNK_BYTES[images.device.type])
         with watch("re-rank"):
             largest = self._distance(near.lowest)
             encodings = self._encodings(images, near.lists, largest, plan.held, chunk)
@@ -120,16 +114,21 @@ class KReciprocal(WholeMethod):
         self, images: UnitRows, lists: torch.Tensor, largest: torch.Tensor, held: int, chunk: int
     ) -> SparseRows:
         """V' of all images."""
-        members = expand(lists, self.k1, chunk)
+        reciprocal = mutual(lists[:, : self.k1 + 1], chunk)
+        halves = mutual(lists[:, : round(self.k1 / 2) + 1], chunk)
+        members = expand(reciprocal, halves, chunk)
         weights = self._weights(images, members, largest, held, chunk)
         encodings = weighted(members, weights, chunk)
-        return average(encodings, lists[:, : self.k2], chunk) if self.k2 > 1 else encodings
+        if self.k2 == 1:
+            return encodings
+        group = lists[:, : self.k2]
+        return average(encodings, group, torch.ones_like(group, dtype=torch.int64), chunk)
 
     def _weights(
         self, images: UnitRows, members: SparseRows, largest: torch.Tensor, held: int, chunk: int
     ) -> torch.Tensor:
         """exp(-d) of each entry."""
-        weights = pair_similarities(images, members, held=held, working=chunk)
+        weights = pair_similarities(images, images, members.counts, members.columns, held=held, working=chunk)
         for start, stop in members.cut(chunk):
             some = members.rows(start, stop)
             first, last = members.offsets[[start, stop]].tolist()
