@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .formats import read_ranking as read_ranking
     from .formats import save_features as save_features
     from .formats import save_ranking as save_ranking
+    from .index import GalleryIndex as GalleryIndex
+    from .index import build_index as build_index
     from .metrics import Metrics as Metrics
     from .pipeline import evaluate as evaluate
     from .pipeline import local_blurring as local_blurring
@@ -42,6 +44,7 @@ _HOMES = {
     "errors": ("BlurrerankError", "BlurrerankWarning", "InputError", "OutputError", "ParameterError"),
     "features": ("FeatureSet", "Side"),
     "formats": ("load", "read_ranking", "save_features", "save_ranking"),
+    "index": ("GalleryIndex", "build_index"),
     "metrics": ("Metrics",),
     "pipeline": ("evaluate", "local_blurring", "rerank"),
     "ranking": ("Ranking",),

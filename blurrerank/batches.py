@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from .features import FeatureSet
 from .methods import GalleryMethod, HeadMethod, Method, WholeMethod, check_count
-from .methods.k_reciprocal_online import EncodedGallery
 from .neighbours import find_neighbours
 from .positions import MatchFinder
 from .ranking import Positions, from_sort_keys, index_dtype, strictly_decreasing
@@ -106,7 +105,6 @@ def rerank_batches(
     block: int | None = None,
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
-    encoded: EncodedGallery | None = None,
 ) -> Iterator[RankedBatch]:
     """Search and re-rank, as many probes at a time as the memory budget holds.
 
@@ -120,7 +118,6 @@ def rerank_batches(
         block: gallery rows per block, instead of the plan's choice.
         progress: called with (images done, images in all).
         watch: takes the seconds of the stages `index`, `search` and `re-rank`.
-        encoded: what a `GalleryMethod` already knows of the gallery.
 
     Raises:
         ParameterError: for a depth or block below 1, or a budget that is too small.
@@ -137,7 +134,7 @@ def rerank_batches(
     elif isinstance(method, WholeMethod):
         yield from _whole(data, method, plan, shown, progress, watch)
     elif isinstance(method, GalleryMethod):
-        yield from _alone(data, method, plan, shown, progress, watch, encoded)
+        yield from _alone(data, method, plan, shown, progress, watch)
 
 
 def _heads(
@@ -213,11 +210,11 @@ def _alone(
     shown: int,
     progress: Progress | None,
     watch: Stopwatch,
-    encoded: EncodedGallery | None,
 ) -> Iterator[RankedBatch]:
     """Look at the gallery unless that is done, search, and give the whole gallery new scores."""
     with watch("search"):
         gallery = plan.rows(data.gallery)
+    encoded = data.gallery.encoded_for(method)
     others = 0 if encoded is not None else len(gallery)
 
     def advance(done: int, before: int = 0) -> None:

@@ -58,6 +58,10 @@ class SparseRows:
         """Consecutive `(start, stop)` of rows, to work on within `chunk` bytes."""
         return pieces(self.counts, max(1, chunk // _ENTRY_BYTES))
 
+    def to(self, device: torch.device) -> SparseRows:
+        """The same on `device`; what is there already is shared."""
+        return SparseRows(self.offsets.to(device), self.columns.to(device), self.weights.to(device))
+
     def clone(self) -> SparseRows:
         """The same in memory of its own."""
         return SparseRows(self.offsets.clone(), self.columns.clone(), self.weights.clone())

@@ -53,6 +53,8 @@ class Side:
         cams: (N,) integers, only compared for equality; or None.
         names: (N,) strings; or None.
         label: how messages call this side, such as `feats.h5::/probe`.
+        unit: whether the features are L2-normalised float32 rows that have been checked already.
+        digests: (N, 16) uint8, `row_digests()` of the features that such rows were made from.
     """
 
     features: FeatureArray
@@ -60,6 +62,8 @@ class Side:
     cams: NDArray[Any] | None = None
     names: NDArray[Any] | None = None
     label: str = "features"
+    unit: bool = False
+    digests: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         """Store integer labels as int64, so that nothing downstream asks which integer they were."""
@@ -88,6 +92,20 @@ class Side:
         """All rows in order, `rows` at a time, each block with the index of its first row."""
         for start in range(0, len(self), rows):
             yield start, self.block(start, min(start + rows, len(self)))
+
+    def row_digests(self) -> NDArray[np.uint8]:
+        """(N, 16) uint8: the start of the SHA-256 of each row's bytes."""
+        if self.digests is not None:
+            return self.digests
+        found = bytearray()
+        for _, block in self.blocks(self.scan_rows()):
+            for row in block.cpu().contiguous().numpy():
+                found += hashlib.sha256(row.data).digest()[:16]
+        return np.frombuffer(found, dtype=np.uint8).reshape(len(self), 16)
+
+    def encoded_for(self, method: Any) -> Any:
+        """What is known already of this side as a gallery for a `GalleryMethod`: nothing, unless of an index."""
+        return None
 
     def scan_rows(self) -> int:
         """How many rows to read at a time in a pass that only looks."""
@@ -176,13 +194,8 @@ class FeatureSet:
         return self.probe.cams is not None and self.gallery.cams is not None
 
     def digest(self) -> str:
-        """SHA-256 over shape and bytes of both sides' features: what a ranking was made from."""
-        digest = hashlib.sha256()
-        for side in (self.probe, self.gallery):
-            digest.update(f"{len(side)} {side.dim} ".encode())
-            for _, block in side.blocks(side.scan_rows()):
-                digest.update(block.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        """SHA-256 over shape and rows of both sides' features: what a ranking was made from."""
+        return digest_of(self.probe.row_digests(), self.gallery.row_digests())
 
     def labels_digest(self) -> str:
         """SHA-256 over ids and cameras of both sides: what a measurement was made from."""
@@ -190,6 +203,15 @@ class FeatureSet:
         for labels in (self.probe.ids, self.probe.cams, self.gallery.ids, self.gallery.cams):
             digest.update(b"none" if labels is None else np.asarray(labels, dtype="<i8").tobytes())
         return digest.hexdigest()
+
+
+def digest_of(*sides: NDArray[np.uint8]) -> str:
+    """SHA-256 over the `Side.row_digests()` of one side, or of several one after another."""
+    digest = hashlib.sha256()
+    for digests in sides:
+        digest.update(f"{len(digests)} ".encode())
+        digest.update(digests.data)
+    return digest.hexdigest()
 
 
 def find_problems(probe: Side | None, gallery: Side | None) -> list[str]:
@@ -214,7 +236,7 @@ def _side_problems(side: Side) -> list[str]:
         problems.insert(0, f"{where} is empty, shape {shape}: at least one row and one dimension are needed")
     elif not _is_float(side.features.dtype):
         problems.insert(0, f"{where} is {side.features.dtype}: expected float16, float32 or float64")
-    else:
+    elif not side.unit:
         problems[:0] = _value_problems(side)
     return problems
 

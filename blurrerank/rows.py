@@ -90,13 +90,18 @@ class UnitRows:
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
         """Read rows, a block at a time, since each exists three times while it is converted."""
+        if len(self.sides) == 1 and self.sides[0].unit:
+            found = self.sides[0].block(start, stop)
+            if found.device == self.device:
+                return found
         rows = torch.empty(stop - start, self.dim, device=self.device)
         before = 0
         for side in self.sides:
             for first in range(max(start - before, 0), min(stop - before, len(side)), self.block):
                 last = min(first + self.block, stop - before, len(side))
                 to = before - start
-                rows[to + first : to + last] = unit_rows(side.block(first, last), self.device)
+                found = side.block(first, last)
+                rows[to + first : to + last] = found if side.unit else unit_rows(found, self.device)
             before += len(side)
         return rows
 

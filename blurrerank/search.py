@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import pad
@@ -34,6 +34,13 @@ _TILE_GALLERY = 4096
 _PRODUCT_GALLERY = 1024
 # Similarities at a time whose ties are settled: bounds what that takes when every row ties.
 _TIED_ELEMENTS = 1 << 18
+
+
+def budget(memory: int | None, device: torch.device) -> int:
+    """`memory`, or by default 2 GiB, and half of what is free on a CUDA device."""
+    if memory is not None:
+        return memory
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else DEFAULT_MEMORY
 
 
 @dataclass(frozen=True)
@@ -88,13 +95,11 @@ class Plan:
         """
         if block is not None and block < 1:
             raise ParameterError(f"block must be at least 1, not {block}")
-        if memory is None:
-            memory = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else DEFAULT_MEMORY
+        memory = budget(memory, device)
         gallery, row = len(data.gallery), 4 * data.dim
-        held = memory * 3 // 8 // row
-        resident = gallery + together * len(data.probe) <= held
-        # A block read from disk exists three times while it is converted: stored, float32, normalised.
-        gallery_block = block or max(1, min(_TILE_GALLERY, memory // 8 // (4 * row)))
+        shares = cls.of_images(gallery + together * len(data.probe), data.dim, device, memory, block=block)
+        # Rows that lie there normalised take no memory of ours.
+        resident = shares.resident or data.gallery.unit
         # While a batch is made, whoever asked for it still holds the one before.
         per_probe = row + 48 * listed + 8 * gallery * (full_rows or listed == gallery)
         if not resident:
@@ -107,11 +112,25 @@ class Plan:
             )
         # More than a tile gains nothing when the gallery need not be read again for each batch.
         batch = min(memory // 16 // per_probe, _TILE_PROBES) if resident else memory // 8 // per_probe
-        plan = cls(
-            device, resident, min(gallery_block, gallery), min(batch, len(data.probe)), held, memory // 8
+        plan = replace(
+            shares,
+            resident=resident,
+            gallery_block=min(shares.gallery_block, gallery),
+            probe_batch=min(batch, len(data.probe)),
         )
         log.info("plan: %s", plan)
         return plan
+
+    @classmethod
+    def of_images(
+        cls, images: int, dim: int, device: torch.device, memory: int | None = None, *, block: int | None = None
+    ) -> Plan:
+        """Cut the work that is done with so many images alone, probe by probe; arguments as in `fit`."""
+        memory, row = budget(memory, device), 4 * dim
+        held = memory * 3 // 8 // row
+        # A block read from disk exists three times while it is converted: stored, float32, normalised.
+        gallery_block = block or max(1, min(_TILE_GALLERY, memory // 8 // (4 * row)))
+        return cls(device, images <= held, gallery_block, 1, held, memory // 8)
 
     def rows(self, *sides: Side) -> UnitRows:
         """What is searched: the normalised rows of `sides`."""

@@ -78,7 +78,13 @@ gallery identities), CUHK03-NP detected, MSMT17, VeRi-776."""
 
 
 def synthesize(
-    path: str | Path, size: Size, *, seed: int = 0, force: bool = False, progress: Progress | None = None
+    path: str | Path,
+    size: Size,
+    *,
+    dtype: str = "float32",
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Write a native feature file of generated features, block by block.
 
@@ -87,14 +93,17 @@ def synthesize(
     Args:
         path: the file; written beside itself and renamed into place.
         size: of the set; see `PRESETS`.
+        dtype: `float32`, or `float16`: the same values, rounded.
         seed: of all randomness, at least 0.
         force: replace an existing file.
         progress: called with (images written, images in all).
 
     Raises:
         OutputError: if it cannot be written there.
-        ParameterError: for a seed that is negative or has more than 63 bits.
+        ParameterError: for another dtype, or a seed that is negative or has more than 63 bits.
     """
+    if dtype not in ("float16", "float32"):
+        raise ParameterError(f"dtype must be float16 or float32, not {dtype!r}")
     if not 0 <= seed < 2**63:
         raise ParameterError(f"seed must be from 0 to 2^63 - 1, not {seed}")
     world = _World(size, seed)
@@ -105,7 +114,7 @@ def synthesize(
         for side, (ids, cams) in enumerate((world.probe_labels(), world.gallery_labels())):
             group = file.create_group(("probe", "gallery")[side])
             group["ids"], group["cams"] = ids, cams
-            features = group.create_dataset("features", (len(ids), size.dim), np.float32)
+            features = group.create_dataset("features", (len(ids), size.dim), np.dtype(dtype))
             for start, block in world.features(side, ids, cams):
                 features[start : start + len(block)] = block
                 done += len(block)

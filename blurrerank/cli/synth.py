@@ -28,10 +28,19 @@ PRESET_NAMES = ("market1501", "dukemtmc", "cuhk03", "msmt17", "veri776")
 @click.option("--cams", type=int, metavar="N", help="Cameras.")
 @click.option("--distractors", type=int, metavar="N", help="Gallery images of nobody, id 0.")
 @click.option("--junk", type=int, metavar="N", help="Gallery images that evaluation ignores, id -1.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float32",
+    show_default=True,
+    help="How features are stored.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of all randomness.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @talking_options
-def synth(out: str, preset: str, seed: int, force: bool, runtime: Runtime, **sizes: int | None) -> None:
+def synth(
+    out: str, preset: str, dtype: str, seed: int, force: bool, runtime: Runtime, **sizes: int | None
+) -> None:
     """Write generated features to OUT, an HDF5 file that `run` and `bench` read.
 
     They have the sizes, identities and cameras of a public test set, and are hard enough that methods differ.
@@ -48,5 +57,5 @@ def synth(out: str, preset: str, seed: int, force: bool, runtime: Runtime, **siz
     runtime.start()
     given = {name: value for name, value in sizes.items() if value is not None}
     size = replace(PRESETS[preset], **given)
-    synthesize(out, size, seed=seed, force=force, progress=runtime.progress("generating"))
+    synthesize(out, size, dtype=dtype, seed=seed, force=force, progress=runtime.progress("generating"))
     runtime.note(f"wrote {out}: {size.probes} probes x {size.gallery} gallery x {size.dim}")

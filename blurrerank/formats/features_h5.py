@@ -95,11 +95,11 @@ def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int 
     Args and errors as for `load`, except that only a file that cannot be opened at all raises `InputError`.
     """
     reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
-    root, label = _open(path)
+    root, label = open_group(path)
     attributes = _check_format(root, label, reader.problems)
     probe = reader.side(root, label, "probe", alone=gallery is not None)
     if gallery is not None:
-        root, label = _open(gallery)
+        root, label = open_group(gallery)
         _check_format(root, label, reader.problems)
     found = reader.side(root, label, "gallery", alone=gallery is not None)
     data, problems = None, reader.problems
@@ -184,7 +184,7 @@ class _Reader:
             if not isinstance(stored, h5py.Dataset) or stored.shape is None:
                 raise InputError(f"{where} is not an array")
             values = _read(stored, where, ())
-            return _decoded(values, where) if name == "names" else values
+            return decoded(values, where) if name == "names" else values
         except InputError as error:
             self.problems += error.problems
             return None
@@ -203,7 +203,7 @@ class _Reader:
             self.images[name] = shape
 
 
-def _open(address: str | Path) -> tuple[Any, str]:
+def open_group(address: str | Path) -> tuple[Any, str]:
     """The file or the group in it that `address` names, and how messages call it."""
     path, _, group = str(address).partition("::")
     if not os.path.exists(path):
@@ -255,7 +255,7 @@ def _read(dataset: Any, where: str, selection: Any) -> NDArray[Any]:
     return values
 
 
-def _decoded(names: NDArray[Any], where: str) -> NDArray[Any]:
+def decoded(names: NDArray[Any], where: str) -> NDArray[Any]:
     """Strings from the bytes that HDF5 gives."""
     try:
         decoded = [name.decode() if isinstance(name, bytes) else name for name in names.ravel().tolist()]

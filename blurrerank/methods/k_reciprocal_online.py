@@ -25,7 +25,7 @@ al., ICCV 2019, arXiv:1811.11405; how they are put together here is this project
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -68,6 +68,10 @@ class EncodedGallery:
 
     def __len__(self) -> int:
         return len(self.reach)
+
+    def to(self, device: torch.device) -> EncodedGallery:
+        """The same on `device`; what is there already is shared."""
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 @dataclass(frozen=True)

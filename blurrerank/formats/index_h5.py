@@ -1,0 +1,306 @@
+"""Index files, `blurrerank-index` version 1: a gallery that stands, and all it knows of itself.
+
+    features                    (G, D) float32, L2-normalised
+    digests                     (G, 16) uint8: the start of the SHA-256 of each row as it came
+    ids, cams                   (G,) int64, optional
+    names                       (G,) utf-8 strings, optional
+    neighbours/lists            (G, K) int32: each item itself, then its nearest by cosine similarity
+    neighbours/similarities     (G, K) float32
+    neighbours/lowest           (G,) float32: similarity to the farthest
+    encoded/group, blur         (G, B) int32, float32
+    encoded/reach               (G,) float32
+    encoded/halves/...          offsets (G + 1,) int64, columns, weights (T,) int32
+    encoded/encodings/...       likewise
+    encoded/inverted/...        likewise
+
+`methods/k_reciprocal_online.py` and docs/online.md say what the parts of `encoded` mean. Columns and lists are int64
+in a gallery of 2^31 items. Root attributes: `format`, `format_version`, `method`, `params` (JSON), `digest` of the
+gallery, `versions` (JSON). Every dataset of numbers is stored in one piece, so that it can be mapped into memory,
+and has an attribute `crc32`.
+
+While an index is built, `NAME.partial` holds what is known so far: `neighbours` of the first items, with the root
+attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` and `digest`.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..encoding import SparseRows
+from ..errors import InputError
+from ..features import Side, digest_of
+from ..methods.k_reciprocal_online import EncodedGallery
+from ..neighbours import Neighbours
+from ..rows import UnitRows
+from .features_h5 import decoded, open_group
+from .ranking_h5 import versions
+from .targets import replacing
+
+FORMAT = "blurrerank-index"
+PARTIAL = "blurrerank-index-partial"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an index file holds.
+
+    Attributes:
+        gallery: features, mapped, and labels.
+        method: the name of the method it was encoded for.
+        params: that method's parameters.
+        near: who is near whom.
+        encoded: what the method made of it.
+    """
+
+    gallery: Side
+    method: str
+    params: Mapping[str, Any]
+    near: Neighbours
+    encoded: EncodedGallery
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What an index records of each row beside its features; see `Side` for the fields."""
+
+    digests: NDArray[np.uint8]
+    ids: NDArray[Any] | None
+    cams: NDArray[Any] | None
+    names: NDArray[Any] | None
+
+    @classmethod
+    def of(cls, side: Side) -> Labels:
+        """Those of a side."""
+        return cls(side.row_digests(), side.ids, side.cams, side.names)
+
+    def joined(self, new: Labels, where: str, new_where: str) -> Labels:
+        """These and those of further rows; messages call the two `where` and `new_where`.
+
+        Raises:
+            InputError: if only one of them has a kind of labels, or if all of the new rows are here already.
+        """
+        joined = {}
+        for name in ("ids", "cams", "names"):
+            before, after = getattr(self, name), getattr(new, name)
+            if (before is None) != (after is None):
+                has, lacks = (where, new_where) if after is None else (new_where, where)
+                raise InputError(f"{has} has {name} and {lacks} has none: they cannot be joined")
+            joined[name] = None if before is None else np.concatenate([before, after])
+        if {row.tobytes() for row in new.digests} <= {row.tobytes() for row in self.digests}:
+            raise InputError(f"every row of {new_where} is in {where} already: there is nothing to append")
+        return Labels(np.concatenate([self.digests, new.digests]), **joined)
+
+
+def write(
+    path: Path,
+    rows: UnitRows,
+    labels: Labels,
+    method: str,
+    params: Mapping[str, Any],
+    near: Neighbours,
+    encoded: EncodedGallery,
+    *,
+    force: bool,
+) -> None:
+    """Write an index.
+
+    Args:
+        path: the file; written beside itself and renamed into place.
+        rows: the features, normalised.
+        labels: what to record of them.
+        method: what it was encoded for.
+        params: the method's parameters.
+        near: who is near whom.
+        encoded: what the method made of it.
+        force: replace an existing file.
+
+    Raises:
+        OutputError: if it cannot be written there.
+    """
+    with replacing(path, force=force) as temporary, h5py.File(temporary, "w") as file:
+        features = file.create_dataset("features", (len(rows), rows.dim), np.float32)
+        checksum = 0
+        for start, block in rows.blocks():
+            features[start : start + len(block)] = block.cpu().numpy()
+            checksum = zlib.crc32(block.cpu().contiguous().numpy().data, checksum)
+        features.attrs["crc32"] = checksum
+        _put(file, "digests", labels.digests)
+        for name in ("ids", "cams"):
+            if getattr(labels, name) is not None:
+                _put(file, name, getattr(labels, name))
+        if labels.names is not None:
+            file.create_dataset("names", data=list(labels.names), dtype=h5py.string_dtype())
+        _put_neighbours(file, near)
+        _put_encoded(file, encoded)
+        file.attrs.update(
+            {
+                "format": FORMAT,
+                "format_version": VERSION,
+                "method": method,
+                "params": json.dumps(dict(params)),
+                "digest": digest_of(labels.digests),
+                "versions": json.dumps(versions()),
+            }
+        )
+
+
+def write_partial(path: Path, near: Neighbours, *, pool: int, digest: str) -> None:
+    """Write, or replace, what is known while an index is built.
+
+    Raises:
+        OutputError: if it cannot be written there.
+    """
+    with replacing(path, force=True) as temporary, h5py.File(temporary, "w") as file:
+        _put_neighbours(file, near)
+        file.attrs.update({"format": PARTIAL, "format_version": VERSION, "pool": pool, "digest": digest})
+
+
+def read_partial(path: Path) -> tuple[Neighbours, int, str]:
+    """What is known so far, the pool, and the digest of the gallery.
+
+    Raises:
+        InputError: if it is no such file, or is damaged.
+    """
+    with _reading(path, PARTIAL, verify=True) as file:
+        return file.neighbours(), int(file.attrs["pool"]), str(file.attrs["digest"])
+
+
+def read(path: Path, *, verify: bool = True) -> Stored:
+    """Map an index into memory.
+
+    Args:
+        path: the file.
+        verify: read all of it and compare checksums.
+
+    Raises:
+        InputError: if it is none, is of a newer version, or is damaged.
+    """
+    with _reading(path, FORMAT, verify=verify) as file:
+        features = file.take("features", ("G", "D"), np.float32)
+        digests = file.take("digests", ("G", 16), np.uint8).numpy()
+        if digest_of(digests) != file.attrs["digest"]:
+            raise InputError("its rows are not those of its digest")
+        ids, cams = (
+            file.take(name, ("G",), np.int64).numpy() if name in file else None for name in ("ids", "cams")
+        )
+        gallery = Side(features, ids, cams, file.names(), label=str(path), unit=True, digests=digests)
+        encoded = EncodedGallery(
+            file.take("encoded/group", ("G", "B")),
+            file.take("encoded/blur", ("G", "B"), np.float32),
+            file.take("encoded/reach", ("G",), np.float32),
+            *map(file.sparse_rows, ("encoded/halves", "encoded/encodings", "encoded/inverted")),
+        )
+        return Stored(
+            gallery, str(file.attrs["method"]), json.loads(file.attrs["params"]), file.neighbours(), encoded
+        )
+
+
+@contextmanager
+def _reading(path: Path, form: str, *, verify: bool) -> Iterator[_File]:
+    """The open file, whose faults become `InputError`."""
+    file = open_group(path)[0].file
+    try:
+        stated, version = file.attrs.get("format"), file.attrs.get("format_version")
+        if stated != form:
+            raise InputError(f"{path} is {stated or 'an HDF5 file'}: expected a {form} file")
+        if version > VERSION:
+            raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
+        try:
+            yield _File(file, path, verify)
+        except (InputError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+            raise InputError(f"{path} is a damaged {form} file: {error}; build it again") from error
+    finally:
+        file.close()
+
+
+class _File:
+    """Datasets of an open file as tensors that are mapped into memory, checked as far as they are asked for."""
+
+    def __init__(self, file: Any, path: Path, verify: bool) -> None:
+        self.attrs = file.attrs
+        self._file, self._path, self._verify = file, path, verify
+        self._sizes: dict[str, int] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file
+
+    def take(self, name: str, shape: tuple[int | str, ...], dtype: Any = None) -> torch.Tensor:
+        """One dataset; a size that has a name must be the same wherever it appears."""
+        dataset = self._file[name]
+        expected = [
+            self._sizes.setdefault(n, found) if isinstance(n, str) else n
+            for n, found in zip(shape, dataset.shape, strict=True)
+        ]
+        if list(dataset.shape) != expected or (dtype is not None and dataset.dtype != dtype):
+            raise InputError(f"{name} is {dataset.dtype} {dataset.shape}")
+        offset = dataset.id.get_offset()
+        if not dataset.size:
+            values = np.empty(dataset.shape, dataset.dtype)
+        elif offset is None:
+            raise InputError(f"{name} is not stored in one piece")
+        else:
+            # Private pages are shared with every other reader until somebody writes, which nobody does.
+            values = np.memmap(self._path, dataset.dtype, mode="c", offset=offset, shape=dataset.shape)
+        if self._verify and zlib.crc32(values.data) != dataset.attrs["crc32"]:
+            raise InputError(f"{name} has another checksum than when it was written")
+        return torch.from_numpy(values)
+
+    def names(self) -> NDArray[Any] | None:
+        """The names of the gallery."""
+        if "names" not in self:
+            return None
+        names = decoded(np.asarray(self._file["names"][()]), "names")
+        if names.shape != (self._sizes["G"],):
+            raise InputError(f"names are {names.shape}")
+        return names
+
+    def neighbours(self) -> Neighbours:
+        """Who is near whom."""
+        return Neighbours(
+            self.take("neighbours/lists", ("G", "K")),
+            self.take("neighbours/similarities", ("G", "K"), np.float32),
+            self.take("neighbours/lowest", ("G",), np.float32),
+        )
+
+    def sparse_rows(self, name: str) -> SparseRows:
+        """Sparse rows, one for each of the gallery."""
+        offsets = self.take(f"{name}/offsets", (self._sizes["G"] + 1,), np.int64)
+        entries = (int(offsets[-1]),)
+        columns, weights = (
+            self.take(f"{name}/columns", entries),
+            self.take(f"{name}/weights", entries, np.int32),
+        )
+        return SparseRows(offsets, columns, weights)
+
+
+def _put(file: Any, name: str, values: NDArray[Any]) -> None:
+    """One dataset with its checksum."""
+    dataset = file.create_dataset(name, data=values)
+    dataset.attrs["crc32"] = zlib.crc32(np.ascontiguousarray(values).data)
+
+
+def _put_neighbours(file: Any, near: Neighbours) -> None:
+    for name in ("lists", "similarities", "lowest"):
+        _put(file, f"neighbours/{name}", getattr(near, name).cpu().numpy())
+
+
+def _put_encoded(file: Any, encoded: EncodedGallery) -> None:
+    for field in fields(encoded):
+        values = getattr(encoded, field.name)
+        parts = {"": values}
+        if isinstance(values, SparseRows):
+            parts = {f"/{part.name}": getattr(values, part.name) for part in fields(values)}
+        for part, numbers in parts.items():
+            _put(file, f"encoded/{field.name}{part}", numbers.cpu().numpy())

@@ -1,0 +1,311 @@
+"""A gallery that stands: indexed once, asked by one probe or by many, by any number of processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError, ParameterError
+from .features import FeatureSet, Side, digest_of, find_problems
+from .formats import index_h5
+from .formats.index_h5 import Labels
+from .formats.targets import check_target
+from .methods import GalleryMethod, create
+from .methods.k_reciprocal_online import EncodedGallery, KReciprocalOnline
+from .neighbours import Neighbours, find_neighbours
+from .pipeline import rerank
+from .ranking import Ranking
+from .search import Plan, Progress, pick_device
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedSide(Side):
+    """The gallery of an index: normalised features, and what a method knows of them.
+
+    Attributes:
+        method: what it was encoded for.
+        encoded: what that method made of it.
+    """
+
+    method: GalleryMethod | None = None
+    encoded: EncodedGallery | None = None
+
+    def encoded_for(self, method: GalleryMethod) -> EncodedGallery | None:
+        """What is known of the gallery, if `method` may use it.
+
+        Raises:
+            ParameterError: if the gallery was encoded with other parameters.
+        """
+        assert self.method is not None
+        _check_same(self.label, self.method, method.params())
+        return self.encoded
+
+
+@dataclass(frozen=True, eq=False)
+class GalleryIndex:
+    """A gallery index, mapped into memory: it may be read by many threads and processes at a time.
+
+    Attributes:
+        path: the file.
+        gallery: the gallery as the right side of a `FeatureSet`; `features` are L2-normalised.
+        method: the method it was encoded for, with its parameters.
+        near: each item's nearest others.
+
+    >>> import tempfile, blurrerank as br
+    >>> data = br.load("examples/omniglot.h5")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     index = br.build_index(data.gallery, f"{folder}/gallery.index.h5")
+    ...     index.rerank(data.probe.features[0], topn=3)
+    Ranking(1 lists of 3 from 4695, k-reciprocal-online(pool=50, blur=8, sigma=0.1, k1=15, k2=6, lambda_value=0.2))
+    """
+
+    path: Path
+    gallery: IndexedSide
+    method: KReciprocalOnline
+    near: Neighbours
+
+    @classmethod
+    def open(cls, path: str | Path, *, device: str = "auto", verify: bool = True) -> GalleryIndex:
+        """Map an index into memory.
+
+        Args:
+            path: the file.
+            device: where probes will be answered, `auto`, `cpu`, `cuda` or `cuda:1`; to a GPU it is copied.
+            verify: read the file and compare checksums; False opens at once and trusts it.
+
+        Raises:
+            InputError: if it is no index, is of a newer version, or is damaged.
+            BlurrerankError: for a device that is not here.
+        """
+        where = pick_device(device)
+        stored = index_h5.read(Path(path), verify=verify)
+        method = create(stored.method, **stored.params)
+        if not isinstance(method, KReciprocalOnline):
+            raise InputError(
+                f"{path} was encoded for method {method.name}, which this program has no index for"
+            )
+        side = stored.gallery
+        features = side.features
+        assert isinstance(features, torch.Tensor)
+        gallery = IndexedSide(
+            features.to(where),
+            side.ids,
+            side.cams,
+            side.names,
+            label=side.label,
+            unit=True,
+            digests=side.digests,
+            method=method,
+            encoded=stored.encoded.to(where),
+        )
+        return cls(Path(path), gallery, method, stored.near)
+
+    def __len__(self) -> int:
+        return len(self.gallery)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in self.method.params().items())
+        return f"GalleryIndex({len(self)} x {self.dim}, {self.method.name}({settings}))"
+
+    @property
+    def dim(self) -> int:
+        """D, the number of dimensions of a feature vector."""
+        return self.gallery.dim
+
+    @property
+    def device(self) -> str:
+        """Where probes are answered."""
+        features = self.gallery.features
+        assert isinstance(features, torch.Tensor)
+        return str(features.device)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the rows as they came."""
+        return digest_of(self.gallery.row_digests())
+
+    def rerank(
+        self,
+        probe: ArrayLike | torch.Tensor | Side,
+        *,
+        topn: int | None = None,
+        method: str = "k-reciprocal-online",
+        memory: int | None = None,
+        **params: Any,
+    ) -> Ranking:
+        """Rank the gallery for every probe, each as if it were alone.
+
+        Args:
+            probe: (P, D) features, float16, float32 or float64, or (D,) of one probe; or a `Side` with labels.
+            topn: how deep the lists are, 50 by default; for a method that re-ranks the head of the list,
+                such as `lbr`, also how many items it re-ranks.
+            method: a name from `blurrerank.methods.available()`.
+            memory: budget for working memory in bytes; see `blurrerank.rerank`.
+            **params: the method's own parameters. Those that the index was built with are as they were.
+
+        Returns:
+            A `Ranking` of all probes.
+
+        Raises:
+            InputError: for features that cannot be compared with these.
+            ParameterError: for an unknown method or parameter, a value outside its range, or one that the
+                index was not built with.
+        """
+        chosen = create(method, **params)
+        if isinstance(chosen, GalleryMethod):
+            chosen = self.method_with(**params)
+            params = chosen.params()
+        elif topn is not None and "topn" in chosen.params():
+            params["topn"] = topn
+        return rerank(self.features(probe), method, depth=topn, device=self.device, memory=memory, **params)
+
+    def method_with(self, **params: Any) -> GalleryMethod:
+        """The method that the index was built for, with `params` where they are free.
+
+        Raises:
+            ParameterError: for a parameter that the index was built with another value of.
+        """
+        _check_same(str(self.path), self.method, params)
+        return replace(self.method, **params)
+
+    def features(self, probe: ArrayLike | torch.Tensor | Side) -> FeatureSet:
+        """Probes and the gallery of the index, as every function here takes them.
+
+        Raises:
+            InputError: for features that cannot be compared with these.
+        """
+        if not isinstance(probe, Side):
+            values = probe if isinstance(probe, torch.Tensor) else np.asarray(probe)
+            probe = Side(values[None] if len(values.shape) == 1 else values, label="probe")
+        return FeatureSet(probe, self.gallery)
+
+
+def build_index(
+    gallery: Side,
+    path: str | Path,
+    *,
+    append: bool = False,
+    force: bool = False,
+    device: str = "auto",
+    memory: int | None = None,
+    progress: Progress | None = None,
+    checkpoint_seconds: float = 60.0,
+    **params: Any,
+) -> GalleryIndex:
+    """Index a gallery, or add to one that is indexed.
+
+    What is known is kept in `PATH.partial` now and then; the same call goes on from there. The index appears
+    when it is complete; readers of one that is replaced keep the old.
+
+    Args:
+        gallery: features, and labels if there are.
+        path: the index.
+        append: add the gallery to the index that is there, whose parameters hold. The result is the same as
+            that of indexing everything at once.
+        force: replace an existing index, and start over whatever is left of another.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        memory: budget in bytes, by default 2 GiB, beside lists and encodings.
+        progress: called with (images done, images in all).
+        checkpoint_seconds: how often to write what is known.
+        **params: parameters of k-reciprocal-online.
+
+    Raises:
+        InputError: for features or labels that cannot be used, a damaged index, or one of other features.
+        ParameterError: for a parameter outside its range, or not that of the index.
+        OutputError: if the index cannot be written there.
+    """
+    path = Path(path)
+    where = pick_device(device)
+    problems = find_problems(None, gallery)
+    if problems:
+        raise InputError(problems)
+    known = None
+    if append:
+        old = GalleryIndex.open(path, device=device)
+        method = old.method_with(**params)
+        if old.dim != gallery.dim:
+            raise InputError(
+                f"{path} has {old.dim} dimensions and {gallery.label} {gallery.dim}: both must come from the "
+                "same model"
+            )
+        sides, known = [old.gallery, gallery], old.near
+        labels = Labels.of(old.gallery).joined(Labels.of(gallery), str(path), gallery.label)
+    else:
+        check_target(path, force=force)
+        method = create(KReciprocalOnline.name, **params)
+        sides, labels = [gallery], Labels.of(gallery)
+    assert isinstance(method, KReciprocalOnline)
+    plan = Plan.of_images(len(labels.digests), gallery.dim, where, memory)
+    left = _Left(path, labels.digests, method, checkpoint_seconds)
+    known = left.read(force=force) or known
+    images = plan.rows(*sides)
+    near = find_neighbours(
+        images,
+        min(method.pool, len(images) - 1),
+        held=plan.held,
+        working=plan.working,
+        progress=progress or (lambda done, total: None),
+        known=known,
+        checkpoint=left.write,
+    )
+    encoded = method.encode(images, near, plan.held, plan.working)
+    index_h5.write(path, images, labels, method.name, method.params(), near, encoded, force=force or append)
+    left.remove()
+    return GalleryIndex.open(path, device=device, verify=False)
+
+
+class _Left:
+    """What is left of a build that was interrupted."""
+
+    def __init__(
+        self, path: Path, digests: NDArray[np.uint8], method: KReciprocalOnline, seconds: float
+    ) -> None:
+        self._path = path.with_name(f"{path.name}.partial")
+        self._target = path
+        self._digest = digest_of(digests)
+        self._pool = method.pool
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def read(self, *, force: bool) -> Neighbours | None:
+        """What is known of the same gallery.
+
+        Raises:
+            InputError: if it is of another, unless `force` is set.
+        """
+        if force or not self._path.exists():
+            return None
+        near, pool, digest = index_h5.read_partial(self._path)
+        reason = "of other features" if digest != self._digest else f"with pool {pool}, not {self._pool}"
+        if (digest, pool) != (self._digest, self._pool):
+            raise InputError(
+                f"{self._path} is left of an index {reason}: finish that one, or delete the file to start over"
+            )
+        return near
+
+    def write(self, answer: Callable[[], Neighbours]) -> None:
+        """Keep what is known, if it is time."""
+        if time.monotonic() >= self._last + self._seconds:
+            index_h5.write_partial(self._path, answer(), pool=self._pool, digest=self._digest)
+            self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """The index is complete."""
+        self._path.unlink(missing_ok=True)
+
+
+def _check_same(where: str, method: GalleryMethod, params: dict[str, Any]) -> None:
+    """Raise `ParameterError` unless `params` are those of `method` but for the free ones."""
+    known = method.params()
+    for name, value in params.items():
+        if name in known and name not in method.free and value != known[name]:
+            raise ParameterError(
+                f"{where} was built with {name} {known[name]}, not {value}: leave it out, or build another index"
+            )
