@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +26,12 @@ from .methods import Method, create
 from .search import Progress
 
 if TYPE_CHECKING:
-    from .features import FeatureSet
+    from .features import FeatureSet, Side
+    from .index import GalleryIndex
     from .memory import PeakMemory
     from .stopwatch import Stopwatch
 
-REFERENCES = ("cosine", "lbr", "k-reciprocal")
+REFERENCES = ("cosine", "lbr", "k-reciprocal", "k-reciprocal-online")
 """The methods that `reference.py` has too."""
 
 
@@ -140,6 +142,83 @@ def ours(reference: Result, results: Sequence[Result]) -> Result | None:
     return next((result for result in results if result.runs and result.contender == method), None)
 
 
+@dataclass(frozen=True)
+class Latency:
+    """How long probes take against an index.
+
+    Attributes:
+        method: what re-ranks.
+        alone: seconds of each probe that was asked for by itself, from features to a list.
+        search: seconds a probe when all are asked for together: of the exact search.
+        rerank: likewise: of everything after it.
+        probes: how many were asked for together.
+    """
+
+    method: Method
+    alone: list[float]
+    search: float
+    rerank: float
+    probes: int
+
+
+def latency(
+    index: GalleryIndex,
+    probe: Side,
+    methods: Sequence[Method],
+    *,
+    alone: int = 300,
+    repeats: int = 3,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> list[Latency]:
+    """Ask an index, in this process, for one probe after another and for all together.
+
+    Args:
+        index: the gallery.
+        probe: the probes; those asked for alone are taken from the first on, again if there are fewer.
+        methods: what re-ranks, taken in turn.
+        alone: how many probes to ask for by themselves, after a tenth of that to warm up.
+        repeats: how often to ask for all together; the median counts.
+        memory: budget in bytes; see `rerank`.
+        progress: called with (rounds done, rounds in all).
+
+    Returns:
+        One for each method.
+    """
+    from .batches import rerank_batches
+    from .features import Side
+    from .pipeline import rerank_with
+    from .stopwatch import Stopwatch
+
+    singles: list[list[float]] = [[] for _ in methods]
+    together: list[list[dict[str, float]]] = [[] for _ in methods]
+    rounds = alone // 10 + alone + repeats
+    for turn in range(alone // 10 + alone):
+        features = probe.block(turn % len(probe), turn % len(probe) + 1)
+        for method, seconds in zip(methods, singles, strict=True):
+            start = time.perf_counter()
+            rerank_with(method, index.features(Side(features)), device=index.device, memory=memory)
+            if turn >= alone // 10:
+                seconds.append(time.perf_counter() - start)
+        if progress is not None:
+            progress(turn + 1, rounds)
+    data = index.features(Side(probe.features))
+    for turn in range(repeats):
+        for method, runs in zip(methods, together, strict=True):
+            watch = Stopwatch()
+            for batch in rerank_batches(data, method, device=index.device, memory=memory, watch=watch):
+                with watch("re-rank"):
+                    batch.lists(method.depth(len(index)))
+            runs.append(watch.seconds)
+        if progress is not None:
+            progress(rounds - repeats + turn + 1, rounds)
+    found = []
+    for method, seconds, runs in zip(methods, singles, together, strict=True):
+        search, rerank = (statistics.median(run[stage] for run in runs) for stage in ("search", "re-rank"))
+        found.append(Latency(method, seconds, search / len(probe), rerank / len(probe), len(probe)))
+    return found
+
+
 def measure(task: Mapping[str, Any]) -> dict[str, Any]:
     """What a new process does: load the libraries, warm up, then run and look at the clock and the memory.
 
@@ -230,8 +309,11 @@ def _reference(
             order = reference.cosine_ranking(probe, gallery, np.float32)[0]
         elif method.name == "lbr":
             order = reference.local_blurring(probe, gallery, **params)[0]
-        else:
+        elif method.name == "k-reciprocal":
             order = np.argsort(reference.k_reciprocal(probe, gallery, **params), axis=1, kind="stable")
+        else:
+            scores = reference.k_reciprocal_online(probe, gallery, **params)
+            order = np.argsort(-scores, axis=1, kind="stable")
     memory.stop()
     lists.append(order[:, : method.depth(len(gallery))])
     if not data.has_ids:

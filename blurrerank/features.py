@@ -53,7 +53,7 @@ class Side:
         cams: (N,) integers, only compared for equality; or None.
         names: (N,) strings; or None.
         label: how messages call this side, such as `feats.h5::/probe`.
-        unit: whether the features are L2-normalised float32 rows that have been checked already.
+        unit: whether the features are L2-normalised float32 rows; such a side has been checked already.
         digests: (N, 16) uint8, `row_digests()` of the features that such rows were made from.
     """
 
@@ -103,8 +103,12 @@ class Side:
                 found += hashlib.sha256(row.data).digest()[:16]
         return np.frombuffer(found, dtype=np.uint8).reshape(len(self), 16)
 
+    def digest(self) -> str:
+        """SHA-256 over the `row_digests()`: which features these are."""
+        return digest_of(self.row_digests())
+
     def encoded_for(self, method: Any) -> Any:
-        """What is known already of this side as a gallery for a `GalleryMethod`: nothing, unless of an index."""
+        """What a `GalleryMethod` knows of this gallery already: nothing, unless it is of an index."""
         return None
 
     def scan_rows(self) -> int:
@@ -194,8 +198,8 @@ class FeatureSet:
         return self.probe.cams is not None and self.gallery.cams is not None
 
     def digest(self) -> str:
-        """SHA-256 over shape and rows of both sides' features: what a ranking was made from."""
-        return digest_of(self.probe.row_digests(), self.gallery.row_digests())
+        """SHA-256 of both sides' digests: what a ranking was made from."""
+        return hashlib.sha256(f"{self.probe.digest()} {self.gallery.digest()}".encode()).hexdigest()
 
     def labels_digest(self) -> str:
         """SHA-256 over ids and cameras of both sides: what a measurement was made from."""
@@ -205,13 +209,9 @@ class FeatureSet:
         return digest.hexdigest()
 
 
-def digest_of(*sides: NDArray[np.uint8]) -> str:
-    """SHA-256 over the `Side.row_digests()` of one side, or of several one after another."""
-    digest = hashlib.sha256()
-    for digests in sides:
-        digest.update(f"{len(digests)} ".encode())
-        digest.update(digests.data)
-    return digest.hexdigest()
+def digest_of(rows: NDArray[np.uint8]) -> str:
+    """`Side.digest()` of the side whose `row_digests()` are `rows`."""
+    return hashlib.sha256(rows.data).hexdigest()
 
 
 def find_problems(probe: Side | None, gallery: Side | None) -> list[str]:
@@ -228,6 +228,8 @@ def find_problems(probe: Side | None, gallery: Side | None) -> list[str]:
 
 
 def _side_problems(side: Side) -> list[str]:
+    if side.unit:
+        return []
     problems = list(_label_problems(side))
     where, shape = f"{side.label}/features", tuple(side.features.shape)
     if len(shape) != 2:
@@ -236,7 +238,7 @@ def _side_problems(side: Side) -> list[str]:
         problems.insert(0, f"{where} is empty, shape {shape}: at least one row and one dimension are needed")
     elif not _is_float(side.features.dtype):
         problems.insert(0, f"{where} is {side.features.dtype}: expected float16, float32 or float64")
-    elif not side.unit:
+    else:
         problems[:0] = _value_problems(side)
     return problems
 

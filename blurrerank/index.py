@@ -17,10 +17,10 @@ from .features import FeatureSet, Side, digest_of, find_problems
 from .formats import index_h5
 from .formats.index_h5 import Labels
 from .formats.targets import check_target
-from .methods import GalleryMethod, create
+from .methods import GalleryMethod, HeadMethod, Method, create
 from .methods.k_reciprocal_online import EncodedGallery, KReciprocalOnline
 from .neighbours import Neighbours, find_neighbours
-from .pipeline import rerank
+from .pipeline import rerank_with
 from .ranking import Ranking
 from .search import Plan, Progress, pick_device
 
@@ -30,12 +30,18 @@ class IndexedSide(Side):
     """The gallery of an index: normalised features, and what a method knows of them.
 
     Attributes:
+        stored_digest: `digest()`, which need not be found out again for each probe.
         method: what it was encoded for.
         encoded: what that method made of it.
     """
 
+    stored_digest: str = ""
     method: GalleryMethod | None = None
     encoded: EncodedGallery | None = None
+
+    def digest(self) -> str:
+        """SHA-256 over the rows as they came."""
+        return self.stored_digest
 
     def encoded_for(self, method: GalleryMethod) -> EncodedGallery | None:
         """What is known of the gallery, if `method` may use it.
@@ -62,8 +68,8 @@ class GalleryIndex:
     >>> data = br.load("examples/omniglot.h5")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     index = br.build_index(data.gallery, f"{folder}/gallery.index.h5")
-    ...     index.rerank(data.probe.features[0], topn=3)
-    Ranking(1 lists of 3 from 4695, k-reciprocal-online(pool=50, blur=8, sigma=0.1, k1=15, k2=6, lambda_value=0.2))
+    ...     index.rerank(data.probe.features[0], topn=3).indices.shape
+    (1, 3)
     """
 
     path: Path
@@ -88,9 +94,7 @@ class GalleryIndex:
         stored = index_h5.read(Path(path), verify=verify)
         method = create(stored.method, **stored.params)
         if not isinstance(method, KReciprocalOnline):
-            raise InputError(
-                f"{path} was encoded for method {method.name}, which this program has no index for"
-            )
+            raise InputError(f"{path} was encoded for method {method.name}, which has no index here")
         side = stored.gallery
         features = side.features
         assert isinstance(features, torch.Tensor)
@@ -102,6 +106,7 @@ class GalleryIndex:
             label=side.label,
             unit=True,
             digests=side.digests,
+            stored_digest=stored.digest,
             method=method,
             encoded=stored.encoded.to(where),
         )
@@ -125,11 +130,6 @@ class GalleryIndex:
         features = self.gallery.features
         assert isinstance(features, torch.Tensor)
         return str(features.device)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the rows as they came."""
-        return digest_of(self.gallery.row_digests())
 
     def rerank(
         self,
@@ -161,10 +161,9 @@ class GalleryIndex:
         chosen = create(method, **params)
         if isinstance(chosen, GalleryMethod):
             chosen = self.method_with(**params)
-            params = chosen.params()
-        elif topn is not None and "topn" in chosen.params():
-            params["topn"] = topn
-        return rerank(self.features(probe), method, depth=topn, device=self.device, memory=memory, **params)
+        elif isinstance(chosen, HeadMethod) and topn is not None:
+            chosen = replace(chosen, topn=topn)
+        return rerank_with(chosen, self.features(probe), depth=topn, device=self.device, memory=memory)
 
     def method_with(self, **params: Any) -> GalleryMethod:
         """The method that the index was built for, with `params` where they are free.
@@ -229,7 +228,7 @@ def build_index(
     known = None
     if append:
         old = GalleryIndex.open(path, device=device)
-        method = old.method_with(**params)
+        method: Method = old.method_with(**params)
         if old.dim != gallery.dim:
             raise InputError(
                 f"{path} has {old.dim} dimensions and {gallery.label} {gallery.dim}: both must come from the "
@@ -307,5 +306,5 @@ def _check_same(where: str, method: GalleryMethod, params: dict[str, Any]) -> No
     for name, value in params.items():
         if name in known and name not in method.free and value != known[name]:
             raise ParameterError(
-                f"{where} was built with {name} {known[name]}, not {value}: leave it out, or build another index"
+                f"{where} was built with {name} {known[name]}, not {value}: leave it out or build another"
             )

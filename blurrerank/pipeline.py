@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .batches import rerank_batches
 from .errors import InputError
 from .features import FeatureSet
-from .methods import HeadMethod, Method, WholeMethod, available, create
+from .methods import HeadMethod, Method, available, create
 from .methods.lbr import LocalBlurring
 from .metrics import Metrics, check_ap, measure, warn_about
 from .positions import MatchFinder
@@ -56,11 +56,25 @@ def rerank(
         BlurrerankError: for a device that is not here.
     """
     chosen = create(method, preset=preset, **params)
+    return rerank_with(chosen, data, depth=depth, device=device, memory=memory, block=block, progress=progress)
+
+
+def rerank_with(
+    chosen: Method,
+    data: FeatureSet,
+    *,
+    depth: int | None = None,
+    device: str = "auto",
+    memory: int | None = None,
+    block: int | None = None,
+    progress: Progress | None = None,
+) -> Ranking:
+    """`rerank` with a method that is there already; arguments and errors as there."""
     size = len(data.gallery)
     shown = chosen.depth(size) if depth is None else depth
     # What it takes to give every item a new score is not to be done again for the metrics.
     finder = None
-    if isinstance(chosen, WholeMethod) and data.has_ids:
+    if not isinstance(chosen, HeadMethod) and data.has_ids:
         finder = MatchFinder(data, single_shot=False, device=pick_device(device), memory=memory)
     lists, located = [], []
     for batch in rerank_batches(

@@ -222,8 +222,8 @@ def k_reciprocal_online(
 
     around = []
     for i in range(number):
-        others = np.array([j for j in np.argsort(-cosine[i], kind="stable") if j != i], dtype=np.int64)
-        around.append(others[:pool])
+        order = np.argsort(-cosine[i], kind="stable")
+        around.append(order[order != i][:pool])
 
     blurred = np.empty_like(items)
     for i in range(number):
@@ -280,7 +280,8 @@ def k_reciprocal_online(
             if len(nearest[g]) < k1 or similarity > nearness[g][k1 - 1]
         }
         encoded = average(encoding(reciprocal), candidates, near)
-        overlap = np.minimum(encoded, averaged).sum(axis=1)
+        members = np.flatnonzero(encoded)
+        overlap = np.minimum(encoded[members], averaged[:, members]).sum(axis=1)
         transition = np.exp((similarities - similarities.max()) / sigma)
         scores[p] = (1 - lambda_value) * overlap / (2 - overlap) + lambda_value * transition
     return scores

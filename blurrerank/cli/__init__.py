@@ -17,6 +17,7 @@ from .. import __version__
 from ..errors import BlurrerankError, ParameterError
 from .bench import bench, measure
 from .eval import evaluate
+from .index import index
 from .info import info
 from .run import run
 from .sweep import sweep
@@ -42,18 +43,22 @@ def cli() -> None:
     """Re-ranking for re-identification, from features alone.
 
     Local blurring takes the best gallery items of each probe as a similarity graph, blurs their features by
-    it, and sorts them anew. k-reciprocal re-ranking is here too, to compare.
+    it, and sorts them anew. k-reciprocal re-ranking is here too, to compare, and to answer probes one by one
+    from an index of the gallery.
 
     \b
     blurrerank run feats.h5 --topn 50 --sigma 0.1
     blurrerank eval feats.ranking.h5 feats.h5
     blurrerank bench feats.h5
+    blurrerank index feats.h5 -o gallery.index.h5
+    blurrerank run --index gallery.index.h5 probes.h5
     """
 
 
 cli.add_command(run)
 cli.add_command(evaluate)
 cli.add_command(info)
+cli.add_command(index)
 cli.add_command(bench)
 cli.add_command(measure)
 cli.add_command(sweep)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..benchmark import Contender, Result
 
 _MEANS = ("mAP", "mINP", "rank1", "rank5", "rank10")
-_STAGES = ("search", "re-rank", "metrics")
+_STAGES = ("index", "search", "re-rank", "metrics")
 
 
 @click.command(short_help="Run methods side by side: quality, speed, memory.")
@@ -37,6 +37,12 @@ _STAGES = ("search", "re-rank", "metrics")
     help="Also run the plain NumPy version of each method, in float32. That of k-reciprocal holds three "
     "matrices of all images by all images.",
 )
+@click.option(
+    "--index",
+    metavar="FILE",
+    help="Time single probes of FEATS, p50 and p99, and all together, against an index that `blurrerank index` "
+    "wrote.",
+)
 @click.option("style", "--latex", flag_value="latex_booktabs", help="Print a LaTeX table.")
 @click.option("style", "--markdown", flag_value="github", help="Print a Markdown table.")
 @metrics_options
@@ -48,6 +54,7 @@ def bench(
     methods: str | None,
     repeats: int,
     reference: bool,
+    index: str | None,
     style: str | None,
     protocol: str,
     ap: str,
@@ -57,12 +64,14 @@ def bench(
     """Run methods side by side on FEATS and compare quality, seconds and peak memory.
 
     Each run has a process of its own, and the repeats of all methods alternate. Seconds are the median of the
-    repeats, from an open file to lists in memory (search and re-rank) and their metrics; memory is the most
+    repeats, from an open file to lists in memory (search and re-rank) and their metrics; what a method finds
+    out about the gallery alone stands apart as index and does not count in probes/s. Memory is the most
     that any repeat added to the interpreter and its libraries, features included.
 
     \b
     blurrerank bench feats.h5
     blurrerank bench feats.h5 --methods lbr,lbr:topn=100,k-reciprocal --markdown
+    blurrerank bench probes.h5 --index gallery.index.h5
     """
     from ..batches import plan_for
     from ..benchmark import REFERENCES, Contender, benchmark
@@ -72,6 +81,11 @@ def bench(
     from ..protocols import get_protocol
 
     runtime.start()
+    if index is not None:
+        if gallery is not None or reference:
+            raise ParameterError("--index brings its gallery, and has no --reference")
+        _latencies(feats, index, methods, repeats, style, as_json, runtime)
+        return
     named = available() if methods is None else methods.split(",")
     chosen = [create(name, **params) for name, params in map(_parse, named)]
     if len(set(chosen)) < len(chosen):
@@ -117,6 +131,73 @@ def bench(
     failed = [f"{_label(result.contender)}: {result.error}" for result in results if result.error]
     if failed:
         raise click.ClickException(f"{len(failed)} of {len(results)} failed; {'; '.join(failed)}")
+
+
+def _latencies(
+    feats: str,
+    path: str,
+    methods: str | None,
+    repeats: int,
+    style: str | None,
+    as_json: bool,
+    runtime: Runtime,
+) -> None:
+    """Time probes against an index."""
+    import numpy as np
+    import torch
+    from tabulate import tabulate
+
+    from ..benchmark import latency
+    from ..formats import load_side
+    from ..index import GalleryIndex
+    from ..methods import GalleryMethod, create
+
+    index = GalleryIndex.open(path, device=runtime.device)
+    probe = load_side(feats, "probe", memory=runtime.memory)
+    chosen = []
+    for name, params in map(_parse, (methods or "cosine,lbr,k-reciprocal-online").split(",")):
+        method = create(name, **params)
+        chosen.append(index.method_with(**params) if isinstance(method, GalleryMethod) else method)
+    found = latency(
+        index,
+        probe,
+        chosen,
+        repeats=repeats,
+        memory=runtime.memory,
+        progress=runtime.progress("benchmark", unit=" rounds"),
+    )
+    told = [
+        {
+            "method": one.method.name,
+            "params": one.method.params(),
+            "alone": len(one.alone),
+            "p50_ms": 1e3 * float(np.percentile(one.alone, 50)),
+            "p99_ms": 1e3 * float(np.percentile(one.alone, 99)),
+            "together": one.probes,
+            "search_us": 1e6 * one.search,
+            "rerank_us": 1e6 * one.rerank,
+        }
+        for one in found
+    ]
+    if as_json:
+        print_json(told)
+        return
+    head = (
+        f"{len(index)} gallery items x {index.dim}; {index.device}, {torch.get_num_threads()} threads, "
+        f"{os.cpu_count()} cores; {told[0]['alone']} probes alone, {told[0]['together']} together"
+    )
+    headers = ["", "p50 ms", "p99 ms", "together: search us a probe", "after search us a probe"]
+    rows = [
+        [method_label(one.method.name, one.method.params())]
+        + [
+            f"{row[name]:.{digits}f}"
+            for name, digits in (("p50_ms", 2), ("p99_ms", 2), ("search_us", 1), ("rerank_us", 1))
+        ]
+        for one, row in zip(found, told, strict=True)
+    ]
+    align = ("left", *("right",) * (len(headers) - 1))
+    table = tabulate(rows, headers, tablefmt=style or "simple", disable_numparse=True, colalign=align)
+    click.echo(f"{'% ' * (style == 'latex_booktabs')}{head}\n\n{table}")
 
 
 @click.command(hidden=True)
@@ -186,7 +267,8 @@ def _table(results: Sequence[Result], style: str | None, reference: bool) -> str
     told = [(_label(result.contender), _plain(result, results)) for result in results if result.runs]
     on_gpu = any(row["gpu_peak_bytes"] is not None for _, row in told)
     headers = ["", "mAP", "mINP", "rank-1", "rank-5", "rank-10"]
-    headers += [f"{stage} s" for stage in _STAGES] + ["probes/s", "peak MiB"]
+    indexes = any(row["seconds"]["index"] for _, row in told)
+    headers += ["index s"] * indexes + [f"{stage} s" for stage in _STAGES[1:]] + ["probes/s", "peak MiB"]
     headers += ["peak GPU MiB"] * on_gpu
     headers += ["times as slow", "times the memory", "same positions"] * reference
     rows = []
@@ -194,6 +276,8 @@ def _table(results: Sequence[Result], style: str | None, reference: bool) -> str
         means = row["metrics"] or {}
         cells = [label, *(_number(means.get(name), ".4f") for name in _MEANS)]
         split = not row["reference"]
+        if indexes:
+            cells.append(_number(row["seconds"]["index"] or None, ".2f") if split else "")
         cells += [
             _number(row["seconds"]["search"], ".2f") if split else "",
             _number(row["seconds"]["re-rank"], ".2f"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -16,20 +16,30 @@ from .options import (
     Runtime,
     features_argument,
     json_option,
+    method_options,
     metrics_options,
     runtime_options,
 )
 from .tables import method_label, metrics_table, print_json
 
+if TYPE_CHECKING:
+    from ..index import GalleryIndex
+    from ..methods import Method
+
 
 @click.command(short_help="Re-rank, write the lists, print metrics before and after.")
 @features_argument
 @click.option(
+    "--index",
+    metavar="FILE",
+    help="Take the gallery from an index that `blurrerank index` wrote; FEATS then gives the probes, and - is "
+    "standard input.",
+)
+@click.option(
     "--method",
-    default="lbr",
-    show_default=True,
     metavar="NAME",
-    help="lbr (local blurring), k-reciprocal, k-reciprocal-online, or cosine (no re-ranking).",
+    help="lbr (local blurring), k-reciprocal, k-reciprocal-online, or cosine (no re-ranking).  [default: lbr, "
+    "with --index k-reciprocal-online]",
 )
 @click.option(
     "--preset",
@@ -37,56 +47,7 @@ from .tables import method_label, metrics_table, print_json
     help="Parameters for a public data set; lbr: market1501, dukemtmc, cuhk03, msmt17; k-reciprocal: "
     "market1501, cuhk03.",
 )
-@click.option("--topn", type=int, metavar="N", help="How many items to re-rank; lbr, cosine.  [default: 50]")
-@click.option(
-    "--sigma",
-    type=float,
-    metavar="X",
-    help="Temperature of the affinity; lbr, k-reciprocal-online.  [default: 0.1]",
-)
-@click.option("--probe-in-graph", is_flag=True, default=None, help="The probe is a node of the graph too; lbr.")
-@click.option("--cosine", is_flag=True, default=None, help="Cosine, not dot product, after blurring; lbr.")
-@click.option("--steps", type=int, metavar="N", help="Steps of the random walk; lbr.  [default: 1]")
-@click.option(
-    "--k1",
-    type=int,
-    metavar="N",
-    help="Neighbours of an image.  [default: k-reciprocal 20, k-reciprocal-online 15]",
-)
-@click.option(
-    "--k2",
-    type=int,
-    metavar="N",
-    help="Size of query expansion.  [default: k-reciprocal 6, k-reciprocal-online 6]",
-)
-@click.option(
-    "lambda_value",
-    "--lambda",
-    "--lambda-value",
-    type=float,
-    metavar="X",
-    help="Weight of the base distance, or of the transition from the probe.  "
-    "[default: k-reciprocal 0.3, k-reciprocal-online 0.2]",
-)
-@click.option(
-    "--blur",
-    type=int,
-    metavar="N",
-    help="How many images, itself among them, a gallery item is blurred with; k-reciprocal-online.  "
-    "[default: 8]",
-)
-@click.option(
-    "--pool",
-    type=int,
-    metavar="N",
-    help="How many items by cosine are looked at around an image; k-reciprocal-online.  [default: 50]",
-)
-@click.option(
-    "--base-distance",
-    type=click.Choice(["squared", "squared-twice"]),
-    help="Squared Euclidean, or its square as in torchreid and layumi's scripts; k-reciprocal.  "
-    "[default: squared]",
-)
+@method_options()
 @click.option(
     "-o",
     "--output",
@@ -110,7 +71,8 @@ from .tables import method_label, metrics_table, print_json
 def run(
     feats: str,
     gallery: str | None,
-    method: str,
+    index: str | None,
+    method: str | None,
     preset: str | None,
     output: str | None,
     format: str | None,
@@ -128,21 +90,40 @@ def run(
     FEATS is an HDF5 file with groups /probe and /gallery, or file.h5::/group. Prints metrics before and after
     if there are ids, and writes the lists.
 
+    With --index and - for FEATS, probes are read from standard input, as JSON lines ([number, ...] or
+    {"features": [...], "name": "..."}) or as .npy arrays, and each is answered on standard output by a JSON
+    line as soon as it is there.
+
     \b
     blurrerank run feats.h5 --topn 50 --sigma 0.1
     blurrerank run feats.h5 -o - --format trec | head
     blurrerank run probes.h5 --gallery gallery.h5 -o lists.trec
+    blurrerank run --index gallery.index.h5 probes.h5
     """
     from ..errors import ParameterError
-    from ..formats import format_of, load
+    from ..formats import format_of, load, load_side
     from ..formats.targets import check_target, replacing
-    from ..methods import create
+    from ..index import GalleryIndex
+    from ..methods import GalleryMethod, create
     from ..runs import rerank_to
 
     runtime.start()
     given = {name: value for name, value in params.items() if value is not None}
+    method = method or ("lbr" if index is None else "k-reciprocal-online")
     _check_options(method, given)
     chosen = create(method, preset=preset, **given)
+    if index is not None and gallery is not None:
+        raise ParameterError("--index and --gallery both name a gallery: choose one")
+    indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
+    if indexed is not None and isinstance(chosen, GalleryMethod):
+        chosen = indexed.method_with(**given)
+    if feats == "-":
+        if indexed is None:
+            raise ParameterError("- reads probes from standard input, which needs --index: name a file")
+        if output not in (None, "-") or format not in (None, "jsonl") or metrics_file or as_json:
+            raise ParameterError("probes from standard input are answered on standard output, as JSON lines")
+        _answer(indexed, chosen, depth, runtime)
+        return
     piped = output == "-"
     if piped and format is None:
         raise ParameterError(f"standard output needs --format: {ANY_FORMAT}")
@@ -153,10 +134,16 @@ def run(
     outputs = ([] if piped else [path]) + ([Path(metrics_file)] if metrics_file else [])
     for number, file in enumerate(outputs):
         check_target(file, force=force)
-        if any(_same(file, other) for other in (*outputs[:number], _file(feats), _file(gallery or feats))):
+        if any(
+            _same(file, other)
+            for other in (*outputs[:number], *map(_file, filter(None, (feats, gallery, index))))
+        ):
             raise ParameterError(f"{file} is named twice, as an output and as something else")
 
-    data = load(feats, gallery, memory=runtime.memory)
+    if indexed is None:
+        data = load(feats, gallery, memory=runtime.memory)
+    else:
+        data = indexed.features(load_side(feats, "probe", memory=runtime.memory))
     size = len(data.gallery)
     for capped in chosen.capped(len(data.probe), size):
         runtime.note(f"note: {capped}")
@@ -200,6 +187,38 @@ def run(
             click.echo(metrics_table(rows), err=piped)
     if not piped:
         runtime.note(f"wrote {path}: {len(data.probe)} lists of {outcome.depth}")
+
+
+def _answer(index: GalleryIndex, method: Method, depth: int | str | None, runtime: Runtime) -> None:
+    """Answer each probe on standard input as soon as it is there."""
+    from io import BufferedReader
+
+    from ..errors import InputError
+    from ..features import Side
+    from ..formats.jsonl import line
+    from ..formats.probes import arriving
+    from ..pipeline import rerank_with
+
+    shown = len(index) if depth == "all" else cast("int | None", depth)
+    failed = number = 0
+    for number, probe in enumerate(arriving(cast(BufferedReader, sys.stdin.buffer)), start=1):
+        problem = probe.problem
+        if probe.features is not None:
+            try:
+                side = Side(probe.features, label=f"probe {number - 1}")
+                found = rerank_with(
+                    method, index.features(side), depth=shown, device=index.device, memory=runtime.memory
+                )
+                answer = line(number - 1, probe.name, found.indices[0], found.scores[0], index.gallery.names)
+            except InputError as error:
+                problem = str(error)
+        if problem is not None:
+            failed += 1
+            answer = json.dumps({"probe": number - 1, "error": problem}) + "\n"
+        sys.stdout.write(answer)
+        sys.stdout.flush()
+    if failed:
+        raise click.ClickException(f"{failed} of {number} lines were no probes: their answers say why")
 
 
 def _check_options(method: str, given: dict[str, Any]) -> None:

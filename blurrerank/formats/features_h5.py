@@ -89,6 +89,26 @@ def load(path: str | Path, gallery: str | Path | None = None, *, memory: int | N
     return contents.data
 
 
+def load_side(path: str | Path, name: str, *, memory: int | None = None) -> Side:
+    """Read one side of a native HDF5 file, not yet checked for its values.
+
+    Args:
+        path: `feats.h5`, with a group of that name or the side's datasets themselves; or `feats.h5::/group`.
+        name: `probe` or `gallery`.
+        memory: budget in bytes (2 GiB by default); features above a quarter of it stay on disk.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
+    root, label = open_group(path)
+    _check_format(root, label, reader.problems)
+    side = reader.side(root, label, name, alone=True)
+    if reader.problems or side is None:
+        raise InputError(reader.problems)
+    return side
+
+
 def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> Contents:
     """Look at everything `load` would read and collect the problems instead of raising them.
 
@@ -172,8 +192,8 @@ class _Reader:
         except InputError as error:
             self.problems += error.problems
             return None
-        labels = {name: self._labels(group, where, name) for name in ("ids", "cams", "names")}
-        return Side(features, **labels, label=where)
+        ids, cams, names = (self._labels(group, where, name) for name in ("ids", "cams", "names"))
+        return Side(features, ids, cams, names, label=where)
 
     def _labels(self, group: Any, where: str, name: str) -> NDArray[Any] | None:
         if name not in group:

@@ -13,13 +13,13 @@
     encoded/encodings/...       likewise
     encoded/inverted/...        likewise
 
-`methods/k_reciprocal_online.py` and docs/online.md say what the parts of `encoded` mean. Columns and lists are int64
-in a gallery of 2^31 items. Root attributes: `format`, `format_version`, `method`, `params` (JSON), `digest` of the
-gallery, `versions` (JSON). Every dataset of numbers is stored in one piece, so that it can be mapped into memory,
-and has an attribute `crc32`.
+`methods/k_reciprocal_online.py` and docs/online.md say what the parts of `encoded` mean. Columns and lists are
+int64 in a gallery of 2^31 items. Root attributes: `format`, `format_version`, `method`, `params` (JSON),
+`digest` of the gallery, `versions` (JSON). Every dataset of numbers is stored in one piece, so that it can be
+mapped into memory, and has an attribute `crc32`.
 
-While an index is built, `NAME.partial` holds what is known so far: `neighbours` of the first items, with the root
-attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` and `digest`.
+While an index is built, `NAME.partial` holds what is known so far: `neighbours` of the first items, with the
+root attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` and `digest`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Stored:
 
     Attributes:
         gallery: features, mapped, and labels.
+        digest: `Side.digest()` of the features as they came.
         method: the name of the method it was encoded for.
         params: that method's parameters.
         near: who is near whom.
@@ -65,6 +66,7 @@ class Stored:
     """
 
     gallery: Side
+    digest: str
     method: str
     params: Mapping[str, Any]
     near: Neighbours
@@ -190,11 +192,10 @@ def read(path: Path, *, verify: bool = True) -> Stored:
     with _reading(path, FORMAT, verify=verify) as file:
         features = file.take("features", ("G", "D"), np.float32)
         digests = file.take("digests", ("G", 16), np.uint8).numpy()
-        if digest_of(digests) != file.attrs["digest"]:
+        digest = str(file.attrs["digest"])
+        if verify and digest_of(digests) != digest:
             raise InputError("its rows are not those of its digest")
-        ids, cams = (
-            file.take(name, ("G",), np.int64).numpy() if name in file else None for name in ("ids", "cams")
-        )
+        ids, cams = map(file.labels, ("ids", "cams"))
         gallery = Side(features, ids, cams, file.names(), label=str(path), unit=True, digests=digests)
         encoded = EncodedGallery(
             file.take("encoded/group", ("G", "B")),
@@ -202,9 +203,8 @@ def read(path: Path, *, verify: bool = True) -> Stored:
             file.take("encoded/reach", ("G",), np.float32),
             *map(file.sparse_rows, ("encoded/halves", "encoded/encodings", "encoded/inverted")),
         )
-        return Stored(
-            gallery, str(file.attrs["method"]), json.loads(file.attrs["params"]), file.neighbours(), encoded
-        )
+        method, params = str(file.attrs["method"]), json.loads(file.attrs["params"])
+        return Stored(gallery, digest, method, params, file.neighbours(), encoded)
 
 
 @contextmanager
@@ -233,9 +233,6 @@ class _File:
         self._file, self._path, self._verify = file, path, verify
         self._sizes: dict[str, int] = {}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._file
-
     def take(self, name: str, shape: tuple[int | str, ...], dtype: Any = None) -> torch.Tensor:
         """One dataset; a size that has a name must be the same wherever it appears."""
         dataset = self._file[name]
@@ -257,9 +254,13 @@ class _File:
             raise InputError(f"{name} has another checksum than when it was written")
         return torch.from_numpy(values)
 
+    def labels(self, name: str) -> NDArray[Any] | None:
+        """`ids` or `cams`, if they are there."""
+        return self.take(name, ("G",), np.int64).numpy() if name in self._file else None
+
     def names(self) -> NDArray[Any] | None:
         """The names of the gallery."""
-        if "names" not in self:
+        if "names" not in self._file:
             return None
         names = decoded(np.asarray(self._file["names"][()]), "names")
         if names.shape != (self._sizes["G"],):
@@ -278,10 +279,8 @@ class _File:
         """Sparse rows, one for each of the gallery."""
         offsets = self.take(f"{name}/offsets", (self._sizes["G"] + 1,), np.int64)
         entries = (int(offsets[-1]),)
-        columns, weights = (
-            self.take(f"{name}/columns", entries),
-            self.take(f"{name}/weights", entries, np.int32),
-        )
+        columns = self.take(f"{name}/columns", entries)
+        weights = self.take(f"{name}/weights", entries, np.int32)
         return SparseRows(offsets, columns, weights)
 
 

@@ -30,16 +30,32 @@ class Writer(RankingWriter):
     def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
         """Lists of consecutive probes."""
         for row in range(len(indices)):
-            listed = indices[row] >= 0
-            entry: dict[str, Any] = {"probe": start + row}
-            if self._probe_names is not None:
-                entry["name"] = self._probe_names[start + row]
-            entry["indices"] = indices[row][listed].tolist()
-            # The shortest decimal that is the same float32.
-            entry["scores"] = [float(str(score)) for score in scores[row][listed]]
-            if self._names is not None:
-                entry["names"] = self._names[indices[row][listed]].tolist()
-            self._text.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            name = None if self._probe_names is None else self._probe_names[start + row]
+            self._text.write(line(start + row, name, indices[row], scores[row], self._names))
+
+
+def line(
+    probe: int, name: str | None, indices: NDArray[Any], scores: NDArray[np.float32], names: NDArray[Any] | None
+) -> str:
+    """The line of one probe.
+
+    Args:
+        probe: its row.
+        name: its name, if it has one.
+        indices: (R,) gallery rows, -1 past the end of the list.
+        scores: (R,).
+        names: (G,) of the gallery, if it has names.
+    """
+    listed = indices >= 0
+    entry: dict[str, Any] = {"probe": probe}
+    if name is not None:
+        entry["name"] = name
+    entry["indices"] = indices[listed].tolist()
+    # The shortest decimal that is the same float32.
+    entry["scores"] = [float(str(score)) for score in scores[listed]]
+    if names is not None:
+        entry["names"] = names[indices[listed]].tolist()
+    return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
 def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:

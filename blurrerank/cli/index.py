@@ -1,0 +1,58 @@
+"""`blurrerank index`: a gallery, encoded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import Runtime, method_options, runtime_options
+
+
+@click.command(short_help="Index a gallery, so that probes can be answered as they come.")
+@click.argument("gallery", metavar="GALLERY")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="The index.  [default: NAME.index.h5 in this folder, for NAME.h5]",
+)
+@click.option("--append", is_flag=True, help="Add GALLERY to the index that is there.")
+@click.option("--force", is_flag=True, help="Replace an index that exists, and start over.")
+@method_options("pool", "blur", "sigma", "k1", "k2", "lambda_value")
+@runtime_options
+def index(gallery: str, output: str | None, append: bool, force: bool, runtime: Runtime, **params: Any) -> None:
+    """Find and encode the neighbours of every item of GALLERY, for `run --index`.
+
+    GALLERY is an HDF5 file with a group /gallery, or with the datasets of one, or file.h5::/group. An
+    interrupted run goes on where it was when it is started again: what is known is kept beside the index, in
+    FILE.partial.
+
+    \b
+    blurrerank index feats.h5 -o gallery.index.h5
+    blurrerank run --index gallery.index.h5 probes.h5
+    blurrerank index more.h5 -o gallery.index.h5 --append
+    """
+    from ..errors import ParameterError
+    from ..formats import load_side
+    from ..index import build_index
+
+    runtime.start()
+    if append and force:
+        raise ParameterError("--append adds to the index and --force replaces it: choose one")
+    file = Path(gallery.partition("::")[0])
+    path = Path(output or f"{file.stem}.index.h5")
+    if path.resolve() == file.resolve():
+        raise ParameterError(f"{path} is named twice, as the gallery and as the index")
+    built = build_index(
+        load_side(gallery, "gallery", memory=runtime.memory),
+        path,
+        append=append,
+        force=force,
+        device=runtime.device,
+        memory=runtime.memory,
+        progress=runtime.progress("indexing"),
+        **{name: value for name, value in params.items() if value is not None},
+    )
+    runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}")

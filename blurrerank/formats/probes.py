@@ -1,0 +1,81 @@
+"""Probes as they arrive on a stream: JSON lines, or rows of `.npy` arrays one after another.
+
+A JSON line is an array of numbers, or an object with such an array as `features` and, optional, a `name`; empty
+lines are passed over. An `.npy` array is one row, or rows; more arrays of the same dimension may follow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Arrived:
+    """One probe, or what arrived instead of one.
+
+    Attributes:
+        features: (1, D) float, if it is one.
+        name: its name, if it has one.
+        problem: what is wrong with it otherwise.
+    """
+
+    features: NDArray[Any] | None = None
+    name: str | None = None
+    problem: str | None = None
+
+
+def arriving(stream: BufferedReader) -> Iterator[Arrived]:
+    """Every probe as soon as it is there.
+
+    Raises:
+        InputError: if the stream cannot be read any further.
+    """
+    if stream.peek(1)[:1] == b"\x93":
+        yield from _arrays(stream)
+    else:
+        for line in stream:
+            if line.strip():
+                yield _parsed(line)
+
+
+def _parsed(line: bytes) -> Arrived:
+    name = None
+    try:
+        values = json.loads(line)
+        if isinstance(values, dict):
+            values, name = values["features"], values.get("name")
+        row = np.asarray(values, dtype=np.float64)
+        if row.ndim != 1 or not isinstance(values, list) or not isinstance(name, str | None):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return Arrived(problem='expected [number, ...] or {"features": [number, ...], "name": "..."}')
+    return Arrived(row[None].astype(np.float32), name)
+
+
+def _arrays(stream: BufferedReader) -> Iterator[Arrived]:
+    while stream.peek(1):
+        try:
+            version = np.lib.format.read_magic(stream)
+            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, by_columns, dtype = header[version](stream)
+        except (ValueError, KeyError) as error:
+            raise InputError(f"standard input is no .npy array where one should begin: {error}") from None
+        if dtype.kind != "f" or dtype.itemsize > 8 or len(shape) not in (1, 2):
+            raise InputError(f"standard input has an array of {dtype} {shape}: expected rows of floats")
+        if by_columns and len(shape) == 2 and min(shape) > 1:
+            raise InputError("standard input has an array in Fortran order: write np.ascontiguousarray of it")
+        count, dim = (1, *shape)[-2:]
+        for row in range(count):
+            data = stream.read(dim * dtype.itemsize)
+            if len(data) < dim * dtype.itemsize:
+                raise InputError(f"standard input ends in row {row} of an array of {count}")
+            yield Arrived(np.frombuffer(data, dtype)[None].astype(dtype.newbyteorder("=")))
