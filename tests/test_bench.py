@@ -56,7 +56,7 @@ def test_the_reference_is_beside_what_it_is_compared_with(cli, small):
     told = json.loads(out)
     ours = {row["method"]: row for row in told if not row["reference"]}
     theirs = {row["method"]: row for row in told if row["reference"]}
-    assert set(theirs) == {"cosine", "k-reciprocal", "lbr"}
+    assert set(theirs) == {"cosine", "k-reciprocal", "k-reciprocal-online", "lbr"}
     for name, row in theirs.items():
         assert row["same_positions"] > 0.999
         assert {key: row["metrics"][key] for key in MEANS} == pytest.approx(

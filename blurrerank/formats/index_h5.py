@@ -214,7 +214,8 @@ def _reading(path: Path, form: str, *, verify: bool) -> Iterator[_File]:
     try:
         stated, version = file.attrs.get("format"), file.attrs.get("format_version")
         if stated != form:
-            raise InputError(f"{path} is {stated or 'an HDF5 file'}: expected a {form} file")
+            kind = f"a {stated} file" if stated else "an HDF5 file"
+            raise InputError(f"{path} is {kind}: expected a {form} file")
         if version > VERSION:
             raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
         try:

@@ -1,0 +1,583 @@
+"""The gallery index: the answers it gives, built in any number of pieces, and refused where it is not sound."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, features, shell
+from hypothesis import given
+from hypothesis import strategies as st
+
+import blurrerank as br
+
+FEATS = ROOT / "examples/omniglot.h5"
+SMALL = {"k1": 6, "k2": 3, "blur": 4, "pool": 20}
+
+
+def side(arrays, start=0, stop=None, name="gallery"):
+    labels = (arrays[f"{name}_{label}"][start:stop] for label in ("ids", "cams", "names"))
+    return br.Side(arrays[name][start:stop], *labels, label=name)
+
+
+def contents(path):
+    """Every dataset and attribute but for checks of versions."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+        )
+        found.update(file.attrs)
+    return found
+
+
+def check_same_file(one, other):
+    one, other = contents(one), contents(other)
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+
+def same(one, other):
+    np.testing.assert_array_equal(one.indices, other.indices)
+    np.testing.assert_array_equal(one.scores, other.scores)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return br.load(FEATS)
+
+
+@pytest.fixture(scope="module")
+def path(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("index") / "gallery.index.h5"
+    br.build_index(data.gallery, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("k-reciprocal-online", {}),
+        ("k-reciprocal-online", {"lambda_value": 0.5}),
+        ("lbr", {}),
+        ("lbr", {"topn": 20, "sigma": 0.2}),
+        ("cosine", {"topn": 70}),
+    ],
+)
+def test_lists_through_an_index_are_those_without(data, path, method, params):
+    index = br.GalleryIndex.open(path)
+    without = br.rerank(data, method, **params)
+    through = index.rerank(data.probe, method=method, **params)
+    same(through, without)
+    assert through.digest == without.digest
+    assert through.params == without.params
+    assert br.evaluate(through, data).mAP == br.evaluate(without, data).mAP
+
+
+@pytest.mark.parametrize("method", ["k-reciprocal-online", "lbr"])
+def test_one_probe_is_answered_as_many(data, path, method):
+    index = br.GalleryIndex.open(path)
+    together = index.rerank(data.probe, topn=30, method=method)
+    for row in (0, 7, 411, 779):
+        alone = index.rerank(np.asarray(data.probe.features[row]), topn=30, method=method)
+        np.testing.assert_array_equal(alone.indices[0], together.indices[row])
+        np.testing.assert_array_equal(alone.scores[0], together.scores[row])
+
+
+def test_float16_features_give_the_lists_of_float16_features(tmp_path):
+    arrays = features(gallery=120)
+    gallery = br.Side(arrays["gallery"].astype(np.float16))
+    index = br.build_index(gallery, tmp_path / "i.h5", **SMALL)
+    without = br.FeatureSet(br.Side(arrays["probe"]), gallery)
+    same(index.rerank(arrays["probe"], topn=9), br.rerank(without, "k-reciprocal-online", depth=9, **SMALL))
+    same(index.rerank(arrays["probe"], topn=9, method="lbr"), br.rerank(without, "lbr", topn=9))
+
+
+def test_threads_read_one_index(data, path):
+    index = br.GalleryIndex.open(path)
+    probes = np.asarray(data.probe.features[:80])
+    together = index.rerank(probes)
+    answers: dict[int, br.Ranking] = {}
+
+    def ask(rows):
+        for row in rows:
+            answers[row] = index.rerank(probes[row])
+
+    workers = [threading.Thread(target=ask, args=(range(start, 80, 4),)) for start in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for row in range(80):
+        np.testing.assert_array_equal(answers[row].indices[0], together.indices[row])
+        np.testing.assert_array_equal(answers[row].scores[0], together.scores[row])
+
+
+def test_processes_read_one_index(data, path, tmp_path):
+    """At the same time, one of them while the file is replaced under it."""
+    copy = shutil.copy(path, tmp_path / "copy.h5")
+    index = br.GalleryIndex.open(copy)
+    asked = [
+        subprocess.Popen(
+            [sys.executable, "-m", "blurrerank", "run", "--index", copy, "-", "--depth", "5"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    rows = [json.dumps(row.tolist()) + "\n" for row in np.asarray(data.probe.features[:4])]
+    expected = index.rerank(np.asarray(data.probe.features[:4]), topn=5)
+    answers = []
+    for number, row in enumerate(rows):
+        for process in asked:
+            process.stdin.write(row)
+            process.stdin.flush()
+            answers.append((number, json.loads(process.stdout.readline())))
+        if number == 1:
+            br.build_index(br.Side(np.eye(30, index.dim)), copy, force=True)
+    for process in asked:
+        process.stdin.close()
+        assert process.wait(60) == 0
+        process.stdout.close()
+    for number, answer in answers:
+        assert answer["probe"] == number
+        assert answer["indices"] == expected.indices[number].tolist()
+        assert np.float32(answer["scores"]).tolist() == expected.scores[number].tolist()
+    same(index.rerank(np.asarray(data.probe.features[:4]), topn=5), expected)
+
+
+@given(st.integers(1, 59), st.sampled_from([None, 1 << 16, 1 << 18]))
+def test_appending_gives_what_building_at_once_gives(tmp_path_factory, cut, memory):
+    folder = tmp_path_factory.mktemp("append")
+    arrays = features()
+    br.build_index(side(arrays), folder / "whole.h5", **SMALL)
+    br.build_index(side(arrays, 0, cut), folder / "grown.h5", memory=memory, **SMALL)
+    br.build_index(side(arrays, cut), folder / "grown.h5", append=True, memory=memory)
+    check_same_file(folder / "grown.h5", folder / "whole.h5")
+
+
+def test_appending_real_features_twice(data, path, tmp_path):
+    whole = data.gallery
+    cuts = [0, 1000, 3500, len(whole)]
+    for start, stop in pairwise(cuts):
+        part = br.Side(whole.features[start:stop], whole.ids[start:stop], whole.cams[start:stop])
+        br.build_index(part, tmp_path / "grown.h5", append=start > 0)
+    bare = br.Side(whole.features, whole.ids, whole.cams)
+    br.build_index(bare, tmp_path / "whole.h5")
+    check_same_file(tmp_path / "grown.h5", tmp_path / "whole.h5")
+    with h5py.File(path) as named:
+        assert named["names"][0].decode() == whole.names[0]
+
+
+class Interrupt:
+    """Progress that stops the work when so much of it is done."""
+
+    def __init__(self, share):
+        self.share, self.told = share, []
+
+    def __call__(self, done, total):
+        self.told.append(done)
+        if done >= self.share * total:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_an_interrupted_build_goes_on(tmp_path, append):
+    arrays = features(gallery=300)
+    # Memory for blocks of 64 rows.
+    how = {"memory": 1 << 19, "checkpoint_seconds": 0, **SMALL}
+    path = tmp_path / "i.h5"
+    if append:
+        br.build_index(side(arrays, 0, 100), path, **SMALL)
+        before = contents(path)
+    with pytest.raises(KeyboardInterrupt):
+        br.build_index(side(arrays, 100 * append), path, append=append, progress=Interrupt(0.6), **how)
+    assert path.with_name("i.h5.partial").exists()
+    if append:
+        for name, values in contents(path).items():
+            np.testing.assert_array_equal(values, before[name])
+    else:
+        assert not path.exists()
+    told = Interrupt(2)
+    br.build_index(side(arrays, 100 * append), path, append=append, progress=told, **how)
+    assert told.told[0] > 300 * 0.3, "it went on, and did not start over"
+    assert [file.name for file in tmp_path.iterdir()] == ["i.h5"]
+    br.build_index(side(arrays), tmp_path / "whole.h5", **SMALL)
+    check_same_file(path, tmp_path / "whole.h5")
+
+
+def test_a_killed_build_goes_on_when_it_is_started_again(tmp_path, write):
+    """Through the command line, with SIGKILL: whatever is left, the next run completes the index."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((6000, 64)).astype(np.float32)
+    feats = write(gallery=rows, gallery_ids=None, gallery_cams=None, gallery_names=None)
+    command = [sys.executable, "-c", _BUILD, str(feats), "i.h5"]
+    killed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -9, killed.stderr
+    assert (tmp_path / "i.h5.partial").exists()
+    assert not (tmp_path / "i.h5").exists()
+    done = shell("index", feats, "-o", "i.h5", "-q", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "i.h5.partial").exists()
+    shell("index", feats, "-o", "whole.h5", cwd=tmp_path)
+    check_same_file(tmp_path / "i.h5", tmp_path / "whole.h5")
+
+
+_BUILD = """
+import os, signal, sys
+import blurrerank as br
+from blurrerank.formats import load_side
+def progress(done, total):
+    if os.path.exists(sys.argv[2] + ".partial"):
+        os.kill(os.getpid(), signal.SIGKILL)
+br.build_index(load_side(sys.argv[1], "gallery"), sys.argv[2], progress=progress, checkpoint_seconds=0)
+"""
+
+
+def test_what_is_left_of_another_build_is_refused(tmp_path):
+    arrays, path = features(gallery=300), tmp_path / "i.h5"
+    how = {"memory": 1 << 19, "checkpoint_seconds": 0}
+    with pytest.raises(KeyboardInterrupt):
+        br.build_index(side(arrays), path, progress=Interrupt(0.6), **how, **SMALL)
+    left = f"{path}.partial is left of an index"
+    ask = "finish that one, or delete the file to start over"
+    with pytest.raises(br.InputError) as error:
+        br.build_index(side(arrays, 0, 200), path, **SMALL)
+    assert str(error.value) == f"{left} of other features: {ask}"
+    with pytest.raises(br.InputError) as error:
+        br.build_index(side(arrays), path, **SMALL | {"pool": 21})
+    assert str(error.value) == f"{left} with pool 20, not 21: {ask}"
+    path.with_name("i.h5.partial").write_bytes(b"rubbish")
+    with pytest.raises(br.InputError, match=r"i\.h5\.partial is not an HDF5 file"):
+        br.build_index(side(arrays), path, **SMALL)
+    br.build_index(side(arrays), path, force=True, **SMALL)
+    assert [file.name for file in tmp_path.iterdir()] == ["i.h5"]
+
+
+def spoil_features(file):
+    file["features"][3, 2] += 0.25
+
+
+def spoil_encodings(file):
+    file["encoded/inverted/columns"][0] = 7 if file["encoded/inverted/columns"][0] != 7 else 8
+
+
+def spoil_digest(file):
+    file.attrs["digest"] = "0" * 64
+
+
+def spoil_size(file):
+    del file["encoded/reach"]
+    file["encoded/reach"] = np.zeros(5, np.float32)
+
+
+def spoil_layout(file):
+    reach = file["encoded/reach"][()]
+    del file["encoded/reach"]
+    file.create_dataset("encoded/reach", data=reach, chunks=(5,))
+
+
+def lose(file):
+    del file["neighbours/lists"]
+
+
+def from_the_future(file):
+    file.attrs["format_version"] = 2
+
+
+def of_another_kind(file):
+    file.attrs["format"] = "blurrerank-ranking"
+
+
+SPOILED = {
+    spoil_features: "features has another checksum than when it was written",
+    spoil_encodings: "encoded/inverted/columns has another checksum than when it was written",
+    spoil_digest: "its rows are not those of its digest",
+    spoil_size: "encoded/reach is float32 (5,)",
+    spoil_layout: "encoded/reach is not stored in one piece",
+    lose: "\"Unable to synchronously open object (object 'lists' doesn't exist)\"",
+}
+NOT_AN_INDEX = {
+    from_the_future: "has format_version 2: this program reads 1",
+    of_another_kind: "is a blurrerank-ranking file: expected a blurrerank-index file",
+}
+
+
+@pytest.mark.parametrize("spoil", [*SPOILED, *NOT_AN_INDEX], ids=lambda spoil: spoil.__name__)
+def test_a_spoiled_index_is_refused(spoil, tmp_path, write, cli):
+    br.build_index(side(features()), tmp_path / "i.h5", **SMALL)
+    with h5py.File("i.h5", "r+") as file:
+        spoil(file)
+    code, out, err = cli("run", "--index", "i.h5", write())
+    said = NOT_AN_INDEX.get(spoil) or f"is a damaged blurrerank-index file: {SPOILED[spoil]}; build it again"
+    assert (code, out, err) == (1, "", f"error: i.h5 {said}\n")
+
+
+def test_a_truncated_or_foreign_index_is_refused(tmp_path, write, cli):
+    br.build_index(side(features()), tmp_path / "i.h5", **SMALL)
+    feats = write()
+    whole = (tmp_path / "i.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 2])
+    assert cli("run", "--index", "cut.h5", feats)[2] == (
+        "error: cut.h5 is a truncated HDF5 file: copy or write it again\n"
+    )
+    assert cli("run", "--index", feats, feats)[2] == (
+        f"error: {feats} is an HDF5 file: expected a blurrerank-index file\n"
+    )
+    assert cli("run", "--index", "no.h5", feats)[2] == "error: no.h5: no such file\n"
+    other = write(
+        "other.h5", probe=np.ones((3, 9), np.float32), probe_ids=None, probe_cams=None, probe_names=None
+    )
+    assert cli("run", "--index", "i.h5", other)[2] == (
+        f"error: {other}::/probe has 9 dimensions and i.h5 has 8: both must come from the same model\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gallery": np.ones((9, 7), np.float32)}, "i.h5 has 8 dimensions and more.h5::/gallery 7: both must"),
+        ({"gallery_ids": None}, "i.h5 has ids and more.h5::/gallery has none: they cannot be joined"),
+        ({}, "every row of more.h5::/gallery is in i.h5 already: there is nothing to append"),
+    ],
+)
+def test_what_cannot_be_appended_is_refused(changes, said, cli, write):
+    assert cli("index", write(), "-o", "i.h5")[0] == 0
+    before = Path("i.h5").read_bytes()
+    if "gallery" in changes:
+        changes |= {"gallery_ids": np.arange(9), "gallery_cams": None, "gallery_names": None}
+    write("more.h5", **changes)
+    code, _, err = cli("index", "more.h5", "-o", "i.h5", "--append")
+    assert code == 1
+    assert err.startswith(f"error: {said}")
+    assert Path("i.h5").read_bytes() == before
+
+
+def test_parameters_of_the_index_hold(cli, write):
+    feats = write()
+    assert cli("index", feats, "-o", "i.h5", "--k1", 7, "--k2", 2) == (
+        0,
+        "",
+        "wrote i.h5: 60 gallery items x 8\n",
+    )
+    refusal = "error: i.h5 was built with k1 7, not 9: leave it out or build another\n"
+    assert cli("run", "--index", "i.h5", feats, "--k1", 9) == (2, "", refusal)
+    assert cli("index", feats, "-o", "i.h5", "--append", "--k1", 9) == (2, "", refusal)
+    code, out, _ = cli("run", "--index", "i.h5", feats, "--k1", 7, "--lambda", 0.6, "--json")
+    assert code == 0
+    assert json.loads(out)["params"] == {
+        "pool": 50,
+        "blur": 8,
+        "sigma": 0.1,
+        "k1": 7,
+        "k2": 2,
+        "lambda_value": 0.6,
+    }
+    index = br.GalleryIndex.open("i.h5")
+    with pytest.raises(br.ParameterError, match=r"i\.h5 was built with blur 8, not 3"):
+        index.rerank(np.ones(8), blur=3)
+    # Without an index nothing holds; the same parameters give the same lists.
+    data = br.load(feats)
+    same(index.rerank(data.probe), br.rerank(data, "k-reciprocal-online", k1=7, k2=2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("index", "feats.h5", "-o", "i.h5"), 1, "i.h5 exists: pass --force"),
+        (
+            ("index", "feats.h5", "-o", "i.h5", "--force", "--append"),
+            2,
+            "--append adds to the index and --force",
+        ),
+        (("index", "feats.h5", "-o", "feats.h5", "--force"), 2, "feats.h5 is named twice"),
+        (("index", "feats.h5", "-o", "j.h5", "--append"), 1, "j.h5: no such file"),
+        (("index", "feats.h5", "-o", "j.h5", "--k1", "80"), 2, "pool 50 must be at least 80"),
+        (("index", "nan.h5", "-o", "j.h5"), 1, "nan.h5::/gallery/features has NaN or infinity in row 7"),
+        (("run", "feats.h5", "--index", "i.h5", "--gallery", "feats.h5"), 2, "--index and --gallery both name"),
+        (("run", "feats.h5", "--index", "i.h5", "-o", "i.h5", "--force"), 2, "i.h5 is named twice"),
+        (
+            ("run", "feats.h5", "--index", "i.h5", "--topn", "5"),
+            2,
+            "--topn is no option of method k-reciprocal-on",
+        ),
+        (("run", "-"), 2, "- reads probes from standard input, which needs --index"),
+        (
+            ("run", "-", "--index", "i.h5", "-o", "x.h5"),
+            2,
+            "probes from standard input are answered on standard",
+        ),
+        (("bench", "feats.h5", "--index", "i.h5", "--reference"), 2, "--index brings its gallery"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments, code, said, cli, write):
+    write()
+    bad = features()["gallery"]
+    bad[7, 1] = np.nan
+    write("nan.h5", gallery=bad)
+    cli("index", "feats.h5", "-o", "i.h5")
+    found = cli(*arguments)
+    assert found[:2] == (code, "")
+    assert found[2].startswith(f"error: {said}")
+    assert found[2].count("\n") == 1
+
+
+def test_a_run_with_an_index_measures_as_one_without(cli, write):
+    feats = write()
+    probes = write("probes.h5", gallery=None, gallery_ids=None, gallery_cams=None, gallery_names=None)
+    assert cli("index", feats, "-o", "i.h5")[0] == 0
+    for method in ("lbr", "k-reciprocal-online", "cosine"):
+        through = json.loads(
+            cli("run", "--index", "i.h5", probes, "--method", method, "--json", "-o", "t.h5")[1]
+        )
+        without = json.loads(cli("run", feats, "--method", method, "--json", "-o", "w.h5")[1])
+        assert through | {"output": 0} == without | {"output": 0}
+        # The index has names, cameras and ids of the gallery; the file is measured with the features.
+        assert json.loads(cli("eval", "t.h5", feats, "--json")[1])["mAP"] == through["after"]["mAP"]
+        for file in ("t.h5", "w.h5"):
+            Path(file).unlink()
+    default = json.loads(cli("run", "--index", "i.h5", probes, "--json")[1])
+    assert default["method"] == "k-reciprocal-online"
+
+
+def answers(index, lines, *options):
+    done = shell("run", "--index", index, "-", "--depth", 3, *options, input=lines)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def test_json_lines_are_answered_one_by_one(tmp_path):
+    arrays = features()
+    index = br.build_index(side(arrays), tmp_path / "i.h5", **SMALL)
+    rows = [row.tolist() for row in arrays["probe"]]
+    lines = [json.dumps(rows[0]), "", json.dumps({"features": rows[1], "name": "Zoë"}), json.dumps(rows[2])]
+    code, found, err = answers(index.path, "\n".join(lines))
+    assert (code, err) == (0, "")
+    expected = index.rerank(arrays["probe"][:3], topn=3)
+    assert [one.get("name") for one in found] == [None, "Zoë", None]
+    for number, one in enumerate(found):
+        assert one["probe"] == number
+        assert one["indices"] == expected.indices[number].tolist()
+        assert one["names"] == arrays["gallery_names"][expected.indices[number]].tolist()
+        assert np.float32(one["scores"]).tolist() == expected.scores[number].tolist()
+    code, by_lbr, _ = answers(index.path, lines[0], "--method", "lbr", "--topn", 30)
+    assert (
+        by_lbr[0]["indices"] == index.rerank(arrays["probe"][0], method="lbr", topn=30).indices[0, :3].tolist()
+    )
+
+
+def test_a_line_that_is_no_probe_is_answered_with_the_reason(tmp_path):
+    arrays = features()
+    index = br.build_index(side(arrays), tmp_path / "i.h5", **SMALL)
+    good = json.dumps(arrays["probe"][0].tolist())
+    bad = ["nonsense", "[1, 2]", '{"name": "x"}', "[[1]]", '["1"]', "[0, 0, 0, 0, 0, 0, 0, 0]", "7"]
+    bad += [json.dumps([float("nan")] * 8), '{"features": [1, 2, 3, 4, 5, 6, 7, 8], "name": 3}']
+    code, found, err = answers(index.path, "\n".join([good, *bad, good]))
+    assert code == 1
+    assert err == f"error: {len(bad)} of {len(bad) + 2} lines were no probes: their answers say why\n"
+    assert [one["probe"] for one in found] == list(range(len(bad) + 2))
+    assert found[0]["indices"] == found[-1]["indices"]
+    expected = 'expected [number, ...] or {"features": [number, ...], "name": "..."}'
+    problems = [one["error"] for one in found[1:-1]]
+    assert problems[0] == problems[2] == problems[3] == problems[6] == problems[8] == expected
+    assert problems[1] == f"probe 2 has 2 dimensions and {index.path} has 8: both must come from the same model"
+    assert problems[5] == "probe 6/features is all zero in row 0: such a row has no direction; remove it"
+    assert "has NaN or infinity" in problems[7]
+
+
+def npy(*arrays):
+    stream = io.BytesIO()
+    for array in arrays:
+        np.save(stream, array)
+    return stream.getvalue()
+
+
+def ask_npy(index, data):
+    command = [sys.executable, "-m", "blurrerank", "run", "--index", str(index), "-", "--depth", "3"]
+    done = subprocess.run(command, input=data, capture_output=True, timeout=120)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8"])
+def test_npy_rows_are_answered_one_by_one(tmp_path, dtype):
+    arrays = features()
+    index = br.build_index(side(arrays), tmp_path / "i.h5", **SMALL)
+    probe = arrays["probe"].astype(dtype)
+    code, found, err = ask_npy(index.path, npy(probe[:2], probe[2], probe[3:4].T.copy().T, probe[4:6]))
+    assert (code, err) == (0, "")
+    expected = index.rerank(probe[:6].astype(dtype[1:]), topn=3)
+    assert [one["indices"] for one in found] == expected.indices.tolist()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (npy(np.ones((2, 8)))[:-3], "standard input ends in row 1 of an array of 2"),
+        (npy(np.ones((2, 8))) + b"more", "standard input is no .npy array where one should begin"),
+        (npy(np.ones((2, 8), int)), "standard input has an array of int64 (2, 8): expected rows of floats"),
+        (npy(np.ones((2, 8, 1))), "standard input has an array of float64 (2, 8, 1): expected rows of floats"),
+        (npy(np.asfortranarray(np.ones((2, 8)))), "standard input has an array in Fortran order"),
+    ],
+)
+def test_a_stream_of_npy_that_cannot_be_read_on_ends_with_the_reason(data, said, tmp_path):
+    index = br.build_index(side(features()), tmp_path / "i.h5", **SMALL)
+    code, _, err = ask_npy(index.path, data)
+    assert code == 1
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
+
+
+def test_index_takes_the_options_of_its_method():
+    from dataclasses import fields
+
+    from blurrerank.cli.index import index
+    from blurrerank.methods import create
+
+    names = {option.name for option in index.params}
+    assert {field.name for field in fields(create("k-reciprocal-online"))} <= names
+
+
+def test_bench_times_probes_against_an_index(cli, write):
+    feats = write()
+    assert cli("index", feats, "-o", "i.h5")[0] == 0
+    code, out, _ = cli("bench", feats, "--index", "i.h5", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert [row["method"] for row in told] == ["cosine", "lbr", "k-reciprocal-online"]
+    for row in told:
+        assert row["alone"] == 300
+        assert row["together"] == 12
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+        assert min(row["search_us"], row["rerank_us"]) > 0
+    code, out, _ = cli(
+        "bench", feats, "--index", "i.h5", "--methods", "lbr:topn=7,k-reciprocal-online:lambda=0.9"
+    )
+    assert code == 0
+    assert out.startswith("60 gallery items x 8; ")
+    assert "lbr (topn 7, sigma 0.1)" in out
+    assert "lambda 0.9" in out
+
+
+def test_memory_of_an_index_is_shared(path):
+    """Features are the pages of the file, not a copy."""
+    index = br.GalleryIndex.open(path)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc here to look at memory")
+    address = index.gallery.features.data_ptr()
+    for line in maps.read_text().splitlines():
+        low, high = (int(end, 16) for end in line.split()[0].split("-"))
+        if low <= address < high:
+            assert line.endswith(str(path))
+            return
+    raise AssertionError("features are in no mapping")
