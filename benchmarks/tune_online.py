@@ -2,10 +2,10 @@
 
     python benchmarks/tune_online.py FEATS
 
-splits the identities of FEATS in two halves. On the first, and on seven variants of it or of generated features,
-every setting of a grid is measured; the choice is the best mean mAP among those that cost no rank-1 anywhere.
-The second half, which the choice has not seen, is then reported likewise, with all other methods and with
-bootstrap intervals over identities.
+splits the identities of FEATS in two halves. On the first, and on seven variants of it or of generated
+features, every setting of a grid is measured; the choice is the best mean mAP among those that cost no rank-1
+anywhere. The second half, which the choice has not seen, is then reported likewise, with all other methods and
+with bootstrap intervals over identities.
 """
 
 from __future__ import annotations

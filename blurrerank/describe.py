@@ -11,6 +11,7 @@ import torch
 from .batches import plan_for
 from .features import DISTRACTOR, JUNK, FeatureSet, Side
 from .formats.features_h5 import inspect
+from .index import GalleryIndex
 from .methods import create
 from .metrics import doubts
 from .protocols import PROTOCOLS, get_protocol
@@ -51,6 +52,29 @@ def describe(
             protocol = get_protocol("market1501")
             described["warnings"] = doubts(data, protocol, valid_probes(data, protocol.name))
     return described
+
+
+def describe_index(path: str | Path) -> dict[str, Any]:
+    """Describe an index, whose checksums are compared.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A dictionary ready for JSON: `gallery`, as of `describe`; `method`, `params`, `digest`, and the `bytes`
+        of the file.
+
+    Raises:
+        InputError: if it is no index, or is damaged.
+    """
+    index = GalleryIndex.open(path, device="cpu")
+    return {
+        "gallery": _side(index.gallery, None),
+        "method": index.method.name,
+        "params": index.method.params(),
+        "digest": index.gallery.digest(),
+        "bytes": Path(path).stat().st_size,
+    }
 
 
 def valid_probes(data: FeatureSet, protocol: str) -> int:

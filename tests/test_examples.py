@@ -17,10 +17,12 @@ import pytest
 from conftest import ROOT, features, shell
 
 README = (ROOT / "README.md").read_text()
+DOCS = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
+COMMAND = r"^    blurrerank ((?:run|eval|bench|sweep|synth|index|info) [^|\n]*)$"
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["blurrerank", "blurrerank.pipeline"])
+@pytest.mark.parametrize("name", ["blurrerank", "blurrerank.pipeline", "blurrerank.index"])
 def test_docstring_examples(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     result = doctest.testmod(importlib.import_module(name))
@@ -44,7 +46,9 @@ def test_the_readme_s_recipe_for_one_s_own_features(tmp_path, monkeypatch, cli):
     exec(recipe, {"probe_features": arrays["probe"], "gallery_features": arrays["gallery"], **names})
     with h5py.File("feats.h5") as file:
         np.testing.assert_array_equal(file["gallery/features"], arrays["gallery"])
-    for line in re.findall(r"^    blurrerank ((?:run|eval|bench|sweep|synth) [^|\n]*)$", README, re.MULTILINE):
+    lines = [line for page in DOCS for line in re.findall(COMMAND, page, re.MULTILINE)]
+    assert len(lines) > 10
+    for line in lines:
         assert cli(*line.split())[0] == 0, line
 
 
@@ -56,11 +60,14 @@ def test_the_readme_s_library_example(monkeypatch):
     np.testing.assert_array_equal(names["indices"], names["ranking"].indices)
 
 
-def test_every_option_in_the_readme_exists():
+def test_every_option_in_the_documentation_exists():
     helps = "".join(
-        shell(command, "--help").stdout for command in ("run", "eval", "info", "bench", "sweep", "synth")
+        shell(command, "--help").stdout
+        for command in ("run", "eval", "info", "index", "bench", "sweep", "synth")
     )
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= set(re.findall(r"--[a-z][a-z-]+", helps))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "".join(DOCS))) <= set(
+        re.findall(r"--[a-z][a-z-]+", helps)
+    )
 
 
 def test_quickstart():

@@ -1,7 +1,8 @@
-"""`blurrerank info`: what is in a feature file."""
+"""`blurrerank info`: what is in a feature file, or in an index."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,11 +19,19 @@ from .tables import method_label, print_json
 def info(ctx: click.Context, feats: str, gallery: str | None, as_json: bool, runtime: Runtime) -> None:
     """Show what is in FEATS, every problem found, and what the default run would do.
 
-    Exits with 1 if there are problems.
+    FEATS may also be an index, which is then checked as a whole. Exits with 1 if there are problems.
     """
-    from ..describe import describe
+    from ..describe import describe, describe_index
+    from ..formats.index_h5 import is_index
 
     runtime.start()
+    if gallery is None and is_index(Path(feats)):
+        indexed = describe_index(feats)
+        if as_json:
+            print_json(indexed)
+        else:
+            click.echo(_index_lines(indexed))
+        return
     described = describe(feats, gallery, device=runtime.device, memory=runtime.memory)
     if as_json:
         print_json(described)
@@ -52,6 +61,17 @@ def _table(described: dict[str, Any]) -> str:
     else:
         lines += ["", *(f"warning: {doubt}" for doubt in described["warnings"]), *_run_lines(described["run"])]
     return "\n".join(lines)
+
+
+def _index_lines(described: dict[str, Any]) -> str:
+    side = described["gallery"]
+    lines = [
+        f"index of {' x '.join(map(str, side['features']))}, {described['bytes'] / 2**20:.1f} MiB, sound",
+        f"for {method_label(described['method'], described['params'])}",
+    ]
+    labels = ("identities", "junk", "distractors", "cameras")
+    lines += [f"{name}: {side[name]}" for name in labels if name in side]
+    return "\n".join([*lines, f"names: {'yes' if side['names'] else '-'}", f"digest: {described['digest']}"])
 
 
 def _features(side: dict[str, Any]) -> str:

@@ -169,6 +169,14 @@ def write_partial(path: Path, near: Neighbours, *, pool: int, digest: str) -> No
         file.attrs.update({"format": PARTIAL, "format_version": VERSION, "pool": pool, "digest": digest})
 
 
+def is_index(path: Path) -> bool:
+    """Whether this is an index, sound or not."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path, "r") as file:
+        return bool(file.attrs.get("format") == FORMAT)
+
+
 def read_partial(path: Path) -> tuple[Neighbours, int, str]:
     """What is known so far, the pool, and the digest of the gallery.
 
