@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import InputError, ParameterError
+from .errors import InputError, OutputError, ParameterError
 from .features import FeatureSet, Side, digest_of, find_problems
 from .formats import index_h5
 from .formats.index_h5 import Labels
 from .formats.targets import check_target
-from .methods import GalleryMethod, HeadMethod, Method, create
+from .methods import GalleryMethod, HeadMethod, create
 from .methods.k_reciprocal_online import EncodedGallery, KReciprocalOnline
 from .neighbours import Neighbours, find_neighbours
 from .pipeline import rerank_with
@@ -222,24 +222,19 @@ def build_index(
     """
     path = Path(path)
     where = pick_device(device)
-    problems = find_problems(None, gallery)
+    check_target(path, force=force or append)
+    before = _stamp(path)
+    old = GalleryIndex.open(path, device=device) if append else None
+    problems = find_problems(gallery, None if old is None else old.gallery)
     if problems:
         raise InputError(problems)
-    known = None
-    if append:
-        old = GalleryIndex.open(path, device=device)
-        method: Method = old.method_with(**params)
-        if old.dim != gallery.dim:
-            raise InputError(
-                f"{path} has {old.dim} dimensions and {gallery.label} {gallery.dim}: both must come from the "
-                "same model"
-            )
-        sides, known = [old.gallery, gallery], old.near
-        labels = Labels.of(old.gallery).joined(Labels.of(gallery), str(path), gallery.label)
-    else:
-        check_target(path, force=force)
+    sides, labels, known = [gallery], Labels.of(gallery), None
+    if old is None:
         method = create(KReciprocalOnline.name, **params)
-        sides, labels = [gallery], Labels.of(gallery)
+    else:
+        method = old.method_with(**params)
+        sides, known = [old.gallery, gallery], old.near
+        labels = Labels.of(old.gallery).joined(labels, str(path), gallery.label)
     assert isinstance(method, KReciprocalOnline)
     plan = Plan.of_images(len(labels.digests), gallery.dim, where, memory)
     left = _Left(path, labels.digests, method, checkpoint_seconds)
@@ -255,9 +250,16 @@ def build_index(
         checkpoint=left.write,
     )
     encoded = method.encode(images, near, plan.held, plan.working)
+    if _stamp(path) != before:
+        raise OutputError(f"{path} was written by another process meanwhile: look at it, and run this again")
     index_h5.write(path, images, labels, method.name, method.params(), near, encoded, force=force or append)
     left.remove()
     return GalleryIndex.open(path, device=device, verify=False)
+
+
+def partial_of(path: Path) -> Path:
+    """Where `build_index` keeps what it knows while the index at `path` is not complete."""
+    return path.with_name(f"{path.name}.partial")
 
 
 class _Left:
@@ -266,8 +268,7 @@ class _Left:
     def __init__(
         self, path: Path, digests: NDArray[np.uint8], method: KReciprocalOnline, seconds: float
     ) -> None:
-        self._path = path.with_name(f"{path.name}.partial")
-        self._target = path
+        self._path = partial_of(path)
         self._digest = digest_of(digests)
         self._pool = method.pool
         self._seconds = seconds
@@ -298,6 +299,11 @@ class _Left:
     def remove(self) -> None:
         """The index is complete."""
         self._path.unlink(missing_ok=True)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when the file at `path` is replaced."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
 def _check_same(where: str, method: GalleryMethod, params: dict[str, Any]) -> None:

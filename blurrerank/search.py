@@ -98,8 +98,8 @@ class Plan:
         memory = budget(memory, device)
         gallery, row = len(data.gallery), 4 * data.dim
         shares = cls.of_images(gallery + together * len(data.probe), data.dim, device, memory, block=block)
-        # Rows that lie there normalised take no memory of ours.
-        resident = shares.resident or data.gallery.unit
+        # Rows that lie there normalised take no memory of ours, unless they are joined with others.
+        resident = shares.resident or (data.gallery.unit and not together)
         # While a batch is made, whoever asked for it still holds the one before.
         per_probe = row + 48 * listed + 8 * gallery * (full_rows or listed == gallery)
         if not resident:

@@ -245,6 +245,46 @@ br.build_index(load_side(sys.argv[1], "gallery"), sys.argv[2], progress=progress
 """
 
 
+def test_an_interruption_says_how_to_go_on(cli, write, monkeypatch):
+    """An index that takes less than a minute leaves nothing; here something is left."""
+    feats = write(gallery=np.random.default_rng(0).standard_normal((60, 8)))
+    with pytest.raises(KeyboardInterrupt):
+        br.build_index(
+            br.Side(h5py.File(feats)["gallery/features"][()]),
+            "i.h5",
+            checkpoint_seconds=0,
+            progress=Interrupt(0.5),
+            memory=1 << 16,
+        )
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("blurrerank.index.find_neighbours", interrupted)
+        note = "note: i.h5.partial has what was found so far; the same command without --force goes on\n"
+        assert cli("index", feats, "-o", "i.h5") == (130, "", f"{note}error: interrupted\n")
+    assert cli("index", feats, "-o", "i.h5")[0] == 0
+    assert not Path("i.h5.partial").exists()
+
+
+def test_two_that_append_at_a_time_do_not_lose_each_other_s_items(tmp_path):
+    arrays, path = features(gallery=90), tmp_path / "i.h5"
+    br.build_index(side(arrays, 0, 30), path, **SMALL)
+    once = [True]
+
+    def meanwhile(done, total):
+        if once.pop() if once else False:
+            br.build_index(side(arrays, 30, 60), path, append=True)
+
+    with pytest.raises(br.OutputError, match="was written by another process meanwhile"):
+        br.build_index(side(arrays, 60), path, append=True, progress=meanwhile)
+    assert len(br.GalleryIndex.open(path)) == 60
+    br.build_index(side(arrays, 60), path, append=True)
+    br.build_index(side(arrays), tmp_path / "whole.h5", **SMALL)
+    check_same_file(path, tmp_path / "whole.h5")
+
+
 def test_what_is_left_of_another_build_is_refused(tmp_path):
     arrays, path = features(gallery=300), tmp_path / "i.h5"
     how = {"memory": 1 << 19, "checkpoint_seconds": 0}
@@ -347,7 +387,10 @@ def test_a_truncated_or_foreign_index_is_refused(tmp_path, write, cli):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"gallery": np.ones((9, 7), np.float32)}, "i.h5 has 8 dimensions and more.h5::/gallery 7: both must"),
+        (
+            {"gallery": np.ones((9, 7), np.float32)},
+            "more.h5::/gallery has 7 dimensions and i.h5 has 8: both must",
+        ),
         ({"gallery_ids": None}, "i.h5 has ids and more.h5::/gallery has none: they cannot be joined"),
         ({}, "every row of more.h5::/gallery is in i.h5 already: there is nothing to append"),
     ],
@@ -460,6 +503,7 @@ def test_json_lines_are_answered_one_by_one(tmp_path):
     arrays = features()
     index = br.build_index(side(arrays), tmp_path / "i.h5", **SMALL)
     rows = [row.tolist() for row in arrays["probe"]]
+    rows[2] = [1e300 * value for value in rows[2]]
     lines = [json.dumps(rows[0]), "", json.dumps({"features": rows[1], "name": "Zoë"}), json.dumps(rows[2])]
     code, found, err = answers(index.path, "\n".join(lines))
     assert (code, err) == (0, "")
@@ -480,7 +524,8 @@ def test_a_line_that_is_no_probe_is_answered_with_the_reason(tmp_path):
     arrays = features()
     index = br.build_index(side(arrays), tmp_path / "i.h5", **SMALL)
     good = json.dumps(arrays["probe"][0].tolist())
-    bad = ["nonsense", "[1, 2]", '{"name": "x"}', "[[1]]", '["1"]', "[0, 0, 0, 0, 0, 0, 0, 0]", "7"]
+    strings = json.dumps(["1"] * 8)
+    bad = ["nonsense", "[1, 2]", '{"name": "x"}', "[[1]]", strings, "[0, 0, 0, 0, 0, 0, 0, 0]", "7"]
     bad += [json.dumps([float("nan")] * 8), '{"features": [1, 2, 3, 4, 5, 6, 7, 8], "name": 3}']
     code, found, err = answers(index.path, "\n".join([good, *bad, good]))
     assert code == 1
@@ -489,7 +534,7 @@ def test_a_line_that_is_no_probe_is_answered_with_the_reason(tmp_path):
     assert found[0]["indices"] == found[-1]["indices"]
     expected = 'expected [number, ...] or {"features": [number, ...], "name": "..."}'
     problems = [one["error"] for one in found[1:-1]]
-    assert problems[0] == problems[2] == problems[3] == problems[6] == problems[8] == expected
+    assert problems[0] == problems[2] == problems[3] == problems[4] == problems[6] == problems[8] == expected
     assert problems[1] == f"probe 2 has 2 dimensions and {index.path} has 8: both must come from the same model"
     assert problems[5] == "probe 6/features is all zero in row 0: such a row has no direction; remove it"
     assert "has NaN or infinity" in problems[7]

@@ -36,7 +36,7 @@ def index(gallery: str, output: str | None, append: bool, force: bool, runtime: 
     """
     from ..errors import ParameterError
     from ..formats import load_side
-    from ..index import build_index
+    from ..index import build_index, partial_of
 
     runtime.start()
     if append and force:
@@ -45,14 +45,20 @@ def index(gallery: str, output: str | None, append: bool, force: bool, runtime: 
     path = Path(output or f"{file.stem}.index.h5")
     if path.resolve() == file.resolve():
         raise ParameterError(f"{path} is named twice, as the gallery and as the index")
-    built = build_index(
-        load_side(gallery, "gallery", memory=runtime.memory),
-        path,
-        append=append,
-        force=force,
-        device=runtime.device,
-        memory=runtime.memory,
-        progress=runtime.progress("indexing"),
-        **{name: value for name, value in params.items() if value is not None},
-    )
+    try:
+        built = build_index(
+            load_side(gallery, "gallery", memory=runtime.memory),
+            path,
+            append=append,
+            force=force,
+            device=runtime.device,
+            memory=runtime.memory,
+            progress=runtime.progress("indexing"),
+            **{name: value for name, value in params.items() if value is not None},
+        )
+    except (KeyboardInterrupt, SystemExit):
+        left = partial_of(path)
+        if left.exists():
+            runtime.note(f"note: {left} has what was found so far; the same command without --force goes on")
+        raise
     runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}")

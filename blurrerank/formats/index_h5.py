@@ -25,12 +25,13 @@ root attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` 
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -135,8 +136,9 @@ def write(
         features = file.create_dataset("features", (len(rows), rows.dim), np.float32)
         checksum = 0
         for start, block in rows.blocks():
-            features[start : start + len(block)] = block.cpu().numpy()
-            checksum = zlib.crc32(block.cpu().contiguous().numpy().data, checksum)
+            values = block.cpu().contiguous().numpy()
+            features[start : start + len(block)] = values
+            checksum = zlib.crc32(values.data, checksum)
         features.attrs["crc32"] = checksum
         _put(file, "digests", labels.digests)
         for name in ("ids", "cams"):
@@ -220,14 +222,16 @@ def _reading(path: Path, form: str, *, verify: bool) -> Iterator[_File]:
     """The open file, whose faults become `InputError`."""
     file = open_group(path)[0].file
     try:
-        stated, version = file.attrs.get("format"), file.attrs.get("format_version")
+        stated, version = file.attrs.get("format"), file.attrs.get("format_version", 0)
         if stated != form:
             kind = f"a {stated} file" if stated else "an HDF5 file"
             raise InputError(f"{path} is {kind}: expected a {form} file")
         if version > VERSION:
             raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
         try:
-            yield _File(file, path, verify)
+            # The same file, whatever stands at its path by now.
+            with os.fdopen(os.dup(file.id.get_vfd_handle()), "rb") as stream:
+                yield _File(file, stream, verify)
         except (InputError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
             raise InputError(f"{path} is a damaged {form} file: {error}; build it again") from error
     finally:
@@ -237,9 +241,9 @@ def _reading(path: Path, form: str, *, verify: bool) -> Iterator[_File]:
 class _File:
     """Datasets of an open file as tensors that are mapped into memory, checked as far as they are asked for."""
 
-    def __init__(self, file: Any, path: Path, verify: bool) -> None:
+    def __init__(self, file: Any, stream: BinaryIO, verify: bool) -> None:
         self.attrs = file.attrs
-        self._file, self._path, self._verify = file, path, verify
+        self._file, self._stream, self._verify = file, stream, verify
         self._sizes: dict[str, int] = {}
 
     def take(self, name: str, shape: tuple[int | str, ...], dtype: Any = None) -> torch.Tensor:
@@ -258,7 +262,7 @@ class _File:
             raise InputError(f"{name} is not stored in one piece")
         else:
             # Private pages are shared with every other reader until somebody writes, which nobody does.
-            values = np.memmap(self._path, dataset.dtype, mode="c", offset=offset, shape=dataset.shape)
+            values = np.memmap(self._stream, dataset.dtype, mode="c", offset=offset, shape=dataset.shape)
         if self._verify and zlib.crc32(values.data) != dataset.attrs["crc32"]:
             raise InputError(f"{name} has another checksum than when it was written")
         return torch.from_numpy(values)

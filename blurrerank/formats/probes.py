@@ -53,12 +53,12 @@ def _parsed(line: bytes) -> Arrived:
         values = json.loads(line)
         if isinstance(values, dict):
             values, name = values["features"], values.get("name")
-        row = np.asarray(values, dtype=np.float64)
-        if row.ndim != 1 or not isinstance(values, list) or not isinstance(name, str | None):
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numbers or not isinstance(name, str | None):
             raise ValueError
-    except (ValueError, TypeError, KeyError, OverflowError):
+        return Arrived(np.array([values], dtype=np.float64), name)
+    except (ValueError, KeyError, OverflowError, RecursionError):
         return Arrived(problem='expected [number, ...] or {"features": [number, ...], "name": "..."}')
-    return Arrived(row[None].astype(np.float32), name)
 
 
 def _arrays(stream: BufferedReader) -> Iterator[Arrived]:

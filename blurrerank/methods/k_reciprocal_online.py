@@ -127,8 +127,9 @@ class KReciprocalOnline(GalleryMethod):
 
         others = near.lists[:, 1:]
         counts = torch.full((number,), others.shape[1], device=others.device)
+        # Half as many blurred rows as others at a time, since they are held beside these.
         similarities = pair_similarities(
-            gallery, _Blurred(gallery, group, blur), counts, others.flatten(), held=held, working=chunk
+            gallery, _Blurred(gallery, group, blur), counts, others.flatten(), held=held // 2, working=chunk
         ).view_as(others)
         depth = min(max(self.k1, self.k2 - 1), others.shape[1])
         lists = near.lists[:, : depth + 1].clone()
