@@ -262,8 +262,9 @@ def test_an_interruption_says_how_to_go_on(cli, write, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("blurrerank.index.find_neighbours", interrupted)
-        note = "note: i.h5.partial has what was found so far; the same command without --force goes on\n"
-        assert cli("index", feats, "-o", "i.h5") == (130, "", f"{note}error: interrupted\n")
+        code, _, err = cli("index", feats, "-o", "i.h5")
+        note = "note: i.h5.partial has what was found so far; the same command without --force goes on"
+        assert (code, err.split("\n")) == (130, [note, "", "error: interrupted", ""])
     assert cli("index", feats, "-o", "i.h5")[0] == 0
     assert not Path("i.h5.partial").exists()
 
