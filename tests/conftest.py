@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from hypothesis import strategies as st
 
+import blurrerank as br
 from blurrerank.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +28,22 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("real features and golden answers (../shared) are not beside this clone")
     return SHARED
+
+
+@pytest.fixture
+def market_subset(shared: Path) -> br.FeatureSet:
+    """100 probes and 86 gallery images of Market-1501, as layumi's script writes them."""
+    from scipy.io import loadmat
+
+    dump = loadmat(shared / "data/layumi_market_subset.mat")
+    return br.FeatureSet.from_arrays(
+        dump["query_f"],
+        dump["gallery_f"],
+        probe_ids=dump["query_label"].ravel(),
+        gallery_ids=dump["gallery_label"].ravel(),
+        probe_cams=dump["query_cam"].ravel(),
+        gallery_cams=dump["gallery_cam"].ravel(),
+    )
 
 
 @pytest.fixture
@@ -52,6 +70,29 @@ def features(seed: int = 0, probes: int = 12, gallery: int = 60, dim: int = 8) -
         "probe_names": np.array([f"p{row:03}" for row in range(probes)], dtype=object),
         "gallery_names": np.array([f"g{row:03}" for row in range(gallery)], dtype=object),
     }
+
+
+@st.composite
+def sides(draw):
+    """Rows in clusters, no two equal."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    dim, people = draw(st.integers(2, 12)), draw(st.integers(1, 8))
+    centres = rng.standard_normal((people, dim))
+    probes, gallery = draw(st.integers(1, 9)), draw(st.integers(1, 80))
+    spread = draw(st.sampled_from([0.1, 0.5, 2.0]))
+    return tuple(
+        (centres[rng.integers(0, people, rows)] + spread * rng.standard_normal((rows, dim))).astype(np.float32)
+        for rows in (probes, gallery)
+    )
+
+
+@st.composite
+def exact_sides(draw):
+    """Rows of plus and minus ones: cosines and their ties are exact in any arithmetic."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    dim = draw(st.sampled_from([4, 16]))
+    probes, gallery = draw(st.integers(1, 7)), draw(st.integers(1, 60))
+    return tuple(rng.choice([-1.0, 1.0], (rows, dim)).astype(np.float32) for rows in (probes, gallery))
 
 
 @pytest.fixture

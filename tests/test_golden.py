@@ -121,25 +121,15 @@ def test_metrics_do_not_depend_on_the_memory_budget(data):
         np.testing.assert_allclose(tight.cmc, generous.cmc, atol=1e-9)
 
 
-def test_a_real_dump_of_a_re_identification_model(shared):
-    """100 probes and 86 gallery images of Market-1501, as layumi's script writes them."""
-    from scipy.io import loadmat
-
-    dump = loadmat(shared / "data/layumi_market_subset.mat")
-    data = br.FeatureSet.from_arrays(
-        dump["query_f"],
-        dump["gallery_f"],
-        probe_ids=dump["query_label"].ravel(),
-        gallery_ids=dump["gallery_label"].ravel(),
-        probe_cams=dump["query_cam"].ravel(),
-        gallery_cams=dump["gallery_cam"].ravel(),
-    )
+def test_a_real_dump_of_a_re_identification_model(market_subset):
+    data = market_subset
+    arrays = data.probe.features, data.gallery.features
     from blurrerank import reference
 
     ranking = br.rerank(data, topn=20, sigma=0.1)
-    heads, scores = reference.local_blurring(dump["query_f"], dump["gallery_f"], 20, 0.1)
+    heads, scores = reference.local_blurring(*arrays, 20, 0.1)
     check_lists(ranking.indices, ranking.scores, heads, scores)
-    lists, _ = reference.cosine_ranking(dump["query_f"], dump["gallery_f"])
+    lists, _ = reference.cosine_ranking(*arrays)
     lists[:, :20] = heads
     expected = reference.evaluate(lists, data.probe.ids, data.gallery.ids, data.probe.cams, data.gallery.cams)
     assert br.evaluate(ranking, data).mAP == pytest.approx(np.nanmean(expected["ap"]), abs=1e-6)

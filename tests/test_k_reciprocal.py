@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, check_lists, features
+from conftest import ROOT, check_lists, exact_sides, features, sides
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,29 +21,6 @@ from blurrerank.methods import create
 # Bytes that README says encodings take at k1 20 and k2 6.
 PER_IMAGE = 2 << 10
 METRICS = ("mAP", "mINP", "rank1", "rank5", "rank10", "rank20", "valid_probes", "probes")
-
-
-@st.composite
-def exact_sides(draw):
-    """Rows of plus and minus ones: unit rows, distances and their ties are exact in any arithmetic."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    dim = draw(st.sampled_from([4, 16]))
-    probes, gallery = draw(st.integers(1, 7)), draw(st.integers(1, 60))
-    return tuple(rng.choice([-1.0, 1.0], (rows, dim)).astype(np.float32) for rows in (probes, gallery))
-
-
-@st.composite
-def sides(draw):
-    """Rows in clusters, no two equal."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    dim, people = draw(st.integers(2, 12)), draw(st.integers(1, 8))
-    centres = rng.standard_normal((people, dim))
-    probes, gallery = draw(st.integers(1, 9)), draw(st.integers(1, 80))
-    spread = draw(st.sampled_from([0.1, 0.5, 2.0]))
-    return tuple(
-        centres[rng.integers(0, people, rows)] + spread * rng.standard_normal((rows, dim))
-        for rows in (probes, gallery)
-    )
 
 
 PARAMS = st.fixed_dictionaries(
