@@ -49,7 +49,7 @@ class EncodedGallery:
     """What a gallery knows of itself: all that a probe is compared with, beside the features.
 
     Attributes:
-        group: (G, B) int32 or int64: each item and the others it is blurred with.
+        group: (G, B) int32 or int64: each item and the others it is blurred with, in ascending order.
         blur: (G, B) float32: T(i, j) of these over the norm of the sum, so that b(a, i) is the sum of
             blur[i] * c(a, group[i]).
         reach: (G,) float32: the similarity b that a probe must exceed to be among an item's k1 nearest; minus
@@ -119,9 +119,10 @@ class KReciprocalOnline(GalleryMethod):
         """Blur, find k-reciprocal neighbours, encode."""
         chunk = min(working, CHUNK_BYTES[gallery.device.type])
         number = len(gallery)
-        group = near.lists[:, : self.blur].contiguous()
-        blur = torch.softmax(near.similarities[:, : self.blur] / self.sigma, dim=1)
-        for start, stop in blocks_of(number, gallery.block):
+        # In ascending order they can be added up as the gallery passes by, with the same rounding.
+        group, order = near.lists[:, : self.blur].sort(dim=1)
+        blur = torch.softmax(near.similarities[:, : self.blur] / self.sigma, dim=1).gather(1, order)
+        for start, stop in blocks_of(number, gallery.block if gallery.resident else max(1, held // 2)):
             mean = _Blurred(gallery, group, blur).rows(start, stop)
             blur[start:stop] /= torch.linalg.vector_norm(mean, dim=1, keepdim=True).clamp_min_(_LEAST_NORM)
 
@@ -198,10 +199,14 @@ class _Blurred:
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start:stop`, (stop - start, D)."""
-        table, places = self._gallery.gather(self._group[start:stop].long())
-        mean = table.new_zeros(stop - start, table.shape[1])
-        for nth in range(places.shape[1]):
-            mean.addcmul_(table.index_select(0, places[:, nth]), self._blur[start:stop, nth : nth + 1])
+        gallery = self._gallery
+        blur = self._blur[start:stop]
+        mean = blur.new_zeros(stop - start, gallery.dim)
+        for first, block in [(0, gallery.rows(0, len(gallery)))] if gallery.resident else gallery.blocks():
+            for nth, column in enumerate(self._group[start:stop].T):
+                here = torch.nonzero((column >= first) & (column < first + len(block))).flatten()
+                found = block.index_select(0, column[here] - first)
+                mean.index_add_(0, here, found.mul_(blur[here, nth : nth + 1]))
         return mean
 
 
