@@ -17,7 +17,7 @@ from .features import FeatureSet, Side, digest_of, find_problems
 from .formats import index_h5
 from .formats.index_h5 import Labels
 from .formats.targets import check_target
-from .methods import GalleryMethod, HeadMethod, create
+from .methods import GalleryMethod, HeadMethod, Method, WholeMethod, check_count, create
 from .methods.k_reciprocal_online import EncodedGallery, KReciprocalOnline
 from .neighbours import Neighbours, find_neighbours
 from .pipeline import rerank_with
@@ -158,21 +158,34 @@ class GalleryIndex:
             ParameterError: for an unknown method or parameter, a value outside its range, or one that the
                 index was not built with.
         """
-        chosen = create(method, **params)
-        if isinstance(chosen, GalleryMethod):
-            chosen = self.method_with(**params)
-        elif isinstance(chosen, HeadMethod) and topn is not None:
-            chosen = replace(chosen, topn=topn)
+        chosen = self.method_for(method, **params)
+        if topn is not None:
+            check_count("topn", topn)
+            if isinstance(chosen, HeadMethod):
+                chosen = replace(chosen, topn=topn)
         return rerank_with(chosen, self.features(probe), depth=topn, device=self.device, memory=memory)
 
-    def method_with(self, **params: Any) -> GalleryMethod:
-        """The method that the index was built for, with `params` where they are free.
+    def method_for(self, name: str, *, preset: str | None = None, **params: Any) -> Method:
+        """A method that answers each probe alone, by name.
+
+        Args:
+            name: from `blurrerank.methods.available()`.
+            preset: its parameters for a public data set.
+            **params: its parameters. Those that the index was built with are as they were.
 
         Raises:
-            ParameterError: for a parameter that the index was built with another value of.
+            ParameterError: for an unknown method, preset or parameter, a value outside its range or other than
+                the index was built with, or a method that looks at all probes together.
         """
-        _check_same(str(self.path), self.method, params)
-        return replace(self.method, **params)
+        method = create(name, preset=preset, **params)
+        if isinstance(method, WholeMethod):
+            raise ParameterError(
+                f"method {name} looks at all probes together, which no index answers: run it on features"
+            )
+        if isinstance(method, GalleryMethod):
+            _check_same(str(self.path), self.method, params)
+            return replace(self.method, **params)
+        return method
 
     def features(self, probe: ArrayLike | torch.Tensor | Side) -> FeatureSet:
         """Probes and the gallery of the index, as every function here takes them.
@@ -180,14 +193,11 @@ class GalleryIndex:
         Raises:
             InputError: for features that cannot be compared with these.
         """
-        if not isinstance(probe, Side):
-            values = probe if isinstance(probe, torch.Tensor) else np.asarray(probe)
-            probe = Side(values[None] if len(values.shape) == 1 else values, label="probe")
-        return FeatureSet(probe, self.gallery)
+        return FeatureSet(_side(probe, "probe"), self.gallery)
 
 
 def build_index(
-    gallery: Side,
+    gallery: ArrayLike | torch.Tensor | Side,
     path: str | Path,
     *,
     append: bool = False,
@@ -204,7 +214,7 @@ def build_index(
     when it is complete; readers of one that is replaced keep the old.
 
     Args:
-        gallery: features, and labels if there are.
+        gallery: (G, D) features, float16, float32 or float64; or a `Side`, with labels if there are.
         path: the index.
         append: add the gallery to the index that is there, whose parameters hold. The result is the same as
             that of indexing everything at once.
@@ -222,7 +232,10 @@ def build_index(
     """
     path = Path(path)
     where = pick_device(device)
+    gallery = _side(gallery, "gallery")
     check_target(path, force=force or append)
+    if path.exists() and not append and not index_h5.is_index(path):
+        raise OutputError(f"{path} is no index, and is not replaced by one: choose another name")
     before = _stamp(path)
     old = GalleryIndex.open(path, device=device) if append else None
     problems = find_problems(gallery, None if old is None else old.gallery)
@@ -232,7 +245,7 @@ def build_index(
     if old is None:
         method = create(KReciprocalOnline.name, **params)
     else:
-        method = old.method_with(**params)
+        method = old.method_for(KReciprocalOnline.name, **params)
         sides, known = [old.gallery, gallery], old.near
         labels = Labels.of(old.gallery).joined(labels, str(path), gallery.label)
     assert isinstance(method, KReciprocalOnline)
@@ -282,7 +295,10 @@ class _Left:
         """
         if force or not self._path.exists():
             return None
-        near, pool, digest = index_h5.read_partial(self._path)
+        try:
+            near, pool, digest = index_h5.read_partial(self._path)
+        except InputError as error:
+            raise InputError(f"{error}; it is left of an index: delete it to start over") from error
         reason = "of other features" if digest != self._digest else f"with pool {pool}, not {self._pool}"
         if (digest, pool) != (self._digest, self._pool):
             raise InputError(
@@ -299,6 +315,23 @@ class _Left:
     def remove(self) -> None:
         """The index is complete."""
         self._path.unlink(missing_ok=True)
+
+
+def _side(values: ArrayLike | torch.Tensor | Side, label: str) -> Side:
+    """Features of one row or of many as a side.
+
+    Raises:
+        InputError: for what is no array.
+    """
+    if isinstance(values, Side):
+        return values
+    if isinstance(values, FeatureSet):
+        raise InputError(f"a FeatureSet has two sides: pass its {label}")
+    try:
+        features = values if isinstance(values, torch.Tensor) else np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"{label} is no array: {error}") from None
+    return Side(features[None] if len(features.shape) == 1 else features, label=label)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -300,8 +300,10 @@ def test_what_is_left_of_another_build_is_refused(tmp_path):
         br.build_index(side(arrays), path, **SMALL | {"pool": 21})
     assert str(error.value) == f"{left} with pool 20, not 21: {ask}"
     path.with_name("i.h5.partial").write_bytes(b"rubbish")
-    with pytest.raises(br.InputError, match=r"i\.h5\.partial is not an HDF5 file"):
+    with pytest.raises(br.InputError) as error:
         br.build_index(side(arrays), path, **SMALL)
+    why = f"{path}.partial is not an HDF5 file; it is left of an index: delete it to start over"
+    assert str(error.value) == why
     br.build_index(side(arrays), path, force=True, **SMALL)
     assert [file.name for file in tmp_path.iterdir()] == ["i.h5"]
 
@@ -316,6 +318,10 @@ def spoil_encodings(file):
 
 def spoil_digest(file):
     file.attrs["digest"] = "0" * 64
+
+
+def spoil_params(file):
+    file.attrs["params"] = file.attrs["params"].replace('"k2": 3', '"k2": 2')
 
 
 def spoil_size(file):
@@ -337,6 +343,10 @@ def from_the_future(file):
     file.attrs["format_version"] = 2
 
 
+def of_no_version(file):
+    file.attrs["format_version"] = "a"
+
+
 def of_another_kind(file):
     file.attrs["format"] = "blurrerank-ranking"
 
@@ -345,13 +355,16 @@ SPOILED = {
     spoil_features: "features has another checksum than when it was written",
     spoil_encodings: "encoded/inverted/columns has another checksum than when it was written",
     spoil_digest: "its rows are not those of its digest",
+    spoil_params: "its attributes have another checksum than when they were written",
     spoil_size: "encoded/reach is float32 (5,)",
     spoil_layout: "encoded/reach is not stored in one piece",
     lose: "\"Unable to synchronously open object (object 'lists' doesn't exist)\"",
 }
 NOT_AN_INDEX = {
     from_the_future: "has format_version 2: this program reads 1",
-    of_another_kind: "is a blurrerank-ranking file: expected a blurrerank-index file",
+    of_no_version: "has format_version a: this program reads 1",
+    of_another_kind: "is a blurrerank-ranking file: expected a blurrerank-index file, such as `blurrerank index` "
+    "writes",
 }
 
 
@@ -373,9 +386,8 @@ def test_a_truncated_or_foreign_index_is_refused(tmp_path, write, cli):
     assert cli("run", "--index", "cut.h5", feats)[2] == (
         "error: cut.h5 is a truncated HDF5 file: copy or write it again\n"
     )
-    assert cli("run", "--index", feats, feats)[2] == (
-        f"error: {feats} is an HDF5 file: expected a blurrerank-index file\n"
-    )
+    kind = "is an HDF5 file: expected a blurrerank-index file, such as `blurrerank index` writes"
+    assert cli("run", "--index", feats, feats)[2] == f"error: {feats} {kind}\n"
     assert cli("run", "--index", "no.h5", feats)[2] == "error: no.h5: no such file\n"
     other = write(
         "other.h5", probe=np.ones((3, 9), np.float32), probe_ids=None, probe_cams=None, probe_names=None
@@ -446,6 +458,14 @@ def test_parameters_of_the_index_hold(cli, write):
             "--append adds to the index and --force",
         ),
         (("index", "feats.h5", "-o", "feats.h5", "--force"), 2, "feats.h5 is named twice"),
+        (("index", "feats.h5", "-o", "nan.h5", "--force"), 1, "nan.h5 is no index, and is not replaced by one"),
+        (("index", "feats.h5", "-o", "-"), 2, "an index is no stream: name a file with -o"),
+        (
+            ("run", "--index", "i.h5", "feats.h5", "--method", "k-reciprocal"),
+            2,
+            "method k-reciprocal looks at all",
+        ),
+        (("run", "i.h5"), 1, "i.h5 is an index: pass it to `run` with --index"),
         (("index", "feats.h5", "-o", "j.h5", "--append"), 1, "j.h5: no such file"),
         (("index", "feats.h5", "-o", "j.h5", "--k1", "80"), 2, "pool 50 must be at least 80"),
         (("index", "nan.h5", "-o", "j.h5"), 1, "nan.h5::/gallery/features has NaN or infinity in row 7"),
@@ -462,7 +482,7 @@ def test_parameters_of_the_index_hold(cli, write):
             2,
             "probes from standard input are answered on standard",
         ),
-        (("bench", "feats.h5", "--index", "i.h5", "--reference"), 2, "--index brings its gallery"),
+        (("bench", "feats.h5", "--index", "i.h5", "--reference"), 2, "--reference does not go with --index"),
     ],
 )
 def test_wrong_use_is_one_line(arguments, code, said, cli, write):

@@ -83,7 +83,8 @@ def bench(
     runtime.start()
     if index is not None:
         if gallery is not None or reference:
-            raise ParameterError("--index brings its gallery, and has no --reference")
+            other = "--gallery" if gallery is not None else "--reference"
+            raise ParameterError(f"{other} does not go with --index: leave one out")
         _latencies(feats, index, methods, repeats, style, as_json, runtime)
         return
     named = available() if methods is None else methods.split(",")
@@ -150,14 +151,12 @@ def _latencies(
     from ..benchmark import latency
     from ..formats import load_side
     from ..index import GalleryIndex
-    from ..methods import GalleryMethod, create
 
     index = GalleryIndex.open(path, device=runtime.device)
     probe = load_side(feats, "probe", memory=runtime.memory)
     chosen = []
     for name, params in map(_parse, (methods or "cosine,lbr,k-reciprocal-online").split(",")):
-        method = create(name, **params)
-        chosen.append(index.method_with(**params) if isinstance(method, GalleryMethod) else method)
+        chosen.append(index.method_for(name, **params))
     found = latency(
         index,
         probe,
@@ -184,7 +183,7 @@ def _latencies(
         return
     head = (
         f"{len(index)} gallery items x {index.dim}; {index.device}, {torch.get_num_threads()} threads, "
-        f"{os.cpu_count()} cores; {told[0]['alone']} probes alone, {told[0]['together']} together"
+        f"{os.cpu_count()} cores; {told[0]['alone']} times one probe, {told[0]['together']} together"
     )
     headers = ["", "p50 ms", "p99 ms", "together: search us a probe", "after search us a probe"]
     rows = [

@@ -26,8 +26,8 @@ def index(gallery: str, output: str | None, append: bool, force: bool, runtime: 
     """Find and encode the neighbours of every item of GALLERY, for `run --index`.
 
     GALLERY is an HDF5 file with a group /gallery, or with the datasets of one, or file.h5::/group. An
-    interrupted run goes on where it was when it is started again: what is known is kept beside the index, in
-    FILE.partial.
+    interrupted run goes on when it is started again: what is known is kept, every minute, in FILE.partial.
+    With --append the items of the index come first, and its parameters hold.
 
     \b
     blurrerank index feats.h5 -o gallery.index.h5
@@ -41,6 +41,8 @@ def index(gallery: str, output: str | None, append: bool, force: bool, runtime: 
     runtime.start()
     if append and force:
         raise ParameterError("--append adds to the index and --force replaces it: choose one")
+    if output == "-":
+        raise ParameterError("an index is no stream: name a file with -o")
     file = Path(gallery.partition("::")[0])
     path = Path(output or f"{file.stem}.index.h5")
     if path.resolve() == file.resolve():

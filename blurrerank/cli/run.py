@@ -104,7 +104,7 @@ def run(
     from ..formats import format_of, load, load_side
     from ..formats.targets import check_target, replacing
     from ..index import GalleryIndex
-    from ..methods import GalleryMethod, create
+    from ..methods import create
     from ..runs import rerank_to
 
     runtime.start()
@@ -115,8 +115,8 @@ def run(
     if index is not None and gallery is not None:
         raise ParameterError("--index and --gallery both name a gallery: choose one")
     indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
-    if indexed is not None and isinstance(chosen, GalleryMethod):
-        chosen = indexed.method_with(**given)
+    if indexed is not None:
+        chosen = indexed.method_for(method, preset=preset, **given)
     if feats == "-":
         if indexed is None:
             raise ParameterError("- reads probes from standard input, which needs --index: name a file")
@@ -214,7 +214,8 @@ def _answer(index: GalleryIndex, method: Method, depth: int | str | None, runtim
                 problem = str(error)
         if problem is not None:
             failed += 1
-            answer = json.dumps({"probe": number - 1, "error": problem}) + "\n"
+            named = {} if probe.name is None else {"name": probe.name}
+            answer = json.dumps({"probe": number - 1, **named, "error": problem}, ensure_ascii=False) + "\n"
         sys.stdout.write(answer)
         sys.stdout.flush()
     if failed:

@@ -255,7 +255,9 @@ def _check_format(root: Any, label: str, problems: list[str]) -> dict[str, Any]:
     stated = attributes.pop("format", FORMAT)
     version = attributes.pop("format_version", VERSION)
     name = label.removesuffix("::")
-    if not isinstance(stated, str) or stated != FORMAT:
+    if stated == "blurrerank-index":
+        problems.append(f"{name} is an index: pass it to `run` with --index")
+    elif not isinstance(stated, str) or stated != FORMAT:
         problems.append(f"{name} is a {stated} file: expected {FORMAT}")
     elif not isinstance(version, int | np.integer) or version > VERSION:
         problems.append(f"{name} has format_version {version}: this program reads {VERSION}")

@@ -15,8 +15,8 @@
 
 `methods/k_reciprocal_online.py` and docs/online.md say what the parts of `encoded` mean. Columns and lists are
 int64 in a gallery of 2^31 items. Root attributes: `format`, `format_version`, `method`, `params` (JSON),
-`digest` of the gallery, `versions` (JSON). Every dataset of numbers is stored in one piece, so that it can be
-mapped into memory, and has an attribute `crc32`.
+`digest` of the gallery, `crc32` of these three, `versions` (JSON). Every dataset of numbers is stored in one
+piece, so that it can be mapped into memory, and has an attribute `crc32`.
 
 While an index is built, `NAME.partial` holds what is known so far: `neighbours` of the first items, with the
 root attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` and `digest`.
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..encoding import SparseRows
-from ..errors import InputError
+from ..errors import BlurrerankWarning, InputError
 from ..features import Side, digest_of
 from ..methods.k_reciprocal_online import EncodedGallery
 from ..neighbours import Neighbours
@@ -92,7 +93,8 @@ class Labels:
         """These and those of further rows; messages call the two `where` and `new_where`.
 
         Raises:
-            InputError: if only one of them has a kind of labels, or if all of the new rows are here already.
+            InputError: if only one of them has a kind of labels, or if the features of all new rows are here
+                already; if those of some are, it warns.
         """
         joined = {}
         for name in ("ids", "cams", "names"):
@@ -101,8 +103,13 @@ class Labels:
                 has, lacks = (where, new_where) if after is None else (new_where, where)
                 raise InputError(f"{has} has {name} and {lacks} has none: they cannot be joined")
             joined[name] = None if before is None else np.concatenate([before, after])
-        if {row.tobytes() for row in new.digests} <= {row.tobytes() for row in self.digests}:
+        here = {row.tobytes() for row in self.digests}
+        twice = sum(row.tobytes() in here for row in new.digests)
+        if twice == len(new.digests):
             raise InputError(f"every row of {new_where} is in {where} already: there is nothing to append")
+        if twice:
+            told = f"{twice} of {len(new.digests)} rows of {new_where} are in {where} already"
+            warnings.warn(f"{told}; they are there twice now", BlurrerankWarning, stacklevel=3)
         return Labels(np.concatenate([self.digests, new.digests]), **joined)
 
 
@@ -132,6 +139,7 @@ def write(
     Raises:
         OutputError: if it cannot be written there.
     """
+    settings, digest = json.dumps(dict(params)), digest_of(labels.digests)
     with replacing(path, force=force) as temporary, h5py.File(temporary, "w") as file:
         features = file.create_dataset("features", (len(rows), rows.dim), np.float32)
         checksum = 0
@@ -153,8 +161,9 @@ def write(
                 "format": FORMAT,
                 "format_version": VERSION,
                 "method": method,
-                "params": json.dumps(dict(params)),
-                "digest": digest_of(labels.digests),
+                "params": settings,
+                "digest": digest,
+                "crc32": zlib.crc32(f"{method} {settings} {digest}".encode()),
                 "versions": json.dumps(versions()),
             }
         )
@@ -175,8 +184,11 @@ def is_index(path: Path) -> bool:
     """Whether this is an index, sound or not."""
     if not path.is_file() or not h5py.is_hdf5(path):
         return False
-    with h5py.File(path, "r") as file:
-        return bool(file.attrs.get("format") == FORMAT)
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs.get("format") == FORMAT)
+    except OSError:
+        return False
 
 
 def read_partial(path: Path) -> tuple[Neighbours, int, str]:
@@ -213,8 +225,10 @@ def read(path: Path, *, verify: bool = True) -> Stored:
             file.take("encoded/reach", ("G",), np.float32),
             *map(file.sparse_rows, ("encoded/halves", "encoded/encodings", "encoded/inverted")),
         )
-        method, params = str(file.attrs["method"]), json.loads(file.attrs["params"])
-        return Stored(gallery, digest, method, params, file.neighbours(), encoded)
+        method, settings = str(file.attrs["method"]), str(file.attrs["params"])
+        if zlib.crc32(f"{method} {settings} {digest}".encode()) != file.attrs["crc32"]:
+            raise InputError("its attributes have another checksum than when they were written")
+        return Stored(gallery, digest, method, json.loads(settings), file.neighbours(), encoded)
 
 
 @contextmanager
@@ -222,11 +236,11 @@ def _reading(path: Path, form: str, *, verify: bool) -> Iterator[_File]:
     """The open file, whose faults become `InputError`."""
     file = open_group(path)[0].file
     try:
-        stated, version = file.attrs.get("format"), file.attrs.get("format_version", 0)
+        stated, version = file.attrs.get("format"), file.attrs.get("format_version")
         if stated != form:
             kind = f"a {stated} file" if stated else "an HDF5 file"
-            raise InputError(f"{path} is {kind}: expected a {form} file")
-        if version > VERSION:
+            raise InputError(f"{path} is {kind}: expected a {form} file, such as `blurrerank index` writes")
+        if not isinstance(version, int | np.integer) or not 1 <= version <= VERSION:
             raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
         try:
             # The same file, whatever stands at its path by now.
