@@ -228,6 +228,7 @@ def _alone(
                 gallery, count, held=plan.held, working=plan.working, progress=lambda done, _: advance(done)
             )
             encoded = method.encode(gallery, near, plan.held, plan.working)
+    encoded = encoded.to(plan.device)
     found_batches = search(
         plan.probes(data.probe),
         gallery,
@@ -239,6 +240,6 @@ def _alone(
     for batch in watch.each("search", found_batches):
         assert batch.similarities is not None
         with watch("re-rank"):
-            final = method.score(encoded, batch.candidates, batch.similarities)
+            final = method.score(encoded, batch.candidates, batch.similarities, plan.working)
             indices, scores = from_sort_keys(best_keys(final, 0, shown))
         yield RankedBatch(batch.start, len(gallery), indices, scores, len(gallery), batch.similarities, final)

@@ -16,7 +16,7 @@ from .errors import InputError, OutputError, ParameterError
 from .features import FeatureSet, Side, digest_of, find_problems
 from .formats import index_h5
 from .formats.index_h5 import Labels
-from .formats.targets import check_target
+from .formats.targets import check_target, replacing
 from .methods import GalleryMethod, HeadMethod, Method, WholeMethod, check_count, create
 from .methods.k_reciprocal_online import EncodedGallery, KReciprocalOnline
 from .neighbours import Neighbours, find_neighbours
@@ -183,6 +183,8 @@ class GalleryIndex:
                 f"method {name} looks at all probes together, which no index answers: run it on features"
             )
         if isinstance(method, GalleryMethod):
+            if method.name != self.method.name:
+                raise ParameterError(f"{self.path} was built for {self.method.name}, not {name}")
             _check_same(str(self.path), self.method, params)
             return replace(self.method, **params)
         return method
@@ -251,7 +253,8 @@ def build_index(
     assert isinstance(method, KReciprocalOnline)
     plan = Plan.of_images(len(labels.digests), gallery.dim, where, memory)
     left = _Left(path, labels.digests, method, checkpoint_seconds)
-    known = left.read(force=force) or known
+    left_over = left.read(force=force, done=None if old is None else old.gallery.digest())
+    known = known if left_over is None else left_over
     images = plan.rows(*sides)
     near = find_neighbours(
         images,
@@ -263,9 +266,11 @@ def build_index(
         checkpoint=left.write,
     )
     encoded = method.encode(images, near, plan.held, plan.working)
-    if _stamp(path) != before:
-        raise OutputError(f"{path} was written by another process meanwhile: look at it, and run this again")
-    index_h5.write(path, images, labels, method.name, method.params(), near, encoded, force=force or append)
+    with replacing(path, force=force or append) as temporary:
+        index_h5.write(temporary, images, labels, method.name, method.params(), near, encoded)
+        if _stamp(path) != before:
+            left.remove()  # what comes now begins with other items
+            raise OutputError(f"{path} was written by another process meanwhile: run this again")
     left.remove()
     return GalleryIndex.open(path, device=device, verify=False)
 
@@ -287,20 +292,28 @@ class _Left:
         self._seconds = seconds
         self._last = time.monotonic()
 
-    def read(self, *, force: bool) -> Neighbours | None:
-        """What is known of the same gallery.
+    def read(self, *, force: bool, done: str | None) -> Neighbours | None:
+        """What is known of the same gallery, if anything.
+
+        Args:
+            force: pass over what is left of another.
+            done: the digest of an index that is complete, of which something may have been left all the same.
 
         Raises:
             InputError: if it is of another, unless `force` is set.
         """
-        if force or not self._path.exists():
+        if not self._path.exists():
             return None
         try:
             near, pool, digest = index_h5.read_partial(self._path)
         except InputError as error:
+            if force:
+                return None
             raise InputError(f"{error}; it is left of an index: delete it to start over") from error
         reason = "of other features" if digest != self._digest else f"with pool {pool}, not {self._pool}"
         if (digest, pool) != (self._digest, self._pool):
+            if force or digest == done:
+                return None
             raise InputError(
                 f"{self._path} is left of an index {reason}: finish that one, or delete the file to start over"
             )

@@ -230,7 +230,7 @@ def k_reciprocal_online(
         group = [i, *around[i][: blur - 1]]
         weights = np.exp((cosine[i, group] - 1) / sigma)
         mean = weights @ items[group]
-        blurred[i] = mean / np.linalg.norm(mean)
+        blurred[i] = mean / max(np.linalg.norm(mean), 1e-6 * weights.sum())
 
     # Everybody's nearest others, by similarity to what these are after blurring.
     nearest, nearness = [], []

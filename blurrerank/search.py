@@ -256,7 +256,7 @@ def pick_device(device: str = "auto") -> torch.device:
         BlurrerankError: if it is no such name, or there is no such device here.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:
@@ -267,4 +267,7 @@ def pick_device(device: str = "auto") -> torch.device:
         raise BlurrerankError(
             f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
         )
+    if chosen.type == "cuda" and chosen.index is None:
+        # As tensors name it, so that the two can be compared.
+        return torch.device("cuda", torch.cuda.current_device())
     return chosen

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import select
 import shutil
 import subprocess
 import sys
@@ -133,6 +135,7 @@ def test_processes_read_one_index(data, path, tmp_path):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         )
         for _ in range(2)
     ]
@@ -143,6 +146,7 @@ def test_processes_read_one_index(data, path, tmp_path):
         for process in asked:
             process.stdin.write(row)
             process.stdin.flush()
+            assert select.select([process.stdout], [], [], 60)[0], "no answer while the next probe is due"
             answers.append((number, json.loads(process.stdout.readline())))
         if number == 1:
             br.build_index(br.Side(np.eye(30, index.dim)), copy, force=True)
@@ -245,6 +249,68 @@ br.build_index(load_side(sys.argv[1], "gallery"), sys.argv[2], progress=progress
 """
 
 
+def test_appending_does_not_start_over(tmp_path):
+    arrays, path = features(gallery=300), tmp_path / "i.h5"
+    br.build_index(side(arrays, 0, 200), path, **SMALL)
+    told = Interrupt(2)
+    br.build_index(side(arrays, 200), path, append=True, progress=told, memory=1 << 19)
+    assert told.told[0] > 200 * 200 // 300
+
+
+def test_an_interrupted_replacement_goes_on(tmp_path):
+    arrays, path = features(gallery=300), tmp_path / "i.h5"
+    how = {"force": True, "memory": 1 << 19, "checkpoint_seconds": 0, **SMALL}
+    br.build_index(side(arrays, 0, 100), path, **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        br.build_index(side(arrays), path, progress=Interrupt(0.6), **how)
+    assert len(br.GalleryIndex.open(path)) == 100
+    told = Interrupt(2)
+    br.build_index(side(arrays), path, progress=told, **how)
+    assert told.told[0] > 300 * 0.3
+    br.build_index(side(arrays), tmp_path / "whole.h5", **SMALL)
+    check_same_file(path, tmp_path / "whole.h5")
+
+
+def test_something_left_of_a_complete_index_keeps_nobody_from_appending(tmp_path):
+    """As after a crash between the index and the removal of what was left."""
+    arrays, path = features(gallery=90), tmp_path / "i.h5"
+    br.build_index(side(arrays, 0, 60), path, **SMALL)
+    how = {"checkpoint_seconds": 0, "memory": 1 << 16, **SMALL}
+    with pytest.raises(KeyboardInterrupt):
+        br.build_index(side(arrays, 0, 60), tmp_path / "j.h5", progress=Interrupt(0.5), **how)
+    (tmp_path / "j.h5.partial").rename(tmp_path / "i.h5.partial")
+    br.build_index(side(arrays, 60), path, append=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["i.h5"]
+
+
+def test_rows_that_are_there_already_are_told(tmp_path):
+    arrays, path = features(gallery=90), tmp_path / "i.h5"
+    br.build_index(side(arrays, 0, 60), path, **SMALL)
+    with pytest.warns(
+        br.BlurrerankWarning, match="10 of 40 rows of gallery are in .*; they are there twice now"
+    ):
+        br.build_index(side(arrays, 50), path, append=True)
+    assert len(br.GalleryIndex.open(path)) == 100
+
+
+def test_an_index_answers_with_its_own_parameters_alone(data, path):
+    index = br.GalleryIndex.open(path)
+    with pytest.raises(br.ParameterError, match="was built with k1 15, not 9"):
+        br.rerank(index.features(data.probe), "k-reciprocal-online", k1=9)
+    with pytest.raises(br.ParameterError, match="looks at all probes together, which no index answers"):
+        index.rerank(data.probe, method="k-reciprocal")
+    with pytest.raises(br.ParameterError, match="topn must be a whole number of at least 1, not 0"):
+        index.rerank(data.probe, topn=0)
+
+
+def test_what_is_no_gallery_is_refused(data, tmp_path):
+    with pytest.raises(br.InputError, match="a FeatureSet has two sides: pass its gallery"):
+        br.build_index(data, tmp_path / "i.h5")
+    with pytest.raises(br.InputError, match="gallery is no array"):
+        br.build_index([[1.0], [2.0, 3.0]], tmp_path / "i.h5")
+    assert len(br.build_index(np.eye(5), tmp_path / "i.h5")) == 5
+
+
 def test_an_interruption_says_how_to_go_on(cli, write, monkeypatch):
     """An index that takes less than a minute leaves nothing; here something is left."""
     feats = write(gallery=np.random.default_rng(0).standard_normal((60, 8)))
@@ -263,7 +329,7 @@ def test_an_interruption_says_how_to_go_on(cli, write, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("blurrerank.index.find_neighbours", interrupted)
         code, _, err = cli("index", feats, "-o", "i.h5")
-        note = "note: i.h5.partial has what was found so far; the same command without --force goes on"
+        note = "note: i.h5.partial has what was found so far; the same command goes on"
         assert (code, err.split("\n")) == (130, [note, "", "error: interrupted", ""])
     assert cli("index", feats, "-o", "i.h5")[0] == 0
     assert not Path("i.h5.partial").exists()
@@ -320,6 +386,10 @@ def spoil_digest(file):
     file.attrs["digest"] = "0" * 64
 
 
+def spoil_names(file):
+    file["names"][3] = "somebody else"
+
+
 def spoil_params(file):
     file.attrs["params"] = file.attrs["params"].replace('"k2": 3', '"k2": 2')
 
@@ -355,6 +425,7 @@ SPOILED = {
     spoil_features: "features has another checksum than when it was written",
     spoil_encodings: "encoded/inverted/columns has another checksum than when it was written",
     spoil_digest: "its rows are not those of its digest",
+    spoil_names: "names have another checksum than when they were written",
     spoil_params: "its attributes have another checksum than when they were written",
     spoil_size: "encoded/reach is float32 (5,)",
     spoil_layout: "encoded/reach is not stored in one piece",
@@ -363,8 +434,8 @@ SPOILED = {
 NOT_AN_INDEX = {
     from_the_future: "has format_version 2: this program reads 1",
     of_no_version: "has format_version a: this program reads 1",
-    of_another_kind: "is a blurrerank-ranking file: expected a blurrerank-index file, such as `blurrerank index` "
-    "writes",
+    of_another_kind: "is a blurrerank-ranking file: expected a blurrerank-index file, "
+    "such as `blurrerank index` writes",
 }
 
 
@@ -374,7 +445,8 @@ def test_a_spoiled_index_is_refused(spoil, tmp_path, write, cli):
     with h5py.File("i.h5", "r+") as file:
         spoil(file)
     code, out, err = cli("run", "--index", "i.h5", write())
-    said = NOT_AN_INDEX.get(spoil) or f"is a damaged blurrerank-index file: {SPOILED[spoil]}; build it again"
+    damaged = "is a damaged blurrerank-index file"
+    said = NOT_AN_INDEX.get(spoil) or f"{damaged}: {SPOILED[spoil]}; build it again"
     assert (code, out, err) == (1, "", f"error: i.h5 {said}\n")
 
 
@@ -548,6 +620,7 @@ def test_a_line_that_is_no_probe_is_answered_with_the_reason(tmp_path):
     strings = json.dumps(["1"] * 8)
     bad = ["nonsense", "[1, 2]", '{"name": "x"}', "[[1]]", strings, "[0, 0, 0, 0, 0, 0, 0, 0]", "7"]
     bad += [json.dumps([float("nan")] * 8), '{"features": [1, 2, 3, 4, 5, 6, 7, 8], "name": 3}']
+    bad += ['{"features": [1, 2, 3, 4, 5, 6, 7, 8], "name": "\\ud800"}', "[" * 100000]
     code, found, err = answers(index.path, "\n".join([good, *bad, good]))
     assert code == 1
     assert err == f"error: {len(bad)} of {len(bad) + 2} lines were no probes: their answers say why\n"
@@ -555,7 +628,17 @@ def test_a_line_that_is_no_probe_is_answered_with_the_reason(tmp_path):
     assert found[0]["indices"] == found[-1]["indices"]
     expected = 'expected [number, ...] or {"features": [number, ...], "name": "..."}'
     problems = [one["error"] for one in found[1:-1]]
-    assert problems[0] == problems[2] == problems[3] == problems[4] == problems[6] == problems[8] == expected
+    assert (
+        problems[0]
+        == problems[2]
+        == problems[3]
+        == problems[4]
+        == problems[6]
+        == problems[8]
+        == problems[9]
+        == problems[10]
+        == expected
+    )
     assert problems[1] == f"probe 2 has 2 dimensions and {index.path} has 8: both must come from the same model"
     assert problems[5] == "probe 6/features is all zero in row 0: such a row has no direction; remove it"
     assert "has NaN or infinity" in problems[7]
@@ -589,6 +672,7 @@ def test_npy_rows_are_answered_one_by_one(tmp_path, dtype):
     ("data", "said"),
     [
         (npy(np.ones((2, 8)))[:-3], "standard input ends in row 1 of an array of 2"),
+        (npy(np.ones((2, 8))).replace(b"}", b" "), "standard input is no .npy array where one should begin"),
         (npy(np.ones((2, 8))) + b"more", "standard input is no .npy array where one should begin"),
         (npy(np.ones((2, 8), int)), "standard input has an array of int64 (2, 8): expected rows of floats"),
         (npy(np.ones((2, 8, 1))), "standard input has an array of float64 (2, 8, 1): expected rows of floats"),

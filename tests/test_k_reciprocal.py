@@ -313,13 +313,12 @@ def test_probes_count_as_rows_to_hold():
     assert not plan_for(data, create("k-reciprocal"), depth=1, memory=56 << 10).resident
 
 
-def test_memory_stays_near_the_budget(cli):
+@pytest.mark.parametrize("method", ["k-reciprocal", "k-reciprocal-online"])
+def test_memory_stays_near_the_budget(method, cli):
     """47 MiB of features, of which the budget holds a quarter, so that rows are read again."""
     sizes = ("--probes", 500, "--gallery", 5500, "--ids", 300, "--distractors", 0, "--junk", 0, "--dim", 2048)
     assert cli("synth", "set.h5", *sizes)[0] == 0
-    code, out, _ = cli(
-        "bench", "set.h5", "--methods", "k-reciprocal", "--repeats", 1, "--json", "--memory", "32MiB"
-    )
+    code, out, _ = cli("bench", "set.h5", "--methods", method, "--repeats", 1, "--json", "--memory", "32MiB")
     told = json.loads(out)[0]
     assert (code, told["error"]) == (0, None)
     # The budget, and what README says of the encodings.

@@ -36,10 +36,10 @@ def same(one, other):
     np.testing.assert_array_equal(one.scores, other.scores)
 
 
-def check_against_reference(probe, gallery, settings):
+def check_against_reference(probe, gallery, settings, **how):
     scores = reference.k_reciprocal_online(probe, gallery, **settings)
     assert np.isfinite(scores).all()
-    ranking = rerank(probe, gallery, **settings)
+    ranking = rerank(probe, gallery, **settings, **how)
     order = np.argsort(-scores, axis=1, kind="stable")
     check_lists(ranking.indices, ranking.scores, order, np.take_along_axis(scores, order, axis=1))
 
@@ -53,6 +53,21 @@ def test_any_set_equals_the_reference(arrays, settings):
 def test_ties_and_duplicates_equal_the_reference(arrays, settings):
     """Without blurring, which would round equal similarities apart."""
     check_against_reference(*arrays, settings)
+
+
+@given(exact_sides(), st.integers(1, 5))
+def test_short_lists_equal_the_reference(arrays, number):
+    """Lists that are full before the last block of a gallery that is cut in blocks of 45."""
+    settings = {"pool": number, "k1": number, "k2": number, "blur": 1}
+    check_against_reference(*arrays, settings, memory=1 << 18)
+
+
+@pytest.mark.parametrize("rows", range(1, 9))
+def test_galleries_as_small_as_a_list_equal_the_reference(rows):
+    """With fewer than k1 others, as many, and more."""
+    rng = np.random.default_rng(rows)
+    arrays = [rng.standard_normal((count, 3)).astype(np.float32) for count in (20, rows)]
+    check_against_reference(*arrays, {"k1": 4, "k2": 3, "blur": 2})
 
 
 def test_real_features_equal_the_reference():

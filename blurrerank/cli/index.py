@@ -61,6 +61,6 @@ def index(gallery: str, output: str | None, append: bool, force: bool, runtime: 
     except (KeyboardInterrupt, SystemExit):
         left = partial_of(path)
         if left.exists():
-            runtime.note(f"note: {left} has what was found so far; the same command without --force goes on")
+            runtime.note(f"note: {left} has what was found so far; the same command goes on")
         raise
     runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}")

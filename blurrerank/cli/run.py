@@ -159,7 +159,7 @@ def run(
             force=force,
             protocol=protocol,
             ap=ap,
-            device=runtime.device,
+            device=runtime.device if indexed is None else indexed.device,
             memory=runtime.memory,
             progress=runtime.progress("re-ranking"),
         )
@@ -216,8 +216,8 @@ def _answer(index: GalleryIndex, method: Method, depth: int | str | None, runtim
             failed += 1
             named = {} if probe.name is None else {"name": probe.name}
             answer = json.dumps({"probe": number - 1, **named, "error": problem}, ensure_ascii=False) + "\n"
-        sys.stdout.write(answer)
-        sys.stdout.flush()
+        sys.stdout.buffer.write(answer.encode())
+        sys.stdout.buffer.flush()
     if failed:
         raise click.ClickException(f"{failed} of {number} lines were no probes: their answers say why")
 

@@ -16,7 +16,7 @@
 `methods/k_reciprocal_online.py` and docs/online.md say what the parts of `encoded` mean. Columns and lists are
 int64 in a gallery of 2^31 items. Root attributes: `format`, `format_version`, `method`, `params` (JSON),
 `digest` of the gallery, `crc32` of these three, `versions` (JSON). Every dataset of numbers is stored in one
-piece, so that it can be mapped into memory, and has an attribute `crc32`.
+piece, so that it can be mapped into memory, and all datasets have an attribute `crc32`.
 
 While an index is built, `NAME.partial` holds what is known so far: `neighbours` of the first items, with the
 root attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` and `digest`.
@@ -121,26 +121,20 @@ def write(
     params: Mapping[str, Any],
     near: Neighbours,
     encoded: EncodedGallery,
-    *,
-    force: bool,
 ) -> None:
     """Write an index.
 
     Args:
-        path: the file; written beside itself and renamed into place.
+        path: a new file.
         rows: the features, normalised.
         labels: what to record of them.
         method: what it was encoded for.
         params: the method's parameters.
         near: who is near whom.
         encoded: what the method made of it.
-        force: replace an existing file.
-
-    Raises:
-        OutputError: if it cannot be written there.
     """
     settings, digest = json.dumps(dict(params)), digest_of(labels.digests)
-    with replacing(path, force=force) as temporary, h5py.File(temporary, "w") as file:
+    with h5py.File(path, "w") as file:
         features = file.create_dataset("features", (len(rows), rows.dim), np.float32)
         checksum = 0
         for start, block in rows.blocks():
@@ -153,7 +147,8 @@ def write(
             if getattr(labels, name) is not None:
                 _put(file, name, getattr(labels, name))
         if labels.names is not None:
-            file.create_dataset("names", data=list(labels.names), dtype=h5py.string_dtype())
+            names = file.create_dataset("names", data=list(labels.names), dtype=h5py.string_dtype())
+            names.attrs["crc32"] = _checksum_of(labels.names)
         _put_neighbours(file, near)
         _put_encoded(file, encoded)
         file.attrs.update(
@@ -292,6 +287,8 @@ class _File:
         names = decoded(np.asarray(self._file["names"][()]), "names")
         if names.shape != (self._sizes["G"],):
             raise InputError(f"names are {names.shape}")
+        if self._verify and _checksum_of(names) != self._file["names"].attrs["crc32"]:
+            raise InputError("names have another checksum than when they were written")
         return names
 
     def neighbours(self) -> Neighbours:
@@ -309,6 +306,10 @@ class _File:
         columns = self.take(f"{name}/columns", entries)
         weights = self.take(f"{name}/weights", entries, np.int32)
         return SparseRows(offsets, columns, weights)
+
+
+def _checksum_of(names: NDArray[Any]) -> int:
+    return zlib.crc32("\0".join(names).encode())
 
 
 def _put(file: Any, name: str, values: NDArray[Any]) -> None:

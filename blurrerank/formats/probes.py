@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ def _parsed(line: bytes) -> Arrived:
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
         if not numbers or not isinstance(name, str | None):
             raise ValueError
+        (name or "").encode()  # a lone surrogate could not be written again
         return Arrived(np.array([values], dtype=np.float64), name)
     except (ValueError, KeyError, OverflowError, RecursionError):
         return Arrived(problem='expected [number, ...] or {"features": [number, ...], "name": "..."}')
@@ -67,7 +69,7 @@ def _arrays(stream: BufferedReader) -> Iterator[Arrived]:
             version = np.lib.format.read_magic(stream)
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, by_columns, dtype = header[version](stream)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, SyntaxError, TokenError) as error:
             raise InputError(f"standard input is no .npy array where one should begin: {error}") from None
         if dtype.kind != "f" or dtype.itemsize > 8 or len(shape) not in (1, 2):
             raise InputError(f"standard input has an array of {dtype} {shape}: expected rows of floats")

@@ -167,7 +167,7 @@ class GalleryMethod(Method):
 
     @abstractmethod
     def score(
-        self, encoded: EncodedGallery, candidates: Candidates, similarities: torch.Tensor
+        self, encoded: EncodedGallery, candidates: Candidates, similarities: torch.Tensor, working: int
     ) -> torch.Tensor:
         """New scores of the whole gallery for a batch of probes, each alone, higher is better.
 
@@ -175,6 +175,7 @@ class GalleryMethod(Method):
             encoded: what `encode` made of the gallery.
             candidates: the `pool` best of each probe by cosine, fewer if the gallery is smaller.
             similarities: (p, G) float32 cosine similarities.
+            working: bytes to work with.
 
         Returns:
             (p, G) float32.

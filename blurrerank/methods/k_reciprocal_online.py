@@ -5,10 +5,12 @@ unit rows of the gallery, c cosine similarities and every list by similarity, ti
 
     M(i)   = the pool items nearest to i by c; i itself is not among them
     T(i,j) = exp(c(i, j) / sigma) over i and the first blur - 1 of M(i), divided by their sum
-    x~(i)  = sum_j T(i, j) x_j, divided by its norm: the spectral feature transformation of the neighbourhood
+    x~(i)  = sum_j T(i, j) x_j, divided by its norm, or by 1e-6 if that is less: the spectral feature
+             transformation of the neighbourhood
     b(a,j) = a . x~(j), for a probe or an item a
     N(a)   = M(a) sorted by b(a, j); an item is the first of its own
-    R(a)   = the first k1 others in N(a) that have a in theirs; r(a) likewise with round(k1 / 2); a itself
+    R(a)   = a, and those of the first k1 others in N(a) that have a in theirs; r(a) likewise with
+             round(k1 / 2), half to even
     R*(a)  = R(a), and r(j) of each j in R(a) that has more than 2/3 of r(j) in R(a)
     V(a)   = 1 / |R*(a)| for j in R*(a), 0 elsewhere
     V'(a)  = mean of V(a), weight 1, and V(j) of the first k2 - 1 others in N(a), weight
@@ -16,8 +18,9 @@ unit rows of the gallery, c cosine similarities and every list by similarity, ti
     J(p,g) = s / (2 - s), where s = sum_j min(V'(p)_j, V'(g)_j)
     score  = (1 - lambda) J + lambda exp((c(p, g) - c1) / sigma), with c1 the largest
 
-A probe p is in nobody's list. An item has it in its own if it is nearer than the k1-th of that list: if b(p, j)
-is above b(j, k1-th of N(j)), or if that list holds everybody.
+A probe p is in nobody's list, and not in its own R(p). An item j counts it among its first k1 if p is nearer
+than the k1-th other there: if b(p, j) is above b(j, k1-th), or if there are fewer than k1 others. Where no item
+does, V(p) is empty and V'(p) the mean of the others alone.
 
 Sources: the encoding is that of Zhong et al., CVPR 2017, arXiv:1701.08398, the transformation that of Luo et
 al., ICCV 2019, arXiv:1811.11405; how they are put together here is this project's.
@@ -151,17 +154,20 @@ class KReciprocalOnline(GalleryMethod):
         return EncodedGallery(group, blur, reach, halves, encodings, averaged.transposed(number, chunk))
 
     def score(
-        self, encoded: EncodedGallery, candidates: Candidates, similarities: torch.Tensor
+        self, encoded: EncodedGallery, candidates: Candidates, similarities: torch.Tensor, working: int
     ) -> torch.Tensor:
         """Encode the probes and compare, a few of them at a time."""
-        chunk = CHUNK_BYTES[similarities.device.type]
+        chunk = min(working, CHUNK_BYTES[similarities.device.type])
         scores = torch.empty_like(similarities)
-        encodings = self._encode_probes(encoded, candidates, similarities, chunk)
-        for start, stop in blocks_of(len(scores), max(1, chunk // (16 * len(encoded)))):
-            overlap = overlaps(encodings.rows(start, stop), encoded.inverted, len(encoded), chunk)
-            some = similarities[start:stop] - candidates.scores[start:stop, :1]
+        per_probe = max(16 * len(encoded), self.workspace(candidates.indices.shape[1]))
+        for start, stop in blocks_of(len(scores), max(1, chunk // per_probe)):
+            some = Candidates(candidates.indices[start:stop], candidates.scores[start:stop])
+            seen = similarities[start:stop]
+            overlap = overlaps(
+                self._encode_probes(encoded, some, seen, chunk), encoded.inverted, len(encoded), chunk
+            )
             jaccard = overlap.div_(2 - overlap).mul_(1 - self.lambda_value)
-            transition = some.div_(self.sigma).exp_()
+            transition = (seen - some.scores[:, :1]).div_(self.sigma).exp_()
             scores[start:stop] = jaccard.add_(transition, alpha=self.lambda_value)
         return scores
 
@@ -217,7 +223,7 @@ def _sorted(items: torch.Tensor, similarities: torch.Tensor, depth: int) -> tupl
 
 
 def _uniform(members: SparseRows) -> SparseRows:
-    """The same weight for all members of a row, which sum to `ONE`."""
+    """The same weight for all members of a row, which sum to `ONE` but for rounding."""
     counts = members.counts
     parts = ((ONE + counts // 2) // counts.clamp_min(1)).to(torch.int32)
     return SparseRows(members.offsets, members.columns, parts.repeat_interleave(counts))
