@@ -35,6 +35,10 @@ REFERENCES = ("cosine", "lbr", "k-reciprocal", "k-reciprocal-online")
 """The methods that `reference.py` has too."""
 
 
+# Asking one probe at a time stops then, if there are enough.
+_ENOUGH_SECONDS = 120
+
+
 @dataclass(frozen=True)
 class Contender:
     """What takes part: a method, or its plain version in `reference.py`."""
@@ -177,7 +181,8 @@ def latency(
         index: the gallery.
         probe: the probes; those asked for alone are taken from the first on, again if there are fewer.
         methods: what re-ranks, taken in turn.
-        alone: how many probes to ask for by themselves, after a tenth of that to warm up.
+        alone: how many probes to ask for by themselves, after a tenth of that to warm up; a third of them must
+            do where that takes more than two minutes.
         repeats: how often to ask for all together; the median counts.
         memory: budget in bytes; see `rerank`.
         progress: called with (rounds done, rounds in all).
@@ -193,6 +198,7 @@ def latency(
     singles: list[list[float]] = [[] for _ in methods]
     together: list[list[dict[str, float]]] = [[] for _ in methods]
     rounds = alone // 10 + alone + repeats
+    began = time.perf_counter()
     for turn in range(alone // 10 + alone):
         features = probe.block(turn % len(probe), turn % len(probe) + 1)
         for method, seconds in zip(methods, singles, strict=True):
@@ -202,6 +208,8 @@ def latency(
                 seconds.append(time.perf_counter() - start)
         if progress is not None:
             progress(turn + 1, rounds)
+        if 3 * len(singles[0]) >= alone and time.perf_counter() - began > _ENOUGH_SECONDS:
+            break
     data = index.features(Side(probe.features))
     for turn in range(repeats):
         for method, runs in zip(methods, together, strict=True):

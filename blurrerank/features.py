@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -53,17 +53,16 @@ class Side:
         cams: (N,) integers, only compared for equality; or None.
         names: (N,) strings; or None.
         label: how messages call this side, such as `feats.h5::/probe`.
-        unit: whether the features are L2-normalised float32 rows; such a side has been checked already.
-        digests: (N, 16) uint8, `row_digests()` of the features that such rows were made from.
     """
+
+    unit: ClassVar[bool] = False
+    """Whether the features are L2-normalised float32 rows that were checked before: those of an index are."""
 
     features: FeatureArray
     ids: NDArray[Any] | None = None
     cams: NDArray[Any] | None = None
     names: NDArray[Any] | None = None
     label: str = "features"
-    unit: bool = False
-    digests: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         """Store integer labels as int64, so that nothing downstream asks which integer they were."""
@@ -95,8 +94,6 @@ class Side:
 
     def row_digests(self) -> NDArray[np.uint8]:
         """(N, 16) uint8: the start of the SHA-256 of each row's bytes."""
-        if self.digests is not None:
-            return self.digests
         found = bytearray()
         for _, block in self.blocks(self.scan_rows()):
             for row in block.cpu().contiguous().numpy():

@@ -25,19 +25,27 @@ from .ranking import Ranking
 from .search import Plan, Progress, pick_device
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class IndexedSide(Side):
     """The gallery of an index: normalised features, and what a method knows of them.
 
     Attributes:
+        digests: `row_digests()` of the features as they came.
         stored_digest: `digest()`, which need not be found out again for each probe.
         method: what it was encoded for.
         encoded: what that method made of it.
     """
 
-    stored_digest: str = ""
-    method: GalleryMethod | None = None
-    encoded: EncodedGallery | None = None
+    unit = True
+
+    digests: NDArray[np.uint8]
+    stored_digest: str
+    method: GalleryMethod
+    encoded: EncodedGallery
+
+    def row_digests(self) -> NDArray[np.uint8]:
+        """Those of the rows as they came."""
+        return self.digests
 
     def digest(self) -> str:
         """SHA-256 over the rows as they came."""
@@ -49,7 +57,6 @@ class IndexedSide(Side):
         Raises:
             ParameterError: if the gallery was encoded with other parameters.
         """
-        assert self.method is not None
         _check_same(self.label, self.method, method.params())
         return self.encoded
 
@@ -95,17 +102,14 @@ class GalleryIndex:
         method = create(stored.method, **stored.params)
         if not isinstance(method, KReciprocalOnline):
             raise InputError(f"{path} was encoded for method {method.name}, which has no index here")
-        side = stored.gallery
-        features = side.features
-        assert isinstance(features, torch.Tensor)
+        labels = stored.labels
         gallery = IndexedSide(
-            features.to(where),
-            side.ids,
-            side.cams,
-            side.names,
-            label=side.label,
-            unit=True,
-            digests=side.digests,
+            stored.features.to(where),
+            labels.ids,
+            labels.cams,
+            labels.names,
+            label=str(path),
+            digests=labels.digests,
             stored_digest=stored.digest,
             method=method,
             encoded=stored.encoded.to(where),

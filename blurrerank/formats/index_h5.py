@@ -54,27 +54,6 @@ PARTIAL = "blurrerank-index-partial"
 VERSION = 1
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What an index file holds.
-
-    Attributes:
-        gallery: features, mapped, and labels.
-        digest: `Side.digest()` of the features as they came.
-        method: the name of the method it was encoded for.
-        params: that method's parameters.
-        near: who is near whom.
-        encoded: what the method made of it.
-    """
-
-    gallery: Side
-    digest: str
-    method: str
-    params: Mapping[str, Any]
-    near: Neighbours
-    encoded: EncodedGallery
-
-
 @dataclass(frozen=True, eq=False)
 class Labels:
     """What an index records of each row beside its features; see `Side` for the fields."""
@@ -111,6 +90,29 @@ class Labels:
             told = f"{twice} of {len(new.digests)} rows of {new_where} are in {where} already"
             warnings.warn(f"{told}; they are there twice now", BlurrerankWarning, stacklevel=3)
         return Labels(np.concatenate([self.digests, new.digests]), **joined)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an index file holds.
+
+    Attributes:
+        features: (G, D) float32, L2-normalised.
+        labels: of the gallery.
+        digest: `Side.digest()` of the features as they came.
+        method: the name of the method it was encoded for.
+        params: that method's parameters.
+        near: who is near whom.
+        encoded: what the method made of it.
+    """
+
+    features: torch.Tensor
+    labels: Labels
+    digest: str
+    method: str
+    params: Mapping[str, Any]
+    near: Neighbours
+    encoded: EncodedGallery
 
 
 def write(
@@ -212,8 +214,7 @@ def read(path: Path, *, verify: bool = True) -> Stored:
         digest = str(file.attrs["digest"])
         if verify and digest_of(digests) != digest:
             raise InputError("its rows are not those of its digest")
-        ids, cams = map(file.labels, ("ids", "cams"))
-        gallery = Side(features, ids, cams, file.names(), label=str(path), unit=True, digests=digests)
+        labels = Labels(digests, file.labels("ids"), file.labels("cams"), file.names())
         encoded = EncodedGallery(
             file.take("encoded/group", ("G", "B")),
             file.take("encoded/blur", ("G", "B"), np.float32),
@@ -223,7 +224,7 @@ def read(path: Path, *, verify: bool = True) -> Stored:
         method, settings = str(file.attrs["method"]), str(file.attrs["params"])
         if zlib.crc32(f"{method} {settings} {digest}".encode()) != file.attrs["crc32"]:
             raise InputError("its attributes have another checksum than when they were written")
-        return Stored(gallery, digest, method, json.loads(settings), file.neighbours(), encoded)
+        return Stored(features, labels, digest, method, json.loads(settings), file.neighbours(), encoded)
 
 
 @contextmanager
