@@ -192,7 +192,10 @@ def test_depth_beyond_the_head_continues_by_cosine():
         ({"block": 0}, "block must be at least 1"),
         ({"k1": 20}, "method lbr has no parameter 'k1'; it has: cosine, probe_in_graph, sigma, steps, topn"),
         ({"preset": "mars"}, "method lbr has no preset 'mars'; it has: market1501, dukemtmc, cuhk03, msmt17"),
-        ({"method": "magic"}, "method 'magic' is not known: use cosine or k-reciprocal or lbr"),
+        (
+            {"method": "magic"},
+            "method 'magic' is not known: use cosine or k-reciprocal or k-reciprocal-online or lbr",
+        ),
         ({"device": "tpu"}, "device 'tpu' is not known"),
         ({"device": "meta"}, "device 'meta' is not supported"),
     ],
