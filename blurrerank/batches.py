@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from .features import FeatureSet
 from .methods import GalleryMethod, HeadMethod, Method, WholeMethod, check_count
 from .neighbours import find_neighbours
+from .plan import Plan, pick_device
 from .positions import MatchFinder
-from .ranking import Positions, from_sort_keys, index_dtype, strictly_decreasing
-from .search import Plan, Progress, best_keys, pick_device, search
+from .ranking import Candidates, Positions, from_sort_keys, index_dtype, strictly_decreasing
+from .search import Progress, best_keys, search
 from .stopwatch import Stopwatch
 
 
@@ -71,6 +72,7 @@ def plan_for(
     device: str = "auto",
     memory: int | None = None,
     block: int | None = None,
+    precision: str = "auto",
 ) -> Plan:
     """How `rerank_batches` cuts the work; arguments and errors as there."""
     gallery = len(data.gallery)
@@ -91,6 +93,7 @@ def plan_for(
         workspace=workspace,
         memory=memory,
         block=block,
+        precision=precision,
     )
 
 
@@ -103,6 +106,7 @@ def rerank_batches(
     device: str = "auto",
     memory: int | None = None,
     block: int | None = None,
+    precision: str = "auto",
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
 ) -> Iterator[RankedBatch]:
@@ -116,6 +120,8 @@ def rerank_batches(
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes; see `Plan.fit`.
         block: gallery rows per block, instead of the plan's choice.
+        precision: of the products that candidates are found by, `auto`, `float32` or `bfloat16`; the lists are
+            the same.
         progress: called with (images done, images in all).
         watch: takes the seconds of the stages `index`, `search` and `re-rank`.
 
@@ -127,7 +133,16 @@ def rerank_batches(
         check_count("depth", depth)
         depth = min(depth, len(data.gallery))
     watch = watch or Stopwatch()
-    plan = plan_for(data, method, depth=depth, full_rows=full_rows, device=device, memory=memory, block=block)
+    plan = plan_for(
+        data,
+        method,
+        depth=depth,
+        full_rows=full_rows,
+        device=device,
+        memory=memory,
+        block=block,
+        precision=precision,
+    )
     shown = depth or method.depth(len(data.gallery))
     if isinstance(method, HeadMethod):
         yield from _heads(data, method, plan, shown, full_rows, progress, watch)
@@ -151,6 +166,14 @@ def _heads(
     reranked = method.reranked(len(data.gallery))
     with watch("search"):
         gallery = plan.rows(data.gallery)
+
+    def rerank(probe: torch.Tensor, found: Candidates) -> Candidates:
+        with watch("re-rank"):
+            near = found.head(head)
+            near = near.sorted_by(method.rescore(probe, near, gallery))
+            indices = torch.cat([near.indices, found.indices[:, head:]], dim=1)
+            return Candidates(indices, torch.cat([near.scores, found.scores[:, head:]], dim=1))
+
     found_batches = search(
         plan.probes(data.probe),
         gallery,
@@ -158,15 +181,11 @@ def _heads(
         batch=plan.probe_batch,
         full_rows=full_rows,
         progress=progress,
+        then=rerank,
     )
     for batch in watch.each("search", found_batches):
-        with watch("re-rank"):
-            found = batch.candidates
-            near = found.head(head)
-            near = near.sorted_by(method.rescore(batch.probe, near, gallery))
-            indices = torch.cat([near.indices, found.indices[:, head:]], dim=1)
-            scores = torch.cat([near.scores, found.scores[:, head:]], dim=1)
-        yield RankedBatch(batch.start, len(gallery), indices, scores, reranked, batch.similarities)
+        found = batch.candidates
+        yield RankedBatch(batch.start, len(gallery), found.indices, found.scores, reranked, batch.similarities)
 
 
 def _whole(

@@ -247,8 +247,8 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
     from .features import FeatureSet, Side
     from .formats import load
     from .memory import PeakMemory
+    from .plan import pick_device
     from .runs import rerank_measured
-    from .search import pick_device
     from .stopwatch import Stopwatch
 
     if task["threads"] is not None:

@@ -21,8 +21,9 @@ from .methods import GalleryMethod, HeadMethod, Method, WholeMethod, check_count
 from .methods.k_reciprocal_online import EncodedGallery, KReciprocalOnline
 from .neighbours import Neighbours, find_neighbours
 from .pipeline import rerank_with
+from .plan import Plan, pick_device
 from .ranking import Ranking
-from .search import Plan, Progress, pick_device
+from .search import Progress
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -255,7 +256,7 @@ def build_index(
         sides, known = [old.gallery, gallery], old.near
         labels = Labels.of(old.gallery).joined(labels, str(path), gallery.label)
     assert isinstance(method, KReciprocalOnline)
-    plan = Plan.of_images(len(labels.digests), gallery.dim, where, memory)
+    plan = Plan.of_images(len(labels.digests), len(labels.digests), gallery.dim, where, memory)
     left = _Left(path, labels.digests, method, checkpoint_seconds)
     left_over = left.read(force=force, done=None if old is None else old.gallery.digest())
     known = known if left_over is None else left_over

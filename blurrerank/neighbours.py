@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,16 +11,21 @@ from itertools import pairwise
 import torch
 
 from .encoding import offsets_of, pieces
-from .ranking import from_sort_keys, sort_keys
+from .precision import ceiling, error_bound, pair_scores, product, summing_error
+from .ranking import NOBODY, fine_keys, from_fine_keys, from_sort_keys, sort_keys
 from .rows import Rows, UnitRows, blocks_of
-from .search import Progress, best_keys, multiply
+from .search import Progress, certain, margin
+
+log = logging.getLogger(__name__)
 
 # Rows on a side of a block of similarities: a CPU should keep the block in cache, a GPU wants more.
 _BLOCK_ROWS = {"cpu": 2048, "cuda": 8192}
 # So many of a block are found twice as fast as a long list's worth.
 _FEW = 16
-# Comes after every similarity, whatever its image.
-_NOBODY = torch.iinfo(torch.int64).min
+# Candidates for the farthest image.
+_FARTHEST = 8
+# Images whose lists are put together at a time, and of these, for which every item is looked at.
+_SETTLED_ROWS, _CERTAIN_ROWS = 1 << 16, 256
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ def find_neighbours(
 ) -> Neighbours:
     """The `count` nearest others of every image by cosine similarity, and its lowest similarity to any.
 
-    A similarity serves both of its images, so that half the products suffice. Ties go to the lower index.
+    A product serves both of its images, so that half of them suffice; as in `search`, products only say which
+    pairs to score. Ties go to the lower index.
 
     Args:
         images: N rows.
@@ -65,55 +72,18 @@ def find_neighbours(
         checkpoint: called now and then with a function that gives the answer for the images so far.
     """
     total, device = len(images), images.device
-    # A block of similarities, what is wanted of its transpose, and what top-n makes of it.
+    # A block of products, what is wanted of its transpose, and what top-n makes of it.
     block = max(1, min(_BLOCK_ROWS[device.type], int((working / 16) ** 0.5), held, total))
-    best = torch.full((total, count), _NOBODY, device=device)
-    last = torch.full((total,), -torch.inf, device=device)  # the similarity that ends each list
-    lowest = torch.full((total,), torch.inf, device=device)
-    scratch = torch.empty(block, block, device=device)
-    start = 0
-    if known is not None:
-        start = len(known)
-        ends = known.similarities.shape[1] - 1
-        best[:start, :ends] = sort_keys(known.similarities[:, 1:], known.lists[:, 1:].long())
-        lowest[:start] = known.lowest
-        if ends == count > 0:
-            last[:start] = known.similarities[:, -1]
+    nearest = _Candidates(images, margin(count, total - 1) if count else 0, largest=True)
+    farthest = _Candidates(images, min(_FARTHEST, total), largest=False)
+    errors = torch.zeros(total, device=device)
+    start = 0 if known is None else len(known)
+    if known is not None and start:
+        nearest.know(known.similarities[:, 1:], known.lists[:, 1:].long())
 
-    def update(rows: slice, similarities: torch.Tensor, first: int) -> None:
-        """Take note of similarities to the images from `first` on, which come in ascending order."""
-        lowest[rows] = torch.minimum(lowest[rows], similarities.amin(dim=1))
-        if first == rows.start:
-            similarities.fill_diagonal_(-torch.inf)
-        if not count:
-            return
-        # Of equal similarities the one that came before is better.
-        some = torch.nonzero(similarities.amax(dim=1) > last[rows]).flatten()
-        candidates = similarities.index_select(0, some)
-        some += rows.start
-        few = best_keys(candidates, first, min(_FEW, count))
-        many = from_sort_keys(few[:, -1])[1] > last[some]
-        note(some[~many], few[~many])
-        note(some[many], best_keys(candidates[many], first, count))
-
-    def note(some: torch.Tensor, found: torch.Tensor) -> None:
-        """Put keys into the lists of the images `some`."""
-        if len(some):
-            best[some] = torch.cat([best[some], found], dim=1).topk(count, dim=1).values
-            ends = best[some, -1]
-            last[some] = from_sort_keys(ends)[1].masked_fill_(ends == _NOBODY, -torch.inf)
-
-    def answer(images: int) -> Neighbours:
+    def answer(images_met: int) -> Neighbours:
         """Of the first images alone."""
-        others = min(count, images - 1)
-        dtype = torch.int32 if total < 2**31 else torch.int64
-        lists = torch.empty(images, others + 1, dtype=dtype, device=device)
-        similarities = torch.ones(images, others + 1, device=device)
-        lists[:, 0] = torch.arange(images, device=device)
-        for top in range(0, images, block):
-            rows = slice(top, min(top + block, images))
-            lists[rows, 1:], similarities[rows, 1:] = from_sort_keys(best[rows, :others])
-        return Neighbours(lists, similarities, lowest[:images].clone())
+        return _settled(images, images_met, count, nearest, farthest, errors, known, held, working)
 
     # Images are met in order: when a stripe of them is done, all up to its end know each other.
     spans = list(pairwise([*range(0, start, block), *range(start, total, block), total]))
@@ -122,22 +92,203 @@ def find_neighbours(
     for stripe in range(len(range(0, start, block)), len(spans), width):
         columns = spans[stripe : stripe + width]
         begin, end = columns[0][0], columns[-1][1]
-        kept = images.rows(begin, end)
+        kept = images.factors(begin, end)
+        errors[begin:end] = kept.errors
         for top, bottom in spans[: stripe + len(columns)]:
-            left = kept[top - begin : bottom - begin] if top >= begin else images.rows(top, bottom)
+            left = kept[top - begin : bottom - begin] if top >= begin else images.factors(top, bottom)
+            errors[top:bottom] = left.errors
             for first, until in columns:
                 if first >= top:
-                    right = kept[first - begin : until - begin]
-                    tile = scratch[: len(left), : len(right)]
-                    multiply(left, right, out=tile)
-                    update(slice(top, bottom), tile, first)
+                    tile = product(left.rows, kept.rows[first - begin : until - begin])
+                    farthest.update(slice(top, bottom), tile, first)
                     if first > top:
-                        update(slice(first, until), tile.T, top)
-                    done += len(left) * len(right) * (1 + (first > top))
+                        farthest.update(slice(first, until), tile.T, top)
+                    else:
+                        tile.fill_diagonal_(-torch.inf)
+                    nearest.update(slice(top, bottom), tile, first)
+                    if first > top:
+                        nearest.update(slice(first, until), tile.T, top)
+                    done += (bottom - top) * (until - first) * (1 + (first > top))
             progress(done // total, total)
         if checkpoint is not None:
             checkpoint(partial(answer, end))
     return answer(total)
+
+
+class _Candidates:
+    """For each image those with the greatest products, or the smallest, of all it has met."""
+
+    def __init__(self, images: UnitRows, width: int, *, largest: bool) -> None:
+        self.keys = torch.full((len(images), width), NOBODY, device=images.device)
+        self.ends = torch.full((len(images),), -torch.inf, device=images.device)  # the product that ends a list
+        self._dtype = images.dtype
+        self.sign = 1 if largest else -1
+
+    def know(self, similarities: torch.Tensor, items: torch.Tensor) -> None:
+        """Begin with (m, w) exact similarities of the first m images to `items`."""
+        some, width = slice(0, len(items)), items.shape[1]
+        self.keys[some, :width] = sort_keys(self.sign * similarities, items)
+        self._end(torch.arange(len(items), device=self.keys.device))
+
+    def update(self, rows: slice, products: torch.Tensor, first: int) -> None:
+        """Take note of products with the images from `first` on."""
+        width = self.keys.shape[1]
+        if not width:
+            return
+        best = products.amax(dim=1) if self.sign > 0 else products.amin(dim=1).neg_()
+        some = torch.nonzero(best > self.ends[rows]).flatten()
+        if not len(some):
+            return
+        found = products.index_select(0, some)
+        some += rows.start
+        # Few of a long list are found twice as fast, and mostly there are no more.
+        few = self._best(found, first, min(_FEW, width))
+        many = from_sort_keys(few[:, -1])[1] > self.ends[some]
+        self._note(some[~many], few[~many])
+        self._note(some[many], self._best(found[many], first, width))
+
+    def _best(self, products: torch.Tensor, first: int, width: int) -> torch.Tensor:
+        values, items = products.topk(min(width, products.shape[1]), dim=1, largest=self.sign > 0)
+        keys = sort_keys(self.sign * values.to(torch.float32), first + items)
+        return keys.masked_fill_(values == -torch.inf, NOBODY)  # itself
+
+    def _note(self, some: torch.Tensor, found: torch.Tensor) -> None:
+        if len(some):
+            merged = torch.cat([self.keys[some], found], dim=1)
+            self.keys[some] = merged.topk(self.keys.shape[1], dim=1).values
+            self._end(some)
+
+    def most(self, some: slice) -> torch.Tensor:
+        """What no exact product with an image that is not listed exceeds."""
+        return ceiling(self.ends[some], self._dtype)
+
+    def _end(self, some: torch.Tensor) -> None:
+        last = self.keys[some].amin(dim=1)
+        self.ends[some] = from_sort_keys(last)[1].masked_fill_(last == NOBODY, -torch.inf)
+
+
+def _settled(
+    images: UnitRows,
+    met: int,
+    count: int,
+    nearest: _Candidates,
+    farthest: _Candidates,
+    errors: torch.Tensor,
+    known: Neighbours | None,
+    held: int,
+    working: int,
+) -> Neighbours:
+    """What follows for the first `met` images from the products among them."""
+    others, device = min(count, met - 1), images.device
+    bound = error_bound(errors[:met], errors[:met].amax(), images.dim, images.dtype)
+    dtype = torch.int32 if len(images) < 2**31 else torch.int64
+    lists = torch.empty(met, others + 1, dtype=dtype, device=device)
+    lists[:, 0] = torch.arange(met, device=device)
+    similarities = torch.ones(met, others + 1, device=device)
+    lowest = torch.empty(met, device=device)
+    unproven = 0
+    for start, stop in blocks_of(met, _SETTLED_ROWS):
+        some = slice(start, stop)
+        scores, items = _scored(images, nearest, some, held, working)
+        items, scores, failed = _nearest(
+            images, some, met, others, scores, items, nearest.most(some) + bound[some], held, working
+        )
+        lists[some, 1:], similarities[some, 1:] = items, scores
+        scores, _ = _scored(images, farthest, some, held, working)
+        lowest[some] = -_greatest(images, some, met, scores, farthest.most(some) + bound[some])
+        unproven += failed
+    if known is not None:
+        lowest[: len(known)] = torch.minimum(lowest[: len(known)], known.lowest)
+    log.info(
+        "neighbours of %d images by %s: %d needed every item in reach",
+        *(met, str(images.dtype).removeprefix("torch."), unproven),
+    )
+    return Neighbours(lists, similarities, lowest)
+
+
+def _scored(
+    images: UnitRows, candidates: _Candidates, some: slice, held: int, working: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact scores of images' candidates, negative for the farthest and -inf where there is none; the items."""
+    keys = candidates.keys[some]
+    there = keys != NOBODY
+    items = from_sort_keys(keys)[0].masked_fill_(~there, 0)
+    scores = torch.full(keys.shape, -torch.inf, device=keys.device)
+    found = pair_similarities(
+        images, images, there.sum(dim=1), items[there], first=some.start, held=held, working=working
+    )
+    scores[there] = candidates.sign * found
+    return scores, items
+
+
+def _nearest(
+    images: UnitRows,
+    some: slice,
+    met: int,
+    count: int,
+    scores: torch.Tensor,
+    items: torch.Tensor,
+    most: torch.Tensor,
+    held: int,
+    working: int,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The nearest of the candidates, their similarities, and for how many images others had to be looked at.
+
+    Whose list an image is in decides about the encodings of many: where float32 cannot tell which of two is
+    nearer, float64 does.
+    """
+    if not count:
+        return items[:, :0], scores[:, :0], 0
+    unsure = torch.zeros_like(scores, dtype=torch.bool)
+    ordered, order = scores.sort(dim=1, descending=True)
+    close = ordered[:, :-1] - ordered[:, 1:] <= 2 * summing_error(images.dim)
+    unsure[:, :-1] |= close
+    unsure[:, 1:] |= close
+    unsure = torch.zeros_like(unsure).scatter_(1, order, unsure)
+    fine = scores.to(torch.float64)
+    fine[unsure] = pair_similarities(
+        images,
+        images,
+        unsure.sum(dim=1),
+        items[unsure],
+        first=some.start,
+        held=held,
+        working=working,
+        dtype=torch.float64,
+    )
+    at = fine_keys(fine, items, len(images)).topk(count, dim=1).indices
+    found, similarities = items.gather(1, at), scores.gather(1, at)
+    slack = 2 * summing_error(images.dim)
+    complete = torch.isfinite(scores).sum(dim=1) == met - 1
+    failed = torch.nonzero(~complete & (similarities[:, -1] <= most + slack)).flatten()
+    for rows in torch.split(failed, _CERTAIN_ROWS):
+        who = some.start + rows
+        table, places = images.gather(who)
+        queries = table[places]
+        least = similarities[rows, -1] - slack
+        keys = certain(queries, images, least, count, rank=_finely, items=met, but=who)
+        found[rows] = from_fine_keys(keys, len(images))
+        table, places = images.gather(found[rows])
+        similarities[rows] = pair_scores(table[places], queries.unsqueeze(1))
+    return found, similarities, len(failed)
+
+
+def _greatest(
+    images: UnitRows, some: slice, met: int, scores: torch.Tensor, most: torch.Tensor
+) -> torch.Tensor:
+    """Minus the smallest similarity of each image to any, itself too."""
+    best = scores.amax(dim=1)
+    complete = torch.isfinite(scores).sum(dim=1) == met
+    failed = torch.nonzero(~complete & (best <= most)).flatten()
+    for rows in torch.split(failed, _CERTAIN_ROWS):
+        table, places = images.gather(some.start + rows)
+        best[rows] = from_sort_keys(certain(-table[places], images, best[rows], 1, items=met)[:, 0])[1]
+    return best
+
+
+def _finely(rows: torch.Tensor, queries: torch.Tensor, items: torch.Tensor, total: int) -> torch.Tensor:
+    """Keys by scores in float64."""
+    return fine_keys(pair_scores(rows.to(torch.float64), queries), items, total)
 
 
 def pair_similarities(
@@ -148,35 +299,39 @@ def pair_similarities(
     *,
     held: int,
     working: int,
+    first: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Similarity of each image with those in its list, equal for equal rows wherever they stand.
 
     Args:
-        images: N rows.
+        images: N rows and more.
         others: M rows that `columns` point into, such as `images` themselves.
-        counts: (N,) how many entries each image has.
+        counts: (n,) how many entries each of consecutive images has.
         columns: (T,) int32 or int64, the entries of one image after another.
         held: how many rows may be held.
         working: bytes for the products.
+        first: the image that the first of `counts` is of.
+        dtype: float32 or float64, what to multiply and sum in.
 
     Returns:
-        (T,) float32.
+        (T,) of that dtype.
     """
-    total = len(images)
-    step = max(1, working // (12 * images.dim))
-    found = torch.empty(len(columns), device=images.device)
+    total = len(counts)
+    step = max(1, working // (3 * dtype.itemsize * images.dim))
+    found = torch.empty(len(columns), dtype=dtype, device=images.device)
     ends = offsets_of(counts)
     width = len(others) if images.resident and len(others) <= held else max(1, held // 4)
     spans = list(pieces(counts, step) if images.resident else blocks_of(total, width))
     for low, high in blocks_of(len(others), width):
         block = others.rows(low, high)
         for start, stop in spans:
-            kept = images.rows(start, stop)
-            first, last = ends[[start, stop]].tolist()
+            kept = images.rows(first + start, first + stop)
+            begin, end = ends[[start, stop]].tolist()
             owner = torch.repeat_interleave(counts[start:stop])
-            some = columns[first:last]
+            some = columns[begin:end]
             for pairs in torch.split(torch.nonzero((some >= low) & (some < high)).flatten(), step):
                 left = kept.index_select(0, owner[pairs])
                 right = block.index_select(0, some[pairs] - low)
-                found[first + pairs] = left.mul_(right).sum(dim=1)
+                found[begin + pairs] = pair_scores(left.to(dtype), right)
     return found

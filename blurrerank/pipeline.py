@@ -15,10 +15,11 @@ from .features import FeatureSet
 from .methods import HeadMethod, Method, available, create
 from .methods.lbr import LocalBlurring
 from .metrics import Metrics, check_ap, measure, warn_about
+from .plan import pick_device
 from .positions import MatchFinder
 from .protocols import Protocol, get_protocol
 from .ranking import Positions, Ranking
-from .search import Progress, pick_device
+from .search import Progress
 
 
 def rerank(

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 _LOW = 0xFFFFFFFF
+NOBODY = torch.iinfo(torch.int64).min
+"""A sort key that comes after every other."""
 
 Bits = TypeVar("Bits", torch.Tensor, NDArray[np.int32])
 
@@ -50,6 +52,29 @@ def sort_keys(scores: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 def from_sort_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Gallery indices (int64) and scores (float32) back from `sort_keys`, exactly."""
     return _LOW - (keys & _LOW), _monotone((keys >> 32).to(torch.int32)).view(torch.float32)
+
+
+def fine_keys(scores: torch.Tensor, indices: torch.Tensor, total: int) -> torch.Tensor:
+    """Sort keys that tell scores apart as finely as the indices leave room for.
+
+    Args:
+        scores: float64 between -1.5 and 1.5, or -inf, any shape.
+        indices: int64 below `total`, of the same shape.
+        total: how many there may be, up to 2^32: of 63 bits a score has what these do not need.
+
+    Returns:
+        int64, ordered as `sort_keys`; `NOBODY` for -inf.
+    """
+    bits = max(1, (total - 1).bit_length())
+    fixed = (scores.clamp_min(-1.5) * 2.0 ** (62 - bits)).round().to(torch.int64)
+    keys = (fixed << bits) | ((1 << bits) - 1 - indices)
+    return keys.masked_fill_(scores == -torch.inf, NOBODY)
+
+
+def from_fine_keys(keys: torch.Tensor, total: int) -> torch.Tensor:
+    """The indices back from `fine_keys`."""
+    low = (1 << max(1, (total - 1).bit_length())) - 1
+    return low - (keys & low)
 
 
 def strictly_decreasing(scores: NDArray[np.float32]) -> NDArray[np.float32]:

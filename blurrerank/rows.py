@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from .features import Side
+from .precision import Rounded, rounded
 
 
 def unit_rows(block: torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:
@@ -56,12 +57,32 @@ class UnitRows:
     Held whole when `resident`; otherwise read from the sides, block by block, each time they are needed.
     """
 
-    def __init__(self, *sides: Side, device: torch.device, block: int, resident: bool) -> None:
-        """Prepare `sides` to be read `block` rows at a time; reads them now if they are to be resident."""
+    def __init__(
+        self,
+        *sides: Side,
+        device: torch.device,
+        block: int,
+        resident: bool,
+        dtype: torch.dtype = torch.float32,
+        keep: bool = False,
+    ) -> None:
+        """Prepare `sides` to be read `block` rows at a time; reads them now if they are to be resident.
+
+        Args:
+            sides: of the same dimension.
+            device: where the rows are to be.
+            block: how many to read at a time.
+            resident: whether to hold them.
+            dtype: what `factors` are in.
+            keep: whether to hold `factors` too, where the rows are held.
+        """
         self.sides = sides
         self.device = device
         self.block = block
+        self.dtype = dtype
         self._rows = self._read(0, len(self)) if resident else None
+        self._keep = keep
+        self._factors: Rounded | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.sides))
@@ -78,7 +99,10 @@ class UnitRows:
 
     def parts(self) -> list[UnitRows]:
         """The rows of each side alone, sharing memory."""
-        parts = [UnitRows(side, device=self.device, block=self.block, resident=False) for side in self.sides]
+        parts = [
+            UnitRows(side, device=self.device, block=self.block, resident=False, dtype=self.dtype)
+            for side in self.sides
+        ]
         if self._rows is not None:
             for part, rows in zip(parts, torch.split(self._rows, list(map(len, self.sides))), strict=True):
                 part._rows = rows
@@ -87,6 +111,14 @@ class UnitRows:
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start:stop`, (stop - start, D)."""
         return self._read(start, stop) if self._rows is None else self._rows[start:stop]
+
+    def factors(self, start: int, stop: int) -> Rounded:
+        """Rows `start:stop` as products take them."""
+        if self._rows is None or not self._keep or self.dtype == torch.float32:
+            return rounded(self.rows(start, stop), self.dtype)
+        if self._factors is None:
+            self._factors = rounded(self._rows, self.dtype)
+        return self._factors[start:stop]
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
         """Read rows, a block at a time, since each exists three times while it is converted."""

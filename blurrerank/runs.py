@@ -15,10 +15,11 @@ from .features import FeatureSet
 from .formats.rankings import RunInfo, open_ranking
 from .methods import HeadMethod, Method
 from .metrics import Metrics, check_ap, measure, warn_about
+from .plan import pick_device
 from .positions import MatchFinder
 from .protocols import get_protocol
 from .ranking import Positions
-from .search import Progress, pick_device
+from .search import Progress
 from .stopwatch import Stopwatch
 
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Adds up seconds of wall-clock time by stage.
+    """Adds up seconds of wall-clock time by stage; the time of a stage within another is its own.
 
     Attributes:
         seconds: stage -> seconds so far.
@@ -21,15 +21,19 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._within = [0.0]  # of each stage that is open, what stages within it took
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Add what the block takes to `stage`."""
         start = _now()
+        self._within.append(0.0)
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + _now() - start
+            took = _now() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + took - self._within.pop()
+            self._within[-1] += took
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """`items`, with the time it takes to make each of them added to `stage`."""

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     import torch
 
     from ..neighbours import Neighbours
+    from ..plan import Plan
     from ..ranking import Candidates
     from ..rows import UnitRows
-    from ..search import Plan, Progress
+    from ..search import Progress
     from ..stopwatch import Stopwatch
     from .k_reciprocal_online import EncodedGallery
 

@@ -28,8 +28,9 @@ import torch
 from ..encoding import CHUNK_BYTES, SparseRows, average, expand, mutual, overlaps, weighted
 from ..errors import ParameterError
 from ..neighbours import find_neighbours, pair_similarities
+from ..plan import Plan
 from ..rows import UnitRows
-from ..search import Plan, Progress
+from ..search import Progress
 from ..stopwatch import Stopwatch
 from . import WholeMethod, check_count, check_share
 
