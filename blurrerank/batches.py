@@ -169,16 +169,14 @@ def _heads(
 
     def rerank(probe: torch.Tensor, found: Candidates) -> Candidates:
         with watch("re-rank"):
-            near = found.head(head)
-            near = near.sorted_by(method.rescore(probe, near, gallery))
-            indices = torch.cat([near.indices, found.indices[:, head:]], dim=1)
-            return Candidates(indices, torch.cat([near.scores, found.scores[:, head:]], dim=1))
+            return found.sorted_by(method.rescore(probe, found, gallery))
 
     found_batches = search(
         plan.probes(data.probe),
         gallery,
-        max(head, shown),
+        head,
         batch=plan.probe_batch,
+        depth=shown,
         full_rows=full_rows,
         progress=progress,
         then=rerank,

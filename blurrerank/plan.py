@@ -11,7 +11,7 @@ from .errors import BlurrerankError, ParameterError
 from .features import DEFAULT_MEMORY, FeatureSet, Side
 from .precision import pick_precision
 from .rows import UnitRows
-from .search import margin, needs_rows
+from .search import margin
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,8 @@ class Plan:
         # Rows that lie there normalised take no memory of ours, unless they are joined with others.
         resident = shares.resident or (data.gallery.unit and not together)
         # While a batch is made, whoever asked for it still holds the one before.
-        whole = full_rows or needs_rows(listed)
-        per_probe = row + 48 * margin(listed, gallery) + 8 * gallery * whole
+        whole = full_rows or listed > head
+        per_probe = row + 48 * max(listed, margin(head, gallery)) + 8 * gallery * whole
         if not resident:
             per_probe += row * margin(head, gallery)
         needed = max(16 * per_probe, 32 * row, 8 * workspace)

@@ -128,6 +128,14 @@ class Candidates:
         """The first `depth` of each list."""
         return Candidates(self.indices[:, :depth], self.scores[:, :depth])
 
+    def followed_by(self, deeper: Candidates) -> Candidates:
+        """These, and then the rest of `deeper` lists of which these are a head in whatever order."""
+        indices, scores = (
+            torch.cat([mine, theirs[:, mine.shape[1] :]], dim=1)
+            for mine, theirs in ((self.indices, deeper.indices), (self.scores, deeper.scores))
+        )
+        return Candidates(indices, scores)
+
     def sorted_by(self, scores: torch.Tensor) -> Candidates:
         """The same items with (P, n) float32 new scores, best first."""
         keys = sort_keys(scores, self.indices)

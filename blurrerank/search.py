@@ -26,8 +26,6 @@ Progress = Callable[[int, int], None]
 Then = Callable[[torch.Tensor, Candidates], Candidates]
 """Called with (p, D) float32 probes and their candidates; gives these back in another order."""
 
-# Lists are exact so far down, and go on by the similarities of one float32 product.
-_EXACT = 1000
 # Candidates beyond the list that are scored too: a share of it, and at least so many.
 _SPARE_SHARE, _SPARE_LEAST = 0.6, 16
 # How much wider the second margin is, and at which share of probes that need it the first grows.
@@ -64,12 +62,7 @@ class Batch:
 
 def margin(topn: int, gallery: int) -> int:
     """How many candidates are scored at first for a list of `topn`."""
-    return min(gallery, topn + max(_SPARE_LEAST, int(topn * _SPARE_SHARE)))
-
-
-def needs_rows(topn: int) -> bool:
-    """Whether lists of `topn` take the similarities to the whole gallery."""
-    return topn > _EXACT
+    return min(gallery, topn + max(_SPARE_LEAST, int(topn * _SPARE_SHARE))) if topn else 0
 
 
 def search(
@@ -78,6 +71,7 @@ def search(
     topn: int,
     *,
     batch: int,
+    depth: int = 0,
     full_rows: bool = False,
     progress: Progress | None = None,
     then: Then | None = None,
@@ -89,27 +83,26 @@ def search(
     Args:
         probe: the probes, P rows.
         gallery: the gallery, G rows of the same dimension on the same device.
-        topn: how many to keep, up to G; 0, with `full_rows`, for none.
+        topn: how many to find by exact scores, up to G.
         batch: probes per batch.
+        depth: how far the lists go, up to G; beyond `topn` by the similarities of one float32 product.
         full_rows: also keep each batch's similarities to the whole gallery.
         progress: called at the start and after each batch.
-        then: what is to be done with the candidates while their rows are in cache; not with lists so deep that
-            they need similarities to the whole gallery.
+        then: what is to be done with the first `topn` of each list while their rows are in cache.
 
     Yields:
         `Batch` after `Batch`, in the order of the probes.
     """
-    exact = min(topn, _EXACT)
-    full_rows = full_rows or topn > exact
-    width = margin(exact, len(gallery))
+    full_rows = full_rows or depth > topn
+    width = margin(topn, len(gallery))
     probes = widened = fell_back = 0
     if progress is not None:
         progress(0, len(probe))
     for start in range(0, len(probe), batch):
         queries = probe.rows(start, min(start + batch, len(probe)))
-        lists = _Lists(queries, exact, then if exact == topn else None)
+        lists = _Lists(queries, topn, then)
         similarities = _similarities(queries, gallery) if full_rows else None
-        if exact:
+        if topn:
             if similarities is None:
                 near = nearest(rounded(queries, gallery.dtype), gallery, width)
             else:
@@ -122,21 +115,18 @@ def search(
                 left = lists.fill(some, near, gallery)
                 fell_back += len(left)
                 least = from_sort_keys(lists.keys[left, -1])[1]
-                lists.place(left, certain(queries[left], gallery, least, exact))
+                lists.place(left, certain(queries[left], gallery, least, topn))
             if len(failed) > _OFTEN * len(queries) and gallery.resident:
                 width = min(2 * width, len(gallery))
         if similarities is not None:
             _settle(similarities, lists.keys)
-        if exact == topn:
-            found = lists.candidates()
-        else:
-            assert similarities is not None
-            found = _best_of(similarities, topn)
-            found = found if then is None else then(queries, found)
+        found = lists.candidates()
+        if similarities is not None and depth > topn:
+            found = found.followed_by(_best_of(similarities, depth))
         yield Batch(start, queries, found, similarities)
         if progress is not None:
             progress(start + len(queries), len(probe))
-    if exact:
+    if topn:
         name = str(torch.float32 if full_rows else gallery.dtype).removeprefix("torch.")
         log.info(
             "candidates of %d probes by %s: %d needed a wider margin, %d of these every item in reach",

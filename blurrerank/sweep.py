@@ -123,7 +123,7 @@ def sweep(
     for batch in search(
         plan.probes(data.probe),
         gallery,
-        widest.topn,
+        widest.depth(len(data.gallery)),
         batch=plan.probe_batch,
         full_rows=True,
         progress=progress,

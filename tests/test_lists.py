@@ -262,7 +262,7 @@ def test_what_are_no_candidates_is_refused():
 def test_streaming_needs_memory_for_the_head_alone():
     rng = np.random.default_rng(10)
     data = br.FeatureSet.from_arrays(rng.standard_normal((3, 256)), rng.standard_normal((3000, 256)))
-    deep = br.rerank(data, topn=20, depth=3000, memory=3 << 20)
+    deep = br.rerank(data, topn=20, depth=3000, memory=4 << 20)
     np.testing.assert_array_equal(deep.indices, br.rerank(data, topn=20, depth=3000).indices)
 
 
