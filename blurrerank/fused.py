@@ -49,7 +49,7 @@ LARGEST = 128
 # Dimensions on the chip at a time: 128 bytes of each row, which is what memory hands out at once.
 _BLOCK = 32
 # Tiles under way: two are being read while the third is multiplied. At 64 nodes that and the split halves take
-# 32 KiB of shared memory and some 125 registers a thread on compute capability 9.0, so that four programs share a
+# 32 KiB of shared memory and some 125 registers a thread on compute capability 9.0: four programs share a
 # multiprocessor, and one computes while others wait. (As Triton 3.7.1 compiles it; not measured.)
 _STAGES = 3
 # The first compute capability that has TF32.
