@@ -109,7 +109,7 @@ def attempt(
         (sigmas, p, n) float32; None for more than `LARGEST` nodes, where the kernel is not `available`, or
         where it cannot be compiled or launched, which is told once, as a `BlurrerankWarning`.
     """
-    where = table.device, _nodes(places.shape[1])
+    where = table.device, nodes_for(places.shape[1])
     if where[1] > LARGEST or where in _faults or table.dtype != torch.float32 or not available(table.device):
         return None
     try:
@@ -146,7 +146,7 @@ def blur(table: torch.Tensor, places: torch.Tensor, scores: torch.Tensor, sigma:
     Raises:
         Exception: whatever Triton raises where it cannot compile or launch the kernel.
     """
-    number, nodes = places.shape[1], _nodes(places.shape[1])
+    number, nodes = places.shape[1], nodes_for(places.shape[1])
     # Heads of lists are views with gaps between the rows.
     table, places, scores = table.contiguous(), places.contiguous(), scores.contiguous()
     out = torch.empty_like(scores)
@@ -175,6 +175,6 @@ def blur(table: torch.Tensor, places: torch.Tensor, scores: torch.Tensor, sigma:
     return out
 
 
-def _nodes(number: int) -> int:
-    """The next power of two, 16 at least."""
+def nodes_for(number: int) -> int:
+    """How many nodes the kernel works on for `number` of them: the next power of two, 16 at least."""
     return max(16, 1 << (number - 1).bit_length())

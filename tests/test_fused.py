@@ -147,6 +147,33 @@ def test_everything_else_takes_the_plain_path(params, device, monkeypatch):
     assert len(br.rerank(data, device=device, **params)) == 3
 
 
+def benchmark():
+    spec = importlib.util.spec_from_file_location("gpu_blur", ROOT / "benchmarks/gpu_blur.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="without the interpreter there is no fused kernel here")
+def test_the_benchmark_on_the_cpu(monkeypatch, capsys):
+    """All of it but the clock of the card; its numbers say nothing."""
+    bench = benchmark()
+    monkeypatch.setattr(
+        bench, "times", lambda calls: {name: [1.0 + bool(call() is None)] for name, call in calls.items()}
+    )
+    bench.report(bench.Size(3, 90, 37, 9, square=16, copied=64), torch.device("cpu"))
+    told = capsys.readouterr().out
+    errors = [float(line.split()[-1]) for line in told.splitlines() if line.startswith(("plain", "fused"))]
+    assert len(errors) == 2
+    assert max(errors) < 1e-5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_benchmark_without_a_card_is_one_line():
+    with pytest.raises(SystemExit, match=r"^there is no CUDA device: run this where torch sees one$"):
+        benchmark().main()
+
+
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
 def test_through_the_interpreter():
