@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from .. import fused
 from ..ranking import Candidates
 from ..rows import UnitRows
 from ..search import widen
@@ -71,15 +72,30 @@ class LocalBlurring(HeadMethod):
     def rescore_each(
         self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows, sigmas: Sequence[float]
     ) -> torch.Tensor:
-        """`rescore` for every one of `sigmas` from the same Gram matrices, (sigmas, p, n) float32."""
+        """`rescore` for every one of `sigmas`, (sigmas, p, n) float32."""
         table, places = gallery.gather(candidates.indices)
+        if self.steps == 1 and not self.probe_in_graph and not self.cosine:
+            blurred = fused.attempt(table, places, candidates.scores, sigmas)
+            if blurred is not None:
+                return blurred
+        return self._plain(table, places, probe, candidates.scores, sigmas)
+
+    def _plain(
+        self,
+        table: torch.Tensor,
+        places: torch.Tensor,
+        probe: torch.Tensor,
+        scores: torch.Tensor,
+        sigmas: Sequence[float],
+    ) -> torch.Tensor:
+        """`rescore_each` in plain torch, from the same Gram matrices for all `sigmas`."""
         chunk = max(1, _CHUNK_BYTES[table.device.type] // self.workspace(places.shape[1], table.shape[1]))
-        scores = candidates.scores.new_empty(len(sigmas), *candidates.scores.shape)
+        blurred = scores.new_empty(len(sigmas), *scores.shape)
         for start in range(0, len(places), chunk):
             some = slice(start, start + chunk)
             nodes = table.index_select(0, places[some].flatten()).view(*places[some].shape, -1)
-            scores[:, some] = self._blur(nodes, probe[some], candidates.scores[some], sigmas)
-        return scores
+            blurred[:, some] = self._blur(nodes, probe[some], scores[some], sigmas)
+        return blurred
 
     def _blur(
         self, nodes: torch.Tensor, probe: torch.Tensor, scores: torch.Tensor, sigmas: Sequence[float]
