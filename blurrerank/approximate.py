@@ -223,7 +223,7 @@ def _trained(faiss: Any, factory: str, gallery: UnitRows, held: int) -> Any:
 
 
 def _accept_few(faiss: Any, index: Any) -> None:
-    """Keep FAISS from writing to standard error that items are few for the lists: recall tells what that does."""
+    """Keep FAISS from writing to standard error that items are few: recall tells what that does."""
     with suppress(RuntimeError):  # other kinds of index
         faiss.extract_index_ivf(index).cp.min_points_per_centroid = 1
 

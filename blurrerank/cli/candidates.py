@@ -104,7 +104,7 @@ class Source:
     ) -> tuple[GivenLists, dict[str, Any]]:
         from ..approximate import faiss_candidates, recall
 
-        factory, size = self.index_factory or _FACTORY, len(data.gallery)
+        factory, size = _FACTORY if self.index_factory is None else self.index_factory, len(data.gallery)
         topn = method.depth(size)
         lists = faiss_candidates(
             data,

@@ -103,7 +103,7 @@ def _hdf5(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], str]:
 def _archive(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], str]:
     """The lists, and what messages call them."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             names = list(archive)
             if "info" not in names:
                 name = next((name for name in ("indices", "neighbors") if name in names), None)
