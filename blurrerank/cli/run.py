@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 @click.option(
     "--method",
     metavar="NAME",
-    help="lbr (local blurring), k-reciprocal, k-reciprocal-online, or cosine (no re-ranking).  [default: lbr, "
-    "with --index k-reciprocal-online]",
+    help="lbr (local blurring), k-reciprocal, k-reciprocal-online, or cosine (no re-ranking).  [default: lbr; "
+    "with --index, unless with --candidates, k-reciprocal-online]",
 )
 @click.option(
     "--preset",
