@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .approximate import faiss_candidates as faiss_candidates
+    from .approximate import recall as recall
     from .errors import BlurrerankError as BlurrerankError
     from .errors import BlurrerankWarning as BlurrerankWarning
     from .errors import InputError as InputError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .features import FeatureSet as FeatureSet
     from .features import Side as Side
     from .formats import load as load
+    from .formats import read_candidates as read_candidates
     from .formats import read_ranking as read_ranking
     from .formats import save_features as save_features
     from .formats import save_ranking as save_ranking
@@ -41,9 +44,10 @@ if TYPE_CHECKING:
 # Where each public name lives. Names are looked up when first used, so that `import blurrerank`, and with it
 # `blurrerank --help`, costs nothing.
 _HOMES = {
+    "approximate": ("faiss_candidates", "recall"),
     "errors": ("BlurrerankError", "BlurrerankWarning", "InputError", "OutputError", "ParameterError"),
     "features": ("FeatureSet", "Side"),
-    "formats": ("load", "read_ranking", "save_features", "save_ranking"),
+    "formats": ("load", "read_candidates", "read_ranking", "save_features", "save_ranking"),
     "index": ("GalleryIndex", "build_index"),
     "metrics": ("Metrics",),
     "pipeline": ("evaluate", "local_blurring", "rerank"),

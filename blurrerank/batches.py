@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .candidates import GivenLists, check_method, look_up, rescore
 from .features import FeatureSet
 from .methods import GalleryMethod, HeadMethod, Method, WholeMethod, check_count
 from .neighbours import find_neighbours
@@ -32,6 +33,8 @@ class RankedBatch:
         reranked: how many items at the head may have changed place.
         similarities: (p, G) float32 cosine to the whole gallery, where asked for.
         final: (p, G) float32, the new scores of the whole gallery, from methods that give them.
+        given: (p, R) int64, lists that came from elsewhere, by cosine similarity. R is then that of the longest
+            of these, and past the end of a list indices are -1 and scores -inf.
     """
 
     start: int
@@ -41,15 +44,20 @@ class RankedBatch:
     reranked: int
     similarities: torch.Tensor | None = None
     final: torch.Tensor | None = None
+    given: torch.Tensor | None = None
 
     def lists(self, depth: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
         """Indices (p, depth) and strictly decreasing scores as arrays, as a `Ranking` holds them."""
         indices = self.indices[:, :depth].cpu().numpy()
         scores = strictly_decreasing(self.scores[:, :depth].cpu().numpy())
+        if self.given is not None:
+            scores[indices < 0] = -np.inf
         return indices.astype(index_dtype(self.gallery_size)), scores
 
     def before(self, finder: MatchFinder) -> Positions:
-        """Where the matches stand in the full lists by cosine similarity."""
+        """Where the matches stand in the full lists by cosine similarity, or in those that were given."""
+        if self.given is not None:
+            return finder.in_lists(self.start, self.given)
         assert self.similarities is not None
         return finder.by_similarity(self.start, self.similarities)
 
@@ -60,6 +68,8 @@ class RankedBatch:
         before = before or self.before(finder)
         if not self.reranked:
             return before
+        if self.given is not None:
+            return finder.in_lists(self.start, self.indices)
         return finder.in_lists(self.start, self.indices[:, : self.reranked], before=before)
 
 
@@ -73,9 +83,10 @@ def plan_for(
     memory: int | None = None,
     block: int | None = None,
     precision: str = "auto",
+    candidates: GivenLists | None = None,
 ) -> Plan:
     """How `rerank_batches` cuts the work; arguments and errors as there."""
-    gallery = len(data.gallery)
+    gallery = len(data.gallery) if candidates is None else candidates.depth
     head, workspace, rows = 0, 0, 2
     if isinstance(method, HeadMethod):
         head, rows = method.depth(gallery), int(full_rows)
@@ -83,9 +94,15 @@ def plan_for(
     elif isinstance(method, GalleryMethod):
         head = min(method.pool, gallery)
         workspace = method.workspace(head)
+    listed = max(head, depth or method.depth(gallery))
+    if candidates is not None:
+        # Pairs, whose they are, and how they are sorted take twice what a search keeps.
+        listed = 2 * candidates.depth
+    elif isinstance(method, HeadMethod) and listed > head:
+        rows = 1
     return Plan.fit(
         data,
-        listed=max(head, depth or method.depth(gallery)),
+        listed=listed,
         head=head,
         full_rows=rows,
         together=isinstance(method, WholeMethod),
@@ -109,6 +126,7 @@ def rerank_batches(
     precision: str = "auto",
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
+    candidates: GivenLists | None = None,
 ) -> Iterator[RankedBatch]:
     """Search and re-rank, as many probes at a time as the memory budget holds.
 
@@ -124,11 +142,16 @@ def rerank_batches(
             the same.
         progress: called with (images done, images in all).
         watch: takes the seconds of the stages `index`, `search` and `re-rank`.
+        candidates: lists to re-rank instead of searching, of these probes; `full_rows` has no meaning then.
 
     Raises:
-        ParameterError: for a depth or block below 1, or a budget that is too small.
+        ParameterError: for a depth or block below 1, a budget that is too small, or candidates for a method
+            that does more than re-rank the head of a list.
         BlurrerankError: for a device that is not here.
     """
+    if candidates is not None:
+        check_method(method)
+        full_rows = False
     if depth is not None:
         check_count("depth", depth)
         depth = min(depth, len(data.gallery))
@@ -142,7 +165,11 @@ def rerank_batches(
         memory=memory,
         block=block,
         precision=precision,
+        candidates=candidates,
     )
+    if candidates is not None and isinstance(method, HeadMethod):
+        yield from _given(data, method, plan, candidates, progress, watch)
+        return
     shown = depth or method.depth(len(data.gallery))
     if isinstance(method, HeadMethod):
         yield from _heads(data, method, plan, shown, full_rows, progress, watch)
@@ -184,6 +211,28 @@ def _heads(
     for batch in watch.each("search", found_batches):
         found = batch.candidates
         yield RankedBatch(batch.start, len(gallery), found.indices, found.scores, reranked, batch.similarities)
+
+
+def _given(
+    data: FeatureSet,
+    method: HeadMethod,
+    plan: Plan,
+    lists: GivenLists,
+    progress: Progress | None,
+    watch: Stopwatch,
+) -> Iterator[RankedBatch]:
+    """Look up the given lists, and give the head of each new scores."""
+    head, reranked = method.depth(lists.depth), method.reranked(lists.depth)
+    with watch("search"):
+        gallery = plan.rows(data.gallery)
+    found_batches = look_up(plan.probes(data.probe), gallery, lists, batch=plan.probe_batch, progress=progress)
+    for batch in watch.each("search", found_batches):
+        with watch("re-rank"):
+            found = batch.candidates
+            near = rescore(method, batch.probe, found.head(head), gallery)
+            indices = torch.cat([near.indices, found.indices[:, head:]], dim=1)
+            scores = torch.cat([near.scores, found.scores[:, head:]], dim=1)
+        yield RankedBatch(batch.start, len(gallery), indices, scores, reranked, given=found.indices)
 
 
 def _whole(

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .batches import rerank_batches
+from .candidates import GivenLists, check_method
 from .errors import InputError
 from .features import FeatureSet
 from .methods import HeadMethod, Method, available, create
@@ -32,6 +33,7 @@ def rerank(
     memory: int | None = None,
     block: int | None = None,
     progress: Progress | None = None,
+    candidates: GivenLists | ArrayLike | torch.Tensor | None = None,
     **params: Any,
 ) -> Ranking:
     """Rank the gallery for every probe and re-rank the lists.
@@ -46,18 +48,32 @@ def rerank(
         memory: budget for working memory in bytes; by default 2 GiB, and half of what is free on a GPU.
         block: gallery rows per block, instead of what the budget suggests.
         progress: called with (images done, images in all).
+        candidates: (P, R) integers, the gallery rows that another search found for each probe, in any order;
+            -1 pads lists that end early. Nothing is searched then: these are sorted by cosine similarity, and
+            the best `topn` of them re-ranked. `topn` and `depth` are capped at R. For `lbr` and `cosine`.
         **params: the method's own parameters, such as `topn` and `sigma`.
 
     Returns:
         A `Ranking` of all probes, `depth` deep; of a method that re-ranks the whole gallery, with the positions
-        of the matches if there are ids.
+        of the matches if there are ids. With `candidates`, lists that end early are padded with -1.
 
     Raises:
-        ParameterError: for an unknown method, preset or parameter, or a value outside its range.
+        ParameterError: for an unknown method, preset or parameter, a value outside its range, or candidates for
+            a method that ranks the whole gallery.
+        InputError: for candidates that are no lists for these probes and this gallery; names the probe.
         BlurrerankError: for a device that is not here.
     """
     chosen = create(method, preset=preset, **params)
-    return rerank_with(chosen, data, depth=depth, device=device, memory=memory, block=block, progress=progress)
+    return rerank_with(
+        chosen,
+        data,
+        depth=depth,
+        device=device,
+        memory=memory,
+        block=block,
+        progress=progress,
+        candidates=candidates,
+    )
 
 
 def rerank_with(
@@ -69,17 +85,32 @@ def rerank_with(
     memory: int | None = None,
     block: int | None = None,
     progress: Progress | None = None,
+    candidates: GivenLists | ArrayLike | torch.Tensor | None = None,
 ) -> Ranking:
     """`rerank` with a method that is there already; arguments and errors as there."""
-    size = len(data.gallery)
-    shown = chosen.depth(size) if depth is None else depth
-    # What it takes to give every item a new score is not to be done again for the metrics.
+    size = reach = len(data.gallery)
+    given = None
+    if candidates is not None:
+        check_method(chosen)
+        given = GivenLists.of(candidates, len(data.probe), size)
+        given.warn_about()
+        reach = given.depth
+    shown = chosen.depth(reach) if depth is None else depth
+    # What it takes to give every item a new score is not to be done again for the metrics; nor can the rest of
+    # lists that were given be found by a search, even if they hold everything.
     finder = None
-    if not isinstance(chosen, HeadMethod) and data.has_ids:
+    if data.has_ids and (given.complete if given is not None else not isinstance(chosen, HeadMethod)):
         finder = MatchFinder(data, single_shot=False, device=pick_device(device), memory=memory)
     lists, located = [], []
     for batch in rerank_batches(
-        data, chosen, depth=depth, device=device, memory=memory, block=block, progress=progress
+        data,
+        chosen,
+        depth=depth,
+        device=device,
+        memory=memory,
+        block=block,
+        progress=progress,
+        candidates=given,
     ):
         lists.append(batch.lists(shown))
         if finder is not None:
@@ -90,8 +121,9 @@ def rerank_with(
         gallery_size=size,
         method=chosen.name,
         params=chosen.params(),
-        reranked_depth=chosen.reranked(size),
-        cosine_tail=isinstance(chosen, HeadMethod),
+        reranked_depth=chosen.reranked(reach),
+        cosine_tail=given is None and isinstance(chosen, HeadMethod),
+        candidates=None if given is None else given.source,
         digest=data.digest(),
         labels_digest=data.labels_digest() if located else None,
         positions=Positions.concatenate(located) if located else None,
@@ -152,8 +184,9 @@ def evaluate(
     """Measure a ranking over the whole gallery, or, where that cannot be known, to the depth it has.
 
     The whole gallery is known when the ranking carries the positions of its matches, when its lists are
-    complete, or when it was made here from the same features: what is not written then follows from them.
-    Otherwise matches that are not listed count as missed; `Metrics.depth` and a warning say so.
+    complete, or when it was made here from the same features, not from candidates alone: what is not written
+    then follows from them. Otherwise matches that are not listed count as missed; `Metrics.depth` and a warning
+    say so.
 
     Args:
         ranking: of the probes of `data`.
@@ -201,7 +234,7 @@ def _positions(
     if depth < len(data.gallery):
         if ranking.cosine_tail and depth >= ranking.reranked_depth:
             method = create("cosine", topn=1)
-        elif ranking.digest is not None and ranking.method in available():
+        elif ranking.candidates is None and ranking.digest is not None and ranking.method in available():
             # The head is not all there: make it again.
             method, heads = create(ranking.method, **ranking.params), None
     where = torch.device("cpu") if method is None else pick_device(device)

@@ -94,8 +94,7 @@ class Plan:
         # Rows that lie there normalised take no memory of ours, unless they are joined with others.
         resident = shares.resident or (data.gallery.unit and not together)
         # While a batch is made, whoever asked for it still holds the one before.
-        whole = full_rows or listed > head
-        per_probe = row + 48 * max(listed, margin(head, gallery)) + 8 * gallery * whole
+        per_probe = row + 48 * max(listed, margin(head, gallery)) + 8 * gallery * full_rows
         if not resident:
             per_probe += row * margin(head, gallery)
         needed = max(16 * per_probe, 32 * row, 8 * workspace)

@@ -111,6 +111,8 @@ def pair_scores(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     """The exact score of pairs: the sum of their products, which no neighbour in memory has a part in.
 
     No matrix product: those round equal rows differently by where they stand, and duplicates would not tie.
+    GPUs cut even a float32 sum by the shape and the address of its rows; in float64 hardly anything is left to
+    round.
 
     Args:
         rows: (..., D) float32 or float64, which is overwritten.
@@ -119,7 +121,10 @@ def pair_scores(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     Returns:
         (...) of the same dtype.
     """
-    return rows.mul_(queries).sum(dim=-1)
+    terms = rows.mul_(queries)
+    if rows.device.type == "cuda":
+        return terms.sum(dim=-1, dtype=torch.float64).to(rows.dtype)
+    return terms.sum(dim=-1)
 
 
 def summing_error(dim: int) -> float:

@@ -207,6 +207,8 @@ class Ranking:
         params: every parameter of the method.
         reranked_depth: how many items at the head were re-ranked; 0 for plain cosine.
         cosine_tail: whether, after the re-ranked head, the full list goes on by cosine similarity.
+        candidates: where the lists came from, if not from a search of the whole gallery: of what they do not
+            hold nothing is known, unless it is in `positions`.
         digest: `FeatureSet.digest()` of the input, where known.
         labels_digest: `FeatureSet.labels_digest()` that `positions` were found with.
         positions: where the matches stand in the full list, where known.
@@ -223,6 +225,7 @@ class Ranking:
     params: Mapping[str, Any] = field(default_factory=dict)
     reranked_depth: int = 0
     cosine_tail: bool = False
+    candidates: str | None = None
     digest: str | None = None
     labels_digest: str | None = None
     positions: Positions | None = None

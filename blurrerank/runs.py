@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batches import rerank_batches
+from .candidates import GivenLists, check_method
 from .features import FeatureSet
 from .formats.rankings import RunInfo, open_ranking
 from .methods import HeadMethod, Method
@@ -48,6 +49,7 @@ class Outcome:
             "depth": self.depth,
             "before": None if self.before is None else self.before.summary(),
             "after": None if self.after is None else self.after.summary(),
+            "candidates": self.info.candidates,
             "digest": self.info.digest,
         }
 
@@ -73,8 +75,11 @@ def rerank_measured(
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
     write: Callable[[int, NDArray[Any], NDArray[np.float32]], None] | None = None,
+    candidates: GivenLists | None = None,
 ) -> Measured:
     """Re-rank, hand on the lists as they come, and measure them over the whole gallery if there are ids.
+
+    Given candidates are measured to the depth they have: a match that is not listed counts as missed.
 
     Args:
         data: the features.
@@ -87,14 +92,15 @@ def rerank_measured(
         progress: called with (images done, images in all).
         watch: takes the seconds of the stages `search`, `re-rank` and `metrics`.
         write: called with the first probe, indices (p, depth) and scores (p, depth) of each batch.
+        candidates: lists of these probes to re-rank instead of searching; `depth` is capped at theirs.
 
     Raises:
-        ParameterError: for a parameter outside its range.
+        ParameterError: for a parameter outside its range, or candidates that the method cannot work with.
     """
     rules = get_protocol(protocol)
     check_ap(ap)
     watch = watch or Stopwatch()
-    size = len(data.gallery)
+    size = len(data.gallery) if candidates is None else candidates.depth
     shown = min(depth or method.depth(size), size)
     finder = None
     if data.has_ids:
@@ -110,6 +116,7 @@ def rerank_measured(
         memory=memory,
         progress=progress,
         watch=watch,
+        candidates=candidates,
     ):
         with watch("re-rank"):
             lists = batch.lists(shown)
@@ -121,9 +128,14 @@ def rerank_measured(
                 located.append((before, batch.after(finder, before)))
     if finder is None:
         return Measured()
+    known = None if candidates is None or candidates.complete else candidates.shortest
     with watch("metrics"):
         first, last = (Positions.concatenate(parts) for parts in zip(*located, strict=True))
-        measured = Measured(measure(first, data, rules, ap=ap), measure(last, data, rules, ap=ap), last)
+        measured = Measured(
+            measure(first, data, rules, ap=ap, depth=known),
+            measure(last, data, rules, ap=ap, depth=known),
+            last,
+        )
     assert measured.after is not None
     warn_about(measured.after, data)
     return measured
@@ -142,8 +154,11 @@ def rerank_to(
     device: str = "auto",
     memory: int | None = None,
     progress: Progress | None = None,
+    candidates: GivenLists | None = None,
 ) -> Outcome:
     """Re-rank, write the lists as they come, and measure them over the whole gallery if there are ids.
+
+    Given candidates are measured to the depth they have: a match that is not listed counts as missed.
 
     Args:
         target: a file, which appears only when everything has gone well, or a binary stream.
@@ -157,14 +172,18 @@ def rerank_to(
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes; see `rerank`.
         progress: called with (images done, images in all).
+        candidates: lists of these probes to re-rank instead of searching; `depth` is capped at theirs.
 
     Raises:
         OutputError: if the file cannot be written; before any work where that shows.
-        ParameterError: for a parameter outside its range.
+        ParameterError: for a parameter outside its range, or candidates that the method cannot work with.
     """
     get_protocol(protocol)
     check_ap(ap)
-    size = len(data.gallery)
+    if candidates is not None:
+        check_method(method)
+        candidates.warn_about()
+    size = len(data.gallery) if candidates is None else candidates.depth
     shown = min(depth or method.depth(size), size)
     with open_ranking(target, data, shown, format=format, method=method.name, force=force) as writer:
         found = rerank_measured(
@@ -177,15 +196,19 @@ def rerank_to(
             memory=memory,
             progress=progress,
             write=writer.write,
+            candidates=candidates,
         )
+        # Positions say where matches stand in the whole gallery's order, which part of a gallery does not.
+        positions = found.positions if candidates is None or candidates.complete else None
         info = RunInfo(
             method.name,
             method.params(),
             method.reranked(size),
-            cosine_tail=isinstance(method, HeadMethod),
+            cosine_tail=candidates is None and isinstance(method, HeadMethod),
             digest=data.digest(),
-            labels_digest=None if found.positions is None else data.labels_digest(),
-            positions=found.positions,
+            labels_digest=None if positions is None else data.labels_digest(),
+            positions=positions,
+            candidates=None if candidates is None else candidates.source,
             metrics={"before": found.before, "after": found.after} if found.before and found.after else {},
         )
         writer.finish(info)

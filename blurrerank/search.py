@@ -239,13 +239,11 @@ def scored(
     width, dim = indices.shape[1], queries.shape[1]
     step = max(1, _CHUNK_BYTES[table.device.type] // (4 * width * dim))
     nodes = torch.empty(min(step, len(queries)) * width, dim, device=table.device)
-    terms = torch.empty_like(nodes)
     for start, stop in blocks_of(len(queries), step):
         many = (stop - start) * width
         torch.index_select(table, 0, places[start:stop].flatten(), out=nodes[:many])
-        shape = (stop - start, width, dim)
-        torch.mul(nodes[:many].view(shape), queries[start:stop].unsqueeze(1), out=terms[:many].view(shape))
-        keys = sort_keys(terms[:many].sum(dim=1).view(shape[:2]), indices[start:stop])
+        scores = pair_scores(nodes[:many].view(-1, width, dim), queries[start:stop].unsqueeze(1))
+        keys = sort_keys(scores, indices[start:stop])
         yield slice(start, stop), keys.topk(count, dim=1).values
 
 

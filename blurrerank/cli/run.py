@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from .candidates import Source, candidates_options
 from .options import (
     ANY_FORMAT,
     FORMAT_NAMES,
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 @click.option(
     "--method",
     metavar="NAME",
-    help="lbr (local blurring), k-reciprocal, k-reciprocal-online, or cosine (no re-ranking).  [default: lbr, "
-    "with --index k-reciprocal-online]",
+    help="lbr (local blurring), k-reciprocal, k-reciprocal-online, or cosine (no re-ranking).  [default: lbr; "
+    "with --index, unless with --candidates, k-reciprocal-online]",
 )
 @click.option(
     "--preset",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     "market1501, cuhk03.",
 )
 @method_options()
+@candidates_options
 @click.option(
     "-o",
     "--output",
@@ -82,6 +84,7 @@ def run(
     protocol: str,
     ap: str,
     as_json: bool,
+    source: Source,
     runtime: Runtime,
     **params: Any,
 ) -> None:
@@ -94,11 +97,16 @@ def run(
     {"features": [...], "name": "..."}) or as .npy arrays, and each is answered on standard output by a JSON
     line as soon as it is there.
 
+    With --candidates or --search faiss the lists are not of the whole gallery: metrics are to the depth they
+    have, and matches that are not listed count as missed.
+
     \b
     blurrerank run feats.h5 --topn 50 --sigma 0.1
     blurrerank run feats.h5 -o - --format trec | head
     blurrerank run probes.h5 --gallery gallery.h5 -o lists.trec
     blurrerank run --index gallery.index.h5 probes.h5
+    blurrerank run feats.h5 --candidates lists.ibin
+    blurrerank run feats.h5 --search faiss --index-factory IVF64,Flat --nprobe 8
     """
     from ..errors import ParameterError
     from ..formats import format_of, load, load_side
@@ -109,11 +117,12 @@ def run(
 
     runtime.start()
     given = {name: value for name, value in params.items() if value is not None}
-    method = method or ("lbr" if index is None else "k-reciprocal-online")
+    method = method or ("lbr" if index is None or not source.exact else "k-reciprocal-online")
     _check_options(method, given)
     chosen = create(method, preset=preset, **given)
     if index is not None and gallery is not None:
         raise ParameterError("--index and --gallery both name a gallery: choose one")
+    source.check(chosen, feats=feats, index=index)
     indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
     if indexed is not None:
         chosen = indexed.method_for(method, preset=preset, **given)
@@ -136,7 +145,7 @@ def run(
         check_target(file, force=force)
         if any(
             _same(file, other)
-            for other in (*outputs[:number], *map(_file, filter(None, (feats, gallery, index))))
+            for other in (*outputs[:number], *map(_file, filter(None, (feats, gallery, index, source.file))))
         ):
             raise ParameterError(f"{file} is named twice, as an output and as something else")
 
@@ -144,11 +153,13 @@ def run(
         data = load(feats, gallery, memory=runtime.memory)
     else:
         data = indexed.features(load_side(feats, "probe", memory=runtime.memory))
-    size = len(data.gallery)
+    lists, found_by = source.find(data, chosen, depth, runtime)
+    size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for capped in chosen.capped(len(data.probe), size):
-        runtime.note(f"note: {capped}")
+        told = capped.replace("the gallery's", whole)
+        runtime.note(f"note: {told}")
     if isinstance(depth, int) and depth > size:
-        runtime.note(f"note: depth {depth} is capped at the gallery's {size} items")
+        runtime.note(f"note: depth {depth} is capped at {whole} {size} items")
     try:
         outcome = rerank_to(
             sys.stdout.buffer if piped else path,
@@ -162,6 +173,7 @@ def run(
             device=runtime.device if indexed is None else indexed.device,
             memory=runtime.memory,
             progress=runtime.progress("re-ranking"),
+            candidates=lists,
         )
     except BrokenPipeError:
         if metrics_file:
@@ -170,7 +182,7 @@ def run(
             ) from None
         raise
 
-    summary = outcome.summary() | {"output": "-" if piped else str(path)}
+    summary = outcome.summary() | found_by | {"output": "-" if piped else str(path)}
     if metrics_file:
         with replacing(Path(metrics_file), force=force) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

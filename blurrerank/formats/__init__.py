@@ -1,5 +1,6 @@
 """Reading and writing files, one module a container. What the rest of the library calls is named here."""
 
+from .candidates import read_candidates
 from .features_h5 import Contents, inspect, load, load_side, save_features
 from .rankings import FORMATS, RunInfo, format_of, open_ranking, read_ranking, save_ranking
 
@@ -12,6 +13,7 @@ __all__ = [
     "load",
     "load_side",
     "open_ranking",
+    "read_candidates",
     "read_ranking",
     "save_features",
     "save_ranking",

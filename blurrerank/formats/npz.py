@@ -50,6 +50,7 @@ class Writer(RankingWriter):
             "params": dict(info.params),
             "reranked_depth": info.reranked_depth,
             "cosine_tail": info.cosine_tail,
+            "candidates": info.candidates,
             "digest": info.digest,
         }
         with self._archive.open("info.npy", "w") as member:

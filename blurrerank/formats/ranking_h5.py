@@ -1,7 +1,7 @@
 """Native ranking files, `blurrerank-ranking` version 1.
 
     indices         (P, R) int32 or int64 into the gallery, best first, -1 past the end of a list
-    scores          (P, R) float32, strictly decreasing along each list
+    scores          (P, R) float32, strictly decreasing along each list, -inf past its end
     positions/      optional: where the matches stand in the full lists, however short R is
         offsets     (P + 1,) int64: probe p owns entries offsets[p] to offsets[p + 1]
         indices     (T,) gallery items of the probe's identity
@@ -12,7 +12,8 @@
         cmc                     (50,) float64
 
 Root attributes: `format`, `format_version`, `gallery_size`, `method`, `params` (JSON), `reranked_depth`,
-`cosine_tail`, `digest`, `labels_digest`, `versions` (JSON). Attributes of the groups in `metrics`: the means.
+`cosine_tail`, `candidates` (where the lists came from, if not from a search of the whole gallery), `digest`,
+`labels_digest`, `versions` (JSON). Attributes of the groups in `metrics`: the means.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Writer(RankingWriter):
             "params": json.dumps(dict(info.params)),
             "reranked_depth": info.reranked_depth,
             "cosine_tail": info.cosine_tail,
+            "candidates": info.candidates,
             "digest": info.digest,
             "labels_digest": info.labels_digest,
             "versions": json.dumps(versions()),
@@ -120,6 +122,7 @@ def read(path: Path, data: FeatureSet) -> Ranking:
                 params=json.loads(file.attrs["params"]),
                 reranked_depth=int(file.attrs["reranked_depth"]),
                 cosine_tail=bool(file.attrs["cosine_tail"]),
+                candidates=file.attrs.get("candidates"),
                 digest=file.attrs.get("digest"),
                 labels_digest=file.attrs.get("labels_digest"),
                 positions=None if positions is None else _positions(positions),

@@ -52,6 +52,7 @@ class RunInfo:
     digest: str | None = None
     labels_digest: str | None = None
     positions: Positions | None = None
+    candidates: str | None = None
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
 
 
@@ -174,6 +175,7 @@ def save_ranking(
                 ranking.digest,
                 ranking.labels_digest,
                 ranking.positions,
+                ranking.candidates,
             )
         )
 

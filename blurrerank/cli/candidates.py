@@ -1,0 +1,145 @@
+"""Options that say where the candidates of `run` come from: exact search, FAISS, or a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..errors import ParameterError
+from .options import Runtime
+
+if TYPE_CHECKING:
+    from ..candidates import GivenLists
+    from ..features import FeatureSet
+    from ..methods import Method
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_FACTORY = "IVF1024,Flat"
+"""`approximate.DEFAULT_FACTORY`, which is too heavy to import for a help text; a test compares them."""
+
+_OPTIONS = (
+    click.option(
+        "--candidates",
+        metavar="FILE",
+        help="Search nothing: re-rank the lists that an approximate index or a vector database returned. A "
+        "ranking in any format written here, .npz or .npy with indices, .ibin, or HDF5 with neighbors as "
+        "ann-benchmarks writes it; - is standard input. lbr, cosine.",
+    ),
+    click.option(
+        "--search",
+        type=click.Choice(["exact", "faiss"]),
+        help="How candidates are found; faiss needs the extra blurrerank[faiss], and its recall against exact "
+        "search is told; lbr, cosine.  [default: exact]",
+    ),
+    click.option(
+        "--index-factory",
+        metavar="SPEC",
+        help=f"What index FAISS builds, as its index_factory reads it.  [default: {_FACTORY}]",
+    ),
+    click.option(
+        "--nprobe",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="How many of its lists an IVF index of FAISS looks into.  [default: FAISS's, 1]",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where candidates come from: a file, FAISS, or, with neither, exact search."""
+
+    file: str | None
+    search: str | None
+    index_factory: str | None
+    nprobe: int | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the whole gallery is searched."""
+        return self.file is None and self.search != "faiss"
+
+    def check(self, method: Method, *, feats: str, index: str | None) -> None:
+        """Refuse options that contradict each other, or a method that candidates are not enough for.
+
+        Raises:
+            ParameterError: saying which.
+        """
+        from ..candidates import check_method
+
+        if self.file is not None and self.search is not None:
+            raise ParameterError("--candidates brings the lists and --search looks for them: choose one")
+        for option, value in (("--index-factory", self.index_factory), ("--nprobe", self.nprobe)):
+            if value is not None and self.search != "faiss":
+                raise ParameterError(f"{option} is of FAISS: it needs --search faiss")
+        if self.search == "faiss" and index is not None:
+            raise ParameterError("--index brings an index of its own, which is searched exactly: choose one")
+        if feats == "-" and self.file is not None:
+            raise ParameterError(
+                "probes from standard input are answered as they come, and candidates are of probes in a file"
+            )
+        if not self.exact:
+            check_method(method)
+
+    def find(
+        self, data: FeatureSet, method: Method, depth: int | str | None, runtime: Runtime
+    ) -> tuple[GivenLists | None, dict[str, Any]]:
+        """The lists, None for exact search, and what is to be told of them, ready for JSON."""
+        if self.exact:
+            return None, {"search": "exact"}
+        if self.file is not None:
+            from ..formats.candidates import read_candidates
+
+            lists = read_candidates(sys.stdin.buffer if self.file == "-" else self.file, data)
+            return lists, {"search": None, "shortest_list": lists.shortest, "longest_list": lists.depth}
+        return self._faiss(data, method, depth, runtime)
+
+    def _faiss(
+        self, data: FeatureSet, method: Method, depth: int | str | None, runtime: Runtime
+    ) -> tuple[GivenLists, dict[str, Any]]:
+        from ..approximate import faiss_candidates, recall
+
+        factory, size = _FACTORY if self.index_factory is None else self.index_factory, len(data.gallery)
+        topn = method.depth(size)
+        lists = faiss_candidates(
+            data,
+            max(topn, size if depth == "all" else int(depth or 0)),
+            index_factory=factory,
+            nprobe=self.nprobe,
+            memory=runtime.memory,
+            progress=runtime.progress("searching"),
+        )
+        found = recall(data, lists, topn, device=runtime.device, memory=runtime.memory)
+        number = len(data.probe)
+        which = f"all {number} probes" if found.probes == number else f"{found.probes} of {number} probes"
+        runtime.note(f"{lists.source}: recall@{found.topn} {found.value:.4f} against exact search ({which})")
+        return lists, {
+            "search": "faiss",
+            "index_factory": factory,
+            "nprobe": self.nprobe,
+            "recall": found.value,
+            "recall_at": found.topn,
+            "recall_probes": found.probes,
+            "shortest_list": lists.shortest,
+            "longest_list": lists.depth,
+        }
+
+
+def candidates_options(command: F) -> F:
+    """--candidates, --search, --index-factory and --nprobe, collected as `source`."""
+
+    def collected(**arguments: Any) -> Any:
+        names = ("candidates", "search", "index_factory", "nprobe")
+        return command(source=Source(*(arguments.pop(name) for name in names)), **arguments)
+
+    collected.__doc__ = command.__doc__
+    collected.__name__ = command.__name__
+    collected.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in reversed(_OPTIONS):
+        collected = option(collected)
+    return collected  # type: ignore[return-value]
