@@ -17,6 +17,7 @@ from .neighbours import find_neighbours
 from .plan import Plan, pick_device
 from .positions import MatchFinder
 from .ranking import Candidates, Positions, from_sort_keys, index_dtype, strictly_decreasing
+from .rows import Gatherable
 from .search import Progress, best_keys, search
 from .stopwatch import Stopwatch
 
@@ -194,9 +195,9 @@ def _heads(
     with watch("search"):
         gallery = plan.rows(data.gallery)
 
-    def rerank(probe: torch.Tensor, found: Candidates) -> Candidates:
+    def rerank(probe: torch.Tensor, found: Candidates, rows: Gatherable) -> Candidates:
         with watch("re-rank"):
-            return found.sorted_by(method.rescore(probe, found, gallery))
+            return found.sorted_by(method.rescore(probe, found, rows))
 
     found_batches = search(
         plan.probes(data.probe),

@@ -94,8 +94,13 @@ def find_neighbours(
         begin, end = columns[0][0], columns[-1][1]
         kept = images.factors(begin, end)
         errors[begin:end] = kept.errors
+        before = images.spans(spans[:stripe])
         for top, bottom in spans[: stripe + len(columns)]:
-            left = kept[top - begin : bottom - begin] if top >= begin else images.factors(top, bottom)
+            left = (
+                kept[top - begin : bottom - begin]
+                if top >= begin
+                else images.factors(top, bottom, next(before))
+            )
             errors[top:bottom] = left.errors
             for first, until in columns:
                 if first >= top:

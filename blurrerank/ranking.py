@@ -138,8 +138,8 @@ class Candidates:
 
     def sorted_by(self, scores: torch.Tensor) -> Candidates:
         """The same items with (P, n) float32 new scores, best first."""
-        keys = sort_keys(scores, self.indices)
-        return Candidates(*from_sort_keys(keys.sort(dim=1, descending=True).values))
+        order = sort_keys(scores, self.indices).argsort(dim=1, descending=True)
+        return Candidates(self.indices.gather(1, order), scores.gather(1, order))
 
 
 @dataclass(frozen=True, eq=False)

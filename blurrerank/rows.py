@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -11,12 +13,15 @@ from .features import Side
 from .precision import Rounded, rounded
 
 
-def unit_rows(block: torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:
+def unit_rows(
+    block: torch.Tensor, device: torch.device | str | None = None, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Rows divided by their Euclidean norm.
 
     Args:
         block: (N, D) of any float dtype, finite, no row all zero.
         device: where the result lives; by default where `block` is.
+        out: (N, D) float32 there, to put it.
 
     Returns:
         (N, D) float32. Equal values in different dtypes give equal bits. Rows whose float32 norm would
@@ -31,7 +36,7 @@ def unit_rows(block: torch.Tensor, device: torch.device | str | None = None) -> 
         rows = rows.clone() if rows.data_ptr() == block.data_ptr() else rows
         rows[extreme] = scaled
         norms[extreme] = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    unit: torch.Tensor = rows / norms
+    unit: torch.Tensor = rows / norms if out is None else torch.div(rows, norms, out=out)
     return unit
 
 
@@ -49,6 +54,45 @@ class Rows(Protocol):
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start:stop`, (stop - start, D) float32."""
+
+
+class Gatherable(Protocol):
+    """Rows of which any can be had."""
+
+    def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `UnitRows.gather`."""
+
+
+class PassingRows:
+    """Rows kept out of blocks that pass by, for as long as they are wanted.
+
+    Args:
+        most: how many may be wanted at a time.
+        dim: D, the number of dimensions.
+        device: where they are.
+    """
+
+    def __init__(self, most: int, dim: int, device: torch.device) -> None:
+        """Make room."""
+        self._table = torch.empty(most, dim, device=device)
+        self._free = torch.arange(most, device=device)
+        self._items = torch.empty(0, dtype=torch.int64, device=device)  # ascending
+        self._places = self._items
+
+    def keep(self, wanted: torch.Tensor, start: int, block: torch.Tensor) -> None:
+        """Keep of all rows so far, and of the block that begins with row `start`, those that are wanted."""
+        distinct = torch.unique(wanted)
+        still = torch.isin(self._items, distinct, assume_unique=True)
+        free = torch.cat([self._free, self._places[~still]])
+        new = distinct[distinct >= start]
+        places, self._free = free[: len(new)], free[len(new) :]
+        self._table[places] = block[new - start]
+        self._items = torch.cat([self._items[still], new])
+        self._places = torch.cat([self._places[still], places])
+
+    def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `UnitRows.gather`; for rows that are kept."""
+        return self._table, self._places[torch.searchsorted(self._items, indices)]
 
 
 class UnitRows:
@@ -78,11 +122,13 @@ class UnitRows:
         """
         self.sides = sides
         self.device = device
-        self.block = block
+        self.block = _aligned(block, sides)
         self.dtype = dtype
-        self._rows = self._read(0, len(self)) if resident else None
         self._keep = keep
         self._factors: Rounded | None = None
+        self._rows: torch.Tensor | None = None
+        if resident:
+            self._rows = self._read(0, len(self))
 
     def __len__(self) -> int:
         return sum(map(len, self.sides))
@@ -119,35 +165,52 @@ class UnitRows:
         """Rows `start:stop`, (stop - start, D)."""
         return self._read(start, stop) if self._rows is None else self._rows[start:stop]
 
-    def factors(self, start: int, stop: int) -> Rounded:
-        """Rows `start:stop` as products take them."""
+    def factors(self, start: int, stop: int, rows: torch.Tensor | None = None) -> Rounded:
+        """Rows `start:stop` as products take them; `rows` are these, where they are at hand."""
         if self._rows is None or not self._keep or self.dtype == torch.float32:
-            return rounded(self.rows(start, stop), self.dtype)
+            return rounded(self.rows(start, stop) if rows is None else rows, self.dtype)
         if self._factors is None:
             self._factors = rounded(self._rows, self.dtype)
         return self._factors[start:stop]
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
-        """Read rows, a block at a time, since each exists three times while it is converted."""
-        if len(self.sides) == 1 and self.sides[0].unit:
-            found = self.sides[0].block(start, stop)
-            if found.device == self.device:
-                return found
-        rows = torch.empty(stop - start, self.dim, device=self.device)
+        return next(self.spans([(start, stop)]))
+
+    def spans(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
+        """The rows of each `(start, stop)` in turn; those that are read from disk, one step ahead."""
+        alone = self.sides[0] if len(self.sides) == 1 and self.sides[0].unit else None
+        if self._rows is not None or (alone is not None and alone.block(0, 1).device == self.device):
+            for start, stop in spans:
+                yield alone.block(start, stop) if self._rows is None and alone else self.rows(start, stop)
+            return
+        # A block at a time, since it exists as stored, as float32 and normalised while it is converted.
+        pieces = [list(self._pieces(start, stop)) for start, stop in spans]
+        stored = _ahead([partial(side.block, first, last) for some in pieces for side, first, last in some])
+        for (start, stop), some in zip(spans, pieces, strict=True):
+            rows = torch.empty(stop - start, self.dim, device=self.device)
+            to = 0
+            for side, first, last in some:
+                into, found = rows[to : to + last - first], next(stored)
+                if side.unit:
+                    into.copy_(found)
+                else:
+                    unit_rows(found, self.device, out=into)
+                to += last - first
+            yield rows
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Side, int, int]]:
+        """What to read of which side for rows `start:stop`."""
         before = 0
         for side in self.sides:
             for first in range(max(start - before, 0), min(stop - before, len(side)), self.block):
-                last = min(first + self.block, stop - before, len(side))
-                to = before - start
-                found = side.block(first, last)
-                rows[to + first : to + last] = found if side.unit else unit_rows(found, self.device)
+                yield side, first, min(first + self.block, stop - before, len(side))
             before += len(side)
-        return rows
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Every row in order, block by block, each with the index of its first row."""
-        for start, stop in blocks_of(len(self), self.block):
-            yield start, self.rows(start, stop)
+        spans = list(blocks_of(len(self), self.block))
+        for (start, _), rows in zip(spans, self.spans(spans), strict=True):
+            yield start, rows
 
     def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A table of rows that holds those at `indices`, and where in the table each of them is.
@@ -169,3 +232,22 @@ class UnitRows:
             if first < last:
                 table[first:last] = self.rows(start, stop)[distinct[first:last] - start]
         return table, places
+
+
+def _aligned(block: int, sides: Sequence[Side]) -> int:
+    """A block that ends where a chunk of the file does, so that no chunk is read twice."""
+    chunks = getattr(sides[0].features, "chunks", None)
+    return block // chunks[0] * chunks[0] if chunks and block > chunks[0] else block
+
+
+def _ahead(reads: Sequence[Callable[[], torch.Tensor]]) -> Iterator[torch.Tensor]:
+    """What each of `reads` gives, the next being read while one is in use."""
+    if len(reads) < 2:
+        yield from (read() for read in reads)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(reads[0])
+        for read in reads[1:]:
+            found, coming = coming.result(), reader.submit(read)
+            yield found
+        yield coming.result()

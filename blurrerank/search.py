@@ -14,20 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from .precision import Rounded, ceiling, error_bound, pair_scores, product, rounded
+from .precision import ceiling, error_bound, pair_scores, product, rounded
 from .ranking import NOBODY, Candidates, from_sort_keys, sort_keys
-from .rows import UnitRows, blocks_of
+from .rows import Gatherable, PassingRows, UnitRows, blocks_of
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all): probes, and all images for a method that looks at them first."""
 
-Then = Callable[[torch.Tensor, Candidates], Candidates]
-"""Called with (p, D) float32 probes and their candidates; gives these back in another order."""
+Then = Callable[[torch.Tensor, Candidates, Gatherable], Candidates]
+"""Called with (p, D) float32 probes, their candidates and where the rows of these are; gives another order."""
 
 # Candidates beyond the list that are scored too: a share of it, and at least so many.
-_SPARE_SHARE, _SPARE_LEAST = 0.6, 16
+_SPARE_SHARE, _SPARE_LEAST = 0.3, 12
 # How much wider the second margin is, and at which share of probes that need it the first grows.
 _WIDER, _OFTEN = 4, 0.05
 # BLAS libraries take other kernels, which round otherwise, for products of a few rows or columns (seen with
@@ -101,26 +101,25 @@ def search(
     for start in range(0, len(probe), batch):
         queries = probe.rows(start, min(start + batch, len(probe)))
         lists = _Lists(queries, topn, then)
-        similarities = _similarities(queries, gallery) if full_rows else None
+        similarities = None
+        if full_rows:
+            similarities = torch.empty(len(queries), len(gallery), device=gallery.device)
+        failed = lists.fill(None, nearest(queries, gallery, width, similarities))
         if topn:
-            if similarities is None:
-                near = nearest(rounded(queries, gallery.dtype), gallery, width)
-            else:
-                near = _nearest_in(similarities, queries, width)
-            failed = lists.fill(torch.arange(len(queries), device=queries.device), near, gallery)
             probes, widened = probes + len(queries), widened + len(failed)
             # In groups that gather no more rows than all probes did before.
-            for some in torch.split(failed, max(1, len(queries) // _WIDER)):
-                near = nearest(rounded(queries[some], gallery.dtype), gallery, _WIDER * width)
-                left = lists.fill(some, near, gallery)
+            for first, last in blocks_of(len(failed), max(1, len(queries) // _WIDER)):
+                some = failed[first:last]
+                left = lists.fill(some, nearest(queries[some], gallery, _WIDER * width))
                 fell_back += len(left)
-                least = from_sort_keys(lists.keys[left, -1])[1]
-                lists.place(left, certain(queries[left], gallery, least, topn))
+                if len(left):
+                    keys = certain(queries[left], gallery, lists.found.scores[left, -1], topn)
+                    lists.place(left, Candidates(*from_sort_keys(keys)), gallery)
             if len(failed) > _OFTEN * len(queries) and gallery.resident:
                 width = min(2 * width, len(gallery))
         if similarities is not None:
-            _settle(similarities, lists.keys)
-        found = lists.candidates()
+            _settle(similarities, lists.found)
+        found = lists.after
         if similarities is not None and depth > topn:
             found = found.followed_by(_best_of(similarities, depth))
         yield Batch(start, queries, found, similarities)
@@ -141,101 +140,124 @@ class Near:
     Attributes:
         indices: (p, K) int64 into the gallery, in no order.
         most: (p,) float32, a score that no other item exceeds.
+        rows: where the rows of the candidates are.
     """
 
     indices: torch.Tensor
     most: torch.Tensor
+    rows: Gatherable
 
 
 class _Lists:
     """The lists of a batch of probes, which come as they are proved."""
 
     def __init__(self, queries: torch.Tensor, count: int, then: Then | None) -> None:
-        self.keys = torch.full((len(queries), count), NOBODY, device=queries.device)
         self._queries = queries
         self._then = then
-        self._found: tuple[torch.Tensor, torch.Tensor] | None = None
-        if then is not None:
-            self._found = torch.empty_like(self.keys), queries.new_empty(self.keys.shape)
+        self.found = _empty(queries, count)
+        self.after = self.found if then is None else _empty(queries, count)
 
-    def fill(self, some: torch.Tensor, near: Near, gallery: UnitRows) -> torch.Tensor:
-        """Score the candidates of the probes `some`; gives those of them whose lists are not proved."""
+    def fill(self, some: torch.Tensor | None, near: Near) -> torch.Tensor:
+        """Score the candidates of the probes `some`, or of all; gives those whose lists are not proved."""
         failed = []
-        for rows, keys in scored(self._queries[some], near.indices, gallery, self.keys.shape[1]):
-            who, proven = some[rows], from_sort_keys(keys[:, -1])[1] > near.most[rows]
-            if not proven.all():
-                failed.append(who[~proven])
-                self.keys[failed[-1]] = keys[~proven]
-                who, keys = who[proven], keys[proven]
-            self.place(who, keys)
-        return torch.cat(failed) if failed else some[:0]
+        queries = self._queries if some is None else self._queries[some]
+        if not self.found.indices.shape[1]:
+            return torch.empty(0, dtype=torch.int64, device=queries.device)
+        for rows, found in scored(queries, near.indices, near.rows, self.found.indices.shape[1]):
+            proven = found.scores[:, -1] > near.most[rows]
+            if some is None and proven.all():
+                self.place(rows, found, near.rows)
+                continue
+            who = torch.arange(rows.start, rows.stop, device=proven.device) if some is None else some[rows]
+            _put(self.found, who, found)
+            self.place(who[proven], Candidates(found.indices[proven], found.scores[proven]), near.rows)
+            failed.append(who[~proven])
+        return torch.cat(failed) if failed else torch.empty(0, dtype=torch.int64, device=queries.device)
 
-    def place(self, some: torch.Tensor, keys: torch.Tensor) -> None:
+    def place(self, some: slice | torch.Tensor, found: Candidates, rows: Gatherable) -> None:
         """These are the lists of the probes `some`."""
-        if not len(some):
-            return
-        self.keys[some] = keys
-        if self._then is not None and self._found is not None:
-            found = self._then(self._queries[some], Candidates(*from_sort_keys(keys)))
-            self._found[0][some], self._found[1][some] = found.indices, found.scores
-
-    def candidates(self) -> Candidates:
-        """All lists, after whatever is done with them."""
-        return Candidates(*(self._found or from_sort_keys(self.keys)))
+        _put(self.found, some, found)
+        if self._then is not None and len(found.indices):
+            _put(self.after, some, self._then(self._queries[some], found, rows))
 
 
-def nearest(queries: Rounded, gallery: UnitRows, count: int) -> Near:
-    """The `count` nearest gallery items of p queries by products of rounded rows; all, if there are no more."""
-    count = min(count, len(gallery))
-    step = _TILE_PROBES[gallery.device.type]
+def _empty(queries: torch.Tensor, count: int) -> Candidates:
+    indices = torch.empty(len(queries), count, dtype=torch.int64, device=queries.device)
+    return Candidates(indices, queries.new_empty(indices.shape))
+
+
+def _put(lists: Candidates, some: slice | torch.Tensor, found: Candidates) -> None:
+    lists.indices[some], lists.scores[some] = found.indices, found.scores
+
+
+def nearest(
+    queries: torch.Tensor, gallery: UnitRows, count: int, similarities: torch.Tensor | None = None
+) -> Near:
+    """The `count` gallery items nearest to each of p queries by fast products; all, if there are no more.
+
+    Args:
+        queries: (p, D) float32.
+        gallery: G rows.
+        count: how many.
+        similarities: (p, G) float32, to put the products there, which are float32 then and the same however
+            many queries there are.
+    """
+    count, step = min(count, len(gallery)), _TILE_PROBES[gallery.device.type]
+    mine = rounded(queries, gallery.dtype if similarities is None else torch.float32)
     values = indices = None
     error = torch.zeros((), device=gallery.device)
-    for start, stop in blocks_of(len(gallery), gallery.block):
-        block = gallery.factors(start, stop)
-        error = torch.maximum(error, block.errors.amax())
-        tiles = (product(rows, block.rows) for rows in torch.split(queries.rows, step))
-        parts = [tile.topk(min(count, stop - start), dim=1, sorted=False) for tile in tiles]
-        found, items = (torch.cat(some) for some in zip(*parts, strict=True))
+    kept: Gatherable = gallery
+    if not gallery.resident and count:
+        kept = PassingRows(min(len(gallery), count * len(queries)), gallery.dim, gallery.device)
+    for start, block in gallery.blocks():
+        stop = start + len(block)
+        found = []
+        if similarities is None:
+            theirs = gallery.factors(start, stop, block)
+            error = torch.maximum(error, theirs.errors.amax())
+        for first, last in blocks_of(len(queries), step):
+            if similarities is None:
+                tile = product(mine.rows[first:last], theirs.rows)
+            else:
+                tile = similarities[first:last, start:stop]
+                multiply(queries[first:last], block, out=tile)
+            if count:
+                found.append(tile.topk(min(count, stop - start), dim=1, sorted=False))
+        if not count:
+            continue
+        best, items = (torch.cat(some) for some in zip(*found, strict=True))
         items += start
         if values is not None and indices is not None:
-            found, items = torch.cat([values, found], dim=1), torch.cat([indices, items], dim=1)
-            found, order = found.topk(min(count, found.shape[1]), dim=1, sorted=False)
+            best, items = torch.cat([values, best], dim=1), torch.cat([indices, items], dim=1)
+            best, order = best.topk(min(count, best.shape[1]), dim=1, sorted=False)
             items = items.gather(1, order)
-        values, indices = found, items
-    assert values is not None
-    assert indices is not None
-    bound = error_bound(queries.errors, error, gallery.dim, queries.rows.dtype)
-    return Near(indices, _most(values, len(gallery), bound))
-
-
-def _nearest_in(similarities: torch.Tensor, queries: torch.Tensor, count: int) -> Near:
-    """Likewise, of float32 similarities that are there."""
-    values, indices = similarities.topk(count, dim=1, sorted=False)
-    bound = error_bound(queries.new_zeros(len(queries)), 0.0, queries.shape[1], torch.float32)
-    return Near(indices, _most(values, similarities.shape[1], bound))
-
-
-def _most(values: torch.Tensor, gallery: int, bound: torch.Tensor) -> torch.Tensor:
-    if values.shape[1] == gallery:
-        return torch.full_like(bound, -torch.inf)
-    return ceiling(values.amin(dim=1), values.dtype) + bound
+        values, indices = best, items
+        if isinstance(kept, PassingRows):
+            kept.keep(indices, start, block)
+    if values is None or indices is None:
+        return Near(torch.empty(len(queries), 0, dtype=torch.int64), torch.empty(len(queries)), kept)
+    most = torch.full((len(queries),), -torch.inf, device=gallery.device)
+    if count < len(gallery):
+        most = ceiling(values.amin(dim=1), values.dtype)
+        most += error_bound(mine.errors, error, gallery.dim, mine.rows.dtype)
+    return Near(indices, most, kept)
 
 
 def scored(
-    queries: torch.Tensor, indices: torch.Tensor, gallery: UnitRows, count: int
-) -> Iterator[tuple[slice, torch.Tensor]]:
+    queries: torch.Tensor, indices: torch.Tensor, rows: Gatherable, count: int
+) -> Iterator[tuple[slice, Candidates]]:
     """The best `count` of given items by their exact scores.
 
     Args:
         queries: (p, D) float32.
         indices: (p, K) int64 into the gallery, K at least `count`.
-        gallery: G rows.
+        rows: where those of the items are.
         count: how many.
 
     Yields:
-        For some of the probes at a time, which these are and their (c, count) sort keys, best first.
+        For some of the probes at a time, which these are and their (c, count) best, best first.
     """
-    table, places = gallery.gather(indices)
+    table, places = rows.gather(indices)
     width, dim = indices.shape[1], queries.shape[1]
     step = max(1, _CHUNK_BYTES[table.device.type] // (4 * width * dim))
     nodes = torch.empty(min(step, len(queries)) * width, dim, device=table.device)
@@ -243,8 +265,8 @@ def scored(
         many = (stop - start) * width
         torch.index_select(table, 0, places[start:stop].flatten(), out=nodes[:many])
         scores = pair_scores(nodes[:many].view(-1, width, dim), queries[start:stop].unsqueeze(1))
-        keys = sort_keys(scores, indices[start:stop])
-        yield slice(start, stop), keys.topk(count, dim=1).values
+        best = sort_keys(scores, indices[start:stop]).topk(count, dim=1).indices
+        yield slice(start, stop), Candidates(indices[start:stop].gather(1, best), scores.gather(1, best))
 
 
 def _rank(rows: torch.Tensor, queries: torch.Tensor, items: torch.Tensor, total: int) -> torch.Tensor:
@@ -294,24 +316,12 @@ def certain(
     return best
 
 
-def _similarities(queries: torch.Tensor, gallery: UnitRows) -> torch.Tensor:
-    """(p, G) float32, the same however many probes there are."""
-    similarities = torch.empty(len(queries), len(gallery), device=gallery.device)
-    step = _TILE_PROBES[gallery.device.type]
-    for first, block in gallery.blocks():
-        columns = similarities[:, first : first + len(block)]
-        for rows, tile in zip(torch.split(queries, step), torch.split(columns, step), strict=True):
-            multiply(rows, block, out=tile)
-    return similarities
-
-
-def _settle(similarities: torch.Tensor, keys: torch.Tensor) -> None:
+def _settle(similarities: torch.Tensor, found: Candidates) -> None:
     """Put exact scores where they are known; what is not listed stays behind the list, where it was found."""
-    if keys.shape[1]:
-        indices, scores = from_sort_keys(keys)
-        below = torch.nextafter(scores[:, -1:], torch.full_like(scores[:, -1:], -torch.inf))
-        torch.minimum(similarities, below, out=similarities)
-        similarities.scatter_(1, indices, scores)
+    if found.indices.shape[1]:
+        last = found.scores[:, -1:]
+        torch.minimum(similarities, torch.nextafter(last, last.new_tensor(-torch.inf)), out=similarities)
+        similarities.scatter_(1, found.indices, found.scores)
 
 
 def _best_of(similarities: torch.Tensor, topn: int) -> Candidates:

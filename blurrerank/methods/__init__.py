@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..neighbours import Neighbours
     from ..plan import Plan
     from ..ranking import Candidates
-    from ..rows import UnitRows
+    from ..rows import Gatherable, UnitRows
     from ..search import Progress
     from ..stopwatch import Stopwatch
     from .k_reciprocal_online import EncodedGallery
@@ -73,13 +73,13 @@ class HeadMethod(Method):
         check_count("topn", self.topn)
 
     @abstractmethod
-    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows) -> torch.Tensor:
+    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gatherable) -> torch.Tensor:
         """New scores for the candidates of a batch of probes, higher is better.
 
         Args:
             probe: (p, D) float32, unit rows.
             candidates: the `topn` best of each probe by cosine, fewer if the gallery is smaller.
-            gallery: the features the candidates point into.
+            gallery: where the candidates' rows are.
 
         Returns:
             (p, n) float32, in the order of the candidates.

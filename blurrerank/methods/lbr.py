@@ -14,7 +14,7 @@ import torch
 
 from .. import fused
 from ..ranking import Candidates
-from ..rows import UnitRows
+from ..rows import Gatherable
 from ..search import widen
 from ..spectral import blurred_scores, check_sigma
 from . import HeadMethod, check_count, check_switch
@@ -65,12 +65,12 @@ class LocalBlurring(HeadMethod):
         """The gathered features, and the Gram matrix with what the softmax makes of it."""
         return 4 * topn * dim + 16 * topn * topn
 
-    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows) -> torch.Tensor:
+    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gatherable) -> torch.Tensor:
         """Blurred similarity of each candidate, (p, n) float32."""
         return self.rescore_each(probe, candidates, gallery, [self.sigma])[0]
 
     def rescore_each(
-        self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows, sigmas: Sequence[float]
+        self, probe: torch.Tensor, candidates: Candidates, gallery: Gatherable, sigmas: Sequence[float]
     ) -> torch.Tensor:
         """`rescore` for every one of `sigmas`, (sigmas, p, n) float32."""
         table, places = gallery.gather(candidates.indices)
