@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .plan import Plan, pick_device
 from .positions import MatchFinder
 from .ranking import Candidates, Positions, from_sort_keys, index_dtype, strictly_decreasing
 from .rows import Gatherable
-from .search import Progress, best_keys, search
+from .search import Batch, Progress, best_keys, search, similarities_of
 from .stopwatch import Stopwatch
 
 
@@ -32,7 +33,7 @@ class RankedBatch:
         indices: (p, R) int64 into the gallery, best first; R is the depth asked for, or the re-ranked head's.
         scores: (p, R) float32; head and tail are each descending.
         reranked: how many items at the head may have changed place.
-        similarities: (p, G) float32 cosine to the whole gallery, where asked for.
+        similarities: gives the (p, G) float32 cosine similarities to the whole gallery, where asked for.
         final: (p, G) float32, the new scores of the whole gallery, from methods that give them.
         given: (p, R) int64, lists that came from elsewhere, by cosine similarity. R is then that of the longest
             of these, and past the end of a list indices are -1 and scores -inf.
@@ -43,7 +44,7 @@ class RankedBatch:
     indices: torch.Tensor
     scores: torch.Tensor
     reranked: int
-    similarities: torch.Tensor | None = None
+    similarities: Callable[[], torch.Tensor] | None = None
     final: torch.Tensor | None = None
     given: torch.Tensor | None = None
 
@@ -60,7 +61,7 @@ class RankedBatch:
         if self.given is not None:
             return finder.in_lists(self.start, self.given)
         assert self.similarities is not None
-        return finder.by_similarity(self.start, self.similarities)
+        return finder.by_similarity(self.start, self.similarities())
 
     def after(self, finder: MatchFinder, before: Positions | None = None) -> Positions:
         """Where the matches stand in the re-ranked full lists; what is known of `before` saves finding it."""
@@ -72,6 +73,10 @@ class RankedBatch:
         if self.given is not None:
             return finder.in_lists(self.start, self.indices)
         return finder.in_lists(self.start, self.indices[:, : self.reranked], before=before)
+
+
+def _there(similarities: torch.Tensor) -> torch.Tensor:
+    return similarities
 
 
 def plan_for(
@@ -88,13 +93,17 @@ def plan_for(
 ) -> Plan:
     """How `rerank_batches` cuts the work; arguments and errors as there."""
     gallery = len(data.gallery) if candidates is None else candidates.depth
-    head, workspace, rows = 0, 0, 2
+    head, workspace, rows, asking = 0, 0, 2, len(data.probe)
     if isinstance(method, HeadMethod):
         head, rows = method.depth(gallery), int(full_rows)
         workspace = method.workspace(head, data.dim)
     elif isinstance(method, GalleryMethod):
         head = min(method.pool, gallery)
         workspace = method.workspace(head)
+        if data.gallery.encoded_for(method) is None:
+            asking = len(data.gallery)
+    else:
+        asking += len(data.gallery)
     listed = max(head, depth or method.depth(gallery))
     if candidates is not None:
         # Pairs, whose they are, and how they are sorted take twice what a search keeps.
@@ -107,6 +116,7 @@ def plan_for(
         head=head,
         full_rows=rows,
         together=isinstance(method, WholeMethod),
+        asking=asking,
         device=pick_device(device),
         workspace=workspace,
         memory=memory,
@@ -199,19 +209,27 @@ def _heads(
         with watch("re-rank"):
             return found.sorted_by(method.rescore(probe, found, rows))
 
+    def similarities(batch: Batch) -> torch.Tensor:
+        if batch.similarities is not None:
+            return batch.similarities
+        assert batch.found is not None
+        return similarities_of(batch.probe, gallery, batch.found)
+
     found_batches = search(
         plan.probes(data.probe),
         gallery,
         head,
         batch=plan.probe_batch,
         depth=shown,
-        full_rows=full_rows,
+        # What is read from disk is read once for both; otherwise lists need less than the whole rows.
+        full_rows=full_rows and not gallery.resident,
         progress=progress,
         then=rerank,
     )
     for batch in watch.each("search", found_batches):
         found = batch.candidates
-        yield RankedBatch(batch.start, len(gallery), found.indices, found.scores, reranked, batch.similarities)
+        rows = partial(similarities, batch)
+        yield RankedBatch(batch.start, len(gallery), found.indices, found.scores, reranked, rows)
 
 
 def _given(
@@ -267,7 +285,8 @@ def _whole(
         with watch("re-rank"):
             final = score(batch.start, batch.similarities)
             indices, scores = from_sort_keys(best_keys(final, 0, shown))
-        yield RankedBatch(batch.start, len(gallery), indices, scores, len(gallery), batch.similarities, final)
+        rows = partial(_there, batch.similarities)
+        yield RankedBatch(batch.start, len(gallery), indices, scores, len(gallery), rows, final)
 
 
 def _alone(
@@ -309,4 +328,5 @@ def _alone(
         with watch("re-rank"):
             final = method.score(encoded, batch.candidates, batch.similarities, plan.working)
             indices, scores = from_sort_keys(best_keys(final, 0, shown))
-        yield RankedBatch(batch.start, len(gallery), indices, scores, len(gallery), batch.similarities, final)
+        rows = partial(_there, batch.similarities)
+        yield RankedBatch(batch.start, len(gallery), indices, scores, len(gallery), rows, final)

@@ -26,6 +26,8 @@ from .methods import Method, create
 from .search import Progress
 
 if TYPE_CHECKING:
+    import torch
+
     from .features import FeatureSet, Side
     from .index import GalleryIndex
     from .memory import PeakMemory
@@ -41,10 +43,17 @@ _ENOUGH_SECONDS = 120
 
 @dataclass(frozen=True)
 class Contender:
-    """What takes part: a method, or its plain version in `reference.py`."""
+    """What takes part.
+
+    Attributes:
+        method: the method.
+        reference: whether its plain version in `reference.py`.
+        unranked: whether only what it starts from, by torch alone: one float32 product and one top-n.
+    """
 
     method: Method
     reference: bool = False
+    unranked: bool = False
 
 
 @dataclass
@@ -91,7 +100,7 @@ def benchmark(
         gallery: likewise.
         contenders: a reference goes after its method.
         repeats: how often, at least 1.
-        options: `protocol`, `ap`, `device`, `memory` and `threads`, as `rerank_measured` and torch take them.
+        options: `protocol`, `ap`, `device`, `memory`, `precision` and `threads`, as `rerank_measured` and torch take them.
         progress: called with (runs done, runs in all).
 
     Returns:
@@ -109,6 +118,7 @@ def benchmark(
                         "method": result.contender.method.name,
                         "params": result.contender.method.params(),
                         "reference": result.contender.reference,
+                        "unranked": result.contender.unranked,
                         "lists": str(Path(folder, f"{number}.npy")),
                         **options,
                     }
@@ -267,7 +277,10 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", BlurrerankWarning)
         data = load(task["path"], task["gallery"], memory=task["memory"])
-        if task["reference"]:
+        if task["unranked"]:
+            metrics = None
+            _unranked(method, data, device, watch, memory, lists)
+        elif task["reference"]:
             metrics = _reference(method, data, task["protocol"], task["ap"], watch, memory, lists)
         else:
             found = rerank_measured(
@@ -277,6 +290,7 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
                 ap=task["ap"],
                 device=task["device"],
                 memory=task["memory"],
+                precision=task["precision"],
                 watch=watch,
                 write=lambda start, indices, scores: lists.append(indices),
             )
@@ -295,6 +309,23 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(device),
     }
+
+
+def _unranked(
+    method: Method,
+    data: FeatureSet,
+    device: torch.device,
+    watch: Stopwatch,
+    memory: PeakMemory,
+    lists: list[NDArray[Any]],
+) -> None:
+    """The list that re-ranking starts from, by torch alone; that rows are there normalised costs nothing."""
+    from .rows import unit_rows
+
+    probe, gallery = (unit_rows(side.block(0, len(side)), device) for side in (data.probe, data.gallery))
+    with watch("search"):
+        lists.append((probe @ gallery.T).topk(method.depth(len(gallery)), dim=1).indices.cpu().numpy())
+    memory.stop()
 
 
 def _reference(

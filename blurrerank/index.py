@@ -211,6 +211,7 @@ def build_index(
     force: bool = False,
     device: str = "auto",
     memory: int | None = None,
+    precision: str = "auto",
     progress: Progress | None = None,
     checkpoint_seconds: float = 60.0,
     **params: Any,
@@ -228,6 +229,8 @@ def build_index(
         force: replace an existing index, and start over whatever is left of another.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes, by default 2 GiB, beside lists and encodings.
+        precision: of the products that candidates are found by, `auto`, `float32` or `bfloat16`; the index is
+            the same.
         progress: called with (images done, images in all).
         checkpoint_seconds: how often to write what is known.
         **params: parameters of k-reciprocal-online.
@@ -256,7 +259,9 @@ def build_index(
         sides, known = [old.gallery, gallery], old.near
         labels = Labels.of(old.gallery).joined(labels, str(path), gallery.label)
     assert isinstance(method, KReciprocalOnline)
-    plan = Plan.of_images(len(labels.digests), len(labels.digests), gallery.dim, where, memory)
+    plan = Plan.of_images(
+        len(labels.digests), len(labels.digests), gallery.dim, where, memory, precision=precision
+    )
     left = _Left(path, labels.digests, method, checkpoint_seconds)
     left_over = left.read(force=force, done=None if old is None else old.gallery.digest())
     known = known if left_over is None else left_over

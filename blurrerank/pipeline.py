@@ -32,6 +32,7 @@ def rerank(
     device: str = "auto",
     memory: int | None = None,
     block: int | None = None,
+    precision: str = "auto",
     progress: Progress | None = None,
     candidates: GivenLists | ArrayLike | torch.Tensor | None = None,
     **params: Any,
@@ -47,6 +48,8 @@ def rerank(
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget for working memory in bytes; by default 2 GiB, and half of what is free on a GPU.
         block: gallery rows per block, instead of what the budget suggests.
+        precision: of the products that candidates are found by, `auto`, `float32` or `bfloat16`; the lists are
+            the same.
         progress: called with (images done, images in all).
         candidates: (P, R) integers, the gallery rows that another search found for each probe, in any order;
             -1 pads lists that end early. Nothing is searched then: these are sorted by cosine similarity, and
@@ -71,6 +74,7 @@ def rerank(
         device=device,
         memory=memory,
         block=block,
+        precision=precision,
         progress=progress,
         candidates=candidates,
     )
@@ -84,6 +88,7 @@ def rerank_with(
     device: str = "auto",
     memory: int | None = None,
     block: int | None = None,
+    precision: str = "auto",
     progress: Progress | None = None,
     candidates: GivenLists | ArrayLike | torch.Tensor | None = None,
 ) -> Ranking:
@@ -109,6 +114,7 @@ def rerank_with(
         device=device,
         memory=memory,
         block=block,
+        precision=precision,
         progress=progress,
         candidates=given,
     ):

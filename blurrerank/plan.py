@@ -62,6 +62,7 @@ class Plan:
         full_rows: int,
         device: torch.device,
         together: bool = False,
+        asking: int | None = None,
         workspace: int = 0,
         memory: int | None = None,
         block: int | None = None,
@@ -76,6 +77,7 @@ class Plan:
             full_rows: how many numbers a probe keeps for each item of the whole gallery at once.
             device: where it runs.
             together: whether probes are searched like the gallery.
+            asking: how many images ask for their nearest, by default the probes.
             workspace: bytes that re-ranking one probe needs.
             memory: bytes; by default 2 GiB, and half of what is free on a CUDA device.
             block: gallery rows per block, instead of the plan's choice.
@@ -89,7 +91,7 @@ class Plan:
         memory = budget(memory, device)
         gallery, row = len(data.gallery), 4 * data.dim
         searched = gallery + together * len(data.probe)
-        asking = searched if together else len(data.probe)
+        asking = len(data.probe) if asking is None else asking
         shares = cls.of_images(searched, asking, data.dim, device, memory, block=block, precision=precision)
         # Rows that lie there normalised take no memory of ours, unless they are joined with others.
         resident = shares.resident or (data.gallery.unit and not together)

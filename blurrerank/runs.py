@@ -72,6 +72,7 @@ def rerank_measured(
     ap: str = "plain",
     device: str = "auto",
     memory: int | None = None,
+    precision: str = "auto",
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
     write: Callable[[int, NDArray[Any], NDArray[np.float32]], None] | None = None,
@@ -89,6 +90,8 @@ def rerank_measured(
         ap: `plain` or `trapezoid`.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes; see `rerank`.
+        precision: of the products that candidates are found by, `auto`, `float32` or `bfloat16`; the lists are
+            the same.
         progress: called with (images done, images in all).
         watch: takes the seconds of the stages `search`, `re-rank` and `metrics`.
         write: called with the first probe, indices (p, depth) and scores (p, depth) of each batch.
@@ -114,6 +117,7 @@ def rerank_measured(
         full_rows=finder is not None,
         device=device,
         memory=memory,
+        precision=precision,
         progress=progress,
         watch=watch,
         candidates=candidates,
@@ -153,6 +157,7 @@ def rerank_to(
     ap: str = "plain",
     device: str = "auto",
     memory: int | None = None,
+    precision: str = "auto",
     progress: Progress | None = None,
     candidates: GivenLists | None = None,
 ) -> Outcome:
@@ -171,6 +176,8 @@ def rerank_to(
         ap: `plain` or `trapezoid`.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes; see `rerank`.
+        precision: of the products that candidates are found by, `auto`, `float32` or `bfloat16`; the lists are
+            the same.
         progress: called with (images done, images in all).
         candidates: lists of these probes to re-rank instead of searching; `depth` is capped at theirs.
 
@@ -194,6 +201,7 @@ def rerank_to(
             ap=ap,
             device=device,
             memory=memory,
+            precision=precision,
             progress=progress,
             write=writer.write,
             candidates=candidates,

@@ -52,12 +52,14 @@ class Batch:
         probe: (p, D) float32, their L2-normalised features.
         candidates: their best n.
         similarities: (p, G) float32 cosine to the whole gallery, where asked for.
+        found: the candidates by cosine similarity, if something was done with them since.
     """
 
     start: int
     probe: torch.Tensor
     candidates: Candidates
     similarities: torch.Tensor | None
+    found: Candidates | None = None
 
 
 def margin(topn: int, gallery: int) -> int:
@@ -122,7 +124,7 @@ def search(
         found = lists.after
         if similarities is not None and depth > topn:
             found = found.followed_by(_best_of(similarities, depth))
-        yield Batch(start, queries, found, similarities)
+        yield Batch(start, queries, found, similarities, lists.found)
         if progress is not None:
             progress(start + len(queries), len(probe))
     if topn:
@@ -314,6 +316,23 @@ def certain(
                 keys[who, item] = rank(block[item], queries[rows][who], start + item, len(gallery))
             best[rows] = torch.cat([best[rows], keys], dim=1).topk(count, dim=1).values
     return best
+
+
+def similarities_of(queries: torch.Tensor, gallery: UnitRows, found: Candidates) -> torch.Tensor:
+    """Similarities of queries to the whole gallery, the same however many queries there are.
+
+    Args:
+        queries: (p, D) float32.
+        gallery: G rows.
+        found: their lists by exact scores, which the similarities then agree with.
+
+    Returns:
+        (p, G) float32.
+    """
+    similarities = torch.empty(len(queries), len(gallery), device=gallery.device)
+    nearest(queries, gallery, 0, similarities)
+    _settle(similarities, found)
+    return similarities
 
 
 def _settle(similarities: torch.Tensor, found: Candidates) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Runtime, features_argument, json_option, metrics_options, runtime_options
+from .options import Runtime, features_argument, json_option, metrics_options, precision_option, runtime_options
 from .tables import method_label, print_json
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ _STAGES = ("index", "search", "re-rank", "metrics")
 @click.option(
     "--reference",
     is_flag=True,
-    help="Also run the plain NumPy version of each method, in float32. That of k-reciprocal holds three "
-    "matrices of all images by all images.",
+    help="Also run the plain NumPy version of each method, in float32, and what lbr starts from, one float32 "
+    "product and top-n of normalised features by torch alone. The plain k-reciprocal holds three matrices of "
+    "all images by all images.",
 )
 @click.option(
     "--index",
@@ -47,6 +48,7 @@ _STAGES = ("index", "search", "re-rank", "metrics")
 @click.option("style", "--markdown", flag_value="github", help="Print a Markdown table.")
 @metrics_options
 @json_option
+@precision_option
 @runtime_options
 def bench(
     feats: str,
@@ -59,6 +61,7 @@ def bench(
     protocol: str,
     ap: str,
     as_json: bool,
+    precision: str,
     runtime: Runtime,
 ) -> None:
     """Run methods side by side on FEATS and compare quality, seconds and peak memory.
@@ -77,7 +80,7 @@ def bench(
     from ..benchmark import REFERENCES, Contender, benchmark
     from ..errors import ParameterError
     from ..formats import load
-    from ..methods import available, create
+    from ..methods import HeadMethod, available, create
     from ..protocols import get_protocol
 
     runtime.start()
@@ -94,6 +97,8 @@ def bench(
     contenders = [Contender(method) for method in chosen]
     if reference:
         contenders += [Contender(method, reference=True) for method in chosen if method.name in REFERENCES]
+        heads = [method for method in chosen if isinstance(method, HeadMethod)]
+        contenders += [Contender(method, unranked=True) for method in heads[:1]]
     if reference and get_protocol(protocol).single_shot:
         raise ParameterError(
             f"--reference enumerates every draw of protocol {protocol}, which no computer ends: choose another"
@@ -113,6 +118,7 @@ def bench(
             "ap": ap,
             "device": runtime.device,
             "memory": runtime.memory,
+            "precision": precision,
             "threads": runtime.threads,
         },
         progress=runtime.progress("benchmark", unit=" runs"),
@@ -228,6 +234,8 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
 
 def _label(contender: Contender) -> str:
     label = method_label(contender.method.name, contender.method.params())
+    if contender.unranked:
+        return f"matmul and topk, torch alone, for {label}"
     return f"{label}, reference" if contender.reference else label
 
 
@@ -239,6 +247,7 @@ def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
         "method": result.contender.method.name,
         "params": result.contender.method.params(),
         "reference": result.contender.reference,
+        "unranked": result.contender.unranked,
         "error": result.error,
         "runs": result.runs,
     }
@@ -252,7 +261,7 @@ def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
             "metrics": result.runs[0]["metrics"],
         }
         method = ours(result, results)
-        if result.contender.reference and method is not None:
+        if (result.contender.reference or result.contender.unranked) and method is not None:
             peak, theirs = method.peak(), result.peak()
             told["times_as_slow"] = total / method.seconds("search", "re-rank")
             told["times_the_memory"] = theirs / peak if peak and theirs else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import Runtime, method_options, runtime_options
+from .options import Runtime, method_options, precision_option, runtime_options
 
 
 @click.command(short_help="Index a gallery, so that probes can be answered as they come.")
@@ -21,8 +21,17 @@ from .options import Runtime, method_options, runtime_options
 @click.option("--append", is_flag=True, help="Add GALLERY to the index that is there.")
 @click.option("--force", is_flag=True, help="Replace an index that exists, and start over.")
 @method_options("pool", "blur", "sigma", "k1", "k2", "lambda_value")
+@precision_option
 @runtime_options
-def index(gallery: str, output: str | None, append: bool, force: bool, runtime: Runtime, **params: Any) -> None:
+def index(
+    gallery: str,
+    output: str | None,
+    append: bool,
+    force: bool,
+    precision: str,
+    runtime: Runtime,
+    **params: Any,
+) -> None:
     """Find and encode the neighbours of every item of GALLERY, for `run --index`.
 
     GALLERY is an HDF5 file with a group /gallery, or with the datasets of one, or file.h5::/group. An
@@ -55,6 +64,7 @@ def index(gallery: str, output: str | None, append: bool, force: bool, runtime: 
             force=force,
             device=runtime.device,
             memory=runtime.memory,
+            precision=precision,
             progress=runtime.progress("indexing"),
             **{name: value for name, value in params.items() if value is not None},
         )

@@ -230,6 +230,18 @@ def runtime_options(command: F) -> F:
     return _collected(command, (*_TALKING, *_COMPUTING))
 
 
+def precision_option(command: F) -> F:
+    """--precision."""
+    return click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        default="auto",
+        show_default=True,
+        help="Of the products that find candidates, which are then scored in float32: the lists are the same. "
+        "auto takes what is faster here.",
+    )(command)
+
+
 def talking_options(command: F) -> F:
     """--quiet, -v and --debug alone, collected as `runtime`: for a command that computes nothing."""
     return _collected(command, _TALKING)

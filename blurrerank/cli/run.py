@@ -19,6 +19,7 @@ from .options import (
     json_option,
     method_options,
     metrics_options,
+    precision_option,
     runtime_options,
 )
 from .tables import method_label, metrics_table, print_json
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @metrics_options
 @json_option
+@precision_option
 @runtime_options
 def run(
     feats: str,
@@ -84,6 +86,7 @@ def run(
     protocol: str,
     ap: str,
     as_json: bool,
+    precision: str,
     source: Source,
     runtime: Runtime,
     **params: Any,
@@ -172,6 +175,7 @@ def run(
             ap=ap,
             device=runtime.device if indexed is None else indexed.device,
             memory=runtime.memory,
+            precision=precision,
             progress=runtime.progress("re-ranking"),
             candidates=lists,
         )
