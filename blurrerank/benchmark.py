@@ -100,7 +100,8 @@ def benchmark(
         gallery: likewise.
         contenders: a reference goes after its method.
         repeats: how often, at least 1.
-        options: `protocol`, `ap`, `device`, `memory`, `precision` and `threads`, as `rerank_measured` and torch take them.
+        options: `protocol`, `ap`, `device`, `memory`, `precision` and `threads`, as `rerank_measured` and torch
+            take them.
         progress: called with (runs done, runs in all).
 
     Returns:

@@ -11,14 +11,14 @@ from .errors import BlurrerankError, ParameterError
 from .features import DEFAULT_MEMORY, FeatureSet, Side
 from .precision import pick_precision
 from .rows import UnitRows
-from .search import margin
+from .search import TILE_PROBES, margin
 
 log = logging.getLogger(__name__)
 
 # More probes than this at a time gain nothing when the gallery need not be read again for each batch.
 _BATCH_PROBES = 1024
-# Gallery rows in a block.
-_BLOCK_GALLERY = 8192
+# Gallery rows in a block that is read, and in one that is in memory.
+_BLOCK_READ, _BLOCK_HELD = 8192, 32768
 # For fewer probes than this, rounding the gallery takes longer than their products.
 _FEW_PROBES = 64
 
@@ -110,7 +110,7 @@ class Plan:
         plan = replace(
             shares,
             resident=resident,
-            gallery_block=min(shares.gallery_block, gallery),
+            gallery_block=min(block or _block(memory, data.dim, resident), gallery),
             probe_batch=min(batch, len(data.probe)),
         )
         log.info("plan: %s", plan)
@@ -131,8 +131,7 @@ class Plan:
         """Cut the work that is done with so many images alone, of which `asking` ask; arguments as in `fit`."""
         memory, row = budget(memory, device), 4 * dim
         held = memory * 3 // 8 // row
-        # A block read from disk exists three times while it is converted: stored, float32, normalised.
-        gallery_block = block or max(1, min(_BLOCK_GALLERY, memory // 8 // (4 * row)))
+        gallery_block = block or _block(memory, dim, images <= held)
         dtype = pick_precision(precision, device)
         if precision == "auto" and asking < _FEW_PROBES:
             dtype = torch.float32
@@ -152,6 +151,14 @@ class Plan:
     def probes(self, side: Side) -> UnitRows:
         """The probes, which are read a batch at a time."""
         return UnitRows(side, device=self.device, block=self.probe_batch, resident=False, dtype=self.dtype)
+
+
+def _block(memory: int, dim: int, resident: bool) -> int:
+    """Gallery rows in a block, of which a sixteenth of the memory holds the products with a tile of probes."""
+    if resident:
+        return max(1, min(_BLOCK_HELD, memory // 16 // (4 * max(TILE_PROBES["cpu"], dim))))
+    # Of a block there are the next, as it is stored, float32 rows, and what products take.
+    return max(1, min(_BLOCK_READ, memory // 8 // (16 * dim)))
 
 
 def pick_device(device: str = "auto") -> torch.device:

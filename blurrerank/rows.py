@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +12,9 @@ import torch
 
 from .features import Side
 from .precision import Rounded, rounded
+
+# Rows converted at a time, as float32: few enough to stay in cache between being read and being divided.
+_PIECE_BYTES = 4 << 20
 
 
 def unit_rows(
@@ -122,7 +126,7 @@ class UnitRows:
         """
         self.sides = sides
         self.device = device
-        self.block = _aligned(block, sides)
+        self.block = block
         self.dtype = dtype
         self._keep = keep
         self._factors: Rounded | None = None
@@ -183,9 +187,9 @@ class UnitRows:
             for start, stop in spans:
                 yield alone.block(start, stop) if self._rows is None and alone else self.rows(start, stop)
             return
-        # A block at a time, since it exists as stored, as float32 and normalised while it is converted.
         pieces = [list(self._pieces(start, stop)) for start, stop in spans]
-        stored = _ahead([partial(side.block, first, last) for some in pieces for side, first, last in some])
+        reads = [partial(side.block, first, last) for some in pieces for side, first, last in some]
+        stored = _ahead(reads, max(map(len, pieces)))
         for (start, stop), some in zip(spans, pieces, strict=True):
             rows = torch.empty(stop - start, self.dim, device=self.device)
             to = 0
@@ -202,8 +206,13 @@ class UnitRows:
         """What to read of which side for rows `start:stop`."""
         before = 0
         for side in self.sides:
-            for first in range(max(start - before, 0), min(stop - before, len(side)), self.block):
-                yield side, first, min(first + self.block, stop - before, len(side))
+            first, end = max(start - before, 0), min(stop - before, len(side))
+            rows = _whole_chunks(max(1, _PIECE_BYTES // (4 * self.dim)), side)
+            while first < end:
+                # A piece ends where a chunk of the file does, so that no chunk is read twice.
+                last = min((first // rows + 1) * rows, end)
+                yield side, first, last
+                first = last
             before += len(side)
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
@@ -234,20 +243,25 @@ class UnitRows:
         return table, places
 
 
-def _aligned(block: int, sides: Sequence[Side]) -> int:
-    """A block that ends where a chunk of the file does, so that no chunk is read twice."""
-    chunks = getattr(sides[0].features, "chunks", None)
-    return block // chunks[0] * chunks[0] if chunks and block > chunks[0] else block
+def _whole_chunks(rows: int, side: Side) -> int:
+    """About so many rows, as many as make whole chunks of the file they are in."""
+    chunks = getattr(side.features, "chunks", None)
+    return max(rows // chunks[0], 1) * int(chunks[0]) if chunks else rows
 
 
-def _ahead(reads: Sequence[Callable[[], torch.Tensor]]) -> Iterator[torch.Tensor]:
-    """What each of `reads` gives, the next being read while one is in use."""
+def _ahead(reads: Sequence[Callable[[], torch.Tensor]], depth: int) -> Iterator[torch.Tensor]:
+    """What each of `reads` gives, while up to `depth` of the next are read."""
     if len(reads) < 2:
         yield from (read() for read in reads)
         return
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(reads[0])
-        for read in reads[1:]:
-            found, coming = coming.result(), reader.submit(read)
-            yield found
-        yield coming.result()
+        coming = deque(reader.submit(read) for read in reads[:depth])
+        try:
+            for number in range(len(reads)):
+                found = coming.popleft().result()
+                if number + depth < len(reads):
+                    coming.append(reader.submit(reads[number + depth]))
+                yield found
+        finally:
+            for read in coming:
+                read.cancel()

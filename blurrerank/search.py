@@ -34,7 +34,7 @@ _WIDER, _OFTEN = 4, 0.05
 # MKL below 32). Padding to this width keeps every similarity independent of how the work was cut.
 _LEAST_ROWS = 64
 # Similarities computed before the top-n reads them: few enough that they are still in cache.
-_TILE_PROBES = {"cpu": 512, "cuda": 4096}
+TILE_PROBES = {"cpu": 512, "cuda": 4096}
 # Gallery rows in one float32 product. Wider ones are slower (by a sixth at 4,096, with MKL on 2 cores).
 _PRODUCT_GALLERY = 1024
 # Bytes of candidates' rows at a time: a CPU should have them in cache still when they are used again.
@@ -204,7 +204,7 @@ def nearest(
         similarities: (p, G) float32, to put the products there, which are float32 then and the same however
             many queries there are.
     """
-    count, step = min(count, len(gallery)), _TILE_PROBES[gallery.device.type]
+    count, step = min(count, len(gallery)), TILE_PROBES[gallery.device.type]
     mine = rounded(queries, gallery.dtype if similarities is None else torch.float32)
     values = indices = None
     error = torch.zeros((), device=gallery.device)
@@ -344,7 +344,7 @@ def _settle(similarities: torch.Tensor, found: Candidates) -> None:
 
 
 def _best_of(similarities: torch.Tensor, topn: int) -> Candidates:
-    step = _TILE_PROBES[similarities.device.type]
+    step = TILE_PROBES[similarities.device.type]
     best = [best_keys(rows, 0, topn) for rows in torch.split(similarities, step)]
     return Candidates(*from_sort_keys(torch.cat(best)))
 
