@@ -30,6 +30,8 @@ Then = Callable[[torch.Tensor, Candidates, Gatherable], Candidates]
 _SPARE_SHARE, _SPARE_LEAST = 0.3, 12
 # How much wider the second margin is, and at which share of probes that need it the first grows.
 _WIDER, _OFTEN = 4, 0.05
+# Columns whose greatest similarity is found at once.
+_GROUP = 16
 # BLAS libraries take other kernels, which round otherwise, for products of a few rows or columns (seen with
 # MKL below 32). Padding to this width keeps every similarity independent of how the work was cut.
 _LEAST_ROWS = 64
@@ -208,6 +210,7 @@ def nearest(
     mine = rounded(queries, gallery.dtype if similarities is None else torch.float32)
     values = indices = None
     error = torch.zeros((), device=gallery.device)
+    scratch: torch.Tensor | None = None
     kept: Gatherable = gallery
     if not gallery.resident and count:
         kept = PassingRows(min(len(gallery), count * len(queries)), gallery.dim, gallery.device)
@@ -219,12 +222,12 @@ def nearest(
             error = torch.maximum(error, theirs.errors.amax())
         for first, last in blocks_of(len(queries), step):
             if similarities is None:
-                tile = product(mine.rows[first:last], theirs.rows)
+                tile = scratch = product(mine.rows[first:last], theirs.rows, scratch)
             else:
                 tile = similarities[first:last, start:stop]
                 multiply(queries[first:last], block, out=tile)
             if count:
-                found.append(tile.topk(min(count, stop - start), dim=1, sorted=False))
+                found.append(_greatest(tile, min(count, stop - start)))
         if not count:
             continue
         best, items = (torch.cat(some) for some in zip(*found, strict=True))
@@ -245,6 +248,25 @@ def nearest(
     return Near(indices, most, kept)
 
 
+def _greatest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` greatest of each row and their columns, in no order.
+
+    They are among the groups of columns with the `count` greatest maxima, and maxima are found fast.
+    """
+    rows, columns = values.shape
+    groups = columns // _GROUP
+    if values.device.type != "cpu" or groups < 2 * count:
+        found, places = values.topk(count, dim=1, sorted=False)
+        return found, places
+    whole = groups * _GROUP
+    maxima = values[:, :whole].view(rows, _GROUP, groups).amax(dim=1)
+    best = maxima.topk(count, dim=1, sorted=False).indices
+    among = (best.unsqueeze(1) + groups * torch.arange(_GROUP).view(1, -1, 1)).flatten(1)
+    among = torch.cat([among, torch.arange(whole, columns).expand(rows, -1)], dim=1)
+    found, places = values.gather(1, among).topk(count, dim=1, sorted=False)
+    return found, among.gather(1, places)
+
+
 def scored(
     queries: torch.Tensor, indices: torch.Tensor, rows: Gatherable, count: int
 ) -> Iterator[tuple[slice, Candidates]]:
@@ -262,6 +284,8 @@ def scored(
     table, places = rows.gather(indices)
     width, dim = indices.shape[1], queries.shape[1]
     step = max(1, _CHUNK_BYTES[table.device.type] // (4 * width * dim))
+    # A share for each thread: products of neighbourhoods are not cut any further.
+    step = -(-step // torch.get_num_threads()) * torch.get_num_threads()
     nodes = torch.empty(min(step, len(queries)) * width, dim, device=table.device)
     for start, stop in blocks_of(len(queries), step):
         many = (stop - start) * width
