@@ -118,7 +118,7 @@ def find_neighbours(
     # Images are met in order: when a stripe of them is done, all up to its end know each other.
     spans = list(pairwise([*range(0, start, block), *range(start, total, block), total]))
     width = 1 if images.resident else max(1, held // block)
-    done = start * start
+    done, tiles = start * start, 0
     for stripe in range(len(range(0, start, block)), len(spans), width):
         columns = spans[stripe : stripe + width]
         begin, end = columns[0][0], columns[-1][1]
@@ -126,17 +126,21 @@ def find_neighbours(
         for top, bottom in spans[: stripe + len(columns)]:
             left = kept[top - begin : bottom - begin] if top >= begin else images.rows(top, bottom)
             for first, until in columns:
-                if first >= top:
-                    right = kept[first - begin : until - begin]
+                if first < top:
+                    continue
+                right = kept[first - begin : until - begin]
+                if images.mine(tiles):
                     tile = scratch[: len(left), : len(right)]
                     multiply(left, right, out=tile)
                     update(slice(top, bottom), tile, first)
                     if first > top:
                         update(slice(first, until), tile.T, top)
-                    done += len(left) * len(right) * (1 + (first > top))
+                tiles += 1
+                done += len(left) * len(right) * (1 + (first > top))
             progress(done // total, total)
         if checkpoint is not None:
             checkpoint(partial(answer, end))
+    best, lowest = images.best(best), images.joined(lowest, "min")
     return answer(total)
 
 
@@ -164,7 +168,8 @@ def pair_similarities(
     """
     total = len(images)
     step = max(1, working // (12 * images.dim))
-    found = torch.empty(len(columns), device=images.device)
+    found = torch.zeros(len(columns), device=images.device)
+    number = 0
     ends = offsets_of(counts)
     width = len(others) if images.resident and len(others) <= held else max(1, held // 4)
     spans = list(pieces(counts, step) if images.resident else blocks_of(total, width))
@@ -176,7 +181,10 @@ def pair_similarities(
             owner = torch.repeat_interleave(counts[start:stop])
             some = columns[first:last]
             for pairs in torch.split(torch.nonzero((some >= low) & (some < high)).flatten(), step):
+                number += 1
+                if not images.mine(number):
+                    continue
                 left = kept.index_select(0, owner[pairs])
                 right = block.index_select(0, some[pairs] - low)
                 found[first + pairs] = left.mul_(right).sum(dim=1)
-    return found
+    return images.joined(found, "sum")

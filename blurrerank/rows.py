@@ -50,6 +50,20 @@ class Rows(Protocol):
         """Rows `start:stop`, (stop - start, D) float32."""
 
 
+class Gallery(Protocol):
+    """Gallery rows as a method that scores candidates anew sees them."""
+
+    def __len__(self) -> int:
+        """G, how many there are."""
+
+    @property
+    def dim(self) -> int:
+        """D, the number of dimensions."""
+
+    def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `UnitRows.gather`."""
+
+
 class UnitRows:
     """L2-normalised float32 rows of one side, or of several one after another, on one device.
 
@@ -130,3 +144,21 @@ class UnitRows:
             if first < last:
                 table[first:last] = self.rows(start, stop)[distinct[first:last] - start]
         return table, places
+
+    # Where rows lie with several processes, these divide the work and join what came of it.
+
+    def mine(self, number: int) -> bool:
+        """Whether this process does this piece of the work."""
+        return True
+
+    def joined(self, values: torch.Tensor, how: str) -> torch.Tensor:
+        """The `sum` or `min` of each value over all processes."""
+        return values
+
+    def best(self, keys: torch.Tensor) -> torch.Tensor:
+        """The best keys of each row, as many as it has, over all processes."""
+        return keys
+
+    def scored(self, probes: int) -> slice:
+        """Which rows, the first `probes` of all aside, this process gives scores to."""
+        return slice(probes, len(self))

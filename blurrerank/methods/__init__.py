@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..neighbours import Neighbours
     from ..ranking import Candidates
-    from ..rows import UnitRows
+    from ..rows import Gallery, UnitRows
     from ..search import Plan, Progress
     from ..stopwatch import Stopwatch
     from .k_reciprocal_online import EncodedGallery
@@ -72,7 +72,7 @@ class HeadMethod(Method):
         check_count("topn", self.topn)
 
     @abstractmethod
-    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows) -> torch.Tensor:
+    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gallery) -> torch.Tensor:
         """New scores for the candidates of a batch of probes, higher is better.
 
         Args:
@@ -113,7 +113,8 @@ class WholeMethod(Method):
         """Look at all images.
 
         Args:
-            images: the probes, then the gallery.
+            images: the probes, then the gallery. Under `torchrun` all processes must ask for the same rows in
+                the same order, and may share out work by `images.mine`.
             probes: how many of them are probes.
             plan: how much may be held.
             watch: for the stages `search` and `re-rank`.
@@ -121,7 +122,8 @@ class WholeMethod(Method):
 
         Returns:
             `score(start, similarities)`: from the (p, G) float32 cosine similarities of the probes from
-            `start` on, their new scores, likewise (p, G), higher is better.
+            `start` on, their new scores, likewise (p, G), higher is better. Under `torchrun` G are the images
+            `images.scored(probes)`.
         """
 
     def depth(self, gallery: int) -> int:

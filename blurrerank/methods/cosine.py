@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from ..ranking import Candidates
-from ..rows import UnitRows
+from ..rows import Gallery
 from . import HeadMethod
 
 
@@ -18,7 +18,7 @@ class Cosine(HeadMethod):
 
     name: ClassVar[str] = "cosine"
 
-    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows) -> torch.Tensor:
+    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gallery) -> torch.Tensor:
         """The cosine similarities themselves."""
         return candidates.scores
 

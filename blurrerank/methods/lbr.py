@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..ranking import Candidates
-from ..rows import UnitRows
+from ..rows import Gallery
 from ..search import widen
 from ..spectral import blurred_scores, check_sigma
 from . import HeadMethod, check_count, check_switch
@@ -64,12 +64,12 @@ class LocalBlurring(HeadMethod):
         """The gathered features, and the Gram matrix with what the softmax makes of it."""
         return 4 * topn * dim + 16 * topn * topn
 
-    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows) -> torch.Tensor:
+    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gallery) -> torch.Tensor:
         """Blurred similarity of each candidate, (p, n) float32."""
         return self.rescore_each(probe, candidates, gallery, [self.sigma])[0]
 
     def rescore_each(
-        self, probe: torch.Tensor, candidates: Candidates, gallery: UnitRows, sigmas: Sequence[float]
+        self, probe: torch.Tensor, candidates: Candidates, gallery: Gallery, sigmas: Sequence[float]
     ) -> torch.Tensor:
         """`rescore` for every one of `sigmas` from the same Gram matrices, (sigmas, p, n) float32."""
         table, places = gallery.gather(candidates.indices)

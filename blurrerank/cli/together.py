@@ -1,0 +1,62 @@
+"""A command that `torchrun` started several times: one of them speaks, and all end together."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BlurrerankError
+
+if TYPE_CHECKING:
+    from ..group import Group
+
+
+class EndedError(BlurrerankError):
+    """Told to end, as `torchrun` tells the others when it has lost a process, and schedulers tell all."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this run was ended, or another process of it was lost: nothing was written; start it again"
+        )
+
+
+@contextmanager
+def together(device: str) -> Iterator[Group | None]:
+    """The processes of this run, met and connected; None outside `torchrun`.
+
+    An error in the block goes on in one process and ends the others, which say nothing.
+
+    Args:
+        device: as the user named it.
+    """
+    from ..group import Group, expected
+
+    if expected() == 1:
+        yield None
+        return
+
+    def end(*_: Any) -> None:
+        raise EndedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    group = None
+    try:
+        group = Group()
+        group.connect(device)
+        yield group
+        group.close()
+    except BaseException as error:
+        # What there is to say must be said before torchrun, which sees the others go, ends this one.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if group is None or group.closed:
+            raise
+        if isinstance(error, BrokenPipeError):
+            group.claim("enough")  # was read, as in `... | head`: no failure
+        speaks = group.claim("error")
+        group.give_up()
+        if speaks:
+            raise
+        raise SystemExit(0 if group.claimed("enough") else 1) from None
+    signal.signal(signal.SIGTERM, before)
