@@ -80,13 +80,13 @@ def _plan(
     held = max(1, plan.held // 2) if whole else plan.held
     # A probe's candidates come from everywhere, and the rows of its winners twice: asked for, and answered.
     per_probe = 8 * data.dim * head // group.size + 24 * listed * (1 + full_rows)
-    batch, held, working = group.agreed(
-        [max(1, min(plan.probe_batch, plan.working // max(1, per_probe))), held, plan.working]
-    )
+    batch = max(1, min(plan.probe_batch, plan.working // max(1, per_probe)))
+    block = Plan.of_images(size, data.dim, plan.device, memory).gallery_block
+    batch, block, held, working = group.agreed([batch, block, held, plan.working])
     return replace(
         plan,
         resident=plan.resident and here <= held,
-        gallery_block=max(1, plan.gallery_block),
+        gallery_block=block,
         probe_batch=batch,
         held=held,
         working=working,
@@ -168,7 +168,7 @@ def _whole(
     for batch in watch.each("search", found):
         assert batch.similarities is not None
         with watch("re-rank"):
-            final = score(batch.start, batch.similarities)
+            final = score(batch.start, batch.similarities) if len(shard) else batch.similarities
             keys = best_keys(final, data.shard.first, min(shown, len(shard)))
             indices, scores = from_sort_keys(merged(keys, shown, group))
         yield RankedBatch(batch.start, size, indices, scores, size, batch.similarities, final)

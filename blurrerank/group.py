@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from .errors import BlurrerankError
 
@@ -68,10 +66,18 @@ class Group:
         Raises:
             LostError: if not all of them come.
         """
+        # Not every build of torch has these.
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        stores: Any = dist  # which does not say that it exports them
         try:
-            store, self.rank, self.size = next(rendezvous("env://", timeout=timedelta(seconds=arrival)))
-            self._store = PrefixStore("blurrerank", store)
-            self._store.set_timeout(_ANSWER)
+            self._meeting, self.rank, self.size = next(rendezvous("env://", timeout=timedelta(seconds=arrival)))
+            # A connection of our own to the same store: one that waits for somebody answers nobody else.
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            own = stores.TCPStore(address, port, is_master=False, timeout=_ANSWER)
+            self._store = PrefixStore(f"blurrerank/{attempt}", own)
             self._meet(arrival)
         except RuntimeError as error:
             raise LostError from error
@@ -88,17 +94,32 @@ class Group:
             BlurrerankError: if there are more processes than GPUs on this machine.
             LostError: if a process is gone.
         """
+        from torch.distributed.distributed_c10d import PrefixStore
+
         self.device = _device_for(device)
-        try:
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if self.device.startswith("cuda") else "gloo",
-                store=PrefixStore("group", self._store),
-                rank=self.rank,
-                world_size=self.size,
-                timeout=_PATIENCE,
-            )
-        except RuntimeError as error:
-            raise LostError from error
+        failed: list[Exception] = []
+
+        def connect() -> None:
+            try:
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if self.device.startswith("cuda") else "gloo",
+                    store=PrefixStore("group", self._meeting),
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=_PATIENCE,
+                )
+            except Exception as error:
+                failed.append(error)
+
+        # It waits for the others, deaf to signals: let a thread wait.
+        thread = threading.Thread(target=connect, daemon=True, name="connect")
+        thread.start()
+        while thread.is_alive():
+            if self._pulse.lost:
+                raise LostError
+            thread.join(0.01)
+        if failed:
+            raise LostError from failed[0]
 
     def _meet(self, arrival: float) -> None:
         """Wait until all are there. Not in one call, which would keep signals waiting too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ class EndedError(BlurrerankError):
         super().__init__(
             "this run was ended, or another process of it was lost: nothing was written; start it again"
         )
+
+
+def is_first() -> bool:
+    """Whether this process is the only one, or the first of those that `torchrun` started."""
+    return "MASTER_ADDR" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
