@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from .errors import BlurrerankError
 
-SILENCE = 40.0
+SILENCE = 30.0
 """Seconds without a sign of life after which a process counts as lost. One that dies is noticed at once, since
 its connections close; this is for a machine that fell silent."""
 ARRIVAL = 300.0
@@ -97,6 +97,8 @@ class Group:
         from torch.distributed.distributed_c10d import PrefixStore
 
         self.device = _device_for(device)
+        if self.device.startswith("cuda"):
+            torch.cuda.set_device(self.device)
         failed: list[Exception] = []
 
         def connect() -> None:
