@@ -75,6 +75,9 @@ def _leads(data: FeatureSet) -> bool:
     return not isinstance(data, ShardedSet) or data.group.rank == 0
 
 
+# The two places where a gallery that is cut among processes goes another way.
+
+
 def _batches(data: FeatureSet, method: Method, **options: Any) -> Iterator[RankedBatch]:
     chosen = rerank_sharded if isinstance(data, ShardedSet) else rerank_batches
     return chosen(data, method, **options)  # type: ignore[arg-type]
@@ -141,7 +144,9 @@ def rerank_measured(
         if finder is not None:
             with watch("metrics"):
                 before = batch.before(finder)
-                located.append((before, batch.after(finder, before)))
+                after = batch.after(finder, before)
+                if _leads(data):
+                    located.append((before, after))
     if finder is None or not _leads(data):
         return Measured()
     with watch("metrics"):

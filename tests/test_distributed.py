@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, features, shell
 
 import blurrerank as br
+from blurrerank.formats.features_h5 import StoredFeatures
 from blurrerank.group import expected
 from blurrerank.methods import create
 from blurrerank.runs import rerank_to
@@ -231,6 +233,15 @@ def workers(parent: int) -> list[int]:
             ranks = [int(value[5:]) for value in variables if value.startswith(b"RANK=")]
             found.update({rank: int(entry.name) for rank in ranks})
     return [found[rank] for rank in sorted(found)]
+
+
+def test_a_part_of_stored_features_is_read_alone(write):
+    rows = features()["gallery"]
+    with h5py.File(write()) as file:
+        part = StoredFeatures(file["gallery/features"], "here", slice(10, 30))
+        assert part.shape == (20, 8)
+        for some in (slice(None), slice(3, 7), slice(15, 99)):
+            np.testing.assert_array_equal(part[some], rows[10:30][some])
 
 
 def test_without_torchrun_there_is_no_group(monkeypatch):

@@ -37,6 +37,9 @@ def together(device: str) -> Iterator[Group | None]:
     Args:
         device: as the user named it.
     """
+    if "MASTER_ADDR" in os.environ:
+        # Before torch is imported: it would add its stack to each connection that another process closed.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from ..group import Group, expected
 
     if expected() == 1:
