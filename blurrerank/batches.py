@@ -75,7 +75,8 @@ class RankedBatch:
         return finder.in_lists(self.start, self.indices[:, : self.reranked], before=before)
 
 
-def _there(similarities: torch.Tensor) -> torch.Tensor:
+def there(similarities: torch.Tensor) -> torch.Tensor:
+    """Similarities that need not be computed any more, as `RankedBatch` takes them."""
     return similarities
 
 
@@ -285,7 +286,7 @@ def _whole(
         with watch("re-rank"):
             final = score(batch.start, batch.similarities)
             indices, scores = from_sort_keys(best_keys(final, 0, shown))
-        rows = partial(_there, batch.similarities)
+        rows = partial(there, batch.similarities)
         yield RankedBatch(batch.start, len(gallery), indices, scores, len(gallery), rows, final)
 
 
@@ -328,5 +329,5 @@ def _alone(
         with watch("re-rank"):
             final = method.score(encoded, batch.candidates, batch.similarities, plan.working)
             indices, scores = from_sort_keys(best_keys(final, 0, shown))
-        rows = partial(_there, batch.similarities)
+        rows = partial(there, batch.similarities)
         yield RankedBatch(batch.start, len(gallery), indices, scores, len(gallery), rows, final)

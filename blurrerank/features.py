@@ -53,6 +53,7 @@ class Side:
         cams: (N,) integers, only compared for equality; or None.
         names: (N,) strings; or None.
         label: how messages call this side, such as `feats.h5::/probe`.
+        first: the number that messages give row 0, where these rows are a part of a file's.
     """
 
     unit: ClassVar[bool] = False
@@ -63,6 +64,7 @@ class Side:
     cams: NDArray[Any] | None = None
     names: NDArray[Any] | None = None
     label: str = "features"
+    first: int = 0
 
     def __post_init__(self) -> None:
         """Store integer labels as int64, so that nothing downstream asks which integer they were."""
@@ -227,7 +229,7 @@ def find_problems(probe: Side | None, gallery: Side | None) -> list[str]:
 def _side_problems(side: Side) -> list[str]:
     if side.unit:
         return []
-    problems = list(_label_problems(side))
+    problems = label_problems(side)
     where, shape = f"{side.label}/features", tuple(side.features.shape)
     if len(shape) != 2:
         problems.insert(0, f"{where} has shape {shape}: expected (rows, dimensions)")
@@ -238,6 +240,11 @@ def _side_problems(side: Side) -> list[str]:
     else:
         problems[:0] = _value_problems(side)
     return problems
+
+
+def label_problems(side: Side) -> list[str]:
+    """What is wrong with the labels of a side, one line each."""
+    return list(_label_problems(side))
 
 
 def _label_problems(side: Side) -> Iterator[str]:
@@ -278,8 +285,8 @@ def _value_problems(side: Side) -> Iterator[str]:
             rows = block[suspects]
             finite = torch.isfinite(rows).all(dim=1)
             nonzero = (rows != 0).any(dim=1)
-            not_finite += (start + suspects[~finite]).tolist()
-            zero += (start + suspects[finite & ~nonzero]).tolist()
+            not_finite += (side.first + start + suspects[~finite]).tolist()
+            zero += (side.first + start + suspects[finite & ~nonzero]).tolist()
     where = f"{side.label}/features"
     if not_finite:
         yield f"{where} has NaN or infinity in {_rows(not_finite)}: mend or remove them"

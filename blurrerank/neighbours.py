@@ -88,7 +88,7 @@ def find_neighbours(
     # Images are met in order: when a stripe of them is done, all up to its end know each other.
     spans = list(pairwise([*range(0, start, block), *range(start, total, block), total]))
     width = 1 if images.resident else max(1, held // block)
-    done = start * start
+    done, tiles = start * start, 0
     for stripe in range(len(range(0, start, block)), len(spans), width):
         columns = spans[stripe : stripe + width]
         begin, end = columns[0][0], columns[-1][1]
@@ -103,7 +103,9 @@ def find_neighbours(
             )
             errors[top:bottom] = left.errors
             for first, until in columns:
-                if first >= top:
+                if first < top:
+                    continue
+                if images.mine(tiles):
                     tile = product(left.rows, kept.rows[first - begin : until - begin])
                     farthest.update(slice(top, bottom), tile, first)
                     if first > top:
@@ -113,10 +115,13 @@ def find_neighbours(
                     nearest.update(slice(top, bottom), tile, first)
                     if first > top:
                         nearest.update(slice(first, until), tile.T, top)
-                    done += (bottom - top) * (until - first) * (1 + (first > top))
+                tiles += 1
+                done += (bottom - top) * (until - first) * (1 + (first > top))
             progress(done // total, total)
         if checkpoint is not None:
             checkpoint(partial(answer, end))
+    nearest.join(images)
+    farthest.join(images)
     return answer(total)
 
 
@@ -162,6 +167,11 @@ class _Candidates:
             merged = torch.cat([self.keys[some], found], dim=1)
             self.keys[some] = merged.topk(self.keys.shape[1], dim=1).values
             self._end(some)
+
+    def join(self, images: UnitRows) -> None:
+        """Take the best of what all processes have met."""
+        self.keys = images.best(self.keys)
+        self._end(torch.arange(len(self.keys), device=self.keys.device))
 
     def most(self, some: slice) -> torch.Tensor:
         """What no exact product with an image that is not listed exceeds."""
@@ -322,9 +332,9 @@ def pair_similarities(
     Returns:
         (T,) of that dtype.
     """
-    total = len(counts)
+    total, number = len(counts), 0
     step = max(1, working // (3 * dtype.itemsize * images.dim))
-    found = torch.empty(len(columns), dtype=dtype, device=images.device)
+    found = torch.zeros(len(columns), dtype=dtype, device=images.device)
     ends = offsets_of(counts)
     width = len(others) if images.resident and len(others) <= held else max(1, held // 4)
     spans = list(pieces(counts, step) if images.resident else blocks_of(total, width))
@@ -336,7 +346,10 @@ def pair_similarities(
             owner = torch.repeat_interleave(counts[start:stop])
             some = columns[begin:end]
             for pairs in torch.split(torch.nonzero((some >= low) & (some < high)).flatten(), step):
+                number += 1
+                if not images.mine(number):
+                    continue
                 left = kept.index_select(0, owner[pairs])
                 right = block.index_select(0, some[pairs] - low)
                 found[begin + pairs] = pair_scores(left.to(dtype), right)
-    return found
+    return images.joined(found, "sum")

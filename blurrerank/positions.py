@@ -58,7 +58,7 @@ class MatchFinder:
         self._junk = torch.from_numpy(ids == JUNK).to(device)
         self._columns = torch.arange(len(ids), device=device)
         # Identities numbered from 0; distractors come last, as they are nobody, and junk with them, uncounted.
-        people = np.unique(ids[ids > DISTRACTOR])
+        people = self._people_among(ids)
         group = np.searchsorted(people, ids)
         group[ids <= DISTRACTOR] = len(people)
         self._people = people
@@ -75,7 +75,8 @@ class MatchFinder:
         parts = []
         for rows, matches, present in self._chunks(start, len(similarities), similarities.shape[1]):
             keys = sort_keys(similarities[rows], self._columns)
-            wanted = keys.gather(1, matches.clamp_min(0)).masked_fill(~present, _PAD)
+            wanted, matches = self._wanted(keys, matches)
+            wanted = wanted.masked_fill(~present, _PAD)
             keys = keys.masked_fill(self._junk, _LAST)
             ranks, within = self._count(start, rows, keys, wanted, self._group)
             parts.append(_pack(matches, ranks, within, present))
@@ -115,23 +116,47 @@ class MatchFinder:
         self, start: int, count: int, width: int, *, per_match: bool = False
     ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         """Slices of the batch, with (c, m) matches of their probes and which of these are not padding."""
-        ids = self._probe_ids[start : start + count]
-        first = np.searchsorted(self._sorted_ids, ids, side="left")
-        last = np.searchsorted(self._sorted_ids, ids, side="right")
-        last[ids <= DISTRACTOR] = first[ids <= DISTRACTOR]
-        most = int((last - first).max(initial=0))
+        first, last = self._spans(self._probe_ids[start : start + count])
+        before, numbers = self._layout(slice(start, start + count), last - first)
+        most = int(numbers.max(initial=0))
         per_probe = width * max(1, most if per_match else 1)
         if self.single_shot:
             per_probe = max(per_probe, (most + 1) * len(self._images))
         step = max(1, self._chunk // (_ELEMENT_BYTES * max(1, per_probe)))
         for top in range(0, count, step):
             rows = slice(top, min(top + step, count))
-            number = last[rows] - first[rows]
+            number = numbers[rows, None]
             place = np.arange(number.max(initial=0))
-            present = place < number[:, None]
-            at = np.where(present, first[rows][:, None] + place, 0)
-            matches = np.where(present, self._order[at], -1)
+            present = place < number
+            at = first[rows, None] + place - before[rows, None]
+            held = present & (at >= first[rows, None]) & (at < last[rows, None])
+            matches = np.where(held, self._order[np.where(held, at, 0)], -1)
             yield rows, torch.from_numpy(matches).to(self.device), torch.from_numpy(present).to(self.device)
+
+    def _spans(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where in the gallery sorted by identity the matches of probes with these `ids` begin and end."""
+        first = np.searchsorted(self._sorted_ids, ids, side="left")
+        last = np.searchsorted(self._sorted_ids, ids, side="right")
+        last[ids <= DISTRACTOR] = first[ids <= DISTRACTOR]
+        return first, last
+
+    # What follows is where a gallery that is cut into parts differs.
+
+    def _people_among(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """All identities of the gallery, ascending, from the ids that are here."""
+        return np.unique(ids[ids > DISTRACTOR])
+
+    def _layout(self, probes: slice, here: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How many matches of each probe come before those that are `here`, and how many there are in all."""
+        return np.zeros_like(here), here
+
+    def _wanted(self, keys: torch.Tensor, matches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and gallery indices of the (c, m) matches, of which -1 are not here."""
+        return keys.gather(1, matches.clamp_min(0)), matches
+
+    def _over_all(self, counts: torch.Tensor) -> torch.Tensor:
+        """Counts over the whole gallery."""
+        return counts
 
     def _count(
         self, start: int, rows: slice, keys: torch.Tensor, wanted: torch.Tensor, group: torch.Tensor
@@ -156,6 +181,7 @@ class MatchFinder:
             cells = cells * groups + group
         counted = torch.bincount(cells.flatten(), minlength=probes * (most + 1) * groups)
         ahead = counted.view(probes, most + 1, groups).flip(1).cumsum(1).flip(1)[:, 1:]
+        ahead = self._over_all(ahead)
         ahead = torch.empty_like(ahead).scatter_(1, order.unsqueeze(2).expand_as(ahead), ahead)
         ranks = ahead.sum(dim=2)
         if not self.single_shot:

@@ -242,6 +242,24 @@ class UnitRows:
                 table[first:last] = self.rows(start, stop)[distinct[first:last] - start]
         return table, places
 
+    # Where rows lie with several processes, these divide the work and join what came of it.
+
+    def mine(self, number: int) -> bool:
+        """Whether this process does this piece of the work."""
+        return True
+
+    def joined(self, values: torch.Tensor, how: str) -> torch.Tensor:
+        """The `sum` of each value over all processes."""
+        return values
+
+    def best(self, keys: torch.Tensor) -> torch.Tensor:
+        """The best keys of each row, as many as it has, over all processes."""
+        return keys
+
+    def scored(self, probes: int) -> slice:
+        """Which rows, the first `probes` of all aside, this process gives scores to."""
+        return slice(probes, len(self))
+
 
 def _whole_chunks(rows: int, side: Side) -> int:
     """About so many rows, as many as make whole chunks of the file they are in."""

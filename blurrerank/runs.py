@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,10 +11,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .batches import rerank_batches
+from .batches import RankedBatch, rerank_batches
 from .candidates import GivenLists, check_method
+from .distributed import ShardFinder, rerank_sharded
 from .features import FeatureSet
-from .formats.rankings import RunInfo, open_ranking
+from .formats.rankings import RankingWriter, RunInfo, open_ranking
 from .methods import HeadMethod, Method
 from .metrics import Metrics, check_ap, measure, warn_about
 from .plan import pick_device
@@ -21,6 +23,7 @@ from .positions import MatchFinder
 from .protocols import get_protocol
 from .ranking import Positions
 from .search import Progress
+from .shards import ShardedSet
 from .stopwatch import Stopwatch
 
 
@@ -61,6 +64,30 @@ class Measured:
     before: Metrics | None = None
     after: Metrics | None = None
     positions: Positions | None = None
+
+
+class _Nowhere(RankingWriter):
+    """For processes that do not write."""
+
+    def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
+        """Nothing."""
+
+
+def _leads(data: FeatureSet) -> bool:
+    """Whether this process writes and measures."""
+    return not isinstance(data, ShardedSet) or data.group.rank == 0
+
+
+# The two places where a gallery that is cut among processes goes another way.
+
+
+def _batches(data: FeatureSet, method: Method, **options: Any) -> Iterator[RankedBatch]:
+    chosen = rerank_sharded if isinstance(data, ShardedSet) else rerank_batches
+    return chosen(data, method, **options)  # type: ignore[arg-type]
+
+
+def _finder(data: FeatureSet, **options: Any) -> MatchFinder:
+    return ShardFinder(data, **options) if isinstance(data, ShardedSet) else MatchFinder(data, **options)
 
 
 def rerank_measured(
@@ -108,9 +135,9 @@ def rerank_measured(
     finder = None
     if data.has_ids:
         with watch("metrics"):
-            finder = MatchFinder(data, single_shot=rules.single_shot, device=pick_device(device), memory=memory)
+            finder = _finder(data, single_shot=rules.single_shot, device=pick_device(device), memory=memory)
     located: list[tuple[Positions, Positions]] = []
-    for batch in rerank_batches(
+    for batch in _batches(
         data,
         method,
         depth=depth,
@@ -129,8 +156,10 @@ def rerank_measured(
         if finder is not None:
             with watch("metrics"):
                 before = batch.before(finder)
-                located.append((before, batch.after(finder, before)))
-    if finder is None:
+                after = batch.after(finder, before)
+                if _leads(data):
+                    located.append((before, after))
+    if finder is None or not _leads(data):
         return Measured()
     known = None if candidates is None or candidates.complete else candidates.shortest
     with watch("metrics"):
@@ -192,7 +221,10 @@ def rerank_to(
         candidates.warn_about()
     size = len(data.gallery) if candidates is None else candidates.depth
     shown = min(depth or method.depth(size), size)
-    with open_ranking(target, data, shown, format=format, method=method.name, force=force) as writer:
+    writing: AbstractContextManager[RankingWriter] = nullcontext(_Nowhere())
+    if _leads(data):
+        writing = open_ranking(target, data, shown, format=format, method=method.name, force=force)
+    with writing as writer:
         found = rerank_measured(
             data,
             method,
@@ -220,4 +252,6 @@ def rerank_to(
             metrics={"before": found.before, "after": found.after} if found.before and found.after else {},
         )
         writer.finish(info)
+        if isinstance(data, ShardedSet):
+            data.group.barrier()  # no file, unless all came to the end
     return Outcome(shown, found.before, found.after, info)

@@ -342,29 +342,34 @@ def certain(
     return best
 
 
-def similarities_of(queries: torch.Tensor, gallery: UnitRows, found: Candidates) -> torch.Tensor:
+def similarities_of(
+    queries: torch.Tensor, gallery: UnitRows, found: Candidates, first: int = 0
+) -> torch.Tensor:
     """Similarities of queries to the whole gallery, the same however many queries there are.
 
     Args:
         queries: (p, D) float32.
         gallery: G rows.
         found: their lists by exact scores, which the similarities then agree with.
+        first: the index that lists name the first row by, if the gallery is a part of a larger one.
 
     Returns:
         (p, G) float32.
     """
     similarities = torch.empty(len(queries), len(gallery), device=gallery.device)
     nearest(queries, gallery, 0, similarities)
-    _settle(similarities, found)
+    _settle(similarities, found, first)
     return similarities
 
 
-def _settle(similarities: torch.Tensor, found: Candidates) -> None:
+def _settle(similarities: torch.Tensor, found: Candidates, first: int = 0) -> None:
     """Put exact scores where they are known; what is not listed stays behind the list, where it was found."""
     if found.indices.shape[1]:
         last = found.scores[:, -1:]
         torch.minimum(similarities, torch.nextafter(last, last.new_tensor(-torch.inf)), out=similarities)
-        similarities.scatter_(1, found.indices, found.scores)
+        columns = found.indices - first
+        probes, places = torch.nonzero((columns >= 0) & (columns < similarities.shape[1]), as_tuple=True)
+        similarities[probes, columns[probes, places]] = found.scores[probes, places]
 
 
 def _best_of(similarities: torch.Tensor, topn: int) -> Candidates:

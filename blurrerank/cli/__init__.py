@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from .info import info
 from .run import run
 from .sweep import sweep
 from .synth import synth
+from .together import is_first
 
 
 class _ReaderLeftError(Exception):
@@ -75,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = cli.main(arguments or ["--help"], prog_name="blurrerank", standalone_mode=False)
         sys.stdout.flush()
     except click.UsageError as error:
+        if error.ctx is not None and not is_first():
+            # All read the same arguments. Let the first speak: torchrun ends it as soon as it sees one go.
+            time.sleep(2)
+            sys.exit(2)
         where = error.ctx.command_path if error.ctx else "blurrerank"
         code = _fail(f"{error.format_message().rstrip('.')} (see '{where} --help')", 2)
     except click.ClickException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,8 +24,11 @@ from .options import (
     runtime_options,
 )
 from .tables import method_label, metrics_table, print_json
+from .together import together
 
 if TYPE_CHECKING:
+    from ..features import FeatureSet
+    from ..group import Group
     from ..index import GalleryIndex
     from ..methods import Method
 
@@ -72,7 +76,46 @@ if TYPE_CHECKING:
 @json_option
 @precision_option
 @runtime_options
-def run(
+def run(runtime: Runtime, **options: Any) -> None:
+    """Rank the gallery for every probe of FEATS and re-rank the lists.
+
+    FEATS is an HDF5 file with groups /probe and /gallery, or file.h5::/group. Prints metrics before and after
+    if there are ids, and writes the lists.
+
+    With --index and - for FEATS, probes are read from standard input, as JSON lines ([number, ...] or
+    {"features": [...], "name": "..."}) or as .npy arrays, and each is answered on standard output by a JSON
+    line as soon as it is there.
+
+    With --candidates or --search faiss the lists are not of the whole gallery: metrics are to the depth they
+    have, and matches that are not listed count as missed.
+
+    Started by torchrun, several processes share the work: each reads a part of the gallery.
+
+    \b
+    blurrerank run feats.h5 --topn 50 --sigma 0.1
+    blurrerank run feats.h5 -o - --format trec | head
+    blurrerank run probes.h5 --gallery gallery.h5 -o lists.trec
+    blurrerank run --index gallery.index.h5 probes.h5
+    blurrerank run feats.h5 --candidates lists.ibin
+    blurrerank run feats.h5 --search faiss --index-factory IVF64,Flat --nprobe 8
+    torchrun --nproc-per-node 2 -m blurrerank run feats.h5
+    """
+    with together(runtime.device) as group:
+        if group is not None:
+            silent = group.rank > 0
+            runtime = replace(
+                runtime,
+                device=group.device,
+                quiet=runtime.quiet or silent,
+                verbose=runtime.verbose and not silent,
+            )
+        _run(group, runtime, **options)
+
+
+def _run(
+    group: Group | None,
+    runtime: Runtime,
+    *,
     feats: str,
     gallery: str | None,
     index: str | None,
@@ -88,34 +131,14 @@ def run(
     as_json: bool,
     precision: str,
     source: Source,
-    runtime: Runtime,
     **params: Any,
 ) -> None:
-    """Rank the gallery for every probe of FEATS and re-rank the lists.
-
-    FEATS is an HDF5 file with groups /probe and /gallery, or file.h5::/group. Prints metrics before and after
-    if there are ids, and writes the lists.
-
-    With --index and - for FEATS, probes are read from standard input, as JSON lines ([number, ...] or
-    {"features": [...], "name": "..."}) or as .npy arrays, and each is answered on standard output by a JSON
-    line as soon as it is there.
-
-    With --candidates or --search faiss the lists are not of the whole gallery: metrics are to the depth they
-    have, and matches that are not listed count as missed.
-
-    \b
-    blurrerank run feats.h5 --topn 50 --sigma 0.1
-    blurrerank run feats.h5 -o - --format trec | head
-    blurrerank run probes.h5 --gallery gallery.h5 -o lists.trec
-    blurrerank run --index gallery.index.h5 probes.h5
-    blurrerank run feats.h5 --candidates lists.ibin
-    blurrerank run feats.h5 --search faiss --index-factory IVF64,Flat --nprobe 8
-    """
+    """What each process does."""
     from ..errors import ParameterError
-    from ..formats import format_of, load, load_side
+    from ..formats import format_of, load, load_sharded, load_side
     from ..formats.targets import check_target, replacing
     from ..index import GalleryIndex
-    from ..methods import create
+    from ..methods import GalleryMethod, create
     from ..runs import rerank_to
 
     runtime.start()
@@ -123,6 +146,11 @@ def run(
     method = method or ("lbr" if index is None or not source.exact else "k-reciprocal-online")
     _check_options(method, given)
     chosen = create(method, preset=preset, **given)
+    if group is not None and (index is not None or isinstance(chosen, GalleryMethod)):
+        raise ParameterError(
+            "an index, and k-reciprocal-online, work in one process: start this without torchrun, or choose "
+            "another method"
+        )
     if index is not None and gallery is not None:
         raise ParameterError("--index and --gallery both name a gallery: choose one")
     source.check(chosen, feats=feats, index=index)
@@ -144,7 +172,8 @@ def run(
     path = Path(output or f"{_file(feats).stem}.ranking.{format or 'h5'}")
     form = format_of(path, format)
     outputs = ([] if piped else [path]) + ([Path(metrics_file)] if metrics_file else [])
-    for number, file in enumerate(outputs):
+    leads = group is None or group.rank == 0
+    for number, file in enumerate(outputs if leads else []):
         check_target(file, force=force)
         if any(
             _same(file, other)
@@ -152,7 +181,10 @@ def run(
         ):
             raise ParameterError(f"{file} is named twice, as an output and as something else")
 
-    if indexed is None:
+    data: FeatureSet
+    if group is not None:
+        data = load_sharded(feats, gallery, group=group, memory=runtime.memory)
+    elif indexed is None:
         data = load(feats, gallery, memory=runtime.memory)
     else:
         data = indexed.features(load_side(feats, "probe", memory=runtime.memory))
@@ -176,7 +208,7 @@ def run(
             device=runtime.device if indexed is None else indexed.device,
             memory=runtime.memory,
             precision=precision,
-            progress=runtime.progress("re-ranking"),
+            progress=runtime.progress("re-ranking") if leads else None,
             candidates=lists,
         )
     except BrokenPipeError:
@@ -185,6 +217,10 @@ def run(
                 f"standard output was closed before the run ended: {metrics_file} was not written"
             ) from None
         raise
+    if group is not None:
+        group.close()  # the file is there: what may fail now is this process's own
+    if not leads:
+        return
 
     summary = outcome.summary() | found_by | {"output": "-" if piped else str(path)}
     if metrics_file:

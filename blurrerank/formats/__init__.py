@@ -1,7 +1,7 @@
 """Reading and writing files, one module a container. What the rest of the library calls is named here."""
 
 from .candidates import read_candidates
-from .features_h5 import Contents, inspect, load, load_side, save_features
+from .features_h5 import Contents, inspect, load, load_sharded, load_side, save_features
 from .rankings import FORMATS, RunInfo, format_of, open_ranking, read_ranking, save_ranking
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "format_of",
     "inspect",
     "load",
+    "load_sharded",
     "load_side",
     "open_ranking",
     "read_candidates",

@@ -13,11 +13,12 @@ its group may also be addressed itself.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -27,6 +28,10 @@ from ..errors import InputError
 from ..features import DEFAULT_MEMORY, FeatureSet, Side, find_problems
 from .targets import replacing
 
+if TYPE_CHECKING:
+    from ..group import Group
+    from ..shards import ShardedGallery, ShardedSet
+
 FORMAT = "blurrerank-features"
 VERSION = 1
 
@@ -34,12 +39,13 @@ VERSION = 1
 class StoredFeatures:
     """Features that stay on disk: slices are read when asked for."""
 
-    def __init__(self, dataset: Any, where: str) -> None:
-        """Keep `dataset`, and its file open with it; `where` names it in messages."""
+    def __init__(self, dataset: Any, where: str, part: slice | None = None) -> None:
+        """Keep `dataset`, or a `part` of its rows, and its file open with it; `where` names it in messages."""
         self._dataset = dataset
         self._file = dataset.file
         self._where = where
-        self.shape = tuple(dataset.shape)
+        self._first = 0 if part is None else part.start
+        self.shape = tuple(dataset.shape) if part is None else (part.stop - part.start, *dataset.shape[1:])
         self.dtype = dataset.dtype
 
     def __getitem__(self, rows: slice, /) -> NDArray[Any]:
@@ -48,7 +54,8 @@ class StoredFeatures:
         Raises:
             InputError: if the file does not give them.
         """
-        return _read(self._dataset, self._where, rows)
+        start, stop, _ = rows.indices(self.shape[0])
+        return _read(self._dataset, self._where, slice(self._first + start, self._first + stop))
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,37 @@ def load(path: str | Path, gallery: str | Path | None = None, *, memory: int | N
     if contents.data is None:
         raise InputError(contents.problems)
     return contents.data
+
+
+def load_sharded(
+    path: str | Path, gallery: str | Path | None = None, *, group: Group, memory: int | None = None
+) -> ShardedSet:
+    """As `load`, in all processes of `group`; each reads the probes and its share of the gallery.
+
+    Labels of the gallery: each reads the ids of its share, and the first process all labels.
+
+    Raises:
+        InputError: in all processes, naming the problems that any of them found.
+    """
+    from ..shards import ShardedSet, raise_everywhere
+
+    reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
+    attributes: dict[str, Any] = {}
+    probe, found = None, None
+    try:
+        root, label = open_group(path)
+        attributes = _check_format(root, label, reader.problems)
+        probe = reader.side(root, label, "probe", alone=gallery is not None)
+        if gallery is not None:
+            root, label = open_group(gallery)
+            _check_format(root, label, reader.problems)
+        found = reader.sharded(root, label, "gallery", group, alone=gallery is not None)
+    except InputError as error:
+        reader.problems += error.problems
+    raise_everywhere(reader.problems, group)
+    assert probe is not None
+    assert found is not None
+    return ShardedSet(probe, found, attributes)
 
 
 def load_side(path: str | Path, name: str, *, memory: int | None = None) -> Side:
@@ -169,6 +207,51 @@ class _Reader:
         self.images: dict[str, tuple[int, ...]] = {}
 
     def side(self, root: Any, label: str, name: str, *, alone: bool) -> Side | None:
+        group, where = self._group(root, label, name, alone=alone)
+        stored = None if group is None else self._stored(group, where)
+        if stored is None:
+            return None
+        self._look_at_images(group, where, name)
+        try:
+            features = self._held(StoredFeatures(stored, f"{where}/features"))
+        except InputError as error:
+            self.problems += error.problems
+            return None
+        ids, cams, names = (self._labels(group, where, name) for name in ("ids", "cams", "names"))
+        return Side(features, ids, cams, names, label=where)
+
+    def sharded(
+        self, root: Any, label: str, name: str, processes: Group, *, alone: bool
+    ) -> ShardedGallery | None:
+        """A side of which this process reads its share, and all labels if it is the first."""
+        from ..shards import ShardedGallery
+
+        group, where = self._group(root, label, name, alone=alone)
+        stored = None if group is None else self._stored(group, where)
+        if stored is None:
+            return None
+        if len(stored.shape) != 2 or 0 in stored.shape:
+            # Nothing can be shared out, and the problem is told when the side is checked.
+            side = Side(StoredFeatures(stored, f"{where}/features"), label=where)
+            return ShardedGallery(side.features, label=where, shard=side, group=processes)
+        self._look_at_images(group, where, name)
+        mine = processes.share(len(stored))
+        ids = cams = names = None
+        try:
+            features = self._held(StoredFeatures(stored, f"{where}/features", mine))
+            if processes.rank == 0:
+                ids, cams, names = (self._labels(group, where, name) for name in ("ids", "cams", "names"))
+                held_ids = None if ids is None else np.atleast_1d(ids)[mine]
+            else:
+                held_ids = self._labels(group, where, "ids", mine)
+        except InputError as error:
+            self.problems += error.problems
+            return None
+        shard = Side(features, held_ids, label=where, first=mine.start)
+        whole = StoredFeatures(stored, f"{where}/features")
+        return ShardedGallery(whole, ids, cams, names, label=where, shard=shard, group=processes)
+
+    def _group(self, root: Any, label: str, name: str, *, alone: bool) -> tuple[Any, str]:
         group = root.get(name)
         where = f"{label}/{name}"
         if group is None and alone and "features" in root:
@@ -177,25 +260,25 @@ class _Reader:
             found = ", ".join(f"/{key}" for key in root) or "nothing"
             hint = "; address a group inside it as FILE::/GROUP" if "features" not in root else ""
             self.problems.append(f"{label} has no group /{name} (it has {found}){hint}")
-            return None
+            return None, where
+        return group, where
+
+    def _stored(self, group: Any, where: str) -> Any:
         stored = group.get("features")
         if not isinstance(stored, h5py.Dataset) or stored.shape is None:
             self.problems.append(f"{where} has no dataset 'features'")
             return None
-        features: Any = StoredFeatures(stored, f"{where}/features")
-        size = stored.size * stored.dtype.itemsize
-        self._look_at_images(group, where, name)
-        try:
-            if size <= self.budget and stored.shape != ():
-                features = features[:]
-                self.budget -= size
-        except InputError as error:
-            self.problems += error.problems
-            return None
-        ids, cams, names = (self._labels(group, where, name) for name in ("ids", "cams", "names"))
-        return Side(features, ids, cams, names, label=where)
+        return stored
 
-    def _labels(self, group: Any, where: str, name: str) -> NDArray[Any] | None:
+    def _held(self, features: StoredFeatures) -> Any:
+        """The features in memory, if they fit."""
+        size = math.prod(features.shape) * features.dtype.itemsize
+        if size > self.budget or features.shape == ():
+            return features
+        self.budget -= size
+        return features[:]
+
+    def _labels(self, group: Any, where: str, name: str, part: slice | None = None) -> NDArray[Any] | None:
         if name not in group:
             return None
         where = f"{where}/{name}"
@@ -203,7 +286,7 @@ class _Reader:
             stored = group.get(name)
             if not isinstance(stored, h5py.Dataset) or stored.shape is None:
                 raise InputError(f"{where} is not an array")
-            values = _read(stored, where, ())
+            values = _read(stored, where, part if part is not None and stored.shape else ())
             return decoded(values, where) if name == "names" else values
         except InputError as error:
             self.problems += error.problems

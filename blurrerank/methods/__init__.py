@@ -114,7 +114,8 @@ class WholeMethod(Method):
         """Look at all images.
 
         Args:
-            images: the probes, then the gallery.
+            images: the probes, then the gallery. Under `torchrun` all processes must ask for the same rows in
+                the same order, and may share out work by `images.mine`.
             probes: how many of them are probes.
             plan: how much may be held.
             watch: for the stages `search` and `re-rank`.
@@ -122,7 +123,8 @@ class WholeMethod(Method):
 
         Returns:
             `score(start, similarities)`: from the (p, G) float32 cosine similarities of the probes from
-            `start` on, their new scores, likewise (p, G), higher is better.
+            `start` on, their new scores, likewise (p, G), higher is better. Under `torchrun` G are the images
+            `images.scored(probes)`.
         """
 
     def depth(self, gallery: int) -> int:

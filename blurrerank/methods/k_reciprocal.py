@@ -94,7 +94,8 @@ class KReciprocal(WholeMethod):
         with watch("re-rank"):
             largest = self._distance(near.lowest)
             encodings = self._encodings(images, near.lists, largest, plan.held, chunk)
-            inverted = encodings.rows(probes, len(images)).transposed(len(images), chunk)
+            scored = images.scored(probes)
+            inverted = encodings.rows(scored.start, scored.stop).transposed(len(images), chunk)
             of_probes = encodings.rows(0, probes).clone()
 
         def score(start: int, similarities: torch.Tensor) -> torch.Tensor:

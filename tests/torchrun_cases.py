@@ -1,0 +1,58 @@
+"""Started by torchrun from test_distributed.py: many runs in one group, since starting processes is slow.
+
+torchrun ... torchrun_cases.py CASES.json
+torchrun ... torchrun_cases.py --die MOMENT ARGUMENT...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from blurrerank.cli import main
+from blurrerank.formats import load_sharded
+from blurrerank.group import Group
+from blurrerank.methods import create
+from blurrerank.runs import rerank_to
+
+
+def run(cases: list[dict]) -> None:
+    group = Group()
+    group.connect("cpu")
+    for case in cases:
+        data = load_sharded(case["feats"], group=group, memory=case["memory"])
+        outcome = rerank_to(
+            Path(case["output"]),
+            data,
+            create(case["method"], **case["params"]),
+            format=case["format"],
+            depth=case["depth"],
+            protocol=case["protocol"],
+            memory=case["memory"],
+        )
+        if group.rank == 0:
+            Path(case["output"] + ".json").write_text(json.dumps(outcome.summary()))
+    group.close()
+
+
+def die(moment: str, arguments: list[str]) -> None:
+    """The command line, in which the second process is killed the first time it comes to `moment`."""
+    method = getattr(Group, moment)
+
+    def dying(self, *arguments, **options):
+        if self.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(self, *arguments, **options)
+
+    setattr(Group, moment, dying)
+    main(arguments)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--die":
+        die(sys.argv[2], sys.argv[3:])
+    else:
+        run(json.loads(Path(sys.argv[1]).read_text()))
