@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .batches import RankedBatch, rerank_batches
 from .candidates import GivenLists, check_method
 from .distributed import ShardFinder, rerank_sharded
+from .errors import ParameterError
 from .features import FeatureSet
 from .formats.rankings import RankingWriter, RunInfo, open_ranking
 from .methods import HeadMethod, Method
@@ -82,8 +83,11 @@ def _leads(data: FeatureSet) -> bool:
 
 
 def _batches(data: FeatureSet, method: Method, **options: Any) -> Iterator[RankedBatch]:
-    chosen = rerank_sharded if isinstance(data, ShardedSet) else rerank_batches
-    return chosen(data, method, **options)  # type: ignore[arg-type]
+    if not isinstance(data, ShardedSet):
+        return rerank_batches(data, method, **options)
+    if options.pop("candidates") is not None:
+        raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
+    return rerank_sharded(data, method, **options)
 
 
 def _finder(data: FeatureSet, **options: Any) -> MatchFinder:

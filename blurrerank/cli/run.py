@@ -151,6 +151,8 @@ def _run(
             "an index, and k-reciprocal-online, work in one process: start this without torchrun, or choose "
             "another method"
         )
+    if group is not None and not source.exact:
+        raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
     if index is not None and gallery is not None:
         raise ParameterError("--index and --gallery both name a gallery: choose one")
     source.check(chosen, feats=feats, index=index)
