@@ -21,7 +21,7 @@ from .features import FeatureSet, Side
 from .methods import check_count
 from .plan import Plan, pick_device
 from .rows import UnitRows, blocks_of
-from .search import Progress, search
+from .search import Progress, margin, search
 
 DEFAULT_FACTORY = "IVF1024,Flat"
 RECALL_PROBES = 2000
@@ -136,7 +136,7 @@ def recall(
     plan = Plan.fit(
         data,
         listed=2 * max(topn, lists.depth),
-        head=topn,
+        head=margin(topn, len(data.gallery)),
         full_rows=0,
         device=pick_device(device),
         memory=memory,

@@ -19,7 +19,7 @@ from .plan import Plan, pick_device
 from .positions import MatchFinder
 from .ranking import Candidates, Positions, from_sort_keys, index_dtype, strictly_decreasing
 from .rows import Gatherable
-from .search import Batch, Progress, best_keys, search, similarities_of
+from .search import Batch, Progress, best_keys, margin, search, similarities_of
 from .stopwatch import Stopwatch
 
 
@@ -109,8 +109,10 @@ def plan_for(
     if candidates is not None:
         # Pairs, whose they are, and how they are sorted take twice what a search keeps.
         listed = 2 * candidates.depth
-    elif isinstance(method, HeadMethod) and listed > head:
-        rows = 1
+    else:
+        if isinstance(method, HeadMethod) and listed > head:
+            rows = 1
+        head = margin(head, gallery)
     return Plan.fit(
         data,
         listed=listed,

@@ -24,7 +24,7 @@ from .plan import Plan, pick_device
 from .positions import MatchFinder
 from .ranking import Candidates, Positions, from_sort_keys, sort_keys
 from .rows import UnitRows
-from .search import Batch, Progress, best_keys, search, similarities_of
+from .search import Batch, Progress, best_keys, margin, search, similarities_of
 from .shards import FetchedRows, ShardedImages, ShardedSet, best_of_share, merged
 from .stopwatch import Stopwatch
 
@@ -80,7 +80,7 @@ def _plan(
     plan = Plan.fit(
         data.part,
         listed=min(listed, here),
-        head=min(head, here),
+        head=margin(min(head, here), here),
         full_rows=(2 if whole else 1) * full_rows,
         device=pick_device(device),
         workspace=method.workspace(head, data.dim) if isinstance(method, HeadMethod) else 0,

@@ -24,8 +24,8 @@ _BLOCK_ROWS = {"cpu": 2048, "cuda": 8192}
 _FEW = 16
 # Candidates for the farthest image.
 _FARTHEST = 8
-# Images whose lists are put together at a time, and of these, for which every item is looked at.
-_SETTLED_ROWS, _CERTAIN_ROWS = 1 << 16, 256
+# Bytes that a candidate takes while lists are put together, and images at a time for which all are looked at.
+_CANDIDATE_BYTES, _CERTAIN_ROWS = 96, 256
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,8 @@ class _Candidates:
         return ceiling(self.ends[some], self._dtype)
 
     def _end(self, some: torch.Tensor) -> None:
+        if not self.keys.shape[1]:
+            return
         last = self.keys[some].amin(dim=1)
         self.ends[some] = from_sort_keys(last)[1].masked_fill_(last == NOBODY, -torch.inf)
 
@@ -202,7 +204,8 @@ def _settled(
     similarities = torch.ones(met, others + 1, device=device)
     lowest = torch.empty(met, device=device)
     unproven = 0
-    for start, stop in blocks_of(met, _SETTLED_ROWS):
+    width = max(1, nearest.keys.shape[1], farthest.keys.shape[1])
+    for start, stop in blocks_of(met, max(_CERTAIN_ROWS, working // (_CANDIDATE_BYTES * width))):
         some = slice(start, stop)
         scores, items = _scored(images, nearest, some, held, working)
         items, scores, failed = _nearest(

@@ -11,7 +11,7 @@ from .errors import BlurrerankError, ParameterError
 from .features import DEFAULT_MEMORY, FeatureSet, Side
 from .precision import pick_precision
 from .rows import UnitRows
-from .search import TILE_PROBES, margin
+from .search import TILE_PROBES
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Plan:
         Args:
             data: the features.
             listed: how many candidates a probe keeps.
-            head: how many of them are re-ranked.
+            head: how many candidates it needs the rows of.
             full_rows: how many numbers a probe keeps for each item of the whole gallery at once.
             device: where it runs.
             together: whether probes are searched like the gallery.
@@ -96,9 +96,9 @@ class Plan:
         # Rows that lie there normalised take no memory of ours, unless they are joined with others.
         resident = shares.resident or (data.gallery.unit and not together)
         # While a batch is made, whoever asked for it still holds the one before.
-        per_probe = row + 48 * max(listed, margin(head, gallery)) + 8 * gallery * full_rows
+        per_probe = row + 48 * max(listed, head) + 8 * gallery * full_rows
         if not resident:
-            per_probe += row * margin(head, gallery)
+            per_probe += row * head
         needed = max(16 * per_probe, 32 * row, 8 * workspace)
         if memory < needed:
             raise ParameterError(

@@ -171,11 +171,23 @@ class UnitRows:
 
     def factors(self, start: int, stop: int, rows: torch.Tensor | None = None) -> Rounded:
         """Rows `start:stop` as products take them; `rows` are these, where they are at hand."""
-        if self._rows is None or not self._keep or self.dtype == torch.float32:
-            return rounded(self.rows(start, stop) if rows is None else rows, self.dtype)
-        if self._factors is None:
+        if self._factors is None and self._rows is not None and self._keep and self.dtype != torch.float32:
             self._factors = rounded(self._rows, self.dtype)
-        return self._factors[start:stop]
+        if self._factors is not None:
+            return self._factors[start:stop]
+        if rows is not None or self.dtype == torch.float32:
+            return rounded(self.rows(start, stop) if rows is None else rows, self.dtype)
+        # A block at a time: of float32 rows there need not be more.
+        found = Rounded(
+            torch.empty(stop - start, self.dim, dtype=self.dtype, device=self.device),
+            torch.empty(stop - start, device=self.device),
+        )
+        spans = [(start + first, start + last) for first, last in blocks_of(stop - start, self.block)]
+        for (first, last), some in zip(spans, self.spans(spans), strict=True):
+            part = rounded(some, self.dtype)
+            found.rows[first - start : last - start] = part.rows
+            found.errors[first - start : last - start] = part.errors
+        return found
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
         return next(self.spans([(start, stop)]))
@@ -189,7 +201,8 @@ class UnitRows:
             return
         pieces = [list(self._pieces(start, stop)) for start, stop in spans]
         reads = [partial(side.block, first, last) for some in pieces for side, first, last in some]
-        stored = _ahead(reads, max(map(len, pieces)))
+        # As far as the next span, for which there is room; there is none for one that stands alone.
+        stored = _ahead(reads, max(map(len, pieces)) if len(spans) > 1 else 1)
         for (start, stop), some in zip(spans, pieces, strict=True):
             rows = torch.empty(stop - start, self.dim, device=self.device)
             to = 0
@@ -207,7 +220,7 @@ class UnitRows:
         before = 0
         for side in self.sides:
             first, end = max(start - before, 0), min(stop - before, len(side))
-            rows = _whole_chunks(max(1, _PIECE_BYTES // (4 * self.dim)), side)
+            rows = _whole_chunks(max(1, min(self.block, _PIECE_BYTES // (4 * self.dim))), side)
             while first < end:
                 # A piece ends where a chunk of the file does, so that no chunk is read twice.
                 last = min((first // rows + 1) * rows, end)

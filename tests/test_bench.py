@@ -54,8 +54,13 @@ def test_the_reference_is_beside_what_it_is_compared_with(cli, small):
     code, out, _ = cli("bench", small, "--repeats", 1, "--reference", "--json")
     assert code == 0
     told = json.loads(out)
-    ours = {row["method"]: row for row in told if not row["reference"]}
+    assert [row["method"] for row in told if row["unranked"]] == ["lbr"]
+    ours = {row["method"]: row for row in told if not row["reference"] and not row["unranked"]}
     theirs = {row["method"]: row for row in told if row["reference"]}
+    (unranked,) = (row for row in told if row["unranked"])
+    assert unranked["metrics"] is None
+    times = [row["seconds"]["search"] + row["seconds"]["re-rank"] for row in (unranked, ours["lbr"])]
+    assert unranked["times_as_slow"] == pytest.approx(times[0] / times[1])
     assert set(theirs) == {"cosine", "k-reciprocal", "k-reciprocal-online", "lbr"}
     for name, row in theirs.items():
         assert row["same_positions"] > 0.999
@@ -86,7 +91,7 @@ def test_options_reach_every_run(cli, small, write, threads):
         *("bench", *files, *options, "--methods", methods, "--repeats", 1, "--reference", "--threads", 1)
     )
     assert code == 0
-    told = json.loads(out)
+    told = [row for row in json.loads(out) if not row["unranked"]]
     assert [(row["reference"], row["params"]["topn"]) for row in told] == [
         (False, 50),
         (False, 20),

@@ -617,7 +617,7 @@ def test_quiet_and_verbose(cli, write):
     assert (code, err) == (0, "")
     assert "mAP" in out
     done = shell("run", feats, "-v", "--force", "--threads", 1, "--memory", "64 MiB")
-    assert "blurrerank.search: plan: Plan(" in done.stderr
+    assert "blurrerank.plan: plan: Plan(" in done.stderr
 
 
 def test_no_traceback_without_debug(write, tmp_path):

@@ -123,7 +123,7 @@ def test_a_sweep_finds_what_a_run_gives(device):
 
 
 @pytest.mark.parametrize("device", HERE)
-@pytest.mark.parametrize(("topn", "memory"), [(1, None), (17, None), (17, 100_000), (50, None)])
+@pytest.mark.parametrize(("topn", "memory"), [(1, None), (17, None), (17, 150_000), (50, None)])
 def test_lists_equal_those_of_the_plain_path(topn, memory, device, monkeypatch):
     """Also where the budget does not hold the gallery."""
     data = br.FeatureSet.from_arrays(**features(7, gallery=400, dim=64))

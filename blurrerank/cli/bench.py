@@ -98,6 +98,7 @@ def bench(
     if reference:
         contenders += [Contender(method, reference=True) for method in chosen if method.name in REFERENCES]
         heads = [method for method in chosen if isinstance(method, HeadMethod)]
+        heads.sort(key=lambda method: method.name != "lbr")
         contenders += [Contender(method, unranked=True) for method in heads[:1]]
     if reference and get_protocol(protocol).single_shot:
         raise ParameterError(
