@@ -72,8 +72,10 @@ def find_neighbours(
         checkpoint: called now and then with a function that gives the answer for the images so far.
     """
     total, device = len(images), images.device
-    # A block of products, what is wanted of its transpose, and what top-n makes of it.
-    block = max(1, min(_BLOCK_ROWS[device.type], int((working / 16) ** 0.5), held, total))
+    # A block of products, what is wanted of its transpose, and what top-n makes of it; and its rows, which are
+    # there as they are stored, in float32 and rounded, when they are read again.
+    few = working // (16 * images.dim)
+    block = max(1, min(_BLOCK_ROWS[device.type], int((working / 16) ** 0.5), few, held, total))
     nearest = _Candidates(images, margin(count, total - 1) if count else 0, largest=True)
     farthest = _Candidates(images, min(_FARTHEST, total), largest=False)
     errors = torch.zeros(total, device=device)
