@@ -14,14 +14,12 @@ from .encoding import offsets_of, pieces
 from .precision import ceiling, error_bound, pair_scores, product, summing_error
 from .ranking import NOBODY, fine_keys, from_fine_keys, from_sort_keys, sort_keys
 from .rows import Rows, UnitRows, blocks_of
-from .search import Progress, certain, margin
+from .search import CHUNK_BYTES, Progress, certain, greatest, margin
 
 log = logging.getLogger(__name__)
 
 # Rows on a side of a block of similarities: a CPU should keep the block in cache, a GPU wants more.
-_BLOCK_ROWS = {"cpu": 2048, "cuda": 8192}
-# So many of a block are found twice as fast as a long list's worth.
-_FEW = 16
+_BLOCK_ROWS = {"cpu": 4096, "cuda": 8192}
 # Candidates for the farthest image.
 _FARTHEST = 8
 # Bytes that a candidate takes while lists are put together, and images at a time for which all are looked at.
@@ -110,13 +108,13 @@ def find_neighbours(
                 if images.mine(tiles):
                     tile = product(left.rows, kept.rows[first - begin : until - begin])
                     farthest.update(slice(top, bottom), tile, first)
-                    if first > top:
-                        farthest.update(slice(first, until), tile.T, top)
-                    else:
+                    if first == top:
                         tile.fill_diagonal_(-torch.inf)
                     nearest.update(slice(top, bottom), tile, first)
                     if first > top:
-                        nearest.update(slice(first, until), tile.T, top)
+                        tile = tile.T.contiguous()
+                        farthest.update(slice(first, until), tile, top)
+                        nearest.update(slice(first, until), tile, top)
                 tiles += 1
                 done += (bottom - top) * (until - first) * (1 + (first > top))
             progress(done // total, total)
@@ -151,24 +149,16 @@ class _Candidates:
         some = torch.nonzero(best > self.ends[rows]).flatten()
         if not len(some):
             return
-        found = products.index_select(0, some)
-        some += rows.start
-        # Few of a long list are found twice as fast, and mostly there are no more.
-        few = self._best(found, first, min(_FEW, width))
-        many = from_sort_keys(few[:, -1])[1] > self.ends[some]
-        self._note(some[~many], few[~many])
-        self._note(some[many], self._best(found[many], first, width))
-
-    def _best(self, products: torch.Tensor, first: int, width: int) -> torch.Tensor:
-        values, items = products.topk(min(width, products.shape[1]), dim=1, largest=self.sign > 0)
-        keys = sort_keys(self.sign * values.to(torch.float32), first + items)
-        return keys.masked_fill_(values == -torch.inf, NOBODY)  # itself
+        if len(some) < len(products):
+            products = products.index_select(0, some)
+        values, items = greatest(products if self.sign > 0 else -products, min(width, products.shape[1]))
+        keys = sort_keys(values.to(torch.float32), first + items)
+        self._note(rows.start + some, keys.masked_fill_(values == -torch.inf, NOBODY))  # itself
 
     def _note(self, some: torch.Tensor, found: torch.Tensor) -> None:
-        if len(some):
-            merged = torch.cat([self.keys[some], found], dim=1)
-            self.keys[some] = merged.topk(self.keys.shape[1], dim=1).values
-            self._end(some)
+        merged = torch.cat([self.keys[some], found], dim=1)
+        self.keys[some] = merged.topk(self.keys.shape[1], dim=1).values
+        self._end(some)
 
     def join(self, images: UnitRows) -> None:
         """Take the best of what all processes have met."""
@@ -338,18 +328,26 @@ def pair_similarities(
         (T,) of that dtype.
     """
     total, number = len(counts), 0
-    step = max(1, working // (3 * dtype.itemsize * images.dim))
+    # The rows of both sides should be in cache between being gathered and being multiplied.
+    step = max(1, min(working // 3, CHUNK_BYTES[images.device.type]) // (2 * dtype.itemsize * images.dim))
     found = torch.zeros(len(columns), dtype=dtype, device=images.device)
     ends = offsets_of(counts)
     width = len(others) if images.resident and len(others) <= held else max(1, held // 4)
     spans = list(pieces(counts, step) if images.resident else blocks_of(total, width))
+    alike = total > 0 and width >= len(others) and bool((counts == counts[0]).all())
     for low, high in blocks_of(len(others), width):
         block = others.rows(low, high)
         for start, stop in spans:
             kept = images.rows(first + start, first + stop)
             begin, end = ends[[start, stop]].tolist()
-            owner = torch.repeat_interleave(counts[start:stop])
             some = columns[begin:end]
+            if alike and 0 < end - begin <= step:
+                number += 1
+                if images.mine(number):
+                    right = block.index_select(0, some).to(dtype).view(stop - start, -1, images.dim)
+                    found[begin:end] = pair_scores(right, kept.unsqueeze(1)).flatten()
+                continue
+            owner = torch.repeat_interleave(counts[start:stop])
             for pairs in torch.split(torch.nonzero((some >= low) & (some < high)).flatten(), step):
                 number += 1
                 if not images.mine(number):

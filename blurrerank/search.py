@@ -40,7 +40,7 @@ TILE_PROBES = {"cpu": 512, "cuda": 4096}
 # Gallery rows in one float32 product. Wider ones are slower (by a sixth at 4,096, with MKL on 2 cores).
 _PRODUCT_GALLERY = 1024
 # Bytes of candidates' rows at a time: a CPU should have them in cache still when they are used again.
-_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 # Similarities at a time whose ties are settled: bounds what that takes when every row ties.
 _TIED_ELEMENTS = 1 << 18
 
@@ -227,7 +227,7 @@ def nearest(
                 tile = similarities[first:last, start:stop]
                 multiply(queries[first:last], block, out=tile)
             if count:
-                found.append(_greatest(tile, min(count, stop - start)))
+                found.append(greatest(tile, min(count, stop - start)))
         if not count:
             continue
         best, items = (torch.cat(some) for some in zip(*found, strict=True))
@@ -248,7 +248,7 @@ def nearest(
     return Near(indices, most, kept)
 
 
-def _greatest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def greatest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` greatest of each row and their columns, in no order.
 
     They are among the groups of columns with the `count` greatest maxima, and maxima are found fast.
@@ -283,7 +283,7 @@ def scored(
     """
     table, places = rows.gather(indices)
     width, dim = indices.shape[1], queries.shape[1]
-    step = max(1, _CHUNK_BYTES[table.device.type] // (4 * width * dim))
+    step = max(1, CHUNK_BYTES[table.device.type] // (4 * width * dim))
     # A share for each thread: products of neighbourhoods are not cut any further.
     step = -(-step // torch.get_num_threads()) * torch.get_num_threads()
     nodes = torch.empty(min(step, len(queries)) * width, dim, device=table.device)
@@ -326,7 +326,7 @@ def certain(
     """
     least = least - error_bound(queries.new_zeros(len(queries)), 0.0, gallery.dim, torch.float32)
     best = torch.full((len(queries), count), NOBODY, device=queries.device)
-    pairs = max(1, _CHUNK_BYTES[queries.device.type] // (8 * queries.shape[1]))
+    pairs = max(1, CHUNK_BYTES[queries.device.type] // (8 * queries.shape[1]))
     for start, stop in blocks_of(len(gallery) if items is None else items, gallery.block):
         block = gallery.rows(start, stop)
         for first, last in blocks_of(len(queries), max(1, _TIED_ELEMENTS // (stop - start))):

@@ -23,7 +23,7 @@ from blurrerank.neighbours import find_neighbours
 from blurrerank.precision import ceiling, error_bound, pair_scores, pick_precision, product, rounded
 from blurrerank.ranking import NOBODY, fine_keys, from_fine_keys
 from blurrerank.rows import PassingRows, UnitRows, unit_rows
-from blurrerank.search import _greatest, search
+from blurrerank.search import greatest, search
 
 CPU = torch.device("cpu")
 LOW = torch.bfloat16
@@ -233,7 +233,7 @@ def test_the_greatest_of_a_tile(seed, columns, count, coarse):
     values = torch.randn(5, columns, generator=random)
     values = (values * 2).round() if coarse else values
     count = min(count, columns)
-    some, places = _greatest(values.to(LOW), count)
+    some, places = greatest(values.to(LOW), count)
     assert torch.equal(some, values.to(LOW).gather(1, places))
     assert all(len(set(row)) == count for row in places.tolist())
     assert torch.equal(some.sort(dim=1).values, values.to(LOW).topk(count, dim=1).values.sort(dim=1).values)
