@@ -163,25 +163,20 @@ class _Lists:
 
     def fill(self, some: torch.Tensor | None, near: Near) -> torch.Tensor:
         """Score the candidates of the probes `some`, or of all; gives those whose lists are not proved."""
-        failed = []
         queries = self._queries if some is None else self._queries[some]
-        if not self.found.indices.shape[1]:
-            return torch.empty(0, dtype=torch.int64, device=queries.device)
-        for rows, found in scored(queries, near.indices, near.rows, self.found.indices.shape[1]):
-            proven = found.scores[:, -1] > near.most[rows]
-            if some is None and proven.all():
-                self.place(rows, found, near.rows)
-                continue
-            who = torch.arange(rows.start, rows.stop, device=proven.device) if some is None else some[rows]
-            _put(self.found, who, found)
-            self.place(who[proven], Candidates(found.indices[proven], found.scores[proven]), near.rows)
-            failed.append(who[~proven])
-        return torch.cat(failed) if failed else torch.empty(0, dtype=torch.int64, device=queries.device)
+        proven = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
+        if self.found.indices.shape[1]:
+            for rows, found in scored(queries, near.indices, near.rows, self.found.indices.shape[1]):
+                # Not asked here whether they all are: a GPU would have to wait for the answer each time.
+                proven[rows] = found.scores[:, -1] > near.most[rows]
+                self.place(rows if some is None else some[rows], found, near.rows)
+        failed = torch.nonzero(~proven).flatten()
+        return failed if some is None else some[failed]
 
     def place(self, some: slice | torch.Tensor, found: Candidates, rows: Gatherable) -> None:
-        """These are the lists of the probes `some`."""
+        """These are the lists of the probes `some`, as far as is known."""
         _put(self.found, some, found)
-        if self._then is not None and len(found.indices):
+        if self._then is not None:
             _put(self.after, some, self._then(self._queries[some], found, rows))
 
 
