@@ -19,8 +19,9 @@ from .plan import Plan, pick_device
 from .positions import MatchFinder
 from .ranking import Candidates, Positions, from_sort_keys, index_dtype, strictly_decreasing
 from .rows import Gatherable
-from .search import Batch, Progress, best_keys, margin, search, similarities_of
+from .search import Batch, Progress, margin, search, similarities_of
 from .stopwatch import Stopwatch
+from .tiles import best_keys
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from .plan import Plan, pick_device
 from .positions import MatchFinder
 from .ranking import Candidates, Positions, from_sort_keys, sort_keys
 from .rows import UnitRows
-from .search import Batch, Progress, best_keys, margin, search, similarities_of
+from .search import Batch, Progress, margin, search, similarities_of
 from .shards import FetchedRows, ShardedImages, ShardedSet, best_of_share, merged
 from .stopwatch import Stopwatch
+from .tiles import best_keys
 
 
 def rerank_sharded(

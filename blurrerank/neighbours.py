@@ -14,7 +14,8 @@ from .encoding import offsets_of, pieces
 from .precision import ceiling, error_bound, pair_scores, product, summing_error
 from .ranking import NOBODY, fine_keys, from_fine_keys, from_sort_keys, sort_keys
 from .rows import Rows, UnitRows, blocks_of
-from .search import CHUNK_BYTES, Progress, certain, greatest, margin
+from .search import CHUNK_BYTES, Progress, certain, margin
+from .tiles import greatest
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import pad
 
 from .precision import ceiling, error_bound, pair_scores, product, rounded
 from .ranking import NOBODY, Candidates, from_sort_keys, sort_keys
 from .rows import Gatherable, PassingRows, UnitRows, blocks_of
+from .tiles import best_keys, greatest, multiply
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +30,12 @@ Then = Callable[[torch.Tensor, Candidates, Gatherable], Candidates]
 _SPARE_SHARE, _SPARE_LEAST = 0.3, 12
 # How much wider the second margin is, and at which share of probes that need it the first grows.
 _WIDER, _OFTEN = 4, 0.05
-# Columns whose greatest similarity is found at once.
-_GROUP = 16
-# BLAS libraries take other kernels, which round otherwise, for products of a few rows or columns (seen with
-# MKL below 32). Padding to this width keeps every similarity independent of how the work was cut.
-_LEAST_ROWS = 64
 # Similarities computed before the top-n reads them: few enough that they are still in cache.
 TILE_PROBES = {"cpu": 512, "cuda": 4096}
-# Gallery rows in one float32 product. Wider ones are slower (by a sixth at 4,096, with MKL on 2 cores).
-_PRODUCT_GALLERY = 1024
 # Bytes of candidates' rows at a time: a CPU should have them in cache still when they are used again.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
-# Similarities at a time whose ties are settled: bounds what that takes when every row ties.
-_TIED_ELEMENTS = 1 << 18
+# Products at a time among which `certain` looks for pairs: bounds what it takes when every item is in reach.
+_REACH_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -243,25 +236,6 @@ def nearest(
     return Near(indices, most, kept)
 
 
-def greatest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` greatest of each row and their columns, in no order.
-
-    They are among the groups of columns with the `count` greatest maxima, and maxima are found fast.
-    """
-    rows, columns = values.shape
-    groups = columns // _GROUP
-    if values.device.type != "cpu" or groups < 2 * count:
-        found, places = values.topk(count, dim=1, sorted=False)
-        return found, places
-    whole = groups * _GROUP
-    maxima = values[:, :whole].view(rows, _GROUP, groups).amax(dim=1)
-    best = maxima.topk(count, dim=1, sorted=False).indices
-    among = (best.unsqueeze(1) + groups * torch.arange(_GROUP).view(1, -1, 1)).flatten(1)
-    among = torch.cat([among, torch.arange(whole, columns).expand(rows, -1)], dim=1)
-    found, places = values.gather(1, among).topk(count, dim=1, sorted=False)
-    return found, among.gather(1, places)
-
-
 def scored(
     queries: torch.Tensor, indices: torch.Tensor, rows: Gatherable, count: int
 ) -> Iterator[tuple[slice, Candidates]]:
@@ -324,7 +298,7 @@ def certain(
     pairs = max(1, CHUNK_BYTES[queries.device.type] // (8 * queries.shape[1]))
     for start, stop in blocks_of(len(gallery) if items is None else items, gallery.block):
         block = gallery.rows(start, stop)
-        for first, last in blocks_of(len(queries), max(1, _TIED_ELEMENTS // (stop - start))):
+        for first, last in blocks_of(len(queries), max(1, _REACH_ELEMENTS // (stop - start))):
             rows = slice(first, last)
             reach = queries[rows] @ block.T >= least[rows].unsqueeze(1)
             if but is not None:
@@ -371,37 +345,3 @@ def _best_of(similarities: torch.Tensor, topn: int) -> Candidates:
     step = TILE_PROBES[similarities.device.type]
     best = [best_keys(rows, 0, topn) for rows in torch.split(similarities, step)]
     return Candidates(*from_sort_keys(torch.cat(best)))
-
-
-def multiply(queries: torch.Tensor, block: torch.Tensor, *, out: torch.Tensor) -> None:
-    """Similarities of (p, D) `queries` to one (b, D) gallery block, into (p, b) `out`."""
-    for left in range(0, len(block), _PRODUCT_GALLERY):
-        part = block[left : left + _PRODUCT_GALLERY]
-        columns = out[:, left : left + len(part)]
-        if min(len(queries), len(part)) < _LEAST_ROWS:
-            product = widen(queries, _LEAST_ROWS) @ widen(part, _LEAST_ROWS).T
-            columns.copy_(product[: len(queries), : len(part)])
-        else:
-            torch.mm(queries, part.T, out=columns)
-
-
-def widen(rows: torch.Tensor, least: int) -> torch.Tensor:
-    """(..., n, d) `rows` with rows of zeros below, up to `least` of them; as they are if there are as many."""
-    missing = least - rows.shape[-2]
-    return pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
-
-
-def best_keys(scores: torch.Tensor, first: int, topn: int) -> torch.Tensor:
-    """Sort keys of each row's best `topn`, best first; column 0 is gallery item `first`."""
-    columns = torch.arange(first, first + scores.shape[1], device=scores.device)
-    if not topn:
-        return columns.new_empty(len(scores), 0)
-    if topn >= scores.shape[1]:
-        return sort_keys(scores, columns).sort(dim=1, descending=True).values
-    values, found = scores.topk(topn + 1, dim=1)
-    keys = sort_keys(values, first + found)[:, :topn]
-    # topk takes any of several equal scores. Where a tie crosses the end of the list, choose by key instead.
-    tied = torch.nonzero(values[:, topn - 1] == values[:, topn]).flatten()
-    for rows in torch.split(tied, max(1, _TIED_ELEMENTS // scores.shape[1])):
-        keys[rows] = sort_keys(scores[rows], columns).topk(topn, dim=1).values
-    return keys.sort(dim=1, descending=True).values

@@ -23,7 +23,8 @@ from blurrerank.neighbours import find_neighbours
 from blurrerank.precision import ceiling, error_bound, pair_scores, pick_precision, product, rounded
 from blurrerank.ranking import NOBODY, fine_keys, from_fine_keys
 from blurrerank.rows import PassingRows, UnitRows, unit_rows
-from blurrerank.search import greatest, search
+from blurrerank.search import search
+from blurrerank.tiles import greatest
 
 CPU = torch.device("cpu")
 LOW = torch.bfloat16

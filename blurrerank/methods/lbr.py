@@ -15,8 +15,8 @@ import torch
 from .. import fused
 from ..ranking import Candidates
 from ..rows import Gatherable
-from ..search import widen
 from ..spectral import blurred_scores, check_sigma
+from ..tiles import widen
 from . import HeadMethod, check_count, check_switch
 
 # Bytes worked on at a time: on a CPU they should stay in the last-level cache between
