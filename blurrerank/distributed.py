@@ -22,7 +22,7 @@ from .group import Group
 from .methods import HeadMethod, Method, WholeMethod
 from .plan import Plan, pick_device
 from .positions import MatchFinder
-from .ranking import Candidates, Positions, from_sort_keys, sort_keys
+from .ranking import NOBODY, Candidates, Positions, from_sort_keys, sort_keys
 from .rows import UnitRows
 from .search import Batch, Progress, margin, search, similarities_of
 from .shards import FetchedRows, ShardedImages, ShardedSet, best_of_share, merged
@@ -252,7 +252,7 @@ class ShardFinder(MatchFinder):
 
     def _wanted(self, keys: torch.Tensor, matches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # The last column, which -1 names as well, loses against every key there is.
-        keys = pad(keys, (0, 1), value=torch.iinfo(torch.int64).min)
+        keys = pad(keys, (0, 1), value=NOBODY)
         found = keys.gather(1, matches.remainder(keys.shape[1]))
         found = self._processes.reduced(found, "max")
         return found, from_sort_keys(found)[0]

@@ -21,8 +21,8 @@ DISTRACTOR = 0
 
 DEFAULT_MEMORY = 2 << 30
 """Budget for what is held in memory at a time, in bytes: a quarter for features as they are stored, three
-eighths for the normalised gallery, an eighth for two batches of probes, another for working on them, the rest
-for labels, libraries' buffers and what the allocator keeps."""
+eighths for the normalised gallery, half as much for its bfloat16 copy, an eighth for two batches of probes, and
+another for working on them. Features that take all of their share leave some of the others' over."""
 
 # Bytes read at a time, as float64, while checking or digesting.
 _SCAN_BYTES = 4 << 20

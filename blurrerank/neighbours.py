@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 
 from .encoding import offsets_of, pieces
-from .precision import ceiling, error_bound, pair_scores, product, summing_error
+from .precision import ceiling, error_bound, full_float32, pair_scores, product, summing_error
 from .ranking import NOBODY, fine_keys, from_fine_keys, from_sort_keys, sort_keys
 from .rows import Rows, UnitRows, blocks_of
 from .search import CHUNK_BYTES, Progress, certain, margin
@@ -45,6 +45,7 @@ class Neighbours:
         return len(self.lists)
 
 
+@full_float32()
 def find_neighbours(
     images: UnitRows,
     count: int,
@@ -198,7 +199,7 @@ def _settled(
     lowest = torch.empty(met, device=device)
     unproven = 0
     width = max(1, nearest.keys.shape[1], farthest.keys.shape[1])
-    for start, stop in blocks_of(met, max(_CERTAIN_ROWS, working // (_CANDIDATE_BYTES * width))):
+    for start, stop in blocks_of(met, max(1, working // (_CANDIDATE_BYTES * width))):
         some = slice(start, stop)
         scores, items = _scored(images, nearest, some, held, working)
         items, scores, failed = _nearest(
@@ -272,7 +273,8 @@ def _nearest(
     slack = 2 * summing_error(images.dim)
     complete = torch.isfinite(scores).sum(dim=1) == met - 1
     failed = torch.nonzero(~complete & (similarities[:, -1] <= most + slack)).flatten()
-    for rows in torch.split(failed, _CERTAIN_ROWS):
+    step = max(1, min(_CERTAIN_ROWS, working // (8 * images.dim * (count + 1))))
+    for rows in torch.split(failed, step):
         who = some.start + rows
         table, places = images.gather(who)
         queries = table[places]
@@ -356,4 +358,4 @@ def pair_similarities(
                 left = kept.index_select(0, owner[pairs])
                 right = block.index_select(0, some[pairs] - low)
                 found[begin + pairs] = pair_scores(left.to(dtype), right)
-    return images.joined(found, "sum")
+    return images.joined(found)

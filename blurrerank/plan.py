@@ -110,7 +110,7 @@ class Plan:
         plan = replace(
             shares,
             resident=resident,
-            gallery_block=min(block or _block(memory, data.dim, resident), gallery),
+            gallery_block=min(block or _block(memory, data.dim, resident, device), gallery),
             probe_batch=min(batch, len(data.probe)),
         )
         log.info("plan: %s", plan)
@@ -131,7 +131,7 @@ class Plan:
         """Cut the work that is done with so many images alone, of which `asking` ask; arguments as in `fit`."""
         memory, row = budget(memory, device), 4 * dim
         held = memory * 3 // 8 // row
-        gallery_block = block or _block(memory, dim, images <= held)
+        gallery_block = block or _block(memory, dim, images <= held, device)
         dtype = pick_precision(precision, device)
         if precision == "auto" and asking < _FEW_PROBES:
             dtype = torch.float32
@@ -153,10 +153,10 @@ class Plan:
         return UnitRows(side, device=self.device, block=self.probe_batch, resident=False, dtype=self.dtype)
 
 
-def _block(memory: int, dim: int, resident: bool) -> int:
+def _block(memory: int, dim: int, resident: bool, device: torch.device) -> int:
     """Gallery rows in a block, of which a sixteenth of the memory holds the products with a tile of probes."""
     if resident:
-        return max(1, min(_BLOCK_HELD, memory // 16 // (4 * max(TILE_PROBES["cpu"], dim))))
+        return max(1, min(_BLOCK_HELD, memory // 16 // (4 * max(TILE_PROBES[device.type], dim))))
     # Of a block there are the next, as it is stored, float32 rows, and what products take.
     return max(1, min(_BLOCK_READ, memory // 8 // (16 * dim)))
 

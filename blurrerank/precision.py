@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +24,8 @@ from .errors import ParameterError
 PRECISIONS = ("auto", "float32", "bfloat16")
 """What the products of a search may be computed in. The lists are the same."""
 
-# Rows rounded at a time: few enough that they stay in cache while their errors are found.
-_ROUNDED_BYTES = 1 << 20
+# Bytes rounded at a time: on a CPU they should stay in cache while their errors are found.
+_ROUNDED_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 # The size of the product that tells whether a precision gains, and by how much it must.
 _TRIAL = (256, 1024, 1024)
 _TRIAL_GAIN = 0.8
@@ -60,11 +62,25 @@ def rounded(rows: torch.Tensor, dtype: torch.dtype) -> Rounded:
         return Rounded(rows, torch.zeros(len(rows), device=rows.device))
     found = torch.empty_like(rows, dtype=dtype)
     errors = torch.empty(len(rows), device=rows.device)
-    step = max(1, _ROUNDED_BYTES // (4 * rows.shape[1])) if rows.device.type == "cpu" else max(1, len(rows))
+    step = max(1, _ROUNDED_BYTES[rows.device.type] // (4 * rows.shape[1]))
     for some, into, error in zip(*(torch.split(whole, step) for whole in (rows, found, errors)), strict=True):
         into.copy_(some)
         torch.linalg.vector_norm(some - into, dim=1, out=error)
     return Rounded(found, errors)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Have torch multiply float32 as float32 in here, whatever `torch.set_float32_matmul_precision` says."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def product(queries: torch.Tensor, block: torch.Tensor, scratch: torch.Tensor | None = None) -> torch.Tensor:
@@ -128,6 +144,9 @@ def pair_scores(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     terms = rows.mul_(queries)
     if rows.device.type == "cuda":
         return terms.sum(dim=-1, dtype=torch.float64).to(rows.dtype)
+    if terms.shape[:-1].numel() == 1:
+        # One sum alone is shared out to all threads if it is long; two are not.
+        return torch.cat([terms.flatten(0, -2)] * 2).sum(dim=-1)[:1].view(terms.shape[:-1])
     return terms.sum(dim=-1)
 
 

@@ -261,7 +261,7 @@ class UnitRows:
         """Whether this process does this piece of the work."""
         return True
 
-    def joined(self, values: torch.Tensor, how: str) -> torch.Tensor:
+    def joined(self, values: torch.Tensor) -> torch.Tensor:
         """The `sum` of each value over all processes."""
         return values
 

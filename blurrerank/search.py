@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .precision import ceiling, error_bound, pair_scores, product, rounded
+from .precision import ceiling, error_bound, full_float32, pair_scores, product, rounded
 from .ranking import NOBODY, Candidates, from_sort_keys, sort_keys
 from .rows import Gatherable, PassingRows, UnitRows, blocks_of
 from .tiles import best_keys, greatest, multiply
@@ -104,16 +104,18 @@ def search(
         failed = lists.fill(None, nearest(queries, gallery, width, similarities))
         if topn:
             probes, widened = probes + len(queries), widened + len(failed)
+            unproven = 0
             # In groups that gather no more rows than all probes did before.
             for first, last in blocks_of(len(failed), max(1, len(queries) // _WIDER)):
                 some = failed[first:last]
                 left = lists.fill(some, nearest(queries[some], gallery, _WIDER * width))
-                fell_back += len(left)
+                unproven += len(left)
                 if len(left):
                     keys = certain(queries[left], gallery, lists.found.scores[left, -1], topn)
                     lists.place(left, Candidates(*from_sort_keys(keys)), gallery)
-            if len(failed) > _OFTEN * len(queries) and gallery.resident:
-                width = min(2 * width, len(gallery))
+            fell_back += unproven
+            if len(failed) > max(_OFTEN * len(queries), 2 * unproven) and gallery.resident:
+                width = min(2 * width, _WIDER * margin(topn, len(gallery)), len(gallery))
         if similarities is not None:
             _settle(similarities, lists.found)
         found = lists.after
@@ -182,6 +184,7 @@ def _put(lists: Candidates, some: slice | torch.Tensor, found: Candidates) -> No
     lists.indices[some], lists.scores[some] = found.indices, found.scores
 
 
+@full_float32()
 def nearest(
     queries: torch.Tensor, gallery: UnitRows, count: int, similarities: torch.Tensor | None = None
 ) -> Near:
@@ -269,6 +272,7 @@ def _rank(rows: torch.Tensor, queries: torch.Tensor, items: torch.Tensor, total:
     return sort_keys(pair_scores(rows, queries), items)
 
 
+@full_float32()
 def certain(
     queries: torch.Tensor,
     gallery: UnitRows,

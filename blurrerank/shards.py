@@ -15,6 +15,7 @@ import torch
 from .errors import InputError
 from .features import FeatureSet, Side, find_problems, label_problems
 from .group import Group
+from .ranking import NOBODY
 from .rows import UnitRows
 
 # Row digests that travel at a time, of 16 bytes each.
@@ -173,9 +174,9 @@ class ShardedImages(UnitRows):
         """Whether this process does this piece of the work."""
         return bool(self.group.rank == number % self.group.size)
 
-    def joined(self, values: torch.Tensor, how: str) -> torch.Tensor:
-        """The `sum` or `min` over the processes."""
-        return self.group.reduced(values, how)
+    def joined(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the processes."""
+        return self.group.reduced(values, "sum")
 
     def best(self, keys: torch.Tensor) -> torch.Tensor:
         """The best keys of all processes, in pieces, so that little more than `keys` is held."""
@@ -208,10 +209,7 @@ def merged(keys: torch.Tensor, count: int, group: Group) -> torch.Tensor:
 def best_of_share(keys: torch.Tensor, count: int, group: Group) -> torch.Tensor:
     """As `merged`, but of the rows that are this process's share alone, and here alone."""
     # n is told by lists of one length: a process with a short gallery fills up with keys that lose.
-    widened = torch.full((len(keys), count), _LOSES, dtype=torch.int64, device=keys.device)
+    widened = torch.full((len(keys), count), NOBODY, dtype=torch.int64, device=keys.device)
     widened[:, : keys.shape[1]] = keys[:, :count]
     found = group.exchanged([widened[group.share(len(keys), rank)] for rank in range(group.size)])
     return torch.cat(found, dim=1).topk(count, dim=1).values if count else found[0]
-
-
-_LOSES = torch.iinfo(torch.int64).min

@@ -23,7 +23,7 @@ from blurrerank.neighbours import find_neighbours
 from blurrerank.precision import ceiling, error_bound, pair_scores, pick_precision, product, rounded
 from blurrerank.ranking import NOBODY, fine_keys, from_fine_keys
 from blurrerank.rows import PassingRows, UnitRows, unit_rows
-from blurrerank.search import search
+from blurrerank.search import nearest, search
 from blurrerank.tiles import greatest
 
 CPU = torch.device("cpu")
@@ -222,6 +222,59 @@ def test_auto_stays_with_float32_for_few_probes():
 
     assert plan_for(data, create("lbr")).dtype == torch.float32
     assert plan_for(data, create("lbr"), precision="bfloat16").dtype == LOW
+
+
+@pytest.mark.parametrize("worst", ["first", "last"])
+def test_the_gallery_s_own_rounding_counts(worst):
+    """Probes that bfloat16 holds exactly; rows that rounding hurts most, all in one of several blocks."""
+    rng = np.random.default_rng(5)
+    dim = 256
+    probe = rng.choice([-1.0, 1.0], (80, dim))  # 1 / 16 each when normalised
+    fine = np.where(rng.random((200, dim)) < 0.5, 1 + 2.0**-8 - 1e-5, 1 + 2.0**-8 + 1e-5)
+    fine *= np.sign(probe[rng.integers(0, 80, 200)]) * np.where(rng.random((200, dim)) < 0.1, -1, 1)
+    coarse = rng.choice([-1.0, 1.0], (600, dim))
+    parts = (fine, coarse) if worst == "first" else (coarse, fine)
+    gallery = np.concatenate(parts).astype(np.float32)
+    data = br.FeatureSet.from_arrays(probe.astype(np.float32), gallery)
+    expected = exact_lists(probe.astype(np.float32), gallery, 5)
+    for block in (100, 800):
+        lists = found(data, create("cosine", topn=5), precision="bfloat16", block=block)
+        np.testing.assert_array_equal(lists[0], expected[0])
+    rows = UnitRows(Side(gallery), device=CPU, block=100, resident=True, dtype=LOW, keep=True)
+    near = nearest(unit_rows(torch.from_numpy(probe.astype(np.float32))), rows, 5)
+    values = unit_rows(torch.from_numpy(probe)).float() @ rows.rows(0, 800).T
+    values.scatter_(1, near.indices, -1)
+    errors = rows.factors(0, 800).errors
+    # What was not taken lies below the bound, which is that of the worst row of all blocks.
+    assert (near.most >= values.amax(dim=1)).all()
+    assert (near.most - values.amax(dim=1)).min() > 0.5 * errors.max() - 2**-9
+
+
+def test_a_long_row_alone_has_the_score_it_has_among_others(threads):
+    threads(2)
+    row = np.random.default_rng(6).standard_normal((1, 40_000)).astype(np.float32)
+    query = unit_rows(torch.from_numpy(np.random.default_rng(7).standard_normal((1, 40_000))))
+    rows = unit_rows(torch.from_numpy(row)).repeat(27, 1)
+    together = pair_scores(rows.clone(), query)
+    assert torch.equal(together, pair_scores(rows[:1].clone(), query).repeat(27))
+    data = br.FeatureSet.from_arrays(query, rows)
+    ranking = br.rerank(data, "cosine", topn=27, candidates=np.arange(27)[None, ::-1])
+    assert ranking.indices[0].tolist() == list(range(27))
+
+
+def test_lists_do_not_depend_on_torch_s_precision_of_products():
+    """Training scripts set it for the whole process."""
+    data = br.FeatureSet.from_arrays(**features(seed=3, probes=70, gallery=300, dim=64))
+    before = [found(data, create(method), precision="float32") for method in METHODS]
+    torch.set_float32_matmul_precision("medium")
+    try:
+        after = [found(data, create(method), precision="float32") for method in METHODS[:2]]
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for one, other in zip(before, after, strict=False):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
 
 
 # What it is made of.

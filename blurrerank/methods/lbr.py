@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from .. import fused
+from ..precision import full_float32
 from ..ranking import Candidates
 from ..rows import Gatherable
 from ..spectral import blurred_scores, check_sigma
@@ -80,6 +81,7 @@ class LocalBlurring(HeadMethod):
                 return blurred
         return self._plain(table, places, probe, candidates.scores, sigmas)
 
+    @full_float32()
     def _plain(
         self,
         table: torch.Tensor,
