@@ -242,12 +242,12 @@ def test_the_gallery_s_own_rounding_counts(worst):
         np.testing.assert_array_equal(lists[0], expected[0])
     rows = UnitRows(Side(gallery), device=CPU, block=100, resident=True, dtype=LOW, keep=True)
     near = nearest(unit_rows(torch.from_numpy(probe.astype(np.float32))), rows, 5)
-    values = unit_rows(torch.from_numpy(probe)).float() @ rows.rows(0, 800).T
-    values.scatter_(1, near.indices, -1)
-    errors = rows.factors(0, 800).errors
-    # What was not taken lies below the bound, which is that of the worst row of all blocks.
-    assert (near.most >= values.amax(dim=1)).all()
-    assert (near.most - values.amax(dim=1)).min() > 0.5 * errors.max() - 2**-9
+    factors = rows.factors(0, 800)
+    queries = rounded(unit_rows(torch.from_numpy(probe.astype(np.float32))), LOW)
+    assert not queries.errors.any()
+    assert factors.errors.max() > 2 * factors.errors[-1 if worst == "first" else 0]
+    last = product(queries.rows, factors.rows).topk(5, dim=1).values[:, -1]
+    assert (near.most >= ceiling(last, LOW) + factors.errors.max()).all()
 
 
 def test_a_long_row_alone_has_the_score_it_has_among_others(threads):
