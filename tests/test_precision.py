@@ -230,7 +230,9 @@ def test_the_gallery_s_own_rounding_counts(worst):
     rng = np.random.default_rng(5)
     dim = 256
     probe = rng.choice([-1.0, 1.0], (80, dim))  # 1 / 16 each when normalised
-    fine = np.where(rng.random((200, dim)) < 0.5, 1 + 2.0**-8 - 1e-5, 1 + 2.0**-8 + 1e-5)
+    # Half of the entries lie in the middle between two of bfloat16's numbers once the row is normalised.
+    middle, other = 1 + 2.0**-8, (2 - (1 + 2.0**-8) ** 2) ** 0.5
+    fine = rng.permuted(np.tile([middle, other], (200, dim // 2)), axis=1)
     fine *= np.sign(probe[rng.integers(0, 80, 200)]) * np.where(rng.random((200, dim)) < 0.1, -1, 1)
     coarse = rng.choice([-1.0, 1.0], (600, dim))
     parts = (fine, coarse) if worst == "first" else (coarse, fine)
@@ -245,7 +247,7 @@ def test_the_gallery_s_own_rounding_counts(worst):
     factors = rows.factors(0, 800)
     queries = rounded(unit_rows(torch.from_numpy(probe.astype(np.float32))), LOW)
     assert not queries.errors.any()
-    assert factors.errors.max() > 2 * factors.errors[-1 if worst == "first" else 0]
+    assert factors.errors.max() > 0.002 > 100 * factors.errors[-1 if worst == "first" else 0]
     last = product(queries.rows, factors.rows).topk(5, dim=1).values[:, -1]
     assert (near.most >= ceiling(last, LOW) + factors.errors.max()).all()
 
