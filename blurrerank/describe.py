@@ -10,7 +10,7 @@ import torch
 
 from .batches import plan_for
 from .features import DISTRACTOR, JUNK, FeatureSet, Side
-from .formats.features_h5 import inspect
+from .formats.loading import inspect
 from .index import GalleryIndex
 from .methods import create
 from .metrics import doubts

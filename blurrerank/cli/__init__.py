@@ -17,6 +17,7 @@ import click
 from .. import __version__
 from ..errors import BlurrerankError, ParameterError
 from .bench import bench, measure
+from .convert import convert
 from .eval import evaluate
 from .index import index
 from .info import info
@@ -60,6 +61,7 @@ def cli() -> None:
 cli.add_command(run)
 cli.add_command(evaluate)
 cli.add_command(info)
+cli.add_command(convert)
 cli.add_command(index)
 cli.add_command(bench)
 cli.add_command(measure)

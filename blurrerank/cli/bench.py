@@ -104,7 +104,7 @@ def bench(
         raise ParameterError(
             f"--reference enumerates every draw of protocol {protocol}, which no computer ends: choose another"
         )
-    data = load(feats, gallery, memory=runtime.memory)
+    data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
     for method in chosen:  # what one run would refuse, all would
         plan_for(data, method, full_rows=data.has_ids, device=runtime.device, memory=runtime.memory)
     size = f"{len(data.probe)} probes x {len(data.gallery)} gallery x {data.dim}"

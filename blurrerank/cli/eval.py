@@ -56,7 +56,7 @@ def evaluate(
     runtime.start()
     if ranking == "-" and format is None:
         raise ParameterError(f"standard input needs --format: {ANY_FORMAT}")
-    data = load(feats, gallery, memory=runtime.memory)
+    data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
     found = read_ranking(sys.stdin.buffer if ranking == "-" else ranking, data, format=format)
     metrics = measure(
         found,

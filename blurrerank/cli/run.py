@@ -187,7 +187,7 @@ def _run(
     if group is not None:
         data = load_sharded(feats, gallery, group=group, memory=runtime.memory)
     elif indexed is None:
-        data = load(feats, gallery, memory=runtime.memory)
+        data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
     else:
         data = indexed.features(load_side(feats, "probe", memory=runtime.memory))
     lists, found_by = source.find(data, chosen, depth, runtime)

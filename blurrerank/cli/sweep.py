@@ -91,7 +91,7 @@ def sweep(
         check_name(Path(output))
         check_target(Path(output), force=True)
         known = read_sweep(output) if Path(output).exists() else None
-    data = load(feats, gallery, memory=runtime.memory)
+    data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
     size = len(data.gallery)
     if max(topn) > size:
         runtime.note(f"note: topn {max(topn)} is capped at the gallery's {size} items")

@@ -1,7 +1,8 @@
 """Reading and writing files, one module a container. What the rest of the library calls is named here."""
 
 from .candidates import read_candidates
-from .features_h5 import Contents, inspect, load, load_sharded, load_side, save_features
+from .features_h5 import Contents, load_sharded, load_side, save_features
+from .loading import inspect, load
 from .rankings import FORMATS, RunInfo, format_of, open_ranking, read_ranking, save_ranking
 
 __all__ = [

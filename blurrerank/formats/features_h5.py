@@ -30,6 +30,7 @@ from .targets import replacing
 
 if TYPE_CHECKING:
     from ..group import Group
+    from ..importers import Imported
     from ..shards import ShardedGallery, ShardedSet
 
 FORMAT = "blurrerank-features"
@@ -69,6 +70,7 @@ class Contents:
         problems: everything that keeps them from being a `FeatureSet`.
         attributes: root attributes of the probe file.
         images: side name -> shape of its thumbnails.
+        imported: what was recognised, if the files are another tool's.
     """
 
     probe: Side | None
@@ -77,23 +79,7 @@ class Contents:
     problems: list[str]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     images: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-def load(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> FeatureSet:
-    """Read features from a native HDF5 file.
-
-    Args:
-        path: `feats.h5` or `feats.h5::/group`.
-        gallery: another file to take the gallery from; `path` then gives the probes alone.
-        memory: budget in bytes (2 GiB by default); features above a quarter of it stay on disk.
-
-    Raises:
-        InputError: naming every problem at once, with path and row.
-    """
-    contents = inspect(path, gallery, memory=memory)
-    if contents.data is None:
-        raise InputError(contents.problems)
-    return contents.data
+    imported: Imported | None = None
 
 
 def load_sharded(
@@ -148,7 +134,7 @@ def load_side(path: str | Path, name: str, *, memory: int | None = None) -> Side
 
 
 def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> Contents:
-    """Look at everything `load` would read and collect the problems instead of raising them.
+    """Look at everything in native files and collect the problems instead of raising them.
 
     Args and errors as for `load`, except that only a file that cannot be opened at all raises `InputError`.
     """
@@ -319,7 +305,9 @@ def open_group(address: str | Path) -> tuple[Any, str]:
         raise InputError(f"{path} cannot be read: permission denied") from None
     except OSError as error:
         if not h5py.is_hdf5(path):
-            raise InputError(f"{path} is not an HDF5 file") from error
+            raise InputError(
+                f"{path} is not an HDF5 file: `blurrerank convert` makes one of other tools' files"
+            ) from error
         if "truncated" in str(error):
             raise InputError(f"{path} is a truncated HDF5 file: copy or write it again") from error
         raise InputError(f"{path} cannot be opened: {error}") from error

@@ -1,0 +1,110 @@
+"""`blurrerank convert`: other tools' features as a native file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import Runtime, json_option, talking_options
+from .tables import print_json
+
+if TYPE_CHECKING:
+    from ..importers import Imported
+
+
+@click.command(short_help="Make a feature file of what another tool wrote.")
+@click.argument("inputs", metavar="IN [IN2]...", nargs=-1, required=True)
+@click.argument("out", metavar="OUT.h5")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read pickles too: arrays, numbers, text and plain containers. Nothing in them is run.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@json_option
+@talking_options
+def convert(
+    inputs: tuple[str, ...], out: str, allow_pickle: bool, force: bool, as_json: bool, runtime: Runtime
+) -> None:
+    """Read features of another tool from IN and write them to OUT, an HDF5 file that every command reads.
+
+    What IN is shows in its content: MATLAB v5 and v7.3, NumPy .npz and .npy, torch.save, pickles, CSV, HDF5 of
+    ann-benchmarks, .fbin and .hbin vectors; as layumi's, SFT_REID's, Zhong's, GCN_rerank's, ECN's, torchreid's,
+    fast-reid's and OML's programs write them. Several files where each side, or each field, has its own; probes
+    first, unless names say otherwise.
+
+    Prints what was recognised: fields, shapes, what was transposed or made integers, norms, cameras; and warns
+    of what is probably not meant. Features keep their type and their norms.
+
+    \b
+    blurrerank convert pytorch_result.mat market.h5
+    blurrerank convert query-sft.mat gallery-sft.mat market.h5
+    blurrerank convert market_88_test.pkl market.h5 --allow-pickle
+    """
+    from ..errors import ParameterError
+    from ..formats import save_features
+    from ..formats.targets import check_target
+    from ..importers import import_features
+    from ..importers.traps import label_doubts
+
+    runtime.start()
+    if not out.lower().endswith((".h5", ".hdf5")):
+        raise ParameterError(f"{out}: name the file to write last, with the ending .h5")
+    check_target(Path(out), force=force)
+    if any(Path(out).resolve() == Path(one).resolve() for one in inputs):
+        raise ParameterError(f"{out} is named twice, as an input and as the output")
+    found = import_features(*inputs, allow_pickle=allow_pickle)
+    doubts = [*found.unsure, *found.doubts, *label_doubts(found.data)]
+    save_features(found.data, out, force=force)
+    if as_json:
+        print_json(
+            {"source": found.source, **found.found, "notes": found.notes, "warnings": doubts, "output": out}
+        )
+    else:
+        click.echo(_table(found))
+        for doubt in doubts:
+            runtime.note(f"warning: {doubt}")
+    data = found.data
+    runtime.note(f"wrote {out}: {len(data.probe)} probes x {len(data.gallery)} gallery x {data.dim}")
+
+
+def _table(found: Imported) -> str:
+    from tabulate import tabulate
+
+    sides = (("probe", found.data.probe), ("gallery", found.data.gallery))
+    lines = [f"{found.source}", *found.notes, ""]
+    rows: list[list[Any]] = []
+    for kind in ("features", "norms", "ids", "cams", "names"):
+        cells = [found.found[name].get(kind, "-") for name, _ in sides]
+        rows.append([kind, *cells])
+        if kind == "cams" and any(side.cams is not None for _, side in sides):
+            rows.append(["", *(_span(side.cams) for _, side in sides)])
+        if kind == "ids" and any(side.ids is not None for _, side in sides):
+            rows.append(["", *(_people(side.ids) for _, side in sides)])
+    lines.append(tabulate(rows, headers=["", *(name for name, _ in sides)], disable_numparse=True))
+    return "\n".join(lines)
+
+
+def _span(cams: Any) -> str:
+    return "-" if cams is None else f"{cams.min()} to {cams.max()}"
+
+
+def _people(ids: Any) -> str:
+    import numpy as np
+
+    from ..features import DISTRACTOR, JUNK
+
+    if ids is None:
+        return "-"
+    told = [f"{len(np.unique(ids[ids > DISTRACTOR]))} identities"]
+    told += [
+        f"{number} {what}"
+        for number, what in (
+            (int((ids == JUNK).sum()), "junk"),
+            (int((ids == DISTRACTOR).sum()), "distractors"),
+        )
+        if number
+    ]
+    return ", ".join(told)

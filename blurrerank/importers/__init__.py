@@ -1,0 +1,115 @@
+"""Features as other tools write them: what their files are, which field is what, and the traps in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..features import FeatureSet, Side
+from .containers import Opened, is_foreign, open_file
+from .fields import bare, named, pooled
+from .parts import Layout, as_features, as_labels, as_texts, listed, numbered, shown
+from .pickles import of_objects
+from .programs import ann_benchmarks, by_position, indexed, oml, vectors_by_name
+from .traps import camera_base, norms
+
+__all__ = ["Imported", "import_features", "is_foreign"]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Features of another tool.
+
+    Attributes:
+        data: the features and labels.
+        source: what the files are, in words.
+        found: side -> `features`, `norms`, `ids`, `cams`, `names` -> what was found there and done to it.
+        notes: what else there is to say.
+        doubts: what in it is probably not meant; `traps.label_doubts` has more, of labels in general.
+        unsure: what could be read in two ways.
+    """
+
+    data: FeatureSet
+    source: str
+    found: dict[str, dict[str, str]]
+    notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    unsure: list[str] = field(default_factory=list)
+
+
+def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
+    """Read features and labels as other tools write them.
+
+    What files are is told by their content: MATLAB v5 and v7.3, NumPy archives and arrays, files of
+    `torch.save`, pickles, CSV, the HDF5 of ann-benchmarks, and `.fbin` and `.hbin` vectors; in the layouts of
+    layumi's, SFT_REID's, Zhong's, GCN_rerank's, CoinCheung's, ECN's, torchreid's, fast-reid's and OML's
+    programs. Features keep their dtype and norm. Labels become integers.
+
+    Args:
+        *paths: the files; where a side has one of its own, probes first, unless their names say otherwise.
+        allow_pickle: read pickles too. Only arrays, numbers, text and plain containers are read of one, and
+            nothing in it is run.
+
+    Raises:
+        InputError: if a file cannot be read, is nothing that is known, or holds what is no features; one line
+            for each problem.
+    """
+    if not paths:
+        raise InputError("name a file to read")
+    files = [open_file(Path(path), allow_pickle=allow_pickle) for path in paths]
+    layout = _recognise(files)
+    named = ", ".join(str(file.path) for file in files)
+    probe, gallery = _sides(layout, named)
+    kinds = " and ".join(dict.fromkeys(file.container for file in files))
+    source = f"{kinds}, {layout.name}"
+    data = FeatureSet(probe, gallery, {"source": f"{', '.join(file.path.name for file in files)}: {source}"})
+    found = {}
+    for name, side, parts in (("probe", data.probe, layout.probe), ("gallery", data.gallery, layout.gallery)):
+        shape = f"{len(side)} x {side.dim} {str(side.features.dtype).removeprefix('torch.')}"
+        found[name] = {"features": f"{shape}: {parts['features']}", "norms": norms(side)}
+        found[name] |= {kind: str(parts[kind]) for kind in ("ids", "cams", "names") if kind in parts}
+    return Imported(data, source, found, layout.notes, layout.doubts + camera_base(data), layout.unsure)
+
+
+def _recognise(files: Sequence[Opened]) -> Layout:
+    """Find the layout of the files.
+
+    Raises:
+        InputError: if it is none that is known; tells the fields there are.
+    """
+    for layout in (ann_benchmarks, oml, vectors_by_name, by_position, indexed, named, pooled, bare):
+        found = layout(files)
+        if found is not None:
+            return found
+    raise InputError(
+        f"{listed(file.path for file in files)}: no layout that is known: {'; '.join(map(shown, files))}. "
+        "Name the fields query_f, query_label, query_cam, gallery_f, gallery_label, gallery_cam"
+    )
+
+
+def _sides(layout: Layout, where: str) -> list[Side]:
+    both = [layout.probe, layout.gallery]
+    labels: dict[str, list[Any]] = {}
+    for kind in ("ids", "cams"):
+        have = [kind in parts for parts in both]
+        if all(have):
+            found = [as_labels(parts[kind], where) for parts in both]
+            labels[kind] = list(numbered([parts[kind] for parts in both], found))
+        elif any(have):
+            side = "probes" if have[0] else "gallery"
+            layout.doubts.append(f"{kind} are there for the {side} only")
+            labels[kind] = [as_labels(parts[kind], where) if kind in parts else None for parts in both]
+        else:
+            labels[kind] = [None, None]
+    sides = []
+    for name, parts, ids, cams in zip(("probe", "gallery"), both, labels["ids"], labels["cams"], strict=True):
+        rows = next((len(some) for some in (ids, cams) if some is not None), None)
+        vectors = as_features(parts["features"], rows, where)
+        names = of_objects(as_texts(parts["names"].values)) if "names" in parts else None
+        if vectors.shape[0] == vectors.shape[1]:
+            layout.unsure.append(f"{parts['features'].origin} is square: rows were taken for images")
+        sides.append(Side(vectors, ids, cams, names, label=f"{where}::{name}"))
+    return sides

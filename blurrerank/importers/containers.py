@@ -1,0 +1,327 @@
+"""Opening what other tools write: one way into each kind of file, told by what is in it, not by its name."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..formats.features_h5 import StoredFeatures
+from .pickles import of_objects, read_pickle
+
+_TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
+"""How files of torch.save begin that were written before 1.6: a pickle of a number."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file and what it holds.
+
+    Attributes:
+        path: the file.
+        container: what kind of file, in words.
+        content: fields by name, values by position, or a single array; of a table, columns of text.
+        attributes: of the root, where there are any.
+    """
+
+    path: Path
+    container: str
+    content: Mapping[str, Any] | Sequence[Any] | Any
+    attributes: Mapping[str, Any]
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields by name; empty where there are none."""
+        return self.content if isinstance(self.content, Mapping) else {}
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether this is a file of another tool, as far as that shows: native files are HDF5 with groups."""
+    if not path.is_file():
+        return path.is_dir()
+    if not h5py.is_hdf5(path):
+        # A damaged or empty file is no other tool's: the native reader says what is wrong with it.
+        return path.stat().st_size > 0 and _head(path, 8) != b"\x89HDF\r\n\x1a\n"
+    if _head(path, 10) == b"MATLAB 7.3":
+        return True
+    try:
+        with h5py.File(path, "r") as file:
+            if "format" in file.attrs or "probe" in file or "gallery" in file:
+                return False
+            if "features" in file and "num_query" not in file:
+                return False  # one side
+            return any(isinstance(file.get(name), h5py.Dataset) for name in file)
+    except OSError:
+        return False
+
+
+def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
+    """Read a file of another tool.
+
+    Args:
+        path: the file, or a folder of CSV files as ECN writes it.
+        allow_pickle: whether pickles are read, with what is in `pickles`.
+
+    Raises:
+        InputError: if it cannot be read, or is nothing that holds features.
+    """
+    where = str(path)
+    if not path.exists():
+        raise InputError(f"{where}: no such file")
+    with _told(where):
+        if path.is_dir():
+            return Opened(path, "folder of CSV files", _folder(path), {})
+        head = _head(path, 4096)
+        if not head:
+            raise InputError(f"{where} is empty")
+        if head[:10] == b"MATLAB 7.3" or h5py.is_hdf5(path):
+            return _hdf5(path, head)
+        if head.startswith(b"MATLAB 5.0"):
+            return Opened(path, "MATLAB v5", _matlab_5(path), {})
+        if head.startswith(b"\x93NUMPY"):
+            return Opened(path, "NumPy array", np.load(path, mmap_mode="r", allow_pickle=False), {})
+        if zipfile.is_zipfile(path):
+            return _zip(path)
+        if head.startswith(_TORCH_LEGACY):
+            return Opened(path, "torch.save", _torch(path), {})
+        if _is_pickle(path, head):
+            if not allow_pickle:
+                raise InputError(
+                    f"{where} is a pickle, a program that is run when it is opened: `blurrerank convert "
+                    "--allow-pickle` reads arrays and containers of it and runs nothing"
+                )
+            return Opened(path, "pickle", read_pickle(path.read_bytes(), where), {})
+        vectors = _vectors(path, head)
+        if vectors is not None:
+            return Opened(path, *vectors, {})
+        if head.startswith(b"\x1f\x8b"):
+            with gzip.open(path) as unzipped:
+                _refuse_lists(unzipped.read(4096), where)
+            raise InputError(f"{where} is compressed: unpack it with gunzip first")
+        return _text(path, head)
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Whatever a library says of a file that it cannot read, in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except PermissionError:
+        raise InputError(f"{where} cannot be read: permission denied") from None
+    except MemoryError:
+        raise InputError(f"{where} does not fit into memory, or is damaged") from None
+    except Exception as error:
+        why = str(error).strip().splitlines()
+        raise InputError(f"{where} cannot be read: {why[0] if why else type(error).__name__}") from error
+
+
+def _head(path: Path, size: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
+# HDF5 and MATLAB
+
+
+def _hdf5(path: Path, head: bytes) -> Opened:
+    file = h5py.File(path, "r")
+    attributes = {name: _text_of(value) for name, value in file.attrs.items()}
+    if head[:10] == b"MATLAB 7.3":
+        with file:
+            fields = {name: _matlab_73(file, file[name]) for name in file if not name.startswith("#")}
+        return Opened(path, "MATLAB v7.3", fields, {})
+    datasets = {name: file[name] for name in file if isinstance(file[name], h5py.Dataset)}
+    # What is large stays in the file; the reader of blocks keeps it open.
+    fields = {
+        name: StoredFeatures(item, f"{path}::/{name}")
+        if item.ndim == 2 and item.dtype.kind == "f"
+        else item[()]
+        for name, item in datasets.items()
+    }
+    return Opened(path, "HDF5", fields, attributes)
+
+
+def _matlab_5(path: Path) -> dict[str, Any]:
+    from scipy.io import loadmat
+
+    return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
+
+
+def _matlab_73(file: Any, item: Any) -> Any:
+    """A variable the way MATLAB shows it; HDF5 has its dimensions the other way round."""
+    if not isinstance(item, h5py.Dataset):
+        return None  # a struct
+    kind = _text_of(item.attrs.get("MATLAB_class", b""))
+    if "MATLAB_empty" in item.attrs:
+        return np.empty((0, 0))
+    values = item[()]
+    if kind == "cell":
+        cells = [_matlab_73(file, file[reference]) for reference in values.T.ravel()]
+        return of_objects(cells).reshape(values.T.shape)
+    if kind == "char":
+        return np.array(["".join(map(chr, row)) for row in np.atleast_2d(values.T)])
+    return values.T
+
+
+def _text_of(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+# Archives of NumPy and torch
+
+
+def _zip(path: Path) -> Opened:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        return Opened(path, "torch.save", _torch(path), {})
+    if not names or not all(name.endswith(".npy") for name in names):
+        raise InputError(f"{path} is a zip archive, but neither NumPy's nor torch's")
+    with np.load(path, allow_pickle=False) as arrays:
+        fields = {}
+        for name in arrays.files:
+            try:
+                fields[name] = arrays[name]
+            except ValueError:
+                raise InputError(
+                    f"{path}: array '{name}' holds Python objects, which would have to be unpickled: "
+                    "save it again as numbers or text, np.asarray(values, dtype=...)"
+                ) from None
+    return Opened(path, "NumPy archive", fields, {})
+
+
+def _torch(path: Path) -> Any:
+    # Labels are often NumPy arrays beside tensors. These names rebuild arrays and call nothing else.
+    multiarray: Any = import_module(
+        "numpy._core.multiarray" if np.__version__ >= "2" else "numpy.core.multiarray"
+    )
+    arrays: list[Any] = [
+        np.ndarray,
+        np.dtype,
+        *(
+            (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
+            for core in ("core", "_core")
+            for name in ("_reconstruct", "scalar")
+        ),
+        *{
+            type(np.dtype(code))
+            for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "U1", "O")
+        },
+    ]
+    try:
+        with torch.serialization.safe_globals(arrays):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        unknown = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if unknown is None:
+            raise
+        raise InputError(
+            f"{path} holds {unknown[1]}, and only tensors, NumPy arrays and plain containers are read of a "
+            "file of torch.save; nothing in it was run"
+        ) from None
+
+
+def _is_pickle(path: Path, head: bytes) -> bool:
+    if head[0] == 0x80 and 2 <= head[1] <= 5:
+        return True
+    # The first protocols are text and have no mark; they end with a stop sign.
+    return path.suffix.lower() in (".pkl", ".pickle", ".p") and path.read_bytes()[-1:] == b"."
+
+
+# Plain vectors
+
+
+def _vectors(path: Path, head: bytes) -> tuple[str, Any] | None:
+    """Rows and columns as int32, then the numbers, as cuVS and big-ann-benchmarks have it."""
+    if len(head) < 8:
+        return None
+    rows, columns = np.frombuffer(head[:8], dtype="<i4").tolist()
+    size = path.stat().st_size - 8
+    if rows < 1 or columns < 1 or size % (rows * columns):
+        return None
+    width = size // (rows * columns)
+    if width not in (2, 4):
+        return None
+    values: NDArray[Any] = np.memmap(path, dtype=f"<f{width}", mode="r", offset=8, shape=(rows, columns))
+    some = np.abs(values[:16].astype(np.float64))
+    # Whole numbers below 2^23 are no normal numbers when they are taken for float32.
+    if path.suffix.lower() == ".ibin" or (width == 4 and (some < 1.2e-38).all() and some.any()):
+        raise InputError(f"{path} holds lists of neighbours, not features: pass it to `run` with --candidates")
+    return f"vectors of {'float16' if width == 2 else 'float32'}", values
+
+
+# Text
+
+
+def _text(path: Path, head: bytes) -> Opened:
+    _refuse_lists(head, str(path))
+    if b"\0" in head:
+        raise InputError(
+            f"{path} is no file of features that is known: neither HDF5, MATLAB, NumPy, torch.save, a pickle, "
+            ".fbin, nor CSV"
+        )
+    first = head.decode("utf-8-sig", "replace").splitlines()[0].split(",")
+    if all(map(_is_number, first)):
+        return Opened(path, "CSV without a header", _numbers(path), {})
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(file)
+        header = [name.strip() for name in next(lines)]
+        rows = [row for row in lines if row]
+    wrong = next((number for number, row in enumerate(rows, 2) if len(row) != len(header)), None)
+    if len(header) < 2 or wrong is not None:
+        where = "" if wrong is None else f": line {wrong} has not the {len(header)} columns of the header"
+        raise InputError(f"{path} is text, but no table of features{where}")
+    return Opened(path, "CSV with a header", _columns(header, rows), {})
+
+
+def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    return {name: [row[place] for row in rows] for place, name in enumerate(header)}
+
+
+def _refuse_lists(head: bytes, where: str) -> None:
+    lines = head.split(b"\n", 1)
+    columns = lines[0].split()
+    if len(columns) == 6 and columns[1].upper() == b"Q0":
+        raise InputError(
+            f"{where} is a TREC run, lists and no features: see `blurrerank eval` and `run --candidates`"
+        )
+    if len(columns) == 4 and columns[1] == b"0" and columns[3].lstrip(b"-").isdigit():
+        raise InputError(f"{where} holds TREC judgements (qrels), not features: identities are the labels here")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _numbers(path: Path) -> NDArray[Any]:
+    return np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float64)
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    """`query/features.csv` as field `query_features`; of a folder of one side, `features`."""
+    fields = {}
+    for file in sorted(path.glob("*.csv")) + sorted(path.glob("*/*.csv")):
+        name = "_".join(file.relative_to(path).with_suffix("").parts)
+        fields[name] = _numbers(file)
+    if not fields:
+        raise InputError(f"{path} is a folder without CSV files, or sub-folders of them: name a file")
+    return fields

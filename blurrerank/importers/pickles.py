@@ -1,0 +1,163 @@
+"""Reading pickles without running what is in them.
+
+A pickle is a program: it names functions and calls them. Here the only names it may use are those that rebuild
+NumPy arrays and ordered dictionaries, and even these stand for functions of ours, which look at what they get
+before NumPy sees it. Numbers, strings, lists, tuples, dictionaries and sets need no names.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+_SIMPLE = re.compile(r"[<>|=]?(?:f[248]|[iu][1248]|b1|[US]\d{0,6}|O8?)")
+
+
+class _Type:
+    """A NumPy dtype in the making: of numbers, text or objects, in either byte order."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        text = code.decode("latin1") if isinstance(code, bytes) else code
+        if not isinstance(text, str) or not _SIMPLE.fullmatch(text):
+            raise pickle.UnpicklingError(f"an array of type {code!r}")
+        self.dtype = np.dtype(text)
+
+    def __setstate__(self, state: Any) -> None:
+        """(version, byte order, three None, sizes and flags): the order is all that a simple type needs."""
+        order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
+        if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
+            raise pickle.UnpicklingError("an array with fields")
+        if order in "<>":
+            self.dtype = self.dtype.newbyteorder("<" if order == "<" else ">")
+
+
+class _Array:
+    """A NumPy array in the making."""
+
+    values: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        """(version, shape, type, whether in Fortran's order, bytes or a list)."""
+        _, shape, kind, fortran, data = state
+        self.values = _filled(data, kind, shape, "F" if fortran else "C")
+
+
+def _filled(data: Any, kind: Any, shape: Any, order: Any) -> Any:
+    if not isinstance(kind, _Type) or not all(isinstance(size, int) for size in shape):
+        raise pickle.UnpicklingError("an array without a type or a shape")
+    if order not in ("C", "F"):
+        raise pickle.UnpicklingError("an array in no order")
+    if kind.dtype.hasobject:
+        flat = of_objects([_finished(item) for item in data])
+    else:
+        # Python 2 wrote bytes as text.
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        flat = np.frombuffer(raw, dtype=kind.dtype)
+    return flat.reshape(tuple(shape), order=order)
+
+
+def _reconstruct(*_: Any) -> _Array:
+    """An array that `_Array.__setstate__` fills."""
+    return _Array()
+
+
+def _from_buffer(data: Any, kind: Any, shape: Any, order: Any, *_: Any) -> Any:
+    array = _Array()
+    array.values = _filled(data, kind, shape, order)
+    return array
+
+
+def _scalar(kind: Any, data: Any) -> Any:
+    array = _Array()
+    array.values = _filled(data, kind, (1,), "C")[0]
+    return array
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """Bytes as protocols before 3 hold them."""
+    if encoding != "latin1" or not isinstance(text, str):
+        raise pickle.UnpicklingError(f"text as {encoding!r}")
+    return text.encode("latin1")
+
+
+_KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _encode,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+    **{
+        (f"numpy.{core}.multiarray", name): maker
+        for core in ("core", "_core")
+        for name, maker in (("_reconstruct", _reconstruct), ("scalar", _scalar))
+    },
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """What a name stands for; nothing is imported."""
+        found = _KNOWN.get((module, name))
+        if found is None:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return found
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Nothing is kept elsewhere."""
+        raise pickle.UnpicklingError("a reference to something outside the file")
+
+
+def read_pickle(data: bytes, where: str) -> Any:
+    """The object in a pickle of NumPy arrays, numbers, text and plain containers.
+
+    Args:
+        data: the whole file.
+        where: how messages call it.
+
+    Raises:
+        InputError: if it holds anything else, which is neither imported nor called, or is damaged.
+    """
+    try:
+        return _finished(_Unpickler(io.BytesIO(data), encoding="latin1").load())
+    except pickle.UnpicklingError as error:
+        why = str(error)
+        hint = ": save tensors with torch.save" if why.startswith("torch") else ""
+        raise InputError(
+            f"{where} holds {why}, and only NumPy arrays, numbers, text and plain containers are read of a "
+            f"pickle{hint}; nothing in it was run"
+        ) from None
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply, or holds itself") from None
+    except MemoryError:
+        raise InputError(f"{where} is damaged: it claims more memory than there is") from None
+    except Exception as error:  # whatever a damaged program of a stranger may do to the machine that reads it
+        raise InputError(f"{where} is a damaged pickle: {type(error).__name__}: {error}") from None
+
+
+def of_objects(values: Sequence[Any]) -> NDArray[Any]:
+    """A (N,) array of objects, which NumPy would otherwise look into."""
+    found = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):
+        found[place] = value
+    return found
+
+
+def _finished(value: Any) -> Any:
+    """The same with its arrays."""
+    if isinstance(value, _Array):
+        return value.values
+    if isinstance(value, dict):
+        return {_finished(key): _finished(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_finished, value))
+    return value

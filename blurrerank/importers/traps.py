@@ -1,0 +1,63 @@
+"""What goes wrong with other tools' dumps, seen in their issue threads: told, never mended in silence."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from ..describe import valid_probes
+from ..features import FeatureSet, Side
+from ..metrics import doubts
+from ..protocols import get_protocol
+
+# Norms of float16 features of unit length are off by a thousandth.
+_NEAR = 2e-3
+
+
+def norms(side: Side) -> str:
+    """The Euclidean norms of the rows, in words."""
+    least, most = math.inf, 0.0
+    for _, block in side.blocks(side.scan_rows()):
+        some = torch.linalg.vector_norm(block.to(torch.float64), dim=1)
+        least, most = min(least, float(some.min())), max(most, float(some.max()))
+    if most - least > _NEAR * most:
+        return f"{least:.4g} to {most:.4g}, not normalised"
+    if abs(most - 1) < _NEAR:
+        return "1, normalised"
+    parts = round(most**2)
+    if parts > 1 and abs(most - math.sqrt(parts)) < _NEAR * most:
+        return f"{most:.4g}, the root of {parts}: {parts} normalised parts one after another, as PCB has them"
+    return f"{most:.4g} everywhere"
+
+
+def label_doubts(data: FeatureSet) -> list[str]:
+    """What measuring would stumble over, one line each."""
+    if not data.has_ids:
+        return ["no identities on both sides: lists can be written but not measured"]
+    protocol = get_protocol("market1501")
+    valid = valid_probes(data, protocol.name)
+    found = doubts(data, protocol, valid)
+    if 0 < valid < len(data.probe):
+        found.append(
+            f"{len(data.probe) - valid} of {len(data.probe)} probes have no match in the gallery under "
+            f"protocol {protocol.name}: means leave them out"
+        )
+    return found
+
+
+def camera_base(data: FeatureSet) -> list[str]:
+    """A line if one side seems to count cameras from 0 and the other from 1."""
+    if data.probe.cams is None or data.gallery.cams is None:
+        return []
+    one, other = (np.unique(cams[cams >= 0]) for cams in (data.probe.cams, data.gallery.cams))
+    if not len(one) or not len(other):
+        return []
+    ends = f"{one[0]} to {one[-1]} and {other[0]} to {other[-1]}"
+    if {int(one[0]), int(other[0])} != {0, 1} or int(other[-1] - one[-1]) != int(other[0] - one[0]):
+        return []
+    return [
+        f"cameras are {ends}: if these are the same cameras, one side counts from 0 and the other from 1, and "
+        "the wrong items are dropped; mend them where they come from"
+    ]
