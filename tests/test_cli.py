@@ -252,7 +252,7 @@ def no_ids():
 
 BAD_FILES = {
     "no such file": (None, "error: feats.h5: no such file"),
-    "not HDF5": (b"hello", "error: feats.h5 is not an HDF5 file"),
+    "not HDF5": (b"hello", "error: feats.h5 is text, but no table of features"),
     "empty": (b"", "error: feats.h5 is not an HDF5 file"),
     "missing group": (
         {key: None for key in features() if key.startswith("gallery")},

@@ -5,7 +5,7 @@
     ann-benchmarks (HDF5)       `neighbors` (P, R) integers; `distances` are not read
     .ibin (big-ann-benchmarks)  uint32 P, uint32 R, then P x R int32, all little-endian; ground truth files go
                                 on with P x R float32 distances, which are not read
-    TREC run, JSON lines, CSV   as `rankings` reads them
+    TREC run, JSON lines, CSV   as `rankings` reads them, also compressed as .gz
 
 The file says itself which it is, but for text whose ending says it. Rows count from 0, the order within a list
 does not matter, and -1 pads lists that end early.
@@ -28,7 +28,7 @@ from ..candidates import GivenLists
 from ..errors import InputError
 from ..features import FeatureSet
 from . import ranking_h5
-from .rankings import FORMATS, read_ranking
+from .rankings import FORMATS, GZIP_ERRORS, open_text, read_ranking
 
 _TEXT_ENDINGS = {ending: name for name in ("trec", "jsonl", "csv") for ending in FORMATS[name]}
 _KNOWN = "a native ranking, .npz, .npy, .ibin, ann-benchmarks HDF5, a TREC run, JSON lines or CSV"
@@ -61,8 +61,11 @@ def read_candidates(source: str | Path | BinaryIO, data: FeatureSet) -> GivenLis
 
 
 def _read(path: Path, where: str, data: FeatureSet) -> GivenLists:
-    with open(path, "rb") as file:
-        start = file.read(4096)
+    try:
+        with open_text(path) as file:
+            start = file.read(4096)
+    except GZIP_ERRORS as error:
+        raise InputError(f"{where} is a damaged gzip file: {error}") from None
     if not start:
         raise InputError(f"{where} is empty: expected {_KNOWN}")
     name = where
@@ -159,7 +162,7 @@ def _ibin(path: Path, where: str) -> NDArray[Any]:
 
 def _text(path: Path, where: str, start: bytes, data: FeatureSet) -> NDArray[Any]:
     """By its ending, and where that says nothing by its first characters."""
-    form = _TEXT_ENDINGS.get(path.suffix.lower())
+    form = _TEXT_ENDINGS.get(Path(path.name.removesuffix(".gz")).suffix.lower())
     first = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if form is None and b"\0" in start:
         raise InputError(f"{where} is of no format that is known here: expected {_KNOWN}")
@@ -167,7 +170,7 @@ def _text(path: Path, where: str, start: bytes, data: FeatureSet) -> NDArray[Any
         form = "jsonl"
     elif form is None and b"," in first.partition(b"\n")[0]:
         form = "csv"
-    with open(path, "rb") as file:
+    with open_text(path) as file:
         try:
             return read_ranking(file, data, format=form or "trec").indices
         except InputError as error:

@@ -6,7 +6,9 @@ they pipe; binary ones to a file.
 
 from __future__ import annotations
 
+import gzip
 import tempfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,6 +39,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 }
 """Format name -> the file name endings that mean it."""
 
+GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 _MODULES = {"h5": "ranking_h5", "trec": "trec", "jsonl": "jsonl", "csv": "csv_lists", "npz": "npz"}
 _TEXT = ("trec", "jsonl", "csv")
 
@@ -184,7 +187,7 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
     """Read a ranking of the probes of `data`, also one made by another tool.
 
     Args:
-        source: the file, or a binary stream such as standard input.
+        source: the file, of text formats also compressed as .gz, or a binary stream such as standard input.
         data: what was ranked: probes and gallery items are found in it by name or by row number.
         format: a name from `FORMATS`; by default what the file's ending means.
 
@@ -194,14 +197,14 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
     """
     path = Path(source) if isinstance(source, str | Path) else None
     where = "standard input" if path is None else str(path)
-    chosen = format_of(where, format)
+    chosen = format_of(where.removesuffix(".gz"), format)
     module = import_module(f".{_MODULES[chosen]}", __package__)
     if path is not None and not path.exists():
         raise InputError(f"{path}: no such file")
     if path is not None and path.is_dir():
         raise InputError(f"{path} is a folder: name a file in it")
     if chosen in _TEXT:
-        with _text(open(source, "rb") if isinstance(source, str | Path) else source, where) as text:
+        with _text(open_text(source) if isinstance(source, str | Path) else source, where) as text:
             ranking: Ranking = module.read(text, data, where)
     elif path is not None:
         ranking = module.read(path, data)
@@ -214,6 +217,13 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
     return ranking
 
 
+def open_text(path: str | Path) -> BinaryIO:
+    """A file of text to read as bytes, unpacked if it is compressed by gzip."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return cast(BinaryIO, gzip.open(path) if packed else open(path, "rb"))
+
+
 @contextmanager
 def _text(stream: BinaryIO, where: str) -> Iterator[TextIO]:
     # -sig: a byte order mark, as some editors leave, is no part of the text.
@@ -222,6 +232,8 @@ def _text(stream: BinaryIO, where: str) -> Iterator[TextIO]:
             yield text
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is not utf-8 text: {error.reason} at byte {error.start}") from None
+        except GZIP_ERRORS as error:
+            raise InputError(f"{where} is a damaged gzip file: {error}") from None
 
 
 def from_entries(

@@ -93,7 +93,7 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
             return Opened(path, "MATLAB v5", _matlab_5(path), {})
         if head.startswith(b"\x93NUMPY"):
             return Opened(path, "NumPy array", np.load(path, mmap_mode="r", allow_pickle=False), {})
-        if zipfile.is_zipfile(path):
+        if head.startswith(b"PK\x03\x04"):
             return _zip(path)
         if head.startswith(_TORCH_LEGACY):
             return Opened(path, "torch.save", _torch(path), {})
@@ -272,8 +272,7 @@ def _text(path: Path, head: bytes) -> Opened:
     _refuse_lists(head, str(path))
     if b"\0" in head:
         raise InputError(
-            f"{path} is no file of features that is known: neither HDF5, MATLAB, NumPy, torch.save, a pickle, "
-            ".fbin, nor CSV"
+            f"{path} is no file of features that is known: `blurrerank convert --help` says what can be read"
         )
     first = head.decode("utf-8-sig", "replace").splitlines()[0].split(",")
     if all(map(_is_number, first)):
@@ -285,7 +284,9 @@ def _text(path: Path, head: bytes) -> Opened:
     wrong = next((number for number, row in enumerate(rows, 2) if len(row) != len(header)), None)
     if len(header) < 2 or wrong is not None:
         where = "" if wrong is None else f": line {wrong} has not the {len(header)} columns of the header"
-        raise InputError(f"{path} is text, but no table of features{where}")
+        raise InputError(
+            f"{path} is text, but no table of features{where}: `blurrerank convert --help` says what can be read"
+        )
     return Opened(path, "CSV with a header", _columns(header, rows), {})
 
 

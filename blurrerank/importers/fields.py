@@ -209,7 +209,8 @@ def _append(gallery: Parts, more: Parts, file: Opened) -> None:
     """Distractors behind the gallery."""
     if set(gallery) - {"names"} != set(more) - {"names"}:
         raise InputError(
-            f"{file.path} has {listed(sorted(more))}, the gallery {listed(sorted(gallery))}: these cannot be joined"
+            f"{file.path} has {listed(sorted(more))}, the gallery {listed(sorted(gallery))}: these cannot be "
+            "joined"
         )
     if "names" not in more:
         gallery.pop("names", None)

@@ -89,9 +89,17 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes(*arguments: Any) -> bytes:
+    """What protocols before 3 call for empty bytes."""
+    if arguments:
+        raise pickle.UnpicklingError("bytes of something else")
+    return b""
+
+
 _KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
     **{

@@ -1,0 +1,860 @@
+"""`blurrerank convert`: small files in the true layouts of other tools, and the traps in them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import pickle
+import pickletools
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from conftest import features
+from hypothesis import given
+from hypothesis import strategies as st
+
+import blurrerank as br
+from blurrerank.importers import import_features
+from blurrerank.importers.pickles import read_pickle
+
+SIDES = {"probe": "query", "gallery": "gallery"}
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    """12 probes and 40 gallery images of 6 identities, with names as Market-1501 gives them."""
+    made = features(probes=12, gallery=40, dim=7)
+    for side in SIDES:
+        made[f"{side}_names"] = np.array(
+            [
+                f"{identity:04}_c{camera}s1_{row:06}_00.jpg"
+                if identity >= 0
+                else f"-1_c{camera}s1_{row:06}_00.jpg"
+                for row, (identity, camera) in enumerate(
+                    zip(made[f"{side}_ids"], made[f"{side}_cams"], strict=True)
+                )
+            ],
+            dtype=object,
+        )
+    return made
+
+
+def check(path: Path, arrays: dict[str, np.ndarray], *kinds: str, exact: bool = True) -> br.FeatureSet:
+    """The native file at `path` holds the arrays, and of labels just those of `kinds`."""
+    data = br.load(path)
+    for side in SIDES:
+        found = getattr(data, side)
+        if exact:
+            np.testing.assert_array_equal(found.features, arrays[side])
+        else:
+            np.testing.assert_allclose(found.features, arrays[side], rtol=1e-6)
+        for kind in ("ids", "cams", "names"):
+            if kind in kinds:
+                np.testing.assert_array_equal(getattr(found, kind), arrays[f"{side}_{kind}"])
+            else:
+                assert getattr(found, kind) is None
+    return data
+
+
+def layumi(arrays: dict[str, np.ndarray], **changes) -> dict[str, np.ndarray]:
+    fields = {}
+    for side, word in SIDES.items():
+        fields[f"{word}_f"] = arrays[side]
+        fields[f"{word}_label"] = arrays[f"{side}_ids"].reshape(1, -1)
+        fields[f"{word}_cam"] = arrays[f"{side}_cams"].reshape(1, -1)
+    return fields | changes
+
+
+def write_73(path: Path, fields: dict[str, np.ndarray]) -> None:
+    """As MATLAB's `save -v7.3`: dimensions the other way round, text as numbers, cells as references."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, value in fields.items():
+            if isinstance(value, list):
+                cells = []
+                for place, text in enumerate(value):
+                    cell = file.create_dataset(
+                        f"#refs#/{name}{place}", data=np.array([[ord(sign)] for sign in text], dtype=np.uint16)
+                    )
+                    cell.attrs["MATLAB_class"] = np.bytes_("char")
+                    cells.append(cell.ref)
+                item = file.create_dataset(
+                    name, data=np.array([cells], dtype=h5py.ref_dtype), dtype=h5py.ref_dtype
+                )
+                item.attrs["MATLAB_class"] = np.bytes_("cell")
+            else:
+                item = file.create_dataset(name, data=np.asarray(value).T)
+                item.attrs["MATLAB_class"] = np.bytes_("single" if value.dtype == np.float32 else "double")
+    with open(path, "r+b") as raw:
+        raw.write(
+            b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Mon Sep 13 21:18:52 2021 HDF5 schema 1.00 ."
+        )
+
+
+# One way of writing for each tool: files in the folder, arguments of `convert`, which labels come, and the source.
+
+
+def layumi_v5(folder, arrays):
+    paths = {f"{word}_path": list(arrays[f"{side}_names"]) for side, word in SIDES.items()}
+    scipy.io.savemat(folder / "pytorch_result.mat", layumi(arrays, **paths))
+    return ["pytorch_result.mat"], ("ids", "cams", "names"), "MATLAB v5, layumi's names"
+
+
+def layumi_without_paths(folder, arrays):
+    scipy.io.savemat(folder / "pytorch_result.mat", layumi(arrays))
+    return ["pytorch_result.mat"], ("ids", "cams"), "MATLAB v5, layumi's names"
+
+
+def layumi_v73(folder, arrays):
+    """Of MATLAB itself: everything double, columns."""
+    fields = {
+        name: value.astype(np.float64).reshape(-1, 1) if "_f" not in name else value
+        for name, value in layumi(arrays).items()
+    }
+    paths = {f"{word}_path": list(arrays[f"{side}_names"]) for side, word in SIDES.items()}
+    write_73(folder / "result.mat", fields | paths)
+    return ["result.mat"], ("ids", "cams", "names"), "MATLAB v7.3, layumi's names"
+
+
+def sft_reid(folder, arrays):
+    for side, word in SIDES.items():
+        fields = {
+            "feat": arrays[side],
+            "ids": arrays[f"{side}_ids"].reshape(1, -1),
+            "cam_ids": arrays[f"{side}_cams"].reshape(1, -1),
+            "imgs": np.array(list(arrays[f"{side}_names"])),
+        }
+        scipy.io.savemat(folder / f"{word}-resnet.mat", fields)
+    return ["query-resnet.mat", "gallery-resnet.mat"], ("ids", "cams", "names"), "MATLAB v5, SFT_REID"
+
+
+def sft_reid_gallery_first(folder, arrays):
+    files, kinds, told = sft_reid(folder, arrays)
+    return files[::-1], kinds, told
+
+
+def sft_reid_distractors(folder, arrays):
+    cut = {key: value[:30] if key.startswith("gallery") else value for key, value in arrays.items()}
+    files, kinds, told = sft_reid(folder, cut)
+    scipy.io.savemat(
+        folder / "distractor0-resnet.mat",
+        {
+            "feat": arrays["gallery"][30:],
+            "ids": arrays["gallery_ids"][30:].reshape(1, -1),
+            "cam_ids": arrays["gallery_cams"][30:].reshape(1, -1),
+            "imgs": np.array(list(arrays["gallery_names"][30:])),
+        },
+    )
+    return [*files, "distractor0-resnet.mat"], kinds, told
+
+
+def zhong(folder, arrays):
+    """Features lie down, and each label has a file."""
+    scipy.io.savemat(folder / "ResNet_IDE_test.mat", {"Hist_test": arrays["gallery"].T})
+    scipy.io.savemat(folder / "ResNet_IDE_query.mat", {"Hist_query": arrays["probe"].T})
+    for side, word in (("probe", "query"), ("gallery", "test")):
+        scipy.io.savemat(
+            folder / f"{word}ID.mat", {f"{word}ID": arrays[f"{side}_ids"].reshape(-1, 1).astype(float)}
+        )
+        scipy.io.savemat(
+            folder / f"{word}Cam.mat", {f"{word}CAM": arrays[f"{side}_cams"].reshape(-1, 1).astype(float)}
+        )
+    files = [
+        "ResNet_IDE_query.mat",
+        "ResNet_IDE_test.mat",
+        "queryID.mat",
+        "queryCam.mat",
+        "testID.mat",
+        "testCam.mat",
+    ]
+    return files, ("ids", "cams"), "MATLAB v5, Zhong's names"
+
+
+def zhong_cuhk03(folder, arrays):
+    """All images lie in one array, the lists of rows count from 1, and training images are among them."""
+    rng = np.random.default_rng(3)
+    order = rng.permutation(12 + 40 + 9)
+    together = {}
+    for kind, more in (
+        ("", rng.standard_normal((9, 7)).astype(np.float32)),
+        ("_ids", np.full(9, 999)),
+        ("_cams", np.ones(9, int)),
+    ):
+        rows = np.concatenate([arrays[f"probe{kind}"], arrays[f"gallery{kind}"], more])
+        together[kind] = np.empty_like(rows)
+        together[kind][order] = rows
+    names = np.empty((61, 1), dtype=object)
+    for place, name in zip(
+        order, [*arrays["probe_names"], *arrays["gallery_names"], *["train.png"] * 9], strict=True
+    ):
+        names[place, 0] = name
+    scipy.io.savemat(
+        folder / "cuhk03_new_protocol_config_labeled.mat",
+        {
+            "labels": together["_ids"].reshape(-1, 1),
+            "camId": together["_cams"].reshape(-1, 1),
+            "filelist": names,
+            "query_idx": order[:12].reshape(-1, 1) + 1,
+            "gallery_idx": order[12:52].reshape(-1, 1) + 1,
+            "train_idx": order[52:].reshape(-1, 1) + 1,
+        },
+    )
+    scipy.io.savemat(folder / "feat.mat", {"feat": together[""].T})
+    return (
+        ["cuhk03_new_protocol_config_labeled.mat", "feat.mat"],
+        ("ids", "cams", "names"),
+        "MATLAB v5, CUHK03-NP",
+    )
+
+
+def gnn_reranking(folder, arrays):
+    fields = {name: value.ravel() if value.shape[0] == 1 else value for name, value in layumi(arrays).items()}
+    (folder / "market_88_test.pkl").write_bytes(pickle.dumps(fields))
+    return ["market_88_test.pkl", "--allow-pickle"], ("ids", "cams"), "pickle, layumi's names"
+
+
+def gcn_rerank(folder, arrays):
+    for side, word in SIDES.items():
+        rows = OrderedDict(zip(arrays[f"{side}_names"], arrays[side], strict=True))
+        (folder / f"{word}.pkl").write_bytes(pickle.dumps(rows, protocol=2))
+    return (
+        ["query.pkl", "gallery.pkl", "--allow-pickle"],
+        ("ids", "cams", "names"),
+        "pickle, vectors by file name",
+    )
+
+
+def coincheung(folder, arrays):
+    six = tuple(arrays[f"{side}{kind}"] for side in SIDES for kind in ("", "_ids", "_cams"))
+    (folder / "embeds.pkl").write_bytes(pickle.dumps(six))
+    return ["embeds.pkl", "--allow-pickle"], ("ids", "cams"), "pickle, by position, as CoinCheung's SFT-ReID"
+
+
+def ecn(folder, arrays):
+    for side, word in (("probe", "query"), ("gallery", "test")):
+        (folder / "dump" / word).mkdir(parents=True)
+        for name, kind, form in (
+            ("features", "", "%.9g"),
+            ("labels", "_ids", "%d"),
+            ("cameras", "_cams", "%d"),
+        ):
+            np.savetxt(folder / "dump" / word / f"{name}.csv", arrays[f"{side}{kind}"], delimiter=",", fmt=form)
+    return ["dump"], ("ids", "cams"), "folder of CSV files, ECN's names"
+
+
+def ecn_two_folders(folder, arrays):
+    ecn(folder, arrays)
+    return ["dump/query", "dump/test"], ("ids", "cams"), "folder of CSV files, a file a side"
+
+
+def torchreid_npz(folder, arrays):
+    np.savez(folder / "feats.npz", **torchreid_fields(arrays))
+    return ["feats.npz"], ("ids", "cams"), "NumPy archive, torchreid's names"
+
+
+def torchreid_fields(arrays):
+    fields = {}
+    for side, letter in (("probe", "q"), ("gallery", "g")):
+        fields |= {
+            f"{letter}f": arrays[side],
+            f"{letter}_pids": arrays[f"{side}_ids"],
+            f"{letter}_camids": arrays[f"{side}_cams"],
+        }
+    return fields
+
+
+def torchreid_pt(folder, arrays):
+    """Tensors beside NumPy arrays and lists, as they come out of its evaluation loop."""
+    fields = torchreid_fields(arrays)
+    fields |= {
+        "qf": torch.from_numpy(fields["qf"]),
+        "gf": torch.from_numpy(fields["gf"]),
+        "q_pids": fields["q_pids"].tolist(),
+    }
+    torch.save(fields, folder / "feats.pt")
+    return ["feats.pt"], ("ids", "cams"), "torch.save, torchreid's names"
+
+
+def torchreid_old_pt(folder, arrays):
+    torch.save(
+        {name: torch.from_numpy(value) for name, value in torchreid_fields(arrays).items()},
+        folder / "feats.pth",
+        _use_new_zipfile_serialization=False,
+    )
+    return ["feats.pth"], ("ids", "cams"), "torch.save, torchreid's names"
+
+
+def fastreid(folder, arrays):
+    both = {
+        name: np.concatenate([arrays[f"probe{kind}"], arrays[f"gallery{kind}"]])
+        for name, kind in (("feats", ""), ("pids", "_ids"), ("camids", "_cams"))
+    }
+    torch.save(
+        {name: torch.from_numpy(value) for name, value in both.items()} | {"num_query": 12}, folder / "out.pt"
+    )
+    return ["out.pt"], ("ids", "cams"), "torch.save, one list of images"
+
+
+def fastreid_npz(folder, arrays):
+    both = {
+        name: np.concatenate([arrays[f"probe{kind}"], arrays[f"gallery{kind}"]])
+        for name, kind in (("feats", ""), ("pids", "_ids"), ("camids", "_cams"))
+    }
+    np.savez(folder / "out.npz", **both, num_query=12)
+    return ["out.npz"], ("ids", "cams"), "NumPy archive, one list of images"
+
+
+def oml(folder, arrays):
+    """Sequences stand for cameras here: within an identity they say what a probe ignores."""
+    with open(folder / "df.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["label", "path", "split", "is_query", "is_gallery", "category", "sequence"])
+        for side, word in SIDES.items():
+            for identity, camera, name in zip(
+                *(arrays[f"{side}_{kind}"] for kind in ("ids", "cams", "names")), strict=True
+            ):
+                rows.writerow(
+                    [identity, name, "validation", word == "query", word == "gallery", "shoe, left", camera]
+                )
+    np.save(folder / "features.npy", np.concatenate([arrays["probe"], arrays["gallery"]]))
+    return ["df.csv", "features.npy"], ("ids", "cams", "names"), "CSV with a header and NumPy array, OML"
+
+
+def ann_benchmarks(folder, arrays):
+    with h5py.File(folder / "glove-angular.hdf5", "w") as file:
+        file.attrs["distance"] = "angular"
+        file["train"], file["test"] = arrays["gallery"], arrays["probe"]
+        file["neighbors"], file["distances"] = np.zeros((12, 10), np.int32), np.zeros((12, 10), np.float32)
+    return ["glove-angular.hdf5"], (), "HDF5, ann-benchmarks"
+
+
+def fbin(folder, arrays):
+    for name, side in (("queries", "probe"), ("base", "gallery")):
+        with open(folder / f"{name}.fbin", "wb") as file:
+            np.array(arrays[side].shape, dtype="<i4").tofile(file)
+            arrays[side].astype("<f4").tofile(file)
+    return ["queries.fbin", "base.fbin"], (), "vectors of float32, a file a side"
+
+
+def npy(folder, arrays):
+    np.save(folder / "probe.npy", arrays["probe"])
+    np.save(folder / "gallery.npy", arrays["gallery"])
+    return ["probe.npy", "gallery.npy"], (), "NumPy array, a file a side"
+
+
+def csv_pair(folder, arrays):
+    for side in SIDES:
+        np.savetxt(folder / f"{side}.csv", arrays[side], delimiter=",", fmt="%.9g")
+    return ["probe.csv", "gallery.csv"], (), "CSV without a header, a file a side"
+
+
+TOOLS = [
+    *(
+        layumi_v5,
+        layumi_without_paths,
+        layumi_v73,
+        sft_reid,
+        sft_reid_gallery_first,
+        sft_reid_distractors,
+        zhong,
+        zhong_cuhk03,
+    ),
+    *(
+        gnn_reranking,
+        gcn_rerank,
+        coincheung,
+        ecn,
+        ecn_two_folders,
+        torchreid_npz,
+        torchreid_pt,
+        torchreid_old_pt,
+        fastreid,
+    ),
+    *(fastreid_npz, oml, ann_benchmarks, fbin, npy, csv_pair),
+]
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.__name__)
+def test_what_a_tool_wrote_comes_out_as_it_was(tool, cli, tmp_path, arrays):
+    arguments, kinds, source = tool(tmp_path, arrays)
+    code, out, err = cli("convert", *arguments, "out.h5")
+    assert code == 0, err
+    assert out.splitlines()[0] == source
+    data = check(tmp_path / "out.h5", arrays, *kinds, exact="csv" not in source.lower() or tool is oml)
+    assert source in data.provenance["source"]
+    assert "wrote out.h5: 12 probes x 40 gallery x 7" in err
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.__name__)
+def test_run_reads_it_directly_with_the_lists_of_the_converted_file(tool, cli, tmp_path, arrays):
+    files, _, source = tool(tmp_path, arrays)
+    if "--allow-pickle" in files:
+        code, _, err = cli(
+            "run", *files[:1], *(("--gallery", files[1]) if len(files) == 3 else ()), "-o", "direct.csv"
+        )
+        assert code == 1
+        assert "is a pickle" in err
+        assert "convert --allow-pickle" in err
+        return
+    if len(files) > 2:
+        pytest.skip("run takes one file, or one a side")
+    code, _, err = cli(
+        "run", files[0], *(("--gallery", files[1]) if len(files) == 2 else ()), "--topn", 10, "-o", "direct.csv"
+    )
+    assert code == 0, err
+    assert f": {source}\n" in err
+    assert cli("convert", *files, "out.h5")[0] == 0
+    assert cli("run", "out.h5", "--topn", 10, "-o", "converted.csv")[0] == 0
+    assert (tmp_path / "direct.csv").read_bytes() == (tmp_path / "converted.csv").read_bytes()
+
+
+def test_a_real_dump(cli, tmp_path, shared, market_subset):
+    mat = shared / "data/layumi_market_subset.mat"
+    code, out, err = cli("convert", mat, "market.h5")
+    assert code == 0
+    assert "100 x 1536 float32: query_f" in out
+    assert "1, normalised" in out
+    assert "flattened from 1 x 86" in out
+    assert "93 of 100 probes have no match" in err
+    data = br.load(tmp_path / "market.h5")
+    for side in SIDES:
+        for kind in ("features", "ids", "cams"):
+            np.testing.assert_array_equal(
+                getattr(getattr(data, side), kind), getattr(getattr(market_subset, side), kind)
+            )
+    # The identity and the camera stand in each name.
+    for side in (data.probe, data.gallery):
+        said = [Path(name).name.split("_") for name in side.names]
+        assert [int(parts[0]) for parts in said] == side.ids.tolist()
+        assert [int(parts[1][1]) - 1 for parts in said] == side.cams.tolist()
+    assert cli("run", "market.h5")[0] == cli("run", mat)[0] == 0
+    described = json.loads(cli("info", mat, "--json")[1])
+    assert described["probe"]["features"] == [100, 1536]
+
+
+def test_multi_query_averages_the_images_of_the_probe(cli, tmp_path, arrays):
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(np.repeat(np.arange(11), 3))
+    vectors = rng.standard_normal((33, 7)).astype(np.float32)
+    scipy.io.savemat(tmp_path / "pytorch_result.mat", layumi(arrays))
+    scipy.io.savemat(
+        tmp_path / "multi_query.mat",
+        {
+            "mquery_f": vectors,
+            "mquery_label": arrays["probe_ids"][rows][None],
+            "mquery_cam": arrays["probe_cams"][rows][None],
+        },
+    )
+    code, out, err = cli("convert", "pytorch_result.mat", "multi_query.mat", "out.h5")
+    assert code == 0, err
+    assert "multi-query: each probe is the mean" in out
+    found = br.load(tmp_path / "out.h5").probe.features
+    key = list(zip(arrays["probe_ids"], arrays["probe_cams"], strict=True))
+    for row in range(12):
+        some = [vectors[place] for place, of in enumerate(rows) if key[of] == key[row]]
+        np.testing.assert_allclose(
+            found[row], np.mean(some, axis=0) if some else arrays["probe"][row], rtol=1e-5
+        )
+    code, _, err = cli("convert", "multi_query.mat", "alone.h5")
+    assert code == 1
+    assert "name pytorch_result.mat too" in err
+
+
+def test_oml_ignores_the_image_itself(cli, tmp_path, arrays):
+    """Without sequences, images that are probe and gallery at once must not find themselves."""
+    rows = arrays["gallery"][4:]
+    ids = arrays["gallery_ids"][4:]
+    table = [
+        "label,path,is_query,is_gallery",
+        *(f"{identity},{row}.png,True,True" for row, identity in enumerate(ids)),
+    ]
+    (tmp_path / "df.csv").write_text("\n".join(table))
+    torch.save(torch.from_numpy(rows), tmp_path / "features.pt")
+    code, out, err = cli("convert", "df.csv", "features.pt", "out.h5")
+    assert code == 0, err
+    assert "so that no image is its own match" in out
+    data = br.load(tmp_path / "out.h5")
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosine = unit.astype(np.float64) @ unit.T
+    np.fill_diagonal(cosine, -np.inf)
+    found = br.evaluate(br.rerank(data, "cosine"), data)
+    assert found.rank(1) == pytest.approx(np.mean(ids[cosine.argmax(axis=1)] == ids))
+
+
+def test_oml_rows_of_other_splits_are_told(cli, tmp_path, arrays):
+    ids = arrays["gallery_ids"][4:]
+    table = ["label,path,split,is_query,is_gallery"]
+    table += [f"{identity},{row}.png,validation,{row < 10},{row >= 10}" for row, identity in enumerate(ids)]
+    table += [f"{identity},{row}.png,train,," for row, identity in enumerate(ids[:5])]
+    (tmp_path / "df.csv").write_text("\n".join(table))
+    np.save(tmp_path / "features.npy", arrays["gallery"][4:])
+    code, out, _ = cli("convert", "df.csv", "features.npy", "out.h5")
+    assert code == 0
+    assert "features are of the 36 rows that are query or gallery, of 41" in out
+    np.testing.assert_array_equal(br.load(tmp_path / "out.h5").gallery.features, arrays["gallery"][14:])
+    np.save(tmp_path / "features.npy", arrays["gallery"][:20])
+    code, _, err = cli("convert", "df.csv", "features.npy", "wrong.h5")
+    assert code == 1
+    assert "has 20 rows and df.csv has 41" in err
+
+
+# Traps
+
+
+def dumped(folder: Path, fields: dict[str, np.ndarray]) -> str:
+    np.savez(folder / "dump.npz", **fields)
+    return "dump.npz"
+
+
+def test_labels_kept_as_lists_are_labels(cli, tmp_path, arrays):
+    """A list of lists of text, which compares unequal to everything in an evaluation loop."""
+    fields = layumi(arrays)
+    fields["query_label"] = [[str(identity)] for identity in arrays["probe_ids"]]
+    (tmp_path / "dump.pkl").write_bytes(pickle.dumps(fields))
+    code, out, _ = cli("convert", "dump.pkl", "out.h5", "--allow-pickle")
+    assert code == 0
+    assert "flattened from 12 x 1, text made integers" in out
+    check(tmp_path / "out.h5", arrays, "ids", "cams")
+
+
+def test_one_camera_everywhere_is_told(cli, tmp_path, arrays):
+    fields = layumi(arrays, query_cam=np.zeros(12, int), gallery_cam=np.zeros(40, int))
+    _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert "warning: one camera everywhere" in err
+
+
+@pytest.mark.parametrize("shifted", ["query_cam", "gallery_cam", None])
+def test_cameras_that_count_from_0_and_1_are_told(shifted, cli, tmp_path, arrays):
+    fields = layumi(arrays)
+    if shifted:
+        fields[shifted] = fields[shifted] - 1
+    _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert ("one side counts from 0 and the other from 1" in err) == bool(shifted)
+
+
+def test_float_labels_become_integers_and_it_is_told(cli, tmp_path, arrays):
+    fields = layumi(arrays, query_label=arrays["probe_ids"].astype(np.float64))
+    code, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert code == 0
+    assert "query_label, float64 made integers" in out
+    check(tmp_path / "out.h5", arrays, "ids", "cams")
+    fields["query_label"][5] = 3.5
+    code, _, err = cli("convert", dumped(tmp_path, fields), "wrong.h5")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "query_label has 3.5 in row 5: expected whole numbers" in err
+
+
+def test_the_norm_of_pcb_is_told_and_kept(cli, tmp_path, arrays):
+    unit = {side: arrays[side] / np.linalg.norm(arrays[side], axis=1, keepdims=True) for side in SIDES}
+    fields = layumi(arrays, query_f=unit["probe"] * np.sqrt(6), gallery_f=unit["gallery"] * np.sqrt(6))
+    _, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert "2.449, the root of 6: 6 normalised parts" in out
+    np.testing.assert_array_equal(br.load(tmp_path / "out.h5").probe.features, fields["query_f"])
+
+
+def test_names_without_an_identity_become_junk_and_it_is_told(cli, tmp_path, arrays):
+    rows = {"Thumbs.db": arrays["gallery"][0]} | dict(
+        zip(arrays["gallery_names"], arrays["gallery"], strict=True)
+    )
+    (tmp_path / "g.pkl").write_bytes(pickle.dumps(rows))
+    (tmp_path / "q.pkl").write_bytes(
+        pickle.dumps(dict(zip(arrays["probe_names"], arrays["probe"], strict=True)))
+    )
+    code, _, err = cli("convert", "q.pkl", "g.pkl", "out.h5", "--allow-pickle")
+    assert code == 0
+    assert (
+        "1 gallery names are not like 0002_c1s1_000451_03.jpg (Thumbs.db): their images are marked as junk"
+        in err
+    )
+    assert br.load(tmp_path / "out.h5").gallery.ids.tolist() == [-1, *arrays["gallery_ids"]]
+
+
+def test_probes_without_a_match_are_told(cli, tmp_path, arrays):
+    fields = layumi(arrays, query_label=np.where(np.arange(12) < 3, 77, arrays["probe_ids"]))
+    _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert "3 of 12 probes have no match in the gallery" in err
+
+
+def test_identities_that_are_text_are_numbered_over_both_sides(cli, tmp_path, arrays):
+    text = {side: np.array([f"dog {identity % 3}" for identity in arrays[f"{side}_ids"]]) for side in SIDES}
+    fields = layumi(arrays, query_label=text["probe"], gallery_label=text["gallery"])
+    code, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert code == 0
+    assert "3 texts numbered from 1" in out
+    data = br.load(tmp_path / "out.h5")
+    assert data.probe.ids.tolist() == [1 + identity % 3 for identity in arrays["probe_ids"]]
+    assert data.gallery.ids.tolist() == [1 + identity % 3 for identity in arrays["gallery_ids"]]
+
+
+def test_half_floats_stay_half(cli, tmp_path, arrays):
+    half = {side: arrays[side].astype(np.float16) for side in SIDES}
+    for side in SIDES:
+        with open(tmp_path / f"{side}.hbin", "wb") as file:
+            np.array(half[side].shape, dtype="<i4").tofile(file)
+            half[side].tofile(file)
+    assert cli("convert", "probe.hbin", "gallery.hbin", "out.h5")[0] == 0
+    check(tmp_path / "out.h5", half)
+    assert br.load(tmp_path / "out.h5").probe.features.dtype == np.float16
+
+
+def test_a_square_array_is_not_guessed_by_run(cli, tmp_path):
+    made = features(probes=8, gallery=60, dim=8)
+    fields = layumi(made)
+    code, _, err = cli("run", dumped(tmp_path, fields))
+    assert code == 1
+    assert "query_f is square: rows were taken for images; look at it with `blurrerank convert`" in err
+    code, _, err = cli("convert", "dump.npz", "out.h5")
+    assert code == 0
+    assert "warning: query_f is square" in err
+
+
+# What is refused
+
+
+def refused(cli, *arguments: object) -> str:
+    """The one line that says why."""
+    code, out, err = cli(*arguments)
+    assert (code, out, len(err.splitlines())) == (1, "", 1), (code, out, err)
+    return err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("lists.trec", b"q1 Q0 g7 1 0.9 tag\nq1 Q0 g8 2 0.8 tag\n", "is a TREC run, lists and no features"),
+        ("lists.trec.gz", gzip.compress(b"q1 Q0 g7 1 0.9 tag\n"), "is a TREC run, lists and no features"),
+        ("market.qrels", b"q1 0 g7 1\nq1 0 g8 0\n", "holds TREC judgements"),
+        (
+            "gt.ibin",
+            np.array([2, 3, 5, 1, 0, 4, 2, 1], dtype="<i4").tobytes(),
+            "pass it to `run` with --candidates",
+        ),
+        ("lists.bin", np.array([2, 3, 5, 1, 0, 4, 2, 1], dtype="<i4").tobytes(), "holds lists of neighbours"),
+        ("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(300), "is no file of features that is known"),
+        ("notes.txt", b"hello\nworld\n", "is text, but no table of features"),
+        ("table.csv", b"a,b\n1,2\n3\n", "line 3 has not the 2 columns of the header"),
+        ("x.npz", b"PK\x03\x04 not really", "cannot be read"),
+        ("x.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "cannot be read"),
+        ("packed.gz", gzip.compress(b"hello"), "is compressed: unpack it"),
+    ],
+)
+def test_other_things_are_refused_by_name(name, content, why, cli, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert why in refused(cli, "convert", name, "out.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_what_is_missing_is_told(cli, tmp_path, arrays):
+    fields = layumi(arrays)
+    assert "no.mat: no such file" in refused(cli, "convert", "no.mat", "out.h5")
+    del fields["gallery_f"]
+    why = refused(cli, "convert", dumped(tmp_path, fields), "out.h5")
+    assert "no gallery features: found NumPy archive with query_f 12 x 7, query_label 1 x 12" in why
+    why = refused(
+        cli, "convert", dumped(tmp_path, {"one": arrays["probe"], "two": arrays["gallery"]}), "out.h5"
+    )
+    assert "no layout that is known" in why
+    assert "Name the fields query_f, query_label" in why
+    why = refused(
+        cli, "convert", dumped(tmp_path, {"feats": arrays["probe"], "pids": arrays["probe_ids"]}), "out.h5"
+    )
+    assert "num_query" in why
+    why = refused(cli, "convert", dumped(tmp_path, layumi(arrays, gallery_label=np.ones(39))), "out.h5")
+    assert "gallery_f is 40 x 7, and there are 39 labels" in why
+    why = refused(cli, "convert", dumped(tmp_path, layumi(arrays) | {"qf": arrays["probe"]}), "out.h5")
+    assert "may both be the probe features" in why
+    bad = arrays["gallery"].copy()
+    bad[7, 2] = np.nan
+    why = refused(cli, "convert", dumped(tmp_path, layumi(arrays, gallery_f=bad)), "out.h5")
+    assert "gallery/features has NaN or infinity in row 7" in why
+
+
+def test_the_output_is_named_last_and_kept(cli, tmp_path, arrays):
+    name = dumped(tmp_path, layumi(arrays))
+    code, _, err = cli("convert", name, "other.mat")
+    assert code == 2
+    assert "with the ending .h5" in err
+    assert cli("convert", name, "out.h5")[0] == 0
+    before = (tmp_path / "out.h5").read_bytes()
+    assert "pass --force" in refused(cli, "convert", name, "out.h5")
+    assert (tmp_path / "out.h5").read_bytes() == before
+    assert cli("convert", name, "out.h5", "--force")[0] == 0
+
+
+def test_json_says_the_same(cli, tmp_path, arrays):
+    code, out, _ = cli("convert", dumped(tmp_path, layumi(arrays)), "out.h5", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["source"] == "NumPy archive, layumi's names"
+    assert told["probe"] == {
+        "features": "12 x 7 float32: query_f",
+        "norms": told["probe"]["norms"],
+        "ids": "query_label, flattened from 1 x 12",
+        "cams": "query_cam, flattened from 1 x 12",
+    }
+    assert told["output"] == "out.h5"
+
+
+# Pickles
+
+
+class Call:
+    """Calls whatever it is told to when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def attacks(marker: Path) -> list[object]:
+    import builtins
+    import os
+    import subprocess
+
+    return [
+        Call(os.system, f"touch {marker}"),
+        Call(subprocess.Popen, ["touch", str(marker)]),
+        Call(builtins.exec, f"open({str(marker)!r}, 'w')"),
+        Call(builtins.eval, f"open({str(marker)!r}, 'w')"),
+        Call(builtins.open, str(marker), "w"),
+        Call(np.save, str(marker), 1),
+        Call(np.load, str(marker)),
+        Call(getattr, "text", "upper"),
+        Call(torch.load, str(marker)),
+    ]
+
+
+@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_malicious_pickle_does_not_execute(number, protocol, cli, tmp_path, arrays):
+    marker = tmp_path / "marker.npy"
+    fields = layumi(arrays) | {"extra": attacks(marker)[number]}
+    (tmp_path / "dump.pkl").write_bytes(pickle.dumps(fields, protocol=protocol))
+    why = refused(cli, "convert", "dump.pkl", "out.h5", "--allow-pickle")
+    assert "nothing in it was run" in why
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dump.pkl"]
+
+
+def test_the_attacks_are_real(tmp_path):
+    """Python's own loader runs the first of them."""
+    pickle.loads(pickle.dumps(attacks(tmp_path / "marker.npy")[0]))
+    assert (tmp_path / "marker.npy").exists()
+
+
+def test_a_malicious_file_of_torch_or_numpy_does_not_execute(cli, tmp_path, arrays):
+    marker = tmp_path / "marker.npy"
+    fields = torchreid_fields(arrays) | {"extra": attacks(marker)[0]}
+    torch.save(fields, tmp_path / "dump.pt")
+    assert "holds posix.system" in refused(cli, "convert", "dump.pt", "out.h5", "--allow-pickle")
+    np.savez(
+        tmp_path / "dump.npz", **torchreid_fields(arrays), extra=np.array([attacks(marker)[0]], dtype=object)
+    )
+    assert "array 'extra' holds Python objects" in refused(
+        cli, "convert", "dump.npz", "out.h5", "--allow-pickle"
+    )
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.arange(12, dtype=np.float32).reshape(3, 4),
+        np.asfortranarray(np.arange(12, dtype=np.float16).reshape(3, 4)),
+        np.arange(3, dtype=">i4"),
+        np.array(["a", "bü"]),
+        np.array([b"a", b"bc"]),
+        np.array([True, False]),
+        np.float32(1.5),
+        np.int64(-3),
+        np.array([]),
+    ],
+    ids=repr,
+)
+def test_arrays_come_out_of_pickles_as_numpy_reads_them(value, protocol):
+    found = read_pickle(pickle.dumps({"a": [value, (1, "x", None, 2.5, b"y")]}, protocol=protocol), "here")
+    assert found["a"][1] == (1, "x", None, 2.5, b"y")
+    np.testing.assert_array_equal(found["a"][0], value)
+    assert found["a"][0].dtype == value.dtype
+
+
+def test_arrays_of_objects_come_out_of_pickles():
+    value = np.empty(2, dtype=object)
+    value[:] = [np.arange(2), "name"]
+    found = read_pickle(pickle.dumps(value), "here")
+    np.testing.assert_array_equal(found[0], [0, 1])
+    assert found[1] == "name"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"cnumpy\nndarray\n((I1000000000000\ntcnumpy\ndtype\n(Vf8\ntRtR.",  # an array of 8 TB
+        b"cnumpy\ndtype\n(VV8\ntR.",  # a type that is no number
+        b"cnumpy\ncore.multiarray._reconstruct\n.",
+        b"\x80\x04\x8c\x05numpy\x8c\x0dndarray.dumps\x93.",
+        b"(lp0\ng0\na.",  # a list that holds itself
+        b"\x80\x04" + b"(" * 200000 + b".",
+        b"I1\n",
+        b"",
+    ],
+)
+def test_pickles_made_by_hand_are_refused_in_one_line(code):
+    with pytest.raises(br.InputError) as error:
+        read_pickle(code, "here")
+    assert len(error.value.problems) == 1
+    assert "here" in str(error.value)
+
+
+@given(st.data())
+def test_a_spoiled_pickle_is_read_or_refused(data):
+    """Any byte of a real one may be another: nothing but InputError comes of it."""
+    whole = bytearray(
+        pickletools.optimize(
+            pickle.dumps(
+                {"query_f": np.ones((2, 3), np.float32), "n": [1, "a"]}, protocol=data.draw(st.integers(0, 5))
+            )
+        )
+    )
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(br.InputError):
+        read_pickle(bytes(whole), "here")
+
+
+# Lists of other tools that are compressed
+
+
+@pytest.mark.parametrize("command", ["eval", "candidates"])
+def test_compressed_lists_are_read(command, cli, tmp_path, write):
+    feats = write()
+    assert cli("run", feats, "-o", "lists.trec")[0] == 0
+    (tmp_path / "lists.trec.gz").write_bytes(gzip.compress((tmp_path / "lists.trec").read_bytes()))
+    arguments = (
+        ("eval", "{}", feats)
+        if command == "eval"
+        else ("run", feats, "--candidates", "{}", "--force", "-o", "again.h5")
+    )
+    told = [cli(*(str(one).format(name) for one in arguments)) for name in ("lists.trec", "lists.trec.gz")]
+    assert told[0][0] == told[1][0] == 0
+    packed, plain = (out.replace("lists.trec.gz", "lists.trec").split() for _, out, _ in told[::-1])
+    assert [word for word in packed if set(word) != {"-"}] == [word for word in plain if set(word) != {"-"}]
+    (tmp_path / "lists.trec.gz").write_bytes(gzip.compress((tmp_path / "lists.trec").read_bytes())[:-20])
+    code, _, err = cli(*(str(one).format("lists.trec.gz") for one in arguments))
+    assert code == 1
+    assert "lists.trec.gz is a damaged gzip file" in err
+
+
+def test_the_library_reads_them_too(tmp_path, arrays):
+    name = dumped(tmp_path, layumi(arrays))
+    found = import_features(tmp_path / name)
+    assert found.source == "NumPy archive, layumi's names"
+    assert br.load(tmp_path / name).digest() == found.data.digest()
