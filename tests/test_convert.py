@@ -97,7 +97,7 @@ def write_73(path: Path, fields: dict[str, np.ndarray]) -> None:
         )
 
 
-# One way of writing for each tool: files in the folder, arguments of `convert`, which labels come, and the source.
+# A way of writing for each tool: files in the folder, arguments of `convert`, which labels come, the source.
 
 
 def layumi_v5(folder, arrays):

@@ -6,10 +6,12 @@ Nothing heavy is imported here; a command imports the library when it runs.
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
@@ -17,8 +19,10 @@ import click
 from .. import __version__
 from ..errors import BlurrerankError, ParameterError
 from .bench import bench, measure
+from .completion import completion
 from .convert import convert
 from .eval import evaluate
+from .help import help_command
 from .index import index
 from .info import info
 from .run import run
@@ -40,8 +44,28 @@ class _Commands(click.Group):
             raise _ReaderLeftError from None
 
 
+def _show_versions(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    click.echo(f"blurrerank {__version__}")
+    click.echo(f"python {platform.python_version()}")
+    for name in ("numpy", "torch", "scipy", "h5py", "click", "triton", "faiss-cpu", "pillow", "matplotlib"):
+        try:
+            click.echo(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            click.echo(f"{name} not installed")
+    ctx.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show versions, also of the libraries that numbers depend on, and exit.",
+)
 def cli() -> None:
     """Re-ranking for re-identification, from features alone.
 
@@ -51,6 +75,7 @@ def cli() -> None:
 
     \b
     blurrerank run feats.h5 --topn 50 --sigma 0.1
+    blurrerank convert pytorch_result.mat feats.h5
     blurrerank eval feats.ranking.h5 feats.h5
     blurrerank bench feats.h5
     blurrerank index feats.h5 -o gallery.index.h5
@@ -67,6 +92,8 @@ cli.add_command(bench)
 cli.add_command(measure)
 cli.add_command(sweep)
 cli.add_command(synth)
+cli.add_command(completion)
+cli.add_command(help_command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import ParameterError
-from .options import Runtime
+from .options import FILE, Runtime
 
 if TYPE_CHECKING:
     from ..candidates import GivenLists
@@ -25,6 +25,7 @@ _FACTORY = "IVF1024,Flat"
 _OPTIONS = (
     click.option(
         "--candidates",
+        type=FILE,
         metavar="FILE",
         help="Search nothing: re-rank the lists that an approximate index or a vector database returned. A "
         "ranking in any format written here, .npz or .npy with indices, .ibin, or HDF5 with neighbors as "

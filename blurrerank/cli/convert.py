@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Runtime, json_option, talking_options
+from .options import FILE, Runtime, json_option, talking_options
 from .tables import print_json
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Make a feature file of what another tool wrote.")
-@click.argument("inputs", metavar="IN [IN2]...", nargs=-1, required=True)
-@click.argument("out", metavar="OUT.h5")
+@click.argument("inputs", metavar="IN [IN2]...", type=FILE, nargs=-1, required=True)
+@click.argument("out", type=FILE, metavar="OUT.h5")
 @click.option(
     "--allow-pickle",
     is_flag=True,

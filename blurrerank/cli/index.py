@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
-from .options import Runtime, method_options, precision_option, runtime_options
+from .options import FILE, Runtime, method_options, precision_option, runtime_options
 
 
 @click.command(short_help="Index a gallery, so that probes can be answered as they come.")
-@click.argument("gallery", metavar="GALLERY")
+@click.argument("gallery", type=FILE, metavar="GALLERY")
 @click.option(
     "-o",
     "--output",
+    type=FILE,
     metavar="FILE",
     help="The index.  [default: NAME.index.h5 in this folder, for NAME.h5]",
 )

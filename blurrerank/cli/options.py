@@ -18,6 +18,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FORMAT_NAMES = ("h5", "trec", "jsonl", "csv", "npz")
 """Those of `formats.FORMATS`, which is too heavy to import for a help text; a test compares them."""
+METHOD_NAMES = ("cosine", "k-reciprocal", "k-reciprocal-online", "lbr")
+"""Likewise those of `methods.available`."""
+FILE = click.Path()
+"""The name of a file, or the address of a group in it: shells complete it."""
 ANY_FORMAT = f"{', '.join(FORMAT_NAMES[:-1])} or {FORMAT_NAMES[-1]}"
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -98,14 +102,20 @@ class Runtime:
         return advance
 
 
+def _default_from(option: str) -> dict[str, Any]:
+    """An environment variable that stands in where the option is not given."""
+    return {"envvar": f"BLURRERANK_{option.upper()}", "show_envvar": True}
+
+
 def features_argument(command: F) -> F:
     """FEATS and --gallery."""
     command = click.option(
         "--gallery",
+        type=FILE,
         metavar="FILE",
         help="Take the gallery from another file; FEATS then gives the probes.",
     )(command)
-    return click.argument("feats", metavar="FEATS")(command)
+    return click.argument("feats", type=FILE, metavar="FEATS")(command)
 
 
 def metrics_options(command: F) -> F:
@@ -115,6 +125,7 @@ def metrics_options(command: F) -> F:
         type=click.Choice(["plain", "trapezoid"]),
         default="plain",
         show_default=True,
+        **_default_from("ap"),
         help="Average precision as torchreid and fast-reid compute it, or as the Market-1501 toolbox does.",
     )(command)
     return click.option(
@@ -122,6 +133,7 @@ def metrics_options(command: F) -> F:
         type=click.Choice(list(PROTOCOLS)),
         default="market1501",
         show_default=True,
+        **_default_from("protocol"),
         help="market1501 drops gallery items of the probe's identity and camera; cuhk03 also draws one image "
         "of each identity for CMC; plain drops neither. Junk (id -1) never counts.",
     )(command)
@@ -200,6 +212,11 @@ def method_options(*names: str) -> Callable[[F], F]:
     return decorated
 
 
+def method_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """What a shell offers for the name of a method."""
+    return [name for name in METHOD_NAMES if name.startswith(incomplete)]
+
+
 def json_option(command: F) -> F:
     """--json."""
     return click.option("as_json", "--json", is_flag=True, help="Print JSON instead of a table.")(command)
@@ -209,13 +226,23 @@ _COMPUTING = (
     click.option(
         "--memory",
         type=Bytes(),
+        **_default_from("memory"),
         help="Budget for working memory, such as 512MiB.  [default: 2GiB; on a GPU half of what is free]",
     ),
     click.option(
-        "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: torch's choice]"
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        **_default_from("threads"),
+        help="CPU threads.  [default: torch's choice]",
     ),
     click.option(
-        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to compute."
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda[:i]",
+        **_default_from("device"),
+        help="Where to compute.",
     ),
 )
 _TALKING = (
@@ -237,6 +264,7 @@ def precision_option(command: F) -> F:
         type=click.Choice(["auto", "float32", "bfloat16"]),
         default="auto",
         show_default=True,
+        **_default_from("precision"),
         help="Of the products that find candidates, which are then scored in float32: the lists are the same. "
         "auto takes what is faster here.",
     )(command)

@@ -13,11 +13,13 @@ import click
 from .candidates import Source, candidates_options
 from .options import (
     ANY_FORMAT,
+    FILE,
     FORMAT_NAMES,
     Depth,
     Runtime,
     features_argument,
     json_option,
+    method_names,
     method_options,
     metrics_options,
     precision_option,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 @features_argument
 @click.option(
     "--index",
+    type=FILE,
     metavar="FILE",
     help="Take the gallery from an index that `blurrerank index` wrote; FEATS then gives the probes, and - is "
     "standard input.",
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 @click.option(
     "--method",
     metavar="NAME",
+    shell_complete=method_names,
     help="lbr (local blurring), k-reciprocal, k-reciprocal-online, or cosine (no re-ranking).  [default: lbr; "
     "with --index, unless with --candidates, k-reciprocal-online]",
 )
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
+    type=FILE,
     metavar="FILE",
     help="Where the lists go, the ending says how: .h5, .trec or .run, .jsonl, .csv, .npz; - is standard "
     "output.  [default: NAME.ranking.h5 in this folder, for NAME.h5]",
@@ -70,7 +75,9 @@ if TYPE_CHECKING:
 @click.option(
     "--depth", type=Depth(), metavar="N|all", help="How much of the lists to write.  [default: topn, or 50]"
 )
-@click.option("metrics_file", "--metrics", metavar="FILE", help="Also write the metrics to this JSON file.")
+@click.option(
+    "metrics_file", "--metrics", type=FILE, metavar="FILE", help="Also write the metrics to this JSON file."
+)
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @metrics_options
 @json_option

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import click
 
-from .options import Runtime, talking_options
+from .options import FILE, Runtime, talking_options
 
 PRESET_NAMES = ("market1501", "dukemtmc", "cuhk03", "msmt17", "veri776")
 """Those of `synth.PRESETS`, which is too heavy to import for a help text; a test compares them."""
 
 
 @click.command(short_help="Generate features with the sizes of a public data set.")
-@click.argument("out", metavar="OUT")
+@click.argument("out", type=FILE, metavar="OUT")
 @click.option(
     "--preset",
     type=click.Choice(PRESET_NAMES),

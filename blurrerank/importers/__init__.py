@@ -1,4 +1,32 @@
-"""Features as other tools write them: what their files are, which field is what, and the traps in them."""
+"""Features as other tools write them, for `convert` and for every command that takes features.
+
+What a file is shows in its content. Several files may be named where each side, or each field, has its own:
+probes first, unless the names say query and gallery.
+
+    MATLAB v5, v7.3     query_f query_label query_cam, gallery_f ..., also query_path (layumi); with
+                        multi_query.mat, probes are means over mquery_f of their identity and camera
+                        feat ids cam_ids imgs, a file a side, and distractor files (SFT_REID)
+                        testID testCam queryID queryCam, features (D, N), a file each (Zhong)
+                        labels camId query_idx gallery_idx filelist, and features of all images (CUHK03-NP)
+    .npz, torch.save    qf gf q_pids g_pids q_camids g_camids (torchreid)
+                        feats pids camids and num_query, probes first (fast-reid); or names as in MATLAB
+    pickle              layumi's six names (GNN re-ranking)
+                        name -> vector, a file a side; identity and camera are in names such as
+                        0002_c1s1_000451_03.jpg (GCN_rerank)
+                        features, identities, cameras of the probes, then of the gallery (CoinCheung)
+    folder of CSV       query/ and test/, each with features.csv labels.csv cameras.csv (ECN)
+    CSV with a header   label is_query is_gallery, also path, sequence; and a file of features (OML)
+    HDF5                train, the gallery, and test, the probes (ann-benchmarks); or names as in .npz
+    .fbin .hbin         features alone, a file a side; likewise .npy, and .csv without a header
+
+Pickles are read by `convert --allow-pickle` only: arrays, numbers, text and plain containers. Nothing in them
+is run. A file of torch.save is read with weights_only.
+
+Features keep their type and norm. Labels become integers: whole numbers as they are, text numbered from 1. An
+array (D, N) is turned round where the labels say so. Names without an identity become junk. All that is done is
+told, and so is what is probably not meant: one camera everywhere, cameras that count from 0 on one side and
+from 1 on the other, probes without a match.
+"""
 
 from __future__ import annotations
 

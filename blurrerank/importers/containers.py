@@ -272,7 +272,7 @@ def _text(path: Path, head: bytes) -> Opened:
     _refuse_lists(head, str(path))
     if b"\0" in head:
         raise InputError(
-            f"{path} is no file of features that is known: `blurrerank convert --help` says what can be read"
+            f"{path} is no file of features that is known: `blurrerank help other-tools` tells what can be read"
         )
     first = head.decode("utf-8-sig", "replace").splitlines()[0].split(",")
     if all(map(_is_number, first)):
@@ -285,7 +285,8 @@ def _text(path: Path, head: bytes) -> Opened:
     if len(header) < 2 or wrong is not None:
         where = "" if wrong is None else f": line {wrong} has not the {len(header)} columns of the header"
         raise InputError(
-            f"{path} is text, but no table of features{where}: `blurrerank convert --help` says what can be read"
+            f"{path} is text, but no table of features{where}: `blurrerank help other-tools` tells what can be "
+            "read"
         )
     return Opened(path, "CSV with a header", _columns(header, rows), {})
 

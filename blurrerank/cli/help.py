@@ -1,0 +1,68 @@
+"""`blurrerank help`: commands, and the files they read and write."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from importlib.resources import files
+
+import click
+
+TOPICS: Mapping[str, tuple[str, ...]] = {
+    "features": ("formats/features_h5",),
+    "rankings": ("formats/ranking_h5", "formats/trec", "formats/jsonl", "formats/csv_lists", "formats/npz"),
+    "candidates": ("formats/candidates",),
+    "index-files": ("formats/index_h5",),
+    "probes": ("formats/probes",),
+    "sweeps": ("formats/sweeps",),
+    "other-tools": ("importers/__init__",),
+}
+"""Topic -> the modules whose docstrings tell of it."""
+
+
+def topic_text(topic: str) -> str:
+    """What `help` says of a topic of `TOPICS`."""
+    # Parsed, not imported: help should come at once.
+    sources = [
+        files("blurrerank").joinpath(f"{module}.py").read_text(encoding="utf-8") for module in TOPICS[topic]
+    ]
+    return "\n\n".join(ast.get_docstring(ast.parse(source)) or "" for source in sources)
+
+
+def _known(root: click.Context) -> list[str]:
+    commands = root.command
+    assert isinstance(commands, click.Group)
+    return [*(name for name, command in sorted(commands.commands.items()) if not command.hidden), *TOPICS]
+
+
+def _names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in _known(ctx.find_root()) if name.startswith(incomplete)]
+
+
+@click.command("help", short_help="Tell of a command, or of a file format.")
+@click.argument("topic", required=False, shell_complete=_names)
+@click.pass_context
+def help_command(ctx: click.Context, topic: str | None) -> None:
+    """Tell of a command or a topic; without one, list them.
+
+    \b
+    blurrerank help run
+    blurrerank help features
+    """
+    root = ctx.find_root()
+    commands = root.command
+    assert isinstance(commands, click.Group)
+    if topic is None:
+        click.echo(commands.get_help(root))
+        click.echo("\nTopics (blurrerank help TOPIC):")
+        for name in TOPICS:
+            click.echo(f"  {name:<12}  {topic_text(name).splitlines()[0]}")
+        return
+    if topic in TOPICS:
+        click.echo_via_pager(topic_text(topic) + "\n")
+        return
+    command = commands.get_command(root, topic)
+    if command is None:
+        raise click.UsageError(f"there is no help for {topic!r}: choose one of {', '.join(_known(root))}")
+    with click.Context(command, info_name=topic, parent=root) as context:
+        click.echo(command.get_help(context))

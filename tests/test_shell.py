@@ -1,0 +1,143 @@
+"""What surrounds the commands: completion, versions, defaults from the environment, help."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, shell
+
+from blurrerank.cli.help import TOPICS
+from blurrerank.cli.options import METHOD_NAMES
+from blurrerank.methods import available
+
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+def completions(*words: str, style: str = "bash") -> set[str]:
+    """What is offered for the last of the words, as the shell's script asks for it."""
+    asked = " ".join(("blurrerank", *words[:-1])) if style == "fish" else " ".join(("blurrerank", *words))
+    env = os.environ | {
+        "_BLURRERANK_COMPLETE": f"{style}_complete",
+        "COMP_WORDS": asked,
+        "COMP_CWORD": words[-1] if style == "fish" else str(len(words)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "blurrerank"], capture_output=True, text=True, env=env, timeout=60
+    )
+    assert done.stderr == ""
+    lines = done.stdout.split()
+    return {line.split(",", 1)[1] for line in lines if "," in line}
+
+
+@pytest.mark.parametrize("style", ["bash", "fish"])
+def test_commands_options_methods_and_files_are_completed(style):
+    assert completions("sy", style=style) == {"synth"}
+    assert "run" in completions("", style=style)
+    assert "measure" not in completions("", style=style), "it is hidden"
+    assert {"--topn"} <= completions("run", "--to", style=style)
+    assert completions("run", "feats.h5", "--method", "k", style=style) == {
+        "k-reciprocal",
+        "k-reciprocal-online",
+    }
+    assert completions("run", "feats.h5", "--protocol", "c", style=style) == {"cuhk03"}
+    assert completions("help", "fea", style=style) == {"features"}
+
+
+def test_a_real_bash_completes():
+    bash = shutil.which("bash")
+    assert bash
+    script = """
+        source <(blurrerank completion bash)
+        complete -p blurrerank
+        COMP_WORDS=(blurrerank run --meth); COMP_CWORD=2
+        _blurrerank_completion blurrerank --meth run
+        echo "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(
+        [bash, "--norc", "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": PATH},
+        timeout=60,
+    )
+    assert "complete -o nosort -F _blurrerank_completion blurrerank" in done.stdout
+    assert "--method" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_scripts_name_the_variable_that_is_read(name):
+    done = shell("completion", name)
+    assert done.returncode == 0
+    assert f"_BLURRERANK_COMPLETE={name}_complete" in done.stdout
+    if shutil.which(name):
+        assert subprocess.run([name, "-n"], input=done.stdout, text=True, timeout=60).returncode == 0
+
+
+def test_methods_are_those_there_are():
+    assert set(METHOD_NAMES) == set(available())
+
+
+def test_version_names_the_libraries_that_matter():
+    done = shell("--version")
+    assert done.returncode == 0
+    told = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert told["python"] == sys.version.split()[0]
+    for name in ("blurrerank", "numpy", "torch", "scipy", "h5py", "click"):
+        assert told[name] == version(name)
+
+
+def test_defaults_come_from_the_environment_and_options_win(write, tmp_path):
+    feats = write()
+    env = os.environ | {"BLURRERANK_PROTOCOL": "plain", "BLURRERANK_AP": "trapezoid", "BLURRERANK_THREADS": "1"}
+    assert "protocol plain, trapezoid AP" in shell("run", feats, "--force", cwd=tmp_path, env=env).stdout
+    done = shell("run", feats, "--force", "--protocol", "cuhk03", cwd=tmp_path, env=env)
+    assert "protocol cuhk03, trapezoid AP" in done.stdout
+    done = shell("run", feats, "--force", cwd=tmp_path, env=os.environ | {"BLURRERANK_MEMORY": "much"})
+    assert done.returncode == 2
+    assert "BLURRERANK_MEMORY" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    for option in ("DEVICE", "THREADS", "MEMORY", "PRECISION", "PROTOCOL", "AP"):
+        assert f"BLURRERANK_{option}" in shell("run", "--help").stdout
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_a_topic_is_what_the_code_says_of_its_files(topic):
+    done = shell("help", topic)
+    assert done.returncode == 0
+    for module in TOPICS[topic]:
+        text = ast.get_docstring(ast.parse((ROOT / f"blurrerank/{module}.py").read_text()))
+        assert text in done.stdout
+
+
+def test_help_lists_topics_and_tells_of_commands():
+    listed = shell("help").stdout
+    assert all(f"  {topic}" in listed for topic in TOPICS)
+    assert shell("help", "run").stdout == shell("run", "--help").stdout
+    done = shell("help", "nothing")
+    assert done.returncode == 2
+    assert "choose one of bench, " in done.stderr
+    assert "measure" not in done.stderr
+
+
+def test_help_comes_without_the_libraries():
+    code = "import sys; from blurrerank.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "heavy = {'torch', 'numpy', 'h5py', 'scipy', 'PIL', 'matplotlib'} & set(sys.modules)\n"
+    code += "assert not heavy, heavy"
+    for arguments in (
+        ["--help"],
+        ["help", "features"],
+        ["run", "--help"],
+        ["--version"],
+        ["completion", "zsh"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
