@@ -1,10 +1,10 @@
-# One command each: make demo, make test, make lint, make bench, make bench-online.
+# One command each: make demo, make test, make lint, make docs, make bench, make bench-online.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format bench bench-online tune-online clean
+.PHONY: install demo test lint format docs bench bench-online tune-online clean
 
 install: $(VENV)/installed
 
@@ -28,6 +28,10 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages that come from the code.
+docs: install
+	$(BIN)/python docs/generate.py
 
 bench: install
 	mkdir -p build

@@ -15,10 +15,11 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ROOT, features, shell
+from scipy.io import savemat
 
 README = (ROOT / "README.md").read_text()
 DOCS = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
-COMMAND = r"^    blurrerank ((?:run|eval|bench|sweep|synth|index|info) [^|\n]*)$"
+COMMAND = r"^    blurrerank ((?:run|eval|bench|sweep|synth|index|info|convert|help|completion) [^|>\n]*)$"
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -46,7 +47,18 @@ def test_the_readme_s_recipe_for_one_s_own_features(tmp_path, monkeypatch, cli):
     exec(recipe, {"probe_features": arrays["probe"], "gallery_features": arrays["gallery"], **names})
     with h5py.File("feats.h5") as file:
         np.testing.assert_array_equal(file["gallery/features"], arrays["gallery"])
-    lines = [line for page in DOCS for line in re.findall(COMMAND, page, re.MULTILINE)]
+    savemat(
+        "pytorch_result.mat",
+        {
+            "query_f": arrays["probe"],
+            "query_label": arrays["probe_ids"],
+            "query_cam": arrays["probe_cams"],
+            "gallery_f": arrays["gallery"],
+            "gallery_label": arrays["gallery_ids"],
+            "gallery_cam": arrays["gallery_cams"],
+        },
+    )
+    lines = dict.fromkeys(line for page in DOCS for line in re.findall(COMMAND, page, re.MULTILINE))
     assert len(lines) > 10
     for line in lines:
         assert cli(*line.split())[0] == 0, line
@@ -61,9 +73,9 @@ def test_the_readme_s_library_example(monkeypatch):
 
 
 def test_every_option_in_the_documentation_exists():
-    helps = "".join(
+    helps = shell("--help").stdout + "".join(
         shell(command, "--help").stdout
-        for command in ("run", "eval", "info", "index", "bench", "sweep", "synth")
+        for command in ("run", "eval", "info", "index", "bench", "sweep", "synth", "convert")
     )
     # The options of torchrun are not ours.
     pages = re.sub(r"torchrun .*-m blurrerank", "", "".join(DOCS)).replace("`--nproc-per-node`", "")

@@ -18,7 +18,7 @@ from blurrerank.batches import plan_for
 from blurrerank.encoding import SparseRows, pieces, ranges
 from blurrerank.methods import create
 
-# Bytes that README says encodings take at k1 20 and k2 6.
+# Bytes that docs/search.md says encodings take at k1 20 and k2 6.
 PER_IMAGE = 2 << 10
 METRICS = ("mAP", "mINP", "rank1", "rank5", "rank10", "rank20", "valid_probes", "probes")
 
@@ -324,7 +324,7 @@ def test_memory_stays_near_the_budget(method, cli, monkeypatch):
     code, out, _ = cli("bench", "set.h5", "--methods", method, "--repeats", 1, "--json", "--memory", "32MiB")
     told = json.loads(out)[0]
     assert (code, told["error"]) == (0, None)
-    # The budget, and what README says of the encodings.
+    # The budget, and what docs/search.md says of the encodings.
     assert told["peak_bytes"] < (32 << 20) + 6000 * PER_IMAGE
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -141,3 +142,9 @@ def test_help_comes_without_the_libraries():
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", ["commands.md", "formats.md"])
+def test_pages_made_from_the_code_are_not_stale(page):
+    made = runpy.run_path(str(ROOT / "docs/generate.py"))["PAGES"][page]()
+    assert made == (ROOT / "docs" / page).read_text(encoding="utf-8"), "run make docs"
