@@ -34,15 +34,15 @@ def re_ranking(*args: Any, **kwargs: Any) -> NDArray[np.float32]:
     `re_ranking(q_g_dist, q_q_dist, g_g_dist, k1=20, k2=6, lambda_value=0.3)` takes distances between Q probes
     and G gallery items, (Q, G), (Q, Q) and (G, G), and squares them, whether or not they are squares already.
     So do Zhong's `re_ranking_ranklist.py`, torchreid's `utils/rerank.py` (which is given squared Euclidean
-    distances, and so works with fourth powers), fast-reid's `evaluation/rerank.py` of version 1.0 and
-    layumi's `re_ranking.py`. The last is given cosine similarities s instead, and begins with 2 - 2s: pass
+    distances, and so works with fourth powers), fast-reid's `evaluation/rerank.py` and layumi's
+    `re_ranking.py`. The last is given cosine similarities s instead, and begins with 2 - 2s: pass
     `2 - 2 * s` here.
 
     `re_ranking(probFea, galFea, k1, k2, lambda_value, local_distmat=None, only_local=False)` takes features,
     (Q, D) and (G, D), and squared Euclidean distances of them as they are, not normalised; so does
     reid-strong-baseline's `utils/re_ranking.py`. (Q + G, Q + G) `local_distmat` is added to these, or with
     `only_local` taken instead of them, and not squared. That program keeps encodings in float16, which is not
-    repeated here.
+    repeated here: it moves distances by 0.002 or so, and with them items that stand close.
 
     The two are told apart by the third argument: a matrix is `g_g_dist`. All these programs then divide the
     distances of each image by their maximum and go on as `blurrerank.methods.k_reciprocal` says. Here ties go

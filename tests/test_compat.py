@@ -358,10 +358,8 @@ def test_one_import_line_switches_an_evaluation_loop(tmp_path):
     assert source.count(switched) == 1
     (tmp_path / "omniglot.h5").symlink_to(ROOT / "examples/omniglot.h5")
     found = []
-    for name, text in (
-        ("with", source),
-        ("without", source.replace(switched, "re_ranking = lambda q_g, q_q, g_g: q_g")),
-    ):
+    other = source.replace(switched, "re_ranking = lambda q_g, q_q, g_g: q_g")
+    for name, text in (("with", source), ("without", other)):
         script = tmp_path / f"{name}.py"
         script.write_text(text)
         done = subprocess.run(

@@ -22,7 +22,10 @@ COMMAND = r"^    blurrerank ((?:run|eval|bench|sweep|synth|index|info) [^|\n]*)$
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["blurrerank", "blurrerank.compat", "blurrerank.pipeline", "blurrerank.index"])
+@pytest.mark.parametrize(
+    "name",
+    ["blurrerank", "blurrerank.compat", "blurrerank.index", "blurrerank.pipeline", "blurrerank.significance"],
+)
 def test_docstring_examples(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     result = doctest.testmod(importlib.import_module(name))
