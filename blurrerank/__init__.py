@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .pipeline import local_blurring as local_blurring
     from .pipeline import rerank as rerank
     from .ranking import Ranking as Ranking
+    from .significance import Comparison as Comparison
+    from .significance import compare as compare
     from .spectral import SpectralFeatureTransform as SpectralFeatureTransform
     from .spectral import affinity as affinity
     from .spectral import spectral_transform as spectral_transform
@@ -52,6 +54,7 @@ _HOMES = {
     "metrics": ("Metrics",),
     "pipeline": ("evaluate", "local_blurring", "rerank"),
     "ranking": ("Ranking",),
+    "significance": ("Comparison", "compare"),
     "spectral": ("SpectralFeatureTransform", "affinity", "spectral_transform", "transition"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

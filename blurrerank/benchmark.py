@@ -62,8 +62,8 @@ class Result:
 
     Attributes:
         contender: which.
-        runs: for each repeat its `seconds` by stage, `peak_bytes`, `gpu_peak_bytes`, `metrics`, `warnings`
-            and what it ran on.
+        runs: for each repeat its `seconds` by stage, `peak_bytes`, `gpu_peak_bytes`, `metrics`, `warnings`,
+            what it ran on and, if asked for, the `ap` of each probe.
         error: why there are none.
         same: reference only: share of list positions that hold the same item as the method's own lists.
     """
@@ -101,7 +101,7 @@ def benchmark(
         contenders: a reference goes after its method.
         repeats: how often, at least 1.
         options: `protocol`, `ap`, `device`, `memory`, `precision` and `threads`, as `rerank_measured` and torch
-            take them.
+            take them, and `per_probe`, whether runs tell the AP of each probe.
         progress: called with (runs done, runs in all).
 
     Returns:
@@ -267,6 +267,7 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
     method = create(task["method"], **task["params"])
     device = pick_device(task["device"])
     lists: list[NDArray[Any]] = []
+    per_probe: dict[str, Any] = {}
     watch = Stopwatch()
     random = np.random.default_rng(0)
     some = random.standard_normal((600, 64), dtype=np.float32)
@@ -296,6 +297,8 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
                 write=lambda start, indices, scores: lists.append(indices),
             )
             metrics = None if found.after is None else found.after.summary()
+            if task["per_probe"] and found.after is not None:
+                per_probe["ap"] = found.after.ap.tolist()
             memory.stop()
     np.save(task["lists"], np.concatenate(lists))
     return {
@@ -309,6 +312,7 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
         "dim": data.dim,
         "threads": torch.get_num_threads(),
         "device": str(device),
+        **per_probe,
     }
 
 

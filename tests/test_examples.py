@@ -23,7 +23,10 @@ COMMAND = r"^    blurrerank ((?:run|eval|bench|sweep|synth|index|info|convert|he
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["blurrerank", "blurrerank.pipeline", "blurrerank.index"])
+@pytest.mark.parametrize(
+    "name",
+    ["blurrerank", "blurrerank.compat", "blurrerank.index", "blurrerank.pipeline", "blurrerank.significance"],
+)
 def test_docstring_examples(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     result = doctest.testmod(importlib.import_module(name))

@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Runtime, features_argument, json_option, metrics_options, precision_option, runtime_options
-from .tables import method_label, print_json
+from .options import (
+    Runtime,
+    features_argument,
+    json_option,
+    metrics_options,
+    precision_option,
+    runtime_options,
+    style_options,
+)
+from .tables import comparison_line, method_label, print_json, table
 
 if TYPE_CHECKING:
     from ..benchmark import Contender, Result
+    from ..methods import Method
+    from ..significance import Comparison
 
 _MEANS = ("mAP", "mINP", "rank1", "rank5", "rank10")
 _STAGES = ("index", "search", "re-rank", "metrics")
@@ -44,8 +54,14 @@ _STAGES = ("index", "search", "re-rank", "metrics")
     help="Time single probes of FEATS, p50 and p99, and all together, against an index that `blurrerank index` "
     "wrote.",
 )
-@click.option("style", "--latex", flag_value="latex_booktabs", help="Print a LaTeX table.")
-@click.option("style", "--markdown", flag_value="github", help="Print a Markdown table.")
+@click.option(
+    "compare",
+    "--compare",
+    nargs=2,
+    metavar="A B",
+    help="Also test whether method A is better than B, both of --methods and as they are written there.",
+)
+@style_options
 @metrics_options
 @json_option
 @precision_option
@@ -57,6 +73,7 @@ def bench(
     repeats: int,
     reference: bool,
     index: str | None,
+    compare: tuple[str, str] | None,
     style: str | None,
     protocol: str,
     ap: str,
@@ -74,19 +91,21 @@ def bench(
     \b
     blurrerank bench feats.h5
     blurrerank bench feats.h5 --methods lbr,lbr:topn=100,k-reciprocal --markdown
+    blurrerank bench feats.h5 --compare lbr cosine
     blurrerank bench probes.h5 --index gallery.index.h5
     """
     from ..batches import plan_for
     from ..benchmark import REFERENCES, Contender, benchmark
-    from ..errors import ParameterError
+    from ..errors import InputError, ParameterError
     from ..formats import load
     from ..methods import HeadMethod, available, create
     from ..protocols import get_protocol
 
     runtime.start()
     if index is not None:
-        if gallery is not None or reference:
-            other = "--gallery" if gallery is not None else "--reference"
+        others = {"--gallery": gallery, "--reference": reference, "--compare": compare}
+        other = next((name for name, value in others.items() if value), None)
+        if other is not None:
             raise ParameterError(f"{other} does not go with --index: leave one out")
         _latencies(feats, index, methods, repeats, style, as_json, runtime)
         return
@@ -94,6 +113,7 @@ def bench(
     chosen = [create(name, **params) for name, params in map(_parse, named)]
     if len(set(chosen)) < len(chosen):
         raise ParameterError(f"{methods} names a method twice with the same parameters")
+    compared = [_chosen(text, chosen) for text in compare or ()]
     contenders = [Contender(method) for method in chosen]
     if reference:
         contenders += [Contender(method, reference=True) for method in chosen if method.name in REFERENCES]
@@ -105,6 +125,8 @@ def bench(
             f"--reference enumerates every draw of protocol {protocol}, which no computer ends: choose another"
         )
     data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
+    if compare is not None and not data.has_ids:
+        raise InputError("there are no ids on both sides: --compare has nothing to measure by")
     for method in chosen:  # what one run would refuse, all would
         plan_for(data, method, full_rows=data.has_ids, device=runtime.device, memory=runtime.memory)
     size = f"{len(data.probe)} probes x {len(data.gallery)} gallery x {data.dim}"
@@ -121,21 +143,30 @@ def bench(
             "memory": runtime.memory,
             "precision": precision,
             "threads": runtime.threads,
+            "per_probe": compare is not None,
         },
         progress=runtime.progress("benchmark", unit=" runs"),
     )
     for warned in dict.fromkeys(one for result in results for run in result.runs for one in run["warnings"]):
         runtime.note(f"warning: {warned}")
     first = next((result.runs[0] for result in results if result.runs), None)
+    comparison = None if compare is None else _compared(results, compared)
     if as_json:
-        print_json([_plain(result, results) for result in results])
+        told: Any = [_plain(result, results) for result in results]
+        if compare is not None:
+            figures = None if comparison is None else comparison.summary()
+            told = {"results": told, "comparison": figures and {"a": compare[0], "b": compare[1], **figures}}
+        print_json(told)
     elif first is not None:
         runs = f"median of {repeats} runs" if repeats > 1 else "one run"
         head = (
             f"{size}; {first['device']}, {first['threads']} threads, {os.cpu_count()} cores; "
             f"protocol {protocol}, {ap} AP; {runs}"
         )
-        click.echo(f"{'% ' * (style == 'latex_booktabs')}{head}\n\n{_table(results, style, reference)}")
+        click.echo(_table(head, results, style, reference))
+        if comparison is not None:
+            a, b = (method_label(method.name, method.params()) for method in compared)
+            click.echo(f"\n{comparison_line(a, b, comparison, style)}")
     failed = [f"{_label(result.contender)}: {result.error}" for result in results if result.error]
     if failed:
         raise click.ClickException(f"{len(failed)} of {len(results)} failed; {'; '.join(failed)}")
@@ -153,7 +184,6 @@ def _latencies(
     """Time probes against an index."""
     import numpy as np
     import torch
-    from tabulate import tabulate
 
     from ..benchmark import latency
     from ..formats import load_side
@@ -201,9 +231,7 @@ def _latencies(
         ]
         for one, row in zip(found, told, strict=True)
     ]
-    align = ("left", *("right",) * (len(headers) - 1))
-    table = tabulate(rows, headers, tablefmt=style or "simple", disable_numparse=True, colalign=align)
-    click.echo(f"{'% ' * (style == 'latex_booktabs')}{head}\n\n{table}")
+    click.echo(table(head, rows, headers, style))
 
 
 @click.command(hidden=True)
@@ -250,7 +278,7 @@ def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
         "reference": result.contender.reference,
         "unranked": result.contender.unranked,
         "error": result.error,
-        "runs": result.runs,
+        "runs": [{key: value for key, value in run.items() if key != "ap"} for run in result.runs],
     }
     if result.runs:
         total = result.seconds("search", "re-rank")
@@ -270,9 +298,32 @@ def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     return told
 
 
-def _table(results: Sequence[Result], style: str | None, reference: bool) -> str:
-    from tabulate import tabulate
+def _chosen(text: str, chosen: Sequence[Method]) -> Method:
+    """The one of the chosen methods that `text` names."""
+    from ..errors import ParameterError
+    from ..methods import create
 
+    name, params = _parse(text)
+    method = create(name, **params)
+    if method not in chosen:
+        raise ParameterError(f"--compare {text}: that is none of --methods, add it there")
+    return method
+
+
+def _compared(results: Sequence[Result], methods: Sequence[Method]) -> Comparison | None:
+    """The comparison of two methods, unless one of them failed."""
+    import numpy as np
+
+    from ..benchmark import Contender
+    from ..significance import compare_ap
+
+    ran = {result.contender: result.runs[0] for result in results if result.runs}
+    runs = [ran.get(Contender(method)) for method in methods]
+    a, b = (None if run is None else run["ap"] for run in runs)
+    return None if a is None or b is None else compare_ap(np.array(a), np.array(b))
+
+
+def _table(head: str, results: Sequence[Result], style: str | None, reference: bool) -> str:
     told = [(_label(result.contender), _plain(result, results)) for result in results if result.runs]
     on_gpu = any(row["gpu_peak_bytes"] is not None for _, row in told)
     headers = ["", "mAP", "mINP", "rank-1", "rank-5", "rank-10"]
@@ -302,8 +353,7 @@ def _table(results: Sequence[Result], style: str | None, reference: bool) -> str
                 _number(row.get("same_positions"), ".4%"),
             ]
         rows.append(cells)
-    align = ("left", *("right",) * (len(headers) - 1))
-    return tabulate(rows, headers, tablefmt=style or "simple", disable_numparse=True, colalign=align)
+    return table(head, rows, headers, style)
 
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:

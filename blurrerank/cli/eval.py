@@ -1,8 +1,10 @@
-"""`blurrerank eval`: metrics of a ranking, ours or another tool's."""
+"""`blurrerank eval`: metrics of rankings, ours or another tool's."""
 
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 import click
 
@@ -14,32 +16,43 @@ from .options import (
     json_option,
     metrics_options,
     runtime_options,
+    style_options,
 )
-from .tables import method_label, metrics_table, print_json
+from .tables import comparison_line, method_label, metrics_table, print_json
 
 
-@click.command("eval", short_help="Measure a ranking, ours or another tool's.")
-@click.argument("ranking", metavar="RANKING")
+@click.command("eval", short_help="Measure rankings, ours or another tool's.")
+@click.argument("rankings", metavar="[RANKING]...", nargs=-1)
 @features_argument
 @click.option(
     "--format",
     type=click.Choice(FORMAT_NAMES),
-    help="What RANKING is, instead of what its ending says.",
+    help="What every RANKING is, instead of what its ending says.",
 )
+@click.option(
+    "compare",
+    "--compare",
+    nargs=2,
+    metavar="A B",
+    help="Also test whether ranking A is better than ranking B, two files, named as RANKING too or not.",
+)
+@style_options
 @metrics_options
 @json_option
 @runtime_options
 def evaluate(
-    ranking: str,
+    rankings: tuple[str, ...],
     feats: str,
     gallery: str | None,
     format: str | None,
+    compare: tuple[str, str] | None,
+    style: str | None,
     protocol: str,
     ap: str,
     as_json: bool,
     runtime: Runtime,
 ) -> None:
-    """Measure RANKING, made from FEATS, by the ids and cameras in FEATS.
+    """Measure each RANKING, made from FEATS, by the ids and cameras in FEATS.
 
     RANKING is a file that `run` wrote, or a TREC run by any tool; - is standard input. Native files are
     measured over the whole gallery, however short their lists. Others are measured to the depth they have, and
@@ -48,30 +61,59 @@ def evaluate(
     \b
     blurrerank eval feats.ranking.h5 feats.h5 --ap trapezoid
     blurrerank eval other.trec feats.h5 --protocol plain
+    blurrerank eval cosine.h5 lbr.h5 feats.h5 --latex
+    blurrerank eval feats.h5 --compare lbr.h5 cosine.h5
     """
-    from ..errors import ParameterError
+    from ..errors import BlurrerankWarning, ParameterError
     from ..formats import load, read_ranking
     from ..pipeline import evaluate as measure
+    from ..significance import compare as test
 
     runtime.start()
-    if ranking == "-" and format is None:
+    named = list(dict.fromkeys([*rankings, *(compare or ())]))
+    if not named:
+        raise ParameterError("there is no ranking to measure: name its file before the features")
+    if "-" in named and format is None:
         raise ParameterError(f"standard input needs --format: {ANY_FORMAT}")
     data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
-    found = read_ranking(sys.stdin.buffer if ranking == "-" else ranking, data, format=format)
-    metrics = measure(
-        found,
-        data,
-        protocol=protocol,
-        ap=ap,
-        device=runtime.device,
-        memory=runtime.memory,
-        progress=runtime.progress("measuring"),
-    )
+    found, measured = [], {}
+    with warnings.catch_warnings():
+        # What is wrong with the labels is so for every ranking: the same words are said once.
+        warnings.simplefilter("default", BlurrerankWarning)
+        for name in named:
+            ranking = read_ranking(sys.stdin.buffer if name == "-" else name, data, format=format)
+            found.append({"ranking": name, "method": ranking.method, "params": dict(ranking.params)})
+            measured[name] = measure(
+                ranking,
+                data,
+                protocol=protocol,
+                ap=ap,
+                device=runtime.device,
+                memory=runtime.memory,
+                progress=runtime.progress("measuring"),
+            )
+    comparison = None if compare is None else test(*(measured[name] for name in compare))
     if as_json:
-        print_json(
-            {"ranking": ranking, "method": found.method, "params": dict(found.params)} | metrics.summary()
-        )
+        told = [one | measured[one["ranking"]].summary() for one in found]
+        if comparison is not None and compare is not None:
+            pair = {"a": compare[0], "b": compare[1]}
+            print_json({"rankings": told, "comparison": pair | comparison.summary()})
+        else:
+            print_json(told if len(told) > 1 else told[0])
         return
-    source = "standard input" if ranking == "-" else ranking
-    name = source if found.method == "unknown" else method_label(found.method, found.params)
-    click.echo(metrics_table([(name, metrics)]))
+    labels = _labels(found)
+    click.echo(metrics_table([(labels[name], measured[name]) for name in named], style))
+    if comparison is not None and compare is not None:
+        click.echo(f"\n{comparison_line(labels[compare[0]], labels[compare[1]], comparison, style)}")
+
+
+def _labels(found: list[dict[str, Any]]) -> dict[str, str]:
+    """What to call each ranking: its method, and its file too where the method does not tell it apart."""
+    methods = [method_label(one["method"], one["params"]) for one in found]
+    labels = {}
+    for one, method in zip(found, methods, strict=True):
+        label = "standard input" if one["ranking"] == "-" else one["ranking"]
+        if one["method"] != "unknown":
+            label = f"{label}, {method}" if methods.count(method) > 1 else method
+        labels[one["ranking"]] = label
+    return labels

@@ -222,6 +222,12 @@ def json_option(command: F) -> F:
     return click.option("as_json", "--json", is_flag=True, help="Print JSON instead of a table.")(command)
 
 
+def style_options(command: F) -> F:
+    """--latex and --markdown."""
+    command = click.option("style", "--markdown", flag_value="github", help="Print a Markdown table.")(command)
+    return click.option("style", "--latex", flag_value="latex_booktabs", help="Print a LaTeX table.")(command)
+
+
 _COMPUTING = (
     click.option(
         "--memory",

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Runtime, features_argument, json_option, metrics_options, runtime_options
-from .tables import print_json
+from .options import (
+    Runtime,
+    features_argument,
+    json_option,
+    metrics_options,
+    runtime_options,
+    style_options,
+)
+from .tables import print_json, remark, table
 
 if TYPE_CHECKING:
     from ..sweep import Sweep
@@ -58,6 +65,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
     help="Also write every row to this .json or .csv. What a file that is there already holds, of the same "
     "features, is kept and not measured again.",
 )
+@style_options
 @metrics_options
 @json_option
 @runtime_options
@@ -67,6 +75,7 @@ def sweep(
     topn: list[int],
     sigma: list[float],
     output: str | None,
+    style: str | None,
     protocol: str,
     ap: str,
     as_json: bool,
@@ -111,16 +120,14 @@ def sweep(
     if as_json:
         print_json(as_dict(found))
     else:
-        click.echo(_table(found))
+        click.echo(_table(found, style))
     if output is not None:
         new = len(found.rows) - (len(known.rows) if known else 0)
         done = "wrote" if new else "kept"
         runtime.note(f"{done} {output}: {len(found.rows)} settings, {new} of them new")
 
 
-def _table(found: Sweep) -> str:
-    from tabulate import tabulate
-
+def _table(found: Sweep, style: str | None) -> str:
     from ..metrics import MEANS
 
     rows = [["cosine", "", *(f"{found.cosine[name]:.4f}" for name in MEANS)]]
@@ -128,13 +135,14 @@ def _table(found: Sweep) -> str:
         rows.append([str(setting[0]), str(setting[1]), *(f"{means[name]:.4f}" for name in MEANS)])
     names = {name: name.replace("rank", "rank-") for name in MEANS}
     headers = ["topn", "sigma", *names.values()]
-    table = tabulate(rows, headers, disable_numparse=True, colalign=("right",) * len(headers))
     best = [
-        f"best {names[name]} {found.rows[setting][name]:.4f}: topn {setting[0]}, sigma {setting[1]}"
+        remark(
+            f"best {names[name]} {found.rows[setting][name]:.4f}: topn {setting[0]}, sigma {setting[1]}", style
+        )
         for name, setting in found.best().items()
     ]
     head = (
         f"protocol {found.protocol}, {found.ap} AP; "
         f"means over {found.valid_probes} valid of {found.probes} probes"
     )
-    return "\n".join([head, "", table, "", *best])
+    return "\n".join([table(head, rows, headers, style, names=0), "", *best])

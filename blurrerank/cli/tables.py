@@ -11,30 +11,74 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..metrics import Metrics
+    from ..significance import Comparison
 
 
 # Variants of a method that are not the usual one are said; the usual one is not.
 _UNSAID = (("steps", 1), ("base_distance", "squared"))
 
 
-def metrics_table(rows: Sequence[tuple[str, Metrics]]) -> str:
-    """A line that says what was measured, then one row for each ranking."""
+def table(
+    head: str,
+    rows: Sequence[Sequence[str]],
+    headers: Sequence[str],
+    style: str | None = None,
+    *,
+    names: int = 1,
+) -> str:
+    """A line that says what the figures are, then the figures.
+
+    Args:
+        head: the line.
+        rows: cells as text.
+        headers: of the columns.
+        style: `latex_booktabs`, `github`, or None for a terminal.
+        names: how many columns, from the left, are aligned left.
+    """
     from tabulate import tabulate
 
+    if style == "github":
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    align = ("left",) * names + ("right",) * (len(headers) - names)
+    figures = tabulate(rows, headers, tablefmt=style or "simple", disable_numparse=True, colalign=align)
+    return f"{remark(head, style)}\n\n{figures}"
+
+
+def remark(line: str, style: str | None = None) -> str:
+    """A line beside a table: a comment in LaTeX."""
+    return f"% {line}" if style == "latex_booktabs" else line
+
+
+def metrics_table(rows: Sequence[tuple[str, Metrics]], style: str | None = None) -> str:
+    """What was measured, and one row for each ranking."""
     from ..metrics import CMC_RANKS
 
     first = rows[0][1]
-    depth = "" if first.depth is None else f", shortest list {first.depth}"
+    depths = {m.depth for _, m in rows}
+    depth = f", shortest list {first.depth}" if depths == {first.depth} and first.depth is not None else ""
     head = (
         f"protocol {first.protocol}, {first.ap_kind} AP{depth}; "
         f"means over {first.valid_probes} valid of {first.probes} probes"
     )
-    table = tabulate(
-        [[name, m.mAP, m.mINP, *(m.rank(k) for k in CMC_RANKS)] for name, m in rows],
-        headers=["", "mAP", "mINP", *(f"rank-{k}" for k in CMC_RANKS)],
-        floatfmt=".4f",
+    cells = [
+        [
+            name if len(depths) == 1 or m.depth is None else f"{name}, shortest list {m.depth}",
+            *(f"{value:.4f}" for value in (m.mAP, m.mINP, *map(m.rank, CMC_RANKS))),
+        ]
+        for name, m in rows
+    ]
+    return table(head, cells, ["", "mAP", "mINP", *(f"rank-{k}" for k in CMC_RANKS)], style)
+
+
+def comparison_line(a: str, b: str, found: Comparison, style: str | None = None) -> str:
+    """Such as `lbr against cosine: mAP +0.0417, ...`."""
+    p_value = "p < 0.0001" if found.p_value < 1e-4 else f"p = {found.p_value:.4f}"
+    return remark(
+        f"{a} against {b}: mAP {found.difference:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}, "
+        f"{p_value} (two-sided paired permutation test); {found.probes} probes, {found.better} better, "
+        f"{found.equal} equal, {found.worse} worse",
+        style,
     )
-    return f"{head}\n\n{table}"
 
 
 def method_label(method: str, params: Mapping[str, Any]) -> str:

@@ -93,7 +93,9 @@ class KReciprocal(WholeMethod):
         chunk = min(plan.working, CHUNK_BYTES[images.device.type])
         with watch("re-rank"):
             largest = self._distance(near.lowest)
-            encodings = self._encodings(images, near.lists, largest, plan.held, chunk)
+            encodings = self.encode(
+                near.lists, lambda members: self._weights(images, members, largest, plan.held, chunk), chunk
+            )
             scored = images.scored(probes)
             inverted = encodings.rows(scored.start, scored.stop).transposed(len(images), chunk)
             of_probes = encodings.rows(0, probes).clone()
@@ -105,26 +107,35 @@ class KReciprocal(WholeMethod):
                 some = similarities[top : top + step]
                 first, last = start + top, start + top + len(some)
                 overlap = overlaps(of_probes.rows(first, last), inverted, some.shape[1], chunk)
-                final = (1 - overlap / (2 - overlap)).mul_(1 - self.lambda_value)
                 base = self._normalised(some, largest[first:last].unsqueeze(1))
-                scores[top : top + step] = final.add_(base, alpha=self.lambda_value).neg_()
+                scores[top : top + step] = self.blend(overlap, base).neg_()
             return scores
 
         return score
 
-    def _encodings(
-        self, images: UnitRows, lists: torch.Tensor, largest: torch.Tensor, held: int, chunk: int
+    def encode(
+        self, lists: torch.Tensor, weigh: Callable[[SparseRows], torch.Tensor], chunk: int
     ) -> SparseRows:
-        """V' of all images."""
+        """V' of all images.
+
+        Args:
+            lists: (N, n) int32 or int64, each image and its nearest others, n at least what k1 and k2 ask for
+                or N.
+            weigh: gives exp(-d) of each entry of R*, (T,) float32.
+            chunk: bytes to work with at a time.
+        """
         reciprocal = mutual(lists[:, : self.k1 + 1], chunk)
         halves = mutual(lists[:, : round(self.k1 / 2) + 1], chunk)
         members = expand(reciprocal, halves, chunk)
-        weights = self._weights(images, members, largest, held, chunk)
-        encodings = weighted(members, weights, chunk)
+        encodings = weighted(members, weigh(members), chunk)
         if self.k2 == 1:
             return encodings
         group = lists[:, : self.k2]
         return average(encodings, group, torch.ones_like(group, dtype=torch.int64), chunk)
+
+    def blend(self, overlap: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """The final distance, from the overlap s of two encodings and the base distance d."""
+        return (1 - overlap / (2 - overlap)).mul_(1 - self.lambda_value).add_(base, alpha=self.lambda_value)
 
     def _weights(
         self, images: UnitRows, members: SparseRows, largest: torch.Tensor, held: int, chunk: int
