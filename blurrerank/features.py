@@ -196,6 +196,14 @@ class FeatureSet:
         """Whether both sides carry cameras."""
         return self.probe.cams is not None and self.gallery.cams is not None
 
+    def lacking(self, labels: str) -> str:
+        """Which side has no `ids` or `cams`, in words; for a set that lacks them on one side at least."""
+        word = {"ids": "ids", "cams": "cameras"}[labels]
+        probe, gallery = (getattr(side, labels) is None for side in (self.probe, self.gallery))
+        if probe and gallery:
+            return f"there are no {word}"
+        return f"the probes have no {word}" if probe else f"the gallery has no {word}"
+
     def digest(self) -> str:
         """SHA-256 of both sides' digests: what a ranking was made from."""
         return hashlib.sha256(f"{self.probe.digest()} {self.gallery.digest()}".encode()).hexdigest()
@@ -236,7 +244,8 @@ def _side_problems(side: Side) -> list[str]:
     elif 0 in shape:
         problems.insert(0, f"{where} is empty, shape {shape}: at least one row and one dimension are needed")
     elif not _is_float(side.features.dtype):
-        problems.insert(0, f"{where} is {side.features.dtype}: expected float16, float32 or float64")
+        hint = " (astype('float32') makes it so)" if "int" in str(side.features.dtype) else ""
+        problems.insert(0, f"{where} is {side.features.dtype}: expected float16, float32 or float64{hint}")
     else:
         problems[:0] = _value_problems(side)
     return problems

@@ -196,7 +196,7 @@ def doubts(data: FeatureSet, protocol: Protocol, valid_probes: int) -> list[str]
     found = []
     if protocol.drops_same_camera:
         if data.probe.cams is None or data.gallery.cams is None:
-            found.append(f"no cameras on both sides: protocol {protocol.name} drops nothing but junk")
+            found.append(f"{data.lacking('cams')}: protocol {protocol.name} drops nothing but junk")
         elif len(np.union1d(data.probe.cams, data.gallery.cams)) == 1:
             found.append(
                 f"one camera everywhere: protocol {protocol.name} drops every match; "

@@ -212,7 +212,7 @@ def _settled(
     if known is not None:
         lowest[: len(known)] = torch.minimum(lowest[: len(known)], known.lowest)
     log.info(
-        "neighbours of %d images by %s: %d needed every item in reach",
+        "neighbours of %d images by %s products: %d were not proved, and every item in reach was scored",
         *(met, str(images.dtype).removeprefix("torch."), unproven),
     )
     return Neighbours(lists, similarities, lowest)

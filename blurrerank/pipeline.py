@@ -210,7 +210,7 @@ def evaluate(
     chosen = get_protocol(protocol)
     check_ap(ap)
     if not data.has_ids:
-        raise InputError("there are no ids on both sides: a ranking can be written but not measured")
+        raise InputError(f"{data.lacking('ids')}: a ranking can be written but not measured")
     ranking.check_size(len(data.probe), len(data.gallery))
     if ranking.digest is not None and ranking.digest != data.digest():
         raise InputError(

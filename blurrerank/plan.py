@@ -113,7 +113,11 @@ class Plan:
             gallery_block=min(block or _block(memory, data.dim, resident, device), gallery),
             probe_batch=min(batch, len(data.probe)),
         )
-        log.info("plan: %s", plan)
+        log.info(
+            "on %s: normalised gallery %s, %d rows a block, %d probes at a time, products in %s",
+            *(device, "held" if resident else "read for each batch", plan.gallery_block, plan.probe_batch),
+            str(plan.dtype).removeprefix("torch."),
+        )
         return plan
 
     @classmethod

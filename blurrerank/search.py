@@ -127,7 +127,8 @@ def search(
     if topn:
         name = str(torch.float32 if full_rows else gallery.dtype).removeprefix("torch.")
         log.info(
-            "candidates of %d probes by %s: %d needed a wider margin, %d of these every item in reach",
+            "lists of %d probes by %s products: %d were not proved at first, "
+            "%d of these nor with a wider margin",
             *(probes, name, widened, fell_back),
         )
 

@@ -97,7 +97,7 @@ def sweep(
     for sigma in sigmas:
         check_sigma(sigma)
     if not data.has_ids:
-        raise InputError("there are no ids on both sides: settings cannot be compared without metrics")
+        raise InputError(f"{data.lacking('ids')}: settings cannot be compared without metrics")
     made_from = {
         "digest": data.digest(),
         "labels_digest": data.labels_digest(),

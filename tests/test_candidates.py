@@ -612,6 +612,7 @@ def test_recall_is_what_an_independent_count_says(nprobe, faiss, cli, write):
         assert json.loads(str(found["info"]))["candidates"] == name
     assert told["recall"] == pytest.approx(np.mean(shares))
     assert (told["recall"] == 1) == (nprobe == 8)
+    assert ("raise --nprobe" in err) == (told["recall"] < 0.9)
     assert f"{name}: recall@10 {np.mean(shares):.4f} against exact search (all 30 probes)\n" in err
 
 
@@ -735,3 +736,15 @@ def test_real_features(market_subset):
     lists = br.rerank(market_subset, "cosine", topn=30).indices
     exact, found = br.rerank(market_subset, topn=30), br.rerank(market_subset, topn=30, candidates=lists)
     np.testing.assert_array_equal(found.indices, exact.indices)
+
+
+def test_lists_of_other_features_are_told(cli, write):
+    """They may be right, if the images are the same: of another model, say."""
+    feats = write()
+    other = write("other.h5", gallery=features(seed=1)["gallery"])
+    for name in ("lists.h5", "lists.npz"):
+        assert cli("run", other, "--method", "cosine", "-o", name)[0] == 0
+        code, _, err = cli("run", feats, "--candidates", name, "--force", "-o", "out.h5")
+        assert code == 0
+        assert f"warning: {name} was made from other features than these" in err
+        assert "other features" not in cli("run", other, "--candidates", name, "--force", "-o", "out.h5")[2]

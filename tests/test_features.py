@@ -51,7 +51,7 @@ def spoiled(value, *rows):
         ),
         (
             {"probe": np.ones((12, 8), int)},
-            ["probe/features is int64: expected float16, float32 or float64"],
+            ["probe/features is int64: expected float16, float32 or float64 (astype('float32') makes it so)"],
         ),
         ({"probe_ids": np.ones(11, int)}, ["probe/ids has shape (11,): expected (12,), one for each row"]),
         (

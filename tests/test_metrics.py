@@ -216,7 +216,7 @@ def test_single_shot_counts_each_identity_once():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"probe_cams": None}, "no cameras on both sides: protocol market1501 drops nothing but junk"),
+        ({"probe_cams": None}, "the probes have no cameras: protocol market1501 drops nothing but junk"),
         ({"probe_cams": np.ones(12, int), "gallery_cams": np.ones(60, int)}, "one camera everywhere"),
         ({"probe_ids": np.zeros(12, int)}, "12 probes have id 0, which marks distractors"),
         ({"probe_ids": np.full(12, 99)}, "no probe has a match in the gallery"),

@@ -175,7 +175,7 @@ def test_a_ceiling_is_above_what_was_rounded(value):
 
 def told(caplog):
     text = " ".join(record.getMessage() for record in caplog.records)
-    return [tuple(map(int, match)) for match in re.findall(r"(\d+) needed a wider margin, (\d+) of", text)]
+    return [tuple(map(int, match)) for match in re.findall(r"(\d+) were not proved at first, (\d+) of", text)]
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,10 @@ def test_the_command_line_counts_them_too(write, tmp_path):
     done = shell("run", feats, "-v", "--precision", "bfloat16", "--topn", 5, "-o", tmp_path / "o.h5")
     assert done.returncode == 0
     assert re.search(
-        r"candidates of 100 probes by bfloat16: \d+ needed a wider margin, \d+ of these", done.stderr
+        r"lists of 100 probes by bfloat16 products: \d+ were not proved at first, \d+ of these", done.stderr
     )
     done = shell("run", feats, "-v", "--method", "k-reciprocal", "-o", tmp_path / "k.h5")
-    assert re.search(r"neighbours of 300 images by \w+: \d+ needed every item in reach", done.stderr)
+    assert re.search(r"neighbours of 300 images by \w+ products: \d+ were not proved", done.stderr)
 
 
 def test_precisions_that_are_none(cli, write):

@@ -246,7 +246,7 @@ def test_settings_that_cannot_be_compared(cli, write):
     feats = write(probe_ids=None, gallery_ids=None)
     assert cli("sweep", feats)[2] == (
         "note: topn 100 is capped at the gallery's 60 items\n"
-        "error: there are no ids on both sides: settings cannot be compared without metrics\n"
+        "error: there are no ids: settings cannot be compared without metrics\n"
     )
     code, _, err = cli("sweep", write(probe_ids=np.full(12, 99)))
     assert code == 1

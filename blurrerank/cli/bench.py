@@ -126,7 +126,7 @@ def bench(
         )
     data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
     if compare is not None and not data.has_ids:
-        raise InputError("there are no ids on both sides: --compare has nothing to measure by")
+        raise InputError(f"{data.lacking('ids')}: --compare has nothing to measure by")
     for method in chosen:  # what one run would refuse, all would
         plan_for(data, method, full_rows=data.has_ids, device=runtime.device, memory=runtime.memory)
     size = f"{len(data.probe)} probes x {len(data.gallery)} gallery x {data.dim}"

@@ -22,6 +22,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _FACTORY = "IVF1024,Flat"
 """`approximate.DEFAULT_FACTORY`, which is too heavy to import for a help text; a test compares them."""
 
+_LOW_RECALL = 0.9
+"""Below this a hint is given: re-ranking cannot make up for a tenth of the lists."""
+
 _OPTIONS = (
     click.option(
         "--candidates",
@@ -119,6 +122,11 @@ class Source:
         number = len(data.probe)
         which = f"all {number} probes" if found.probes == number else f"{found.probes} of {number} probes"
         runtime.note(f"{lists.source}: recall@{found.topn} {found.value:.4f} against exact search ({which})")
+        if found.value < _LOW_RECALL:
+            runtime.note(
+                f"note: {1 - found.value:.0%} of what exact search finds is missing: raise --nprobe, or "
+                "choose an --index-factory of fewer lists"
+            )
         return lists, {
             "search": "faiss",
             "index_factory": factory,

@@ -72,7 +72,11 @@ class Runtime:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.verbose:
-            logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+            # Ours alone: what other libraries log is for those who work on them.
+            told = logging.StreamHandler()
+            told.setFormatter(logging.Formatter("%(message)s"))
+            logging.getLogger("blurrerank").handlers = [told]
+            logging.getLogger("blurrerank").setLevel(logging.INFO)
         # Each warning is shown in our words, whatever -W or PYTHONWARNINGS says of warnings in general.
         warnings.simplefilter("always", BlurrerankWarning)
         warnings.showwarning = self._show_warning

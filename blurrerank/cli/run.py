@@ -239,7 +239,7 @@ def _run(
     if as_json:
         print_json(summary, err=piped)
     elif outcome.before is None or outcome.after is None:
-        runtime.note("note: no ids on both sides, so there are no metrics")
+        runtime.note(f"note: {data.lacking('ids')}, so there are no metrics")
     else:
         rows = [("cosine", outcome.before)]
         if outcome.info.reranked_depth:

@@ -14,6 +14,7 @@ does not matter, and -1 pads lists that end early.
 from __future__ import annotations
 
 import tempfile
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..candidates import GivenLists
-from ..errors import InputError
+from ..errors import BlurrerankWarning, InputError
 from ..features import FeatureSet
 from . import ranking_h5
 from .rankings import FORMATS, GZIP_ERRORS, open_text, read_ranking
@@ -122,9 +123,17 @@ def _archive(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], st
 def _ranking(path: Path, where: str, form: str, data: FeatureSet) -> NDArray[Any]:
     """What was written here; a stream is read from a copy, whose name says nothing."""
     try:
-        return read_ranking(path, data, format=form).indices
+        found = read_ranking(path, data, format=form)
     except InputError as error:
         raise InputError([problem.replace(str(path), where) for problem in error.problems]) from error
+    if found.digest is not None and found.digest != data.digest():
+        warnings.warn(
+            f"{where} was made from other features than these: its lists are right only if probes and gallery "
+            "are the same images in the same order",
+            BlurrerankWarning,
+            stacklevel=2,
+        )
+    return found.indices
 
 
 def _array(path: Path, where: str) -> NDArray[Any]:
@@ -155,7 +164,7 @@ def _ibin(path: Path, where: str) -> NDArray[Any]:
         part = 4 * rows * columns
         raise InputError(
             f"{where} is {size:,} bytes long and its header says {rows} lists of {columns}: expected "
-            f"{8 + part:,} bytes, or {8 + 2 * part:,} with distances; it is truncated, or no .ibin file"
+            f"{8 + part:,} bytes, or {8 + 2 * part:,} with distances; it is damaged, or no .ibin file"
         )
     return np.fromfile(path, dtype="<i4", count=rows * columns, offset=8).reshape(rows, columns)
 

@@ -35,7 +35,7 @@ def norms(side: Side) -> str:
 def label_doubts(data: FeatureSet) -> list[str]:
     """What measuring would stumble over, one line each."""
     if not data.has_ids:
-        return ["no identities on both sides: lists can be written but not measured"]
+        return [f"{data.lacking('ids')}: lists can be written but not measured"]
     protocol = get_protocol("market1501")
     valid = valid_probes(data, protocol.name)
     found = doubts(data, protocol, valid)
