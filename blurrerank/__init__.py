@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .formats import read_ranking as read_ranking
     from .formats import save_features as save_features
     from .formats import save_ranking as save_ranking
+    from .importers import import_features as import_features
     from .index import GalleryIndex as GalleryIndex
     from .index import build_index as build_index
     from .metrics import Metrics as Metrics
@@ -50,6 +51,7 @@ _HOMES = {
     "errors": ("BlurrerankError", "BlurrerankWarning", "InputError", "OutputError", "ParameterError"),
     "features": ("FeatureSet", "Side"),
     "formats": ("load", "read_candidates", "read_ranking", "save_features", "save_ranking"),
+    "importers": ("import_features",),
     "index": ("GalleryIndex", "build_index"),
     "metrics": ("Metrics",),
     "pipeline": ("evaluate", "local_blurring", "rerank"),

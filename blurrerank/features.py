@@ -167,6 +167,13 @@ class FeatureSet:
 
         Raises:
             InputError: see the class.
+
+        >>> probe, gallery = np.eye(2, 3), np.eye(3)
+        >>> FeatureSet.from_arrays(probe, gallery, probe_ids=[1, 2], gallery_ids=[1, 2, 0])
+        FeatureSet(2 probes x 3 gallery x 3, float64, with ids)
+        >>> FeatureSet.from_arrays(probe, gallery, probe_ids=[1, 2.5])
+        Traceback (most recent call last):
+        blurrerank.errors.InputError: probe/ids is float64: expected integers (astype('int64') makes them so)
         """
         return cls(
             Side(

@@ -37,6 +37,9 @@ def get_protocol(name: str) -> Protocol:
 
     Raises:
         ParameterError: if there is none of that name.
+
+    >>> get_protocol("cuhk03").single_shot
+    True
     """
     if name not in PROTOCOLS:
         raise ParameterError(f"protocol {name!r} is not known: use {' or '.join(PROTOCOLS)}")

@@ -88,6 +88,9 @@ def strictly_decreasing(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Returns:
         (P, R) float32, strictly decreasing along each row.
+
+    >>> bool(strictly_decreasing(np.array([[1, 1]], dtype=np.float32))[0, 1] == np.nextafter(np.float32(1), 0))
+    True
     """
     bits = (scores + np.float32(0)).view(np.int32)
     monotone = _monotone(bits).astype(np.int64)

@@ -23,10 +23,14 @@ COMMAND = r"^    blurrerank ((?:run|eval|bench|sweep|synth|index|info|convert|he
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["blurrerank", "blurrerank.compat", "blurrerank.index", "blurrerank.pipeline", "blurrerank.significance"],
-)
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "blurrerank").rglob("*.py"))
+    if ">>>" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_docstring_examples(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     result = doctest.testmod(importlib.import_module(name))

@@ -81,6 +81,9 @@ def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
         allow_pickle: read pickles too. Only arrays, numbers, text and plain containers are read of one, and
             nothing in it is run.
 
+    Returns:
+        The features and labels as a `FeatureSet`, and what was recognised.
+
     Raises:
         InputError: if a file cannot be read, is nothing that is known, or holds what is no features; one line
             for each problem.
