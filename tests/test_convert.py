@@ -675,6 +675,12 @@ def test_what_is_missing_is_told(cli, tmp_path, arrays):
     assert "gallery/features has NaN or infinity in row 7" in why
 
 
+def test_a_native_file_needs_no_converting(cli, write):
+    assert "feats.h5 is a native file: every command reads it as it is" in refused(
+        cli, "convert", write(), "out.h5"
+    )
+
+
 def test_the_output_is_named_last_and_kept(cli, tmp_path, arrays):
     name = dumped(tmp_path, layumi(arrays))
     code, _, err = cli("convert", name, "other.mat")

@@ -145,6 +145,8 @@ def _hdf5(path: Path, head: bytes) -> Opened:
         with file:
             fields = {name: _matlab_73(file, file[name]) for name in file if not name.startswith("#")}
         return Opened(path, "MATLAB v7.3", fields, {})
+    if isinstance(file.get("probe"), h5py.Group) or isinstance(file.get("gallery"), h5py.Group):
+        raise InputError(f"{path} is a native file: every command reads it as it is")
     datasets = {name: file[name] for name in file if isinstance(file[name], h5py.Dataset)}
     # What is large stays in the file; the reader of blocks keeps it open.
     fields = {
