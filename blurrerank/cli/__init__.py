@@ -20,6 +20,8 @@ from .bench import bench, measure
 from .eval import evaluate
 from .index import index
 from .info import info
+from .plot import plot
+from .report import report
 from .run import run
 from .sweep import sweep
 from .synth import synth
@@ -51,6 +53,7 @@ def cli() -> None:
     \b
     blurrerank run feats.h5 --topn 50 --sigma 0.1
     blurrerank eval feats.ranking.h5 feats.h5
+    blurrerank report feats.ranking.h5 feats.h5 -o report.html
     blurrerank bench feats.h5
     blurrerank index feats.h5 -o gallery.index.h5
     blurrerank run --index gallery.index.h5 probes.h5
@@ -64,6 +67,8 @@ cli.add_command(index)
 cli.add_command(bench)
 cli.add_command(measure)
 cli.add_command(sweep)
+cli.add_command(report)
+cli.add_command(plot)
 cli.add_command(synth)
 
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from .options import (
-    ANY_FORMAT,
-    FORMAT_NAMES,
     Runtime,
+    check_ranking,
     features_argument,
     json_option,
     metrics_options,
+    ranking_argument,
+    ranking_of,
     runtime_options,
 )
 from .tables import method_label, metrics_table, print_json
 
 
 @click.command("eval", short_help="Measure a ranking, ours or another tool's.")
-@click.argument("ranking", metavar="RANKING")
+@ranking_argument
 @features_argument
-@click.option(
-    "--format",
-    type=click.Choice(FORMAT_NAMES),
-    help="What RANKING is, instead of what its ending says.",
-)
 @metrics_options
 @json_option
 @runtime_options
@@ -49,15 +43,13 @@ def evaluate(
     blurrerank eval feats.ranking.h5 feats.h5 --ap trapezoid
     blurrerank eval other.trec feats.h5 --protocol plain
     """
-    from ..errors import ParameterError
-    from ..formats import load, read_ranking
+    from ..formats import load
     from ..pipeline import evaluate as measure
 
     runtime.start()
-    if ranking == "-" and format is None:
-        raise ParameterError(f"standard input needs --format: {ANY_FORMAT}")
+    check_ranking(ranking, format)
     data = load(feats, gallery, memory=runtime.memory)
-    found = read_ranking(sys.stdin.buffer if ranking == "-" else ranking, data, format=format)
+    found = ranking_of(ranking, data, format)
     metrics = measure(
         found,
         data,
