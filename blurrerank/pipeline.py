@@ -211,15 +211,20 @@ def evaluate(
     check_ap(ap)
     if not data.has_ids:
         raise InputError(f"{data.lacking('ids')}: a ranking can be written but not measured")
+    check_made_from(ranking, data)
+    positions, depth = _positions(ranking, data, chosen, device, memory, progress)
+    metrics = measure(positions, data, chosen, ap=ap, depth=depth)
+    warn_about(metrics, data)
+    return metrics
+
+
+def check_made_from(ranking: Ranking, data: FeatureSet) -> None:
+    """Raise `InputError` unless `ranking` has the size of `data`, and, where it says so, was made from it."""
     ranking.check_size(len(data.probe), len(data.gallery))
     if ranking.digest is not None and ranking.digest != data.digest():
         raise InputError(
             "the ranking was made from other features: pass those it was made from, in the same dtype"
         )
-    positions, depth = _positions(ranking, data, chosen, device, memory, progress)
-    metrics = measure(positions, data, chosen, ap=ap, depth=depth)
-    warn_about(metrics, data)
-    return metrics
 
 
 def _positions(

@@ -25,6 +25,8 @@ from .eval import evaluate
 from .help import help_command
 from .index import index
 from .info import info
+from .plot import plot
+from .report import report
 from .run import run
 from .sweep import sweep
 from .synth import synth
@@ -77,6 +79,7 @@ def cli() -> None:
     blurrerank run feats.h5 --topn 50 --sigma 0.1
     blurrerank convert pytorch_result.mat feats.h5
     blurrerank eval feats.ranking.h5 feats.h5
+    blurrerank report feats.ranking.h5 feats.h5 -o report.html
     blurrerank bench feats.h5
     blurrerank index feats.h5 -o gallery.index.h5
     blurrerank run --index gallery.index.h5 probes.h5
@@ -91,6 +94,8 @@ cli.add_command(index)
 cli.add_command(bench)
 cli.add_command(measure)
 cli.add_command(sweep)
+cli.add_command(report)
+cli.add_command(plot)
 cli.add_command(synth)
 cli.add_command(completion)
 cli.add_command(help_command)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import Any
 
 import click
 
 from .options import (
-    ANY_FORMAT,
+    FILE,
     FORMAT_NAMES,
     Runtime,
+    check_ranking,
     features_argument,
     json_option,
     metrics_options,
+    ranking_of,
     runtime_options,
     style_options,
 )
@@ -22,7 +23,7 @@ from .tables import comparison_line, method_label, metrics_table, print_json
 
 
 @click.command("eval", short_help="Measure rankings, ours or another tool's.")
-@click.argument("rankings", metavar="[RANKING]...", nargs=-1)
+@click.argument("rankings", type=FILE, metavar="[RANKING]...", nargs=-1)
 @features_argument
 @click.option(
     "--format",
@@ -33,6 +34,7 @@ from .tables import comparison_line, method_label, metrics_table, print_json
     "compare",
     "--compare",
     nargs=2,
+    type=FILE,
     metavar="A B",
     help="Also test whether ranking A is better than ranking B, two files, named as RANKING too or not.",
 )
@@ -65,7 +67,7 @@ def evaluate(
     blurrerank eval feats.h5 --compare lbr.h5 cosine.h5
     """
     from ..errors import BlurrerankWarning, ParameterError
-    from ..formats import load, read_ranking
+    from ..formats import load
     from ..pipeline import evaluate as measure
     from ..significance import compare as test
 
@@ -73,15 +75,15 @@ def evaluate(
     named = list(dict.fromkeys([*rankings, *(compare or ())]))
     if not named:
         raise ParameterError("there is no ranking to measure: name its file before the features")
-    if "-" in named and format is None:
-        raise ParameterError(f"standard input needs --format: {ANY_FORMAT}")
+    for name in named:
+        check_ranking(name, format)
     data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
     found, measured = [], {}
     with warnings.catch_warnings():
         # What is wrong with the labels is so for every ranking: the same words are said once.
         warnings.simplefilter("default", BlurrerankWarning)
         for name in named:
-            ranking = read_ranking(sys.stdin.buffer if name == "-" else name, data, format=format)
+            ranking = ranking_of(name, data, format)
             found.append({"ranking": name, "method": ranking.method, "params": dict(ranking.params)})
             measured[name] = measure(
                 ranking,

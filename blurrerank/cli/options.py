@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..errors import BlurrerankWarning
+from ..errors import BlurrerankWarning, ParameterError
 from ..protocols import PROTOCOLS
+
+if TYPE_CHECKING:
+    from ..features import FeatureSet
+    from ..ranking import Ranking
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -120,6 +125,33 @@ def features_argument(command: F) -> F:
         help="Take the gallery from another file; FEATS then gives the probes.",
     )(command)
     return click.argument("feats", type=FILE, metavar="FEATS")(command)
+
+
+def ranking_argument(command: F) -> F:
+    """RANKING and --format."""
+    command = click.option(
+        "--format",
+        type=click.Choice(FORMAT_NAMES),
+        help="What RANKING is, instead of what its ending says.",
+    )(command)
+    return click.argument("ranking", type=FILE, metavar="RANKING")(command)
+
+
+def check_ranking(ranking: str, format: str | None) -> None:
+    """Raise `ParameterError` if RANKING is standard input and --format does not say what comes."""
+    if ranking == "-" and format is None:
+        raise ParameterError(f"standard input needs --format: {ANY_FORMAT}")
+
+
+def ranking_of(ranking: str, data: FeatureSet, format: str | None) -> Ranking:
+    """The ranking of `data` that RANKING names; - is standard input.
+
+    Raises:
+        InputError: if it cannot be read as one.
+    """
+    from ..formats import read_ranking
+
+    return read_ranking(sys.stdin.buffer if ranking == "-" else ranking, data, format=format)
 
 
 def metrics_options(command: F) -> F:

@@ -100,6 +100,16 @@ def versions() -> dict[str, str]:
     }
 
 
+def made_by(path: Path) -> dict[str, str]:
+    """The `versions()` that a native ranking file was made with; empty if it does not say."""
+    try:
+        with h5py.File(path, "r") as file:
+            stored = json.loads(file.attrs.get("versions", "{}"))
+    except (OSError, ValueError, TypeError):
+        return {}
+    return {str(name): str(version) for name, version in stored.items()} if isinstance(stored, dict) else {}
+
+
 def read(path: Path, data: FeatureSet) -> Ranking:
     """Read a native ranking file.
 

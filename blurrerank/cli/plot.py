@@ -1,0 +1,37 @@
+"""`blurrerank plot`: the figures of a report for print."""
+
+from __future__ import annotations
+
+import click
+
+from .comparing import Request, comparison_options, output_option
+from .options import Runtime
+
+
+@click.command(short_help="Draw CMC curves and changes of AP for print.")
+@output_option("The figure to write, .png, .pdf or .svg.")
+@click.option(
+    "--figure",
+    type=click.Choice(["cmc", "ap", "sweep", "all"]),
+    default="all",
+    show_default=True,
+    help="CMC curves before and after; the change of each probe's AP, sorted; the heat map of --sweep; or all "
+    "side by side.",
+)
+@comparison_options
+def plot(request: Request, figure: str, runtime: Runtime) -> None:
+    """Draw RANKING, made from FEATS, against the cosine search of FEATS.
+
+    The numbers are those of `report`. Needs the extra blurrerank[plot], and no display.
+
+    \b
+    blurrerank plot feats.ranking.h5 feats.h5 -o figure.pdf
+    blurrerank plot feats.ranking.h5 feats.h5 -o cmc.svg --figure cmc
+    """
+    from ..plots import check_figure, draw
+
+    runtime.start()
+    check_figure(request.output, figure, sweep=request.sweep is not None)
+    comparison, sweep = request.compare(runtime)
+    draw(comparison=comparison, path=request.output, figure=figure, sweep=sweep, force=request.force)
+    runtime.note(f"wrote {request.output}")

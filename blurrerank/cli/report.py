@@ -1,0 +1,107 @@
+"""`blurrerank report`: one HTML page of a ranking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .comparing import Request, comparison_options, output_option
+from .options import Runtime
+
+if TYPE_CHECKING:
+    from ..features import FeatureSet
+    from ..formats.images import Pictures
+
+
+@click.command(short_help="Show a ranking in one HTML page, probe by probe.")
+@output_option("The page to write.")
+@click.option(
+    "--shown",
+    type=click.IntRange(1, 1000),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="How many items of each list to show.",
+)
+@click.option(
+    "--image-root",
+    type=click.Path(),
+    metavar="DIR",
+    help="Take pictures from the files in this folder that names point to, not from FEATS.",
+)
+@comparison_options
+def report(request: Request, shown: int, image_root: str | None, runtime: Runtime) -> None:
+    """Write one self-contained HTML page of RANKING, made from FEATS: metrics, curves, and each probe's list.
+
+    The page compares RANKING with the cosine search of FEATS. It loads nothing from anywhere. RANKING is read
+    and measured as in `eval`; a ranking that is known to the depth of its lists alone is compared with cosine
+    lists cut there.
+
+    Pictures are the images in FEATS, or the files in --image-root; an image without one is a tile with its
+    identity and camera. Pictures are scaled to 64 pixels, and a page holds 20,000 of them and 10 MiB at the
+    most: beyond that the probes whose AP changed most have pictures, and the page says for how many. Pictures
+    need the extra blurrerank[report].
+
+    \b
+    blurrerank report feats.ranking.h5 feats.h5 -o report.html
+    blurrerank report feats.ranking.h5 feats.h5 -o report.html --image-root market/ --sweep sweep.json
+    """
+    from ..formats.images import pillow
+    from ..formats.rankings import format_of
+    from ..report import write_report
+
+    runtime.start()
+    if image_root is not None:
+        pillow()
+    comparison, sweep = request.compare(runtime, shown=shown)
+    probes, gallery = _pictures(request, comparison.data, image_root)
+    facts = {"ranking": request.ranking, "features": request.feats}
+    if request.gallery is not None:
+        facts["gallery"] = request.gallery
+    if request.ranking != "-" and format_of(request.ranking, request.format) == "h5":
+        from ..formats.ranking_h5 import made_by
+
+        facts |= {f"made with {name}": version for name, version in made_by(Path(request.ranking)).items()}
+    written = write_report(
+        comparison=comparison,
+        path=request.output,
+        probe_pictures=probes,
+        gallery_pictures=gallery,
+        sweep=sweep,
+        facts=facts,
+        force=request.force,
+    )
+    if written.missing:
+        runtime.note(
+            f"warning: {written.missing} pictures were not found in {image_root}, or are no images; these are "
+            "tiles. Names must be paths below that folder"
+        )
+    if written.left_out:
+        runtime.note(
+            f"note: room for {written.pictures} pictures, {written.left_out} were left out: the "
+            f"{written.complete} probes that changed most have all of theirs; a smaller --shown fits more"
+        )
+    runtime.note(
+        f"wrote {request.output}: {written.size / 1e6:.1f} MB, pictures of {written.pictures} of "
+        f"{written.images} images"
+    )
+
+
+def _pictures(
+    request: Request, data: FeatureSet, image_root: str | None
+) -> tuple[Pictures | None, Pictures | None]:
+    """Where pictures of probes and of the gallery come from."""
+    from ..errors import InputError
+    from ..formats.images import ImageFiles, stored_images
+
+    if image_root is None:
+        return stored_images(request.feats, "probe"), stored_images(request.gallery or request.feats, "gallery")
+    sides = (data.probe, data.gallery)
+    if all(side.names is None for side in sides):
+        raise InputError(f"{request.feats} has no names: --image-root finds pictures by them")
+    probe, gallery = (
+        None if side.names is None else ImageFiles(image_root, side.names.tolist()) for side in sides
+    )
+    return probe, gallery

@@ -1,0 +1,163 @@
+"""Thumbnails of the images behind the features: from the feature file, or from files that names point to.
+
+Pillow is an extra: `pip install "blurrerank[report]"`. Nothing imports it before a picture is asked for.
+"""
+
+from __future__ import annotations
+
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BlurrerankError, InputError
+from .features_h5 import open_group
+
+Thumbnail = NDArray[np.uint8]
+"""(h, w) grey or (h, w, 3) RGB."""
+
+# Only what decodes pixels: no formats that run programs or open other files.
+_FILE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Rows read at a time from a dataset that is not stored in chunks.
+_ROWS = 64
+
+
+class Pictures(Protocol):
+    """Where the thumbnails of one side come from."""
+
+    def read(self, rows: Sequence[int], size: int) -> Iterator[tuple[int, Thumbnail | None]]:
+        """Thumbnails of `rows`, ascending, scaled to fit `size` x `size`; None where there is none."""
+
+
+class StoredImages:
+    """`images` of one side of a native feature file, read row by row as they are asked for."""
+
+    def __init__(self, dataset: Any, where: str) -> None:
+        """Keep `dataset`, (N, H, W) or (N, H, W, 3) uint8, and its file open; `where` names it in messages."""
+        self._dataset, self._file, self._where = dataset, dataset.file, where
+
+    def read(self, rows: Sequence[int], size: int) -> Iterator[tuple[int, Thumbnail]]:
+        """See `Pictures`. Each chunk of the file is read once at the most.
+
+        Raises:
+            InputError: if the file does not give them.
+            BlurrerankError: if Pillow is not installed and they must be scaled.
+        """
+        step = self._dataset.chunks[0] if self._dataset.chunks else _ROWS
+        at, wanted = 0, list(rows)
+        while at < len(wanted):
+            first = wanted[at]
+            end = (first // step + 1) * step
+            stop = at
+            while stop < len(wanted) and wanted[stop] < end:
+                stop += 1
+            try:
+                block = self._dataset[first : wanted[stop - 1] + 1]
+            except (OSError, RuntimeError) as error:
+                raise InputError(f"{self._where} cannot be read, the file is damaged: {error}") from error
+            for row in wanted[at:stop]:
+                yield row, _fitted(block[row - first], size)
+            at = stop
+
+
+class ImageFiles:
+    """Image files in one folder, found by the names of one side."""
+
+    def __init__(self, root: str | Path, names: Sequence[str]) -> None:
+        """Look below `root` for `names`, relative paths, one for each row.
+
+        Raises:
+            InputError: if `root` is no folder.
+        """
+        self._root, self._names = Path(root).resolve(), names
+        if not self._root.is_dir():
+            raise InputError(f"{root} is no folder: name the one that the images lie in")
+
+    def read(self, rows: Sequence[int], size: int) -> Iterator[tuple[int, Thumbnail | None]]:
+        """See `Pictures`. None for a name that leads out of the folder, to nothing, or to no image.
+
+        Raises:
+            BlurrerankError: if Pillow is not installed.
+        """
+        pillow()
+        for row in rows:
+            path = self._inside(self._names[row])
+            yield row, None if path is None else _opened(path, size)
+
+    def _inside(self, name: str) -> Path | None:
+        """The file that `name` means, unless it lies elsewhere, by `..`, a root of its own or a link."""
+        try:
+            path = (self._root / name).resolve()
+            # A pipe or a device would never end.
+            inside = path.is_relative_to(self._root) and stat.S_ISREG(path.stat().st_mode)
+        except (OSError, ValueError, RuntimeError):
+            return None
+        return path if inside else None
+
+
+def stored_images(address: str | Path, side: str) -> StoredImages | None:
+    """The `images` of a side of a native feature file, if it has any.
+
+    Args:
+        address: `feats.h5` or `feats.h5::/group`, as for `load`, where the side is a group or the root itself.
+        side: `probe` or `gallery`.
+
+    Raises:
+        InputError: if the file cannot be opened, or its images are not uint8 (N, H, W) or (N, H, W, 3).
+    """
+    if not h5py.is_hdf5(str(address).partition("::")[0]):
+        return None
+    root, label = open_group(address)
+    group = root.get(side, root)
+    images = group.get("images") if isinstance(group, h5py.Group) else None
+    if not isinstance(images, h5py.Dataset):
+        return None
+    where, shape = f"{label}/{side}/images", tuple(images.shape or ())
+    if images.dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)) or 0 in shape:
+        raise InputError(f"{where} is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3)")
+    return StoredImages(images, where)
+
+
+def pillow() -> ModuleType:
+    """Pillow's module `PIL.Image`.
+
+    Raises:
+        BlurrerankError: naming the extra, if it is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise BlurrerankError(
+            "pictures need Pillow, which is not installed: pip install 'blurrerank[report]'"
+        ) from None
+    return Image
+
+
+def _fitted(image: Thumbnail, size: int) -> Thumbnail:
+    if max(image.shape[:2]) <= size:
+        return image
+    picture = pillow().fromarray(image)
+    picture.thumbnail((size, size))
+    return np.asarray(picture)
+
+
+def _opened(path: Path, size: int) -> Thumbnail | None:
+    from PIL import ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of pictures so large that they may be an attack, and of odd metadata.
+            warnings.simplefilter("ignore")
+            with pillow().open(path, formats=_FILE_FORMATS) as opened:
+                opened.draft("RGB", (2 * size, 2 * size))  # JPEG decodes at a fraction of its size
+                picture = ImageOps.exif_transpose(opened).convert("RGB")
+                picture.thumbnail((size, size))
+                return np.asarray(picture)
+    except Exception:  # Pillow's decoders raise what they like for damaged files
+        return None

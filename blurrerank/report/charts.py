@@ -1,0 +1,137 @@
+"""The report's figures as inline SVG and HTML; colours and fonts are the style sheet's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..before_after import BeforeAfter, Grid
+from ..metrics import Metrics
+
+_WIDTH, _HEIGHT = 368, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 350, 12, 192
+# Columns of the plot of changes: beyond what a screen tells apart.
+_STEPS = 400
+
+
+def cmc_chart(before: Metrics, after: Metrics, label: str) -> str:
+    """Both cumulative match curves, ranks 1 to 50; `label` names the ranking."""
+    low = np.floor(min(before.cmc[0], after.cmc[0], 0.95) * 20) / 20
+    ranks = range(1, len(after.cmc) + 1)
+    marks = np.linspace(low, 1, 6)
+    body = _axes(
+        [(_x(rank, 1, 50), str(rank)) for rank in (1, 10, 20, 30, 40, 50)],
+        [(_y(mark, low, 1), f"{mark:.2f}") for mark in marks],
+        "rank k",
+        "share of probes with a match by rank k",
+    )
+    for name, metrics in (("before", before), ("after", after)):
+        points = " ".join(
+            f"{_x(rank, 1, 50):.1f},{_y(value, low, 1):.1f}"
+            for rank, value in zip(ranks, metrics.cmc, strict=True)
+        )
+        body += f'<polyline class="line {name}" points="{points}"/>'
+    for row, (name, text) in enumerate((("before", "before: cosine"), ("after", f"after: {label}"))):
+        y = _BOTTOM - 34 + 18 * row
+        body += (
+            f'<line class="line {name}" x1="{_RIGHT - 150}" x2="{_RIGHT - 122}" y1="{y}" y2="{y}"/>'
+            f'<text x="{_RIGHT - 116}" y="{y + 4}">{escape(text)}</text>'
+        )
+    said = ", ".join(f"rank {k} {before.rank(k):.4f} to {after.rank(k):.4f}" for k in (1, 5, 10, 20, 50))
+    return _svg("cmc", f"Cumulative match curves before and after: {said}", body)
+
+
+def change_chart(comparison: BeforeAfter) -> str:
+    """Each probe's change of AP, largest gain first."""
+    change = comparison.sorted_change()
+    counts = comparison.counts()
+    limit = max(0.05, float(np.ceil(np.abs(change).max(initial=0) * 10) / 10))
+    number = len(change)
+    body = _axes(
+        [(_x(share * number, 0, number), f"{round(share * number):,}") for share in (0, 0.25, 0.5, 0.75, 1)],
+        [
+            (_y(mark, -limit, limit), f"{mark:+.2f}" if abs(mark) > 1e-12 else "0")
+            for mark in np.linspace(-limit, limit, 5)
+        ],
+        "probes with a match, by change",
+        "change of AP",
+    )
+    zero = _y(0, -limit, limit)
+    for name, values in (("better", change.clip(0)), ("worse", change.clip(None, 0))):
+        heights = _sampled(values)
+        points = "".join(
+            f"V{_y(value, -limit, limit):.1f}H{_x(step + 1, 0, len(heights)):.1f}"
+            for step, value in enumerate(heights)
+        )
+        body += f'<path class="area {name}" d="M{_LEFT},{zero}{points}V{zero}Z"/>'
+    body += f'<line class="zero" x1="{_LEFT}" x2="{_RIGHT}" y1="{zero}" y2="{zero}"/>'
+    body += f'<text x="{_LEFT + 8}" y="{zero + 16}">{counts["better"]:,} better</text>'
+    body += f'<text class="end" x="{_RIGHT - 4}" y="{zero - 8}">{counts["worse"]:,} worse</text>'
+    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return _svg("change", f"Change of average precision of each probe, sorted: {said}", body)
+
+
+def heat_map(grid: Grid) -> str:
+    """mAP for each topn and sigma, the best marked."""
+    low, high = np.nanmin(grid.values), np.nanmax(grid.values)
+    head = "".join(f'<th scope="col">{topn}</th>' for topn in grid.topns)
+    rows = ""
+    for row, sigma in enumerate(grid.sigmas):
+        cells = ""
+        for column, value in enumerate(grid.values[row]):
+            if np.isnan(value):
+                cells += "<td>not measured</td>"
+                continue
+            shade = round(8 * (value - low) / (high - low)) if high > low else 8
+            best = (row, column) == grid.best
+            cells += (
+                f'<td class="heat h{shade}{" best" if best else ""}">{value:.4f}'
+                f"{'<span>best</span>' if best else ''}</td>"
+            )
+        rows += f'<tr><th scope="row">{sigma:g}</th>{cells}</tr>'
+    return (
+        '<table class="heatmap"><caption>mAP of local blurring; columns: topn, rows: sigma</caption>'
+        f'<thead><tr><th scope="col">sigma \\ topn</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def _sampled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """At most `_STEPS` of sorted values, evenly; the first and the last among them."""
+    if len(values) <= _STEPS:
+        return values
+    steps = np.linspace(0, len(values) - 1, _STEPS).round().astype(int)
+    sampled: NDArray[np.float64] = values[steps]
+    return sampled
+
+
+def _x(value: float, low: float, high: float) -> float:
+    return _LEFT + (value - low) / max(high - low, 1e-12) * (_RIGHT - _LEFT)
+
+
+def _y(value: float, low: float, high: float) -> float:
+    return _BOTTOM - (value - low) / (high - low) * (_BOTTOM - _TOP)
+
+
+def _axes(
+    columns: Sequence[tuple[float, str]], rows: Sequence[tuple[float, str]], x_label: str, y_label: str
+) -> str:
+    body = "".join(
+        f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{text}</text>'
+        for y, text in rows
+    )
+    body += "".join(f'<text class="middle" x="{x:.1f}" y="{_BOTTOM + 16}">{text}</text>' for x, text in columns)
+    return body + (
+        f'<text class="middle axis" x="{(_LEFT + _RIGHT) / 2}" y="{_HEIGHT - 4}">{x_label}</text>'
+        f"<desc>{y_label} against {x_label}</desc>"
+    )
+
+
+def _svg(name: str, title: str, body: str) -> str:
+    return (
+        f'<svg id="{name}" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-labelledby="{name}-title">'
+        f'<title id="{name}-title">{escape(title)}</title>{body}</svg>'
+    )
