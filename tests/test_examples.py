@@ -19,7 +19,9 @@ from scipy.io import savemat
 
 README = (ROOT / "README.md").read_text()
 DOCS = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
-COMMAND = r"^    blurrerank ((?:run|eval|bench|sweep|synth|index|info|convert|help|completion) [^|>\n]*)$"
+COMMAND = (
+    r"^    blurrerank ((?:run|eval|bench|sweep|synth|index|info|convert|report|plot|help|completion) [^|>\n]*)$"
+)
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -82,7 +84,7 @@ def test_the_readme_s_library_example(monkeypatch):
 def test_every_option_in_the_documentation_exists():
     helps = shell("--help").stdout + "".join(
         shell(command, "--help").stdout
-        for command in ("run", "eval", "info", "index", "bench", "sweep", "synth", "convert")
+        for command in ("run", "eval", "info", "index", "bench", "sweep", "synth", "convert", "report", "plot")
     )
     # The options of torchrun are not ours.
     pages = re.sub(r"torchrun .*-m blurrerank", "", "".join(DOCS)).replace("`--nproc-per-node`", "")
