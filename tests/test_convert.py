@@ -547,7 +547,7 @@ def test_float_labels_become_integers_and_it_is_told(cli, tmp_path, arrays):
     fields["query_label"][5] = 3.5
     code, _, err = cli("convert", dumped(tmp_path, fields), "wrong.h5")
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "query_label has 3.5 in row 5: expected whole numbers" in err
+    assert "query_label has 3.5 in row 5: expected whole numbers that float64 holds exactly" in err
 
 
 def test_the_norm_of_pcb_is_told_and_kept(cli, tmp_path, arrays):
@@ -590,6 +590,68 @@ def test_identities_that_are_text_are_numbered_over_both_sides(cli, tmp_path, ar
     data = br.load(tmp_path / "out.h5")
     assert data.probe.ids.tolist() == [1 + identity % 3 for identity in arrays["probe_ids"]]
     assert data.gallery.ids.tolist() == [1 + identity % 3 for identity in arrays["gallery_ids"]]
+
+
+def test_junk_and_distractors_keep_their_numbers_among_names(cli, tmp_path, arrays):
+    text = {side: np.array([f"dog {i}" if i > 0 else str(i) for i in arrays[f"{side}_ids"]]) for side in SIDES}
+    fields = layumi(arrays, query_label=text["probe"], gallery_label=text["gallery"])
+    code, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert code == 0
+    assert "6 texts numbered from 1, but for -1 and 0" in out
+    check(tmp_path / "out.h5", arrays, "ids", "cams")
+    fields["gallery_label"] = arrays["gallery_ids"]
+    why = refused(cli, "convert", dumped(tmp_path, fields), "mixed.h5")
+    assert "query_label is text and gallery_label is numbers" in why
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (np.full(12, 2.0**25, dtype=np.float32), "expected whole numbers that float32 holds exactly"),
+        (np.full(12, 2.0**60), "expected whole numbers that float64 holds exactly"),
+        (np.full(12, np.inf), "query_label has inf in row 0"),
+        (
+            np.full(12, 2**63 + 7, dtype=np.uint64),
+            "query_label has 9223372036854775815 in row 0: expected what fits",
+        ),
+        (np.array([str(2**70)] * 12), "expected what fits int64"),
+        (np.ones(12, dtype=complex), "is complex128: expected numbers or text"),
+    ],
+)
+def test_labels_that_would_run_together_are_refused(labels, why, cli, tmp_path, arrays):
+    assert why in refused(cli, "convert", dumped(tmp_path, layumi(arrays, query_label=labels)), "out.h5")
+
+
+def test_what_minus_one_becomes_without_a_sign_is_told(cli, tmp_path, arrays):
+    fields = layumi(arrays, gallery_label=arrays["gallery_ids"].astype(np.uint8))
+    _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert "gallery_label is uint8 and has 255 in 2 rows, which is what -1 becomes" in err
+
+
+def test_sides_without_a_common_camera_are_told(cli, tmp_path, arrays):
+    _, _, err = cli(
+        "convert", dumped(tmp_path, layumi(arrays, gallery_cam=arrays["gallery_cams"] + 10)), "out.h5"
+    )
+    assert "warning: no camera is on both sides" in err
+
+
+def test_sides_the_other_way_round_are_told(cli, tmp_path, arrays):
+    turned = {
+        key.replace("probe", "other").replace("gallery", "probe").replace("other", "gallery"): value
+        for key, value in arrays.items()
+    }
+    for one, said in ((arrays, False), (turned, True)):
+        _, _, err = cli("convert", dumped(tmp_path, layumi(one)), "out.h5", "--force")
+        assert ("are the sides the other way round?" in err) == said
+
+
+def test_whole_numbers_as_features_become_floats_and_it_is_told(cli, tmp_path, arrays):
+    whole = {side: (10 * arrays[side]).astype(np.int8) for side in SIDES}
+    fields = layumi(arrays, query_f=whole["probe"], gallery_f=whole["gallery"])
+    code, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert code == 0
+    assert "query_f, int8 made float32" in out
+    check(tmp_path / "out.h5", arrays | {side: whole[side].astype(np.float32) for side in SIDES}, "ids", "cams")
 
 
 def test_half_floats_stay_half(cli, tmp_path, arrays):
@@ -636,11 +698,16 @@ def refused(cli, *arguments: object) -> str:
             "pass it to `run` with --candidates",
         ),
         ("lists.bin", np.array([2, 3, 5, 1, 0, 4, 2, 1], dtype="<i4").tobytes(), "holds lists of neighbours"),
+        (
+            "q.fbin",
+            np.array([2, 3], dtype="<i4").tobytes() + bytes(20),
+            "says 2 x 3, which takes 32: it was cut short",
+        ),
         ("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(300), "is no file of features that is known"),
         ("notes.txt", b"hello\nworld\n", "is text, but no table of features"),
         ("table.csv", b"a,b\n1,2\n3\n", "line 3 has not the 2 columns of the header"),
         ("x.npz", b"PK\x03\x04 not really", "cannot be read"),
-        ("x.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "cannot be read"),
+        ("x.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "cannot be read, it may be damaged or cut short"),
         ("packed.gz", gzip.compress(b"hello"), "is compressed: unpack it"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib.resources import files
 
 import click
@@ -63,6 +64,8 @@ def help_command(ctx: click.Context, topic: str | None) -> None:
         return
     command = commands.get_command(root, topic)
     if command is None:
-        raise click.UsageError(f"there is no help for {topic!r}: choose one of {', '.join(_known(root))}")
+        near = get_close_matches(topic, _known(root), 1)
+        meant = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(_known(root))}"
+        raise click.UsageError(f"there is no help for {topic!r}: {meant}")
     with click.Context(command, info_name=topic, parent=root) as context:
         click.echo(command.get_help(context))

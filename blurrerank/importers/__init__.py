@@ -36,13 +36,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..features import FeatureSet, Side
+from ..features import DISTRACTOR, JUNK, FeatureSet, Side
 from .containers import Opened, is_foreign, open_file
 from .fields import bare, named, pooled
-from .parts import Layout, as_features, as_labels, as_texts, listed, numbered, shown
+from .parts import Layout, as_features, as_labels, as_texts, listed, numbered, shown, wrapped
 from .pickles import of_objects
 from .programs import ann_benchmarks, by_position, indexed, oml, vectors_by_name
-from .traps import camera_base, norms
+from .traps import camera_base, norms, swapped
 
 __all__ = ["Imported", "import_features", "is_foreign"]
 
@@ -102,7 +102,9 @@ def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
         shape = f"{len(side)} x {side.dim} {str(side.features.dtype).removeprefix('torch.')}"
         found[name] = {"features": f"{shape}: {parts['features']}", "norms": norms(side)}
         found[name] |= {kind: str(parts[kind]) for kind in ("ids", "cams", "names") if kind in parts}
-    return Imported(data, source, found, layout.notes, layout.doubts + camera_base(data), layout.unsure)
+    return Imported(
+        data, source, found, layout.notes, layout.doubts + camera_base(data) + swapped(data), layout.unsure
+    )
 
 
 def _recognise(files: Sequence[Opened]) -> Layout:
@@ -128,13 +130,16 @@ def _sides(layout: Layout, where: str) -> list[Side]:
         have = [kind in parts for parts in both]
         if all(have):
             found = [as_labels(parts[kind], where) for parts in both]
-            labels[kind] = list(numbered([parts[kind] for parts in both], found))
+            # What junk and distractors are called, also among names.
+            keep = (str(JUNK), str(DISTRACTOR)) if kind == "ids" else ()
+            labels[kind] = list(numbered([parts[kind] for parts in both], found, where, keep=keep))
         elif any(have):
             side = "probes" if have[0] else "gallery"
             layout.doubts.append(f"{kind} are there for the {side} only")
             labels[kind] = [as_labels(parts[kind], where) if kind in parts else None for parts in both]
         else:
             labels[kind] = [None, None]
+    layout.doubts += [line for parts in both if "ids" in parts and (line := wrapped(parts["ids"]))]
     sides = []
     for name, parts, ids, cams in zip(("probe", "gallery"), both, labels["ids"], labels["cams"], strict=True):
         rows = next((len(some) for some in (ids, cams) if some is not None), None)

@@ -127,7 +127,8 @@ def _told(where: str) -> Iterator[None]:
         raise InputError(f"{where} does not fit into memory, or is damaged") from None
     except Exception as error:
         why = str(error).strip().splitlines()
-        raise InputError(f"{where} cannot be read: {why[0] if why else type(error).__name__}") from error
+        said = why[0] if why else type(error).__name__
+        raise InputError(f"{where} cannot be read, it may be damaged or cut short: {said}") from error
 
 
 def _head(path: Path, size: int) -> bytes:
@@ -254,11 +255,15 @@ def _vectors(path: Path, head: bytes) -> tuple[str, Any] | None:
         return None
     rows, columns = np.frombuffer(head[:8], dtype="<i4").tolist()
     size = path.stat().st_size - 8
-    if rows < 1 or columns < 1 or size % (rows * columns):
-        return None
-    width = size // (rows * columns)
+    width = size // (rows * columns) if rows > 0 and columns > 0 and size % (rows * columns) == 0 else 0
     if width not in (2, 4):
-        return None
+        expected = {".fbin": 4, ".hbin": 2}.get(path.suffix.lower())
+        if expected is None:
+            return None
+        raise InputError(
+            f"{path} is {size + 8:,} bytes long and its header says {rows} x {columns}, which takes "
+            f"{8 + expected * rows * columns:,}: it was cut short, or is something else"
+        )
     values: NDArray[Any] = np.memmap(path, dtype=f"<f{width}", mode="r", offset=8, shape=(rows, columns))
     some = np.abs(values[:16].astype(np.float64))
     # Whole numbers below 2^23 are no normal numbers when they are taken for float32.

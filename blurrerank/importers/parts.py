@@ -77,6 +77,13 @@ def as_array(values: Any, where: str) -> Any:
     return values
 
 
+_LARGEST = np.iinfo(np.int64).max
+
+
+def _is_whole(text: str) -> bool:
+    return re.fullmatch(r"[+-]?[0-9]+", text) is not None
+
+
 def as_features(part: Part, rows: int | None, where: str) -> Any:
     """(N, D) features; `rows` is N where labels say it.
 
@@ -92,6 +99,10 @@ def as_features(part: Part, rows: int | None, where: str) -> Any:
         part.told.append("flattened")
     if len(shape) != 2:
         raise InputError(f"{where}: {part.origin} has shape {tuple(shape)}: expected a vector for each image")
+    if np.dtype(values.dtype).kind in "iu":
+        wide = np.float32 if values.dtype.itemsize <= 2 else np.float64
+        part.told.append(f"{values.dtype} made {np.dtype(wide).name}")
+        values = np.asarray(values[:]).astype(wide)
     if rows is None or shape[0] == rows:
         return values
     if shape[1] == rows:
@@ -109,28 +120,51 @@ def as_labels(part: Part, where: str) -> NDArray[Any]:
     Raises:
         InputError: for numbers that are not whole, or anything that is neither.
     """
-    values = as_array(part.values, where)
-    values = np.asarray(values)
+    values = np.asarray(as_array(part.values, where))
     if values.ndim > 1 and max(values.shape) == values.size:
         part.told.append(f"flattened from {' x '.join(map(str, values.shape))}")
     elif values.ndim != 1:
         raise InputError(f"{where}: {part.origin} has shape {values.shape}: expected one label for each image")
     values = values.ravel()
-    if values.dtype.kind == "f":
-        whole = np.isfinite(values) & (values == np.round(values))
-        if not whole.all():
-            row = int(np.argmin(whole))
-            raise InputError(f"{where}: {part.origin} has {values[row]} in row {row}: expected whole numbers")
+    kind = values.dtype.kind
+    if kind in "OSU":
+        texts = as_texts(values)
+        if not all(map(_is_whole, texts)):
+            return np.array(texts, dtype=object)
+        part.told.append("text made integers")
+        values = np.array([int(text) for text in texts], dtype=object)
+        outside = np.array([abs(value) > _LARGEST for value in values], dtype=bool)
+    elif kind == "f":
+        # Beyond this the next whole number is no longer another float: identities may have run together.
+        exact = 2.0 ** (np.finfo(values.dtype).nmant + 1)
+        outside = ~(np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < exact))
+    elif kind in "iub":
+        outside = values > _LARGEST if kind == "u" else np.zeros(len(values), dtype=bool)
+    else:
+        raise InputError(f"{where}: {part.origin} is {values.dtype}: expected numbers or text")
+    if outside.any():
+        row = int(np.argmax(outside))
+        why = f"whole numbers that {values.dtype} holds exactly" if kind == "f" else "what fits int64"
+        raise InputError(f"{where}: {part.origin} has {values[row]} in row {row}: expected {why}")
+    if kind in "fb":
         part.told.append(f"{values.dtype} made integers")
-    if values.dtype.kind in "fiub":
-        return values.astype(np.int64)
-    texts = as_texts(values)
-    try:
-        numbers = np.array([int(text) for text in texts], dtype=np.int64)
-    except ValueError:
-        return np.array(texts, dtype=object)
-    part.told.append("text made integers")
-    return numbers
+    return values.astype(np.int64)
+
+
+def wrapped(part: Part) -> str | None:
+    """A line if the labels hold what -1 becomes in the unsigned type they have."""
+    values = as_array(part.values, part.origin)
+    kind = np.asarray(values).dtype
+    if kind.kind != "u":
+        return None
+    largest = int(np.iinfo(kind).max)
+    number = int((np.asarray(values) == largest).sum())
+    if not number:
+        return None
+    return (
+        f"{part.origin} is {kind} and has {largest} in {number} rows, which is what -1 becomes in that type: if "
+        "these are junk, save the labels as signed integers"
+    )
 
 
 def as_texts(values: Any) -> list[str]:
@@ -145,16 +179,31 @@ def as_texts(values: Any) -> list[str]:
     return found
 
 
-def numbered(parts: Sequence[Part], labels: Sequence[NDArray[Any]]) -> list[NDArray[np.int64]]:
-    """Labels of both sides as integers: text is numbered from 1, in sorted order, over both."""
-    if all(some.dtype.kind == "i" for some in labels):
+def numbered(
+    parts: Sequence[Part], labels: Sequence[NDArray[Any]], where: str, *, keep: Sequence[str] = ()
+) -> list[NDArray[np.int64]]:
+    """Labels of both sides as integers: text is numbered from 1, in sorted order, over both.
+
+    Text in `keep` is the number that it says.
+
+    Raises:
+        InputError: for text on one side and numbers on the other.
+    """
+    texts = [some.dtype.kind == "O" for some in labels]
+    if not any(texts):
         return list(labels)
-    both = np.concatenate([np.array(list(map(str, some)), dtype=object) for some in labels])
-    distinct, number = np.unique(both.astype(str), return_inverse=True)
-    for part in parts:
-        part.told.append(f"{len(distinct)} texts numbered from 1")
-    ends = np.cumsum([len(some) for some in labels])[:-1]
-    return [some.astype(np.int64) for some in np.split(number.ravel() + 1, ends)]
+    if not all(texts):
+        one, other = (parts[texts.index(is_text)].origin for is_text in (True, False))
+        raise InputError(f"{where}: {one} is text and {other} is numbers: one kind of label is needed")
+    distinct = sorted(set().union(*(some.tolist() for some in labels)) - set(keep))
+    number = {text: place for place, text in enumerate(distinct, start=1)} | {text: int(text) for text in keep}
+    found = [np.array([number[text] for text in some], dtype=np.int64) for some in labels]
+    for part, some in zip(parts, labels, strict=True):
+        kept = [text for text in keep if text in some.tolist()]
+        part.told.append(
+            f"{len(distinct)} texts numbered from 1{', but for ' * bool(kept)}{' and '.join(kept)}"
+        )
+    return found
 
 
 def listed(things: Iterable[Any]) -> str:

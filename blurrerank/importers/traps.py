@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..describe import valid_probes
-from ..features import FeatureSet, Side
+from ..features import DISTRACTOR, FeatureSet, Side
 from ..metrics import doubts
 from ..protocols import get_protocol
 
@@ -47,13 +47,21 @@ def label_doubts(data: FeatureSet) -> list[str]:
     return found
 
 
+def swapped(data: FeatureSet) -> list[str]:
+    """A line if the probes look like a gallery: more than it has, with junk or distractors among them."""
+    ids = data.probe.ids
+    if ids is None or len(data.probe) <= len(data.gallery) or not (ids <= DISTRACTOR).any():
+        return []
+    return ["probes are more than the gallery and have junk or distractors: are the sides the other way round?"]
+
+
 def camera_base(data: FeatureSet) -> list[str]:
-    """A line if one side seems to count cameras from 0 and the other from 1."""
+    """A line if the sides have no camera in common, or one seems to count from 0 and the other from 1."""
     if data.probe.cams is None or data.gallery.cams is None:
         return []
-    one, other = (np.unique(cams[cams >= 0]) for cams in (data.probe.cams, data.gallery.cams))
-    if not len(one) or not len(other):
-        return []
+    one, other = (np.unique(cams) for cams in (data.probe.cams, data.gallery.cams))
+    if not len(np.intersect1d(one, other)):
+        return ["no camera is on both sides: nothing of a probe's own camera is ever dropped"]
     ends = f"{one[0]} to {one[-1]} and {other[0]} to {other[-1]}"
     if {int(one[0]), int(other[0])} != {0, 1} or int(other[-1] - one[-1]) != int(other[0] - one[0]):
         return []
