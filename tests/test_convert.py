@@ -625,7 +625,7 @@ def test_labels_that_would_run_together_are_refused(labels, why, cli, tmp_path, 
 def test_what_minus_one_becomes_without_a_sign_is_told(cli, tmp_path, arrays):
     fields = layumi(arrays, gallery_label=arrays["gallery_ids"].astype(np.uint8))
     _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
-    assert "gallery_label is uint8 and has 255 in 2 rows, which is what -1 becomes" in err
+    assert "gallery_label is uint8 and has 255 in 2 rows, which is what -1 becomes there" in err
 
 
 def test_sides_without_a_common_camera_are_told(cli, tmp_path, arrays):

@@ -162,7 +162,7 @@ def wrapped(part: Part) -> str | None:
     if not number:
         return None
     return (
-        f"{part.origin} is {kind} and has {largest} in {number} rows, which is what -1 becomes in that type: if "
+        f"{part.origin} is {kind} and has {largest} in {number} rows, which is what -1 becomes there: if "
         "these are junk, save the labels as signed integers"
     )
 
