@@ -461,6 +461,10 @@ def test_multi_query_averages_the_images_of_the_probe(cli, tmp_path, arrays):
         np.testing.assert_allclose(
             found[row], np.mean(some, axis=0) if some else arrays["probe"][row], rtol=1e-5
         )
+    scipy.io.savemat(tmp_path / "bare.mat", {"mquery_f": vectors})
+    assert "multi-query needs mquery_f, mquery_label and mquery_cam: mquery_f are there" in refused(
+        cli, "convert", "pytorch_result.mat", "bare.mat", "bare.h5"
+    )
     code, _, err = cli("convert", "multi_query.mat", "alone.h5")
     assert code == 1
     assert "name pytorch_result.mat too" in err
@@ -746,6 +750,18 @@ def test_a_native_file_needs_no_converting(cli, write):
     assert "feats.h5 is a native file: every command reads it as it is" in refused(
         cli, "convert", write(), "out.h5"
     )
+
+
+def test_one_array_is_not_both_sides(cli, tmp_path, arrays):
+    scipy.io.savemat(
+        tmp_path / "dump.mat",
+        {
+            "feat": np.ones((40, 12), np.float32),
+            "queryID": arrays["probe_ids"],
+            "testID": arrays["gallery_ids"],
+        },
+    )
+    assert "feat is the only array of features" in refused(cli, "convert", "dump.mat", "out.h5")
 
 
 def test_the_output_is_named_last_and_kept(cli, tmp_path, arrays):

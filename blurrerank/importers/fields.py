@@ -91,6 +91,11 @@ def named(files: Sequence[Opened]) -> Layout | None:
             f"{listed(file.path for file in files)}: no {' and no '.join(missing)} features: found "
             f"{'; '.join(map(shown, files))}"
         )
+    if sides["probe"]["features"].values is sides["gallery"]["features"].values:
+        raise InputError(
+            f"{listed(file.path for file in files)}: {sides['probe']['features'].origin} is the only array of "
+            "features: name the other side's file too"
+        )
     whose = "names of probe and gallery fields"
     for name, whole in (
         ("layumi", {"query_f", "gallery_f"}),
@@ -127,6 +132,14 @@ def _find_features(side: str, parts: Parts, spare: Sequence[tuple[Opened, str, A
 
 def _average_queries(found: Layout, several: Parts) -> None:
     """Multi-query: the mean of all images of the probe's identity under its camera, as layumi has it."""
+    for parts, what in (
+        (several, "mquery_f, mquery_label and mquery_cam"),
+        (found.probe, "labels and cameras"),
+    ):
+        if not {"features", "ids", "cams"} <= set(parts):
+            raise InputError(
+                f"multi-query needs {what}: {listed(part.origin for part in parts.values())} are there"
+            )
     ids, cams = (as_labels(several[kind], kind) for kind in ("ids", "cams"))
     vectors = np.asarray(as_features(several["features"], len(ids), "multi-query")[:])
     mine = [as_labels(Part("", found.probe[kind].values), kind) for kind in ("ids", "cams")]
