@@ -746,6 +746,15 @@ def test_what_is_missing_is_told(cli, tmp_path, arrays):
     assert "gallery/features has NaN or infinity in row 7" in why
 
 
+@pytest.mark.parametrize("command", ["index", "run"])
+def test_what_takes_one_side_takes_native_files(command, cli, tmp_path, arrays, write):
+    name = dumped(tmp_path, layumi(arrays))
+    if command == "run":
+        assert cli("index", write(), "-o", "g.index.h5")[0] == 0
+    why = refused(cli, *(("index", name) if command == "index" else ("run", "--index", "g.index.h5", name)))
+    assert "dump.npz is no native file: `blurrerank convert` makes one" in why
+
+
 def test_a_native_file_needs_no_converting(cli, write):
     assert "feats.h5 is a native file: every command reads it as it is" in refused(
         cli, "convert", write(), "out.h5"

@@ -98,6 +98,8 @@ def load_sharded(
     attributes: dict[str, Any] = {}
     probe, found = None, None
     try:
+        for one in (path, gallery):
+            _refuse_foreign(one)
         root, label = open_group(path)
         attributes = _check_format(root, label, reader.problems)
         probe = reader.side(root, label, "probe", alone=gallery is not None)
@@ -124,6 +126,7 @@ def load_side(path: str | Path, name: str, *, memory: int | None = None) -> Side
     Raises:
         InputError: if it cannot be read.
     """
+    _refuse_foreign(path)
     reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
     root, label = open_group(path)
     _check_format(root, label, reader.problems)
@@ -292,6 +295,14 @@ class _Reader:
             self.images[name] = shape
 
 
+def _refuse_foreign(path: str | Path | None) -> None:
+    """What reads one side, or a share of it, reads native files alone."""
+    from ..importers import is_foreign
+
+    if path is not None and "::" not in str(path) and is_foreign(Path(path)):
+        raise InputError(f"{path} is no native file: `blurrerank convert` makes one of other tools' files")
+
+
 def open_group(address: str | Path) -> tuple[Any, str]:
     """The file or the group in it that `address` names, and how messages call it."""
     path, _, group = str(address).partition("::")
@@ -305,9 +316,7 @@ def open_group(address: str | Path) -> tuple[Any, str]:
         raise InputError(f"{path} cannot be read: permission denied") from None
     except OSError as error:
         if not h5py.is_hdf5(path):
-            raise InputError(
-                f"{path} is not an HDF5 file: `blurrerank convert` makes one of other tools' files"
-            ) from error
+            raise InputError(f"{path} is not an HDF5 file") from error
         if "truncated" in str(error):
             raise InputError(f"{path} is a truncated HDF5 file: copy or write it again") from error
         raise InputError(f"{path} cannot be opened: {error}") from error
