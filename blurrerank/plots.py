@@ -111,7 +111,7 @@ def _cmc(axis: Any, before: Metrics, after: Metrics, method: str) -> None:
     axis.plot(ranks, before.cmc, color=_BEFORE, linestyle="--", label="cosine")
     # A method's name comes from a file: no mathematics in it.
     axis.plot(ranks, after.cmc, color=_AFTER, label=label.replace("$", r"\$").lstrip("_"))
-    axis.set(xlabel="rank k", ylabel="share of probes with a match by rank k", xlim=(1, len(ranks)))
+    axis.set(xlabel="rank k", ylabel="probes with a match by rank k", xlim=(1, len(ranks)))
     axis.set_ylim(top=1.0)
     axis.set_xticks([1, 10, 20, 30, 40, 50])
     axis.legend(loc="lower right", frameon=False)

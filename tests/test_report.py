@@ -161,7 +161,7 @@ def test_strips_and_frames_are_what_the_labels_say(report, visit, write):
     for body in page.query_selector_all("tbody[data-probe]"):
         probe = int(body.get_attribute("data-probe"))
         for name, lists in (("before", before), ("after", after)):
-            tiles = body.query_selector_all(f".strip.{name} li")
+            tiles = body.query_selector_all(f".strip.{name}-strip li")
             assert len(tiles) == 10
             for rank, (tile, item) in enumerate(zip(tiles, lists[probe], strict=True), start=1):
                 identity, camera = arrays["gallery_ids"][item], arrays["gallery_cams"][item]
@@ -447,9 +447,7 @@ def test_pictures_from_files_stay_within_their_folder(report, visit, cli, write,
 
 
 def test_pictures_beyond_the_budget_are_left_out_and_it_is_told(report, visit, cli, write, monkeypatch):
-    monkeypatch.setattr(
-        "blurrerank.report.sprites.make_sheets.__kwdefaults__", {"budget": 10 << 20, "most": 30}
-    )
+    monkeypatch.setattr("blurrerank.report.sprites.MOST", 30)
     arrays = many(probes=40)
     images = {"probe_images": grey(40, first=120), "gallery_images": grey(LAST + 1)}
     feats = write(**arrays | images)

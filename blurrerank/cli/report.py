@@ -57,13 +57,15 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
         pillow()
     comparison, sweep = request.compare(runtime, shown=shown)
     probes, gallery = _pictures(request, comparison.data, image_root)
-    facts = {"ranking": request.ranking, "features": request.feats}
+    # A page is passed on: names of files, not of the folders of this machine.
+    facts = {"ranking": Path(request.ranking).name, "features": Path(request.feats).name}
     if request.gallery is not None:
-        facts["gallery"] = request.gallery
+        facts["gallery"] = Path(request.gallery).name
     if request.ranking != "-" and format_of(request.ranking, request.format) == "h5":
         from ..formats.ranking_h5 import made_by
 
-        facts |= {f"made with {name}": version for name, version in made_by(Path(request.ranking)).items()}
+        made = made_by(Path(request.ranking))
+        facts["made with"] = ", ".join(f"{name} {version}" for name, version in made.items())
     written = write_report(
         comparison=comparison,
         path=request.output,

@@ -202,8 +202,8 @@ class _Strips:
         if written.left_out:
             said += (
                 f" A page has room for {written.pictures:,} of {len(self.wanted):,} pictures: the "
-                f"{written.complete:,} probes that changed most have all of theirs, and of the others some "
-                "images are tiles with identity and camera."
+                f"{written.complete:,} probes that changed most have all of theirs, and of the others "
+                "some images are tiles with identity and camera."
             )
         elif not self.has_pictures:
             said += " There are no pictures: each image is a tile with what is known of it."
@@ -384,29 +384,29 @@ def _filters(comparison: BeforeAfter) -> str:
     if comparison.data.probe.names is not None:
         fields += '<label>Name contains <input type="search" name="name" autocomplete="off"></label>'
     if comparison.data.probe.ids is not None:
-        fields += '<label>Identity <input type="search" name="identity" inputmode="numeric"></label>'
+        number = 'type="search" inputmode="numeric" autocomplete="off"'
+        fields += f'<label>Identity <input name="identity" {number}></label>'
     return fields
 
 
 def _facts(comparison: BeforeAfter, more: Mapping[str, str]) -> str:
     ranking = comparison.ranking
+    if ranking.candidates is not None:
+        lists = f"from candidates, {ranking.candidates}"
+    elif ranking.digest is not None:
+        lists = "from a search of the whole gallery"
+    else:
+        lists = "from elsewhere"
+    known = ranking.method != "unknown"
     facts = {
         "method": ranking.method,
-        **{f"{name}": json.dumps(value) for name, value in ranking.params.items()},
-        "re-ranked": f"{ranking.reranked_depth} items at the head"
-        if ranking.reranked_depth
-        else "nothing known",
-        "lists": f"from candidates, {ranking.candidates}"
-        if ranking.candidates is not None
-        else "from a search of the whole gallery"
-        if ranking.digest is not None
-        else "from elsewhere",
+        "parameters": ", ".join(f"{name} {json.dumps(value)}" for name, value in ranking.params.items()),
+        "re-ranked": f"{ranking.reranked_depth:,} items at the head" if known else "",
+        "lists": lists,
         "depth": f"{ranking.depth:,} of {ranking.gallery_size:,}",
         "protocol": comparison.protocol,
         "AP": comparison.ap_kind,
         "digest of the features": comparison.data.digest(),
-        **more,
     }
-    return "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items()
-    )
+    entries = [(name, text) for name, text in (*facts.items(), *more.items()) if text]
+    return "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(text))}</dd>" for name, text in entries)

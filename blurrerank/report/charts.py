@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ..before_after import BeforeAfter, Grid
 from ..metrics import Metrics
 
-_WIDTH, _HEIGHT = 368, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 350, 12, 192
+_WIDTH, _HEIGHT = 360, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 344, 12, 192
 # Columns of the plot of changes: beyond what a screen tells apart.
 _STEPS = 400
 
@@ -20,7 +20,6 @@ _STEPS = 400
 def cmc_chart(before: Metrics, after: Metrics, label: str) -> str:
     """Both cumulative match curves, ranks 1 to 50; `label` names the ranking."""
     low = np.floor(min(before.cmc[0], after.cmc[0], 0.95) * 20) / 20
-    ranks = range(1, len(after.cmc) + 1)
     marks = np.linspace(low, 1, 6)
     body = _axes(
         [(_x(rank, 1, 50), str(rank)) for rank in (1, 10, 20, 30, 40, 50)],
@@ -30,8 +29,7 @@ def cmc_chart(before: Metrics, after: Metrics, label: str) -> str:
     )
     for name, metrics in (("before", before), ("after", after)):
         points = " ".join(
-            f"{_x(rank, 1, 50):.1f},{_y(value, low, 1):.1f}"
-            for rank, value in zip(ranks, metrics.cmc, strict=True)
+            f"{_x(rank, 1, 50):.1f},{_y(value, low, 1):.1f}" for rank, value in enumerate(metrics.cmc, start=1)
         )
         body += f'<polyline class="line {name}" points="{points}"/>'
     for row, (name, text) in enumerate((("before", "before: cosine"), ("after", f"after: {label}"))):
@@ -51,11 +49,8 @@ def change_chart(comparison: BeforeAfter) -> str:
     limit = max(0.05, float(np.ceil(np.abs(change).max(initial=0) * 10) / 10))
     number = len(change)
     body = _axes(
-        [(_x(share * number, 0, number), f"{round(share * number):,}") for share in (0, 0.25, 0.5, 0.75, 1)],
-        [
-            (_y(mark, -limit, limit), f"{mark:+.2f}" if abs(mark) > 1e-12 else "0")
-            for mark in np.linspace(-limit, limit, 5)
-        ],
+        [(_x(tick, 0, number), f"{tick:,}") for tick in _ticks(number)],
+        [(_y(mark, -limit, limit), _signed(mark)) for mark in np.linspace(-limit, limit, 5)],
         "probes with a match, by change",
         "change of AP",
     )
@@ -98,13 +93,24 @@ def heat_map(grid: Grid) -> str:
     )
 
 
+def _ticks(number: int) -> range:
+    """Round numbers from 0 up to `number`, three to seven of them."""
+    step = 1
+    while number // step > 6:
+        step = step * 5 // 2 if str(step)[0] == "2" else step * 2
+    return range(0, number + 1, step)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "\u2212") if value else "0"
+
+
 def _sampled(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """At most `_STEPS` of sorted values, evenly; the first and the last among them."""
     if len(values) <= _STEPS:
         return values
-    steps = np.linspace(0, len(values) - 1, _STEPS).round().astype(int)
-    sampled: NDArray[np.float64] = values[steps]
-    return sampled
+    some: NDArray[np.float64] = values[np.linspace(0, len(values) - 1, _STEPS).round().astype(int)]
+    return some
 
 
 def _x(value: float, low: float, high: float) -> float:

@@ -143,14 +143,15 @@ function strip(name, probe) {
       name: data.itemNames?.[item], cell: itemCells?.[item] ?? -1,
     }));
   }
-  return element("div", { class: `strip ${name}` }, element("span", { class: "when", "aria-hidden": "true" }, name), list);
+  return element("div", { class: `strip ${name}-strip` }, element("span", { class: "when", "aria-hidden": "true" }, name), list);
 }
 
 function body(probe) {
   const values = element("tr", { class: "values" });
   COLUMNS.forEach((column, at) => {
     const cell = element(at === 0 ? "th" : "td", at === 0 ? { scope: "row" } : {}, column.text(probe));
-    if (column.name === "change" && change[probe]) cell.className = change[probe] > 0 ? "gain" : change[probe] < 0 ? "loss" : "";
+    cell.className = column.name;
+    if (column.name === "change" && change[probe]) cell.classList.add(change[probe] > 0 ? "gain" : "loss");
     values.append(cell);
   });
   const mine = tile("div", 0, {
@@ -217,7 +218,7 @@ function markSorted() {
 
 function build() {
   for (const column of COLUMNS) {
-    const head = element("th", { scope: "col" });
+    const head = element("th", { scope: "col", class: column.name });
     if (column.key) {
       const button = element("button", { type: "button" }, column.head);
       button.addEventListener("click", () => sortBy(column));

@@ -49,20 +49,18 @@ class Sheets:
     left_out: int = 0
 
 
-def make_sheets(wanted: Sequence[tuple[Pictures, int]], *, budget: int = BUDGET, most: int = MOST) -> Sheets:
-    """Pictures on sheets, in the order in which they are asked for, until the budget is spent.
+def make_sheets(wanted: Sequence[tuple[Pictures, int]]) -> Sheets:
+    """Pictures on sheets, in the order in which they are asked for, until `BUDGET` or `MOST` is spent.
 
     Args:
         wanted: (source, row) of each picture.
-        budget: bytes, as text.
-        most: pictures.
 
     Raises:
         InputError: if a source cannot be read.
         BlurrerankError: if Pillow is not installed.
     """
     pillow()
-    thumbnails = _read(wanted[:most])
+    thumbnails = _read(wanted[:MOST])
     found = [place for place, thumbnail in enumerate(thumbnails) if thumbnail is not None]
     sheets = Sheets(np.full(len(wanted), -1, dtype=np.int32), missing=len(thumbnails) - len(found))
     if not found:
@@ -75,7 +73,7 @@ def make_sheets(wanted: Sequence[tuple[Pictures, int]], *, budget: int = BUDGET,
         some = found[start : start + _PER_SHEET]
         uri = _encoded(_drawn(shown[start : start + _PER_SHEET], sheets.height, sheets.width, colour))
         spent += len(uri)
-        if spent > budget:
+        if spent > BUDGET:
             break
         sheets.uris.append(uri)
         sheets.cells[some] = np.arange(start, start + len(some))
