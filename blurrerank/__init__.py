@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .approximate import faiss_candidates as faiss_candidates
     from .approximate import recall as recall
+    from .before_after import before_and_after as before_and_after
     from .errors import BlurrerankError as BlurrerankError
     from .errors import BlurrerankWarning as BlurrerankWarning
     from .errors import InputError as InputError
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from .pipeline import evaluate as evaluate
     from .pipeline import local_blurring as local_blurring
     from .pipeline import rerank as rerank
+    from .plots import draw as draw
     from .ranking import Ranking as Ranking
+    from .report import write_report as write_report
     from .significance import Comparison as Comparison
     from .significance import compare as compare
     from .spectral import SpectralFeatureTransform as SpectralFeatureTransform
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 # `blurrerank --help`, costs nothing.
 _HOMES = {
     "approximate": ("faiss_candidates", "recall"),
+    "before_after": ("before_and_after",),
     "errors": ("BlurrerankError", "BlurrerankWarning", "InputError", "OutputError", "ParameterError"),
     "features": ("FeatureSet", "Side"),
     "formats": ("load", "read_candidates", "read_ranking", "save_features", "save_ranking"),
@@ -55,7 +59,9 @@ _HOMES = {
     "index": ("GalleryIndex", "build_index"),
     "metrics": ("Metrics",),
     "pipeline": ("evaluate", "local_blurring", "rerank"),
+    "plots": ("draw",),
     "ranking": ("Ranking",),
+    "report": ("write_report",),
     "significance": ("Comparison", "compare"),
     "spectral": ("SpectralFeatureTransform", "affinity", "spectral_transform", "transition"),
 }
