@@ -861,6 +861,56 @@ def test_a_malicious_file_of_torch_or_numpy_does_not_execute(cli, tmp_path, arra
     assert not marker.exists()
 
 
+class Rebuilt:
+    """Is rebuilt the way it is told to."""
+
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+REBUILD, SCALAR = np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]
+
+
+@pytest.mark.parametrize("dump", ["dump.pt", "dump.pkl"])
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (Rebuilt(REBUILD, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype(object), False, b"A" * 8)), "damaged"),
+        (Rebuilt(SCALAR, (np.dtype(object), b"A" * 8)), "damaged"),
+        (Rebuilt(np.ndarray, ((1,), np.dtype(object), b"A" * 8)), "damaged"),
+        (
+            Rebuilt(REBUILD, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype([("a", "O")]), False, b"A" * 8)),
+            "holds an array of type 'V8'",
+        ),
+    ],
+    ids=["array", "scalar", "ndarray", "fields"],
+)
+def test_bytes_are_never_taken_for_pointers(value, why, dump, cli, tmp_path, arrays):
+    """As NumPy's own functions take them: the process would not come back."""
+    if dump.endswith(".pt"):
+        torch.save(torchreid_fields(arrays) | {"extra": value}, tmp_path / dump)
+    else:
+        (tmp_path / dump).write_bytes(pickle.dumps(layumi(arrays) | {"extra": value}))
+    assert why in refused(cli, "convert", dump, "out.h5", "--allow-pickle")
+
+
+def test_labels_of_numpy_are_read_beside_tensors(cli, tmp_path, arrays):
+    fields = torchreid_fields(arrays)
+    torch.save(
+        {name: torch.from_numpy(fields[name]) for name in ("qf", "gf")}
+        | {name: list(fields[name]) for name in ("q_pids", "g_pids")}  # a list of NumPy's scalars
+        | {name: fields[name] for name in ("q_camids", "g_camids")},
+        tmp_path / "dump.pt",
+    )
+    assert cli("convert", "dump.pt", "out.h5")[0] == 0
+    found = br.load(tmp_path / "out.h5")
+    np.testing.assert_array_equal(found.gallery.ids, fields["g_pids"])
+    np.testing.assert_array_equal(found.probe.cams, fields["q_camids"])
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize(
     "value",

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..formats.features_h5 import StoredFeatures
-from .pickles import of_objects, read_pickle
+from . import pickles
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How files of torch.save begin that were written before 1.6: a pickle of a number."""
@@ -103,7 +102,7 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
                     f"{where} is a pickle, a program that is run when it is opened: `blurrerank convert "
                     "--allow-pickle` reads arrays and containers of it and runs nothing"
                 )
-            return Opened(path, "pickle", read_pickle(path.read_bytes(), where), {})
+            return Opened(path, "pickle", pickles.read_pickle(path.read_bytes(), where), {})
         vectors = _vectors(path, head)
         if vectors is not None:
             return Opened(path, *vectors, {})
@@ -175,7 +174,7 @@ def _matlab_73(file: Any, item: Any) -> Any:
     values = item[()]
     if kind == "cell":
         cells = [_matlab_73(file, file[reference]) for reference in values.T.ravel()]
-        return of_objects(cells).reshape(values.T.shape)
+        return pickles.of_objects(cells).reshape(values.T.shape)
     if kind == "char":
         return np.array(["".join(map(chr, row)) for row in np.atleast_2d(values.T)])
     return values.T
@@ -209,33 +208,19 @@ def _zip(path: Path) -> Opened:
 
 
 def _torch(path: Path) -> Any:
-    # Labels are often NumPy arrays beside tensors. These names rebuild arrays and call nothing else.
-    multiarray: Any = import_module(
-        "numpy._core.multiarray" if np.__version__ >= "2" else "numpy.core.multiarray"
-    )
-    arrays: list[Any] = [
-        np.ndarray,
-        np.dtype,
-        *(
-            (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
-            for core in ("core", "_core")
-            for name in ("_reconstruct", "scalar")
-        ),
-        *{
-            type(np.dtype(code))
-            for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "U1", "O")
-        },
-    ]
+    # Labels are often NumPy arrays beside tensors.
+    arrays: list[Any] = [(maker, ".".join(name)) for name, maker in pickles.NUMPY.items()]
     try:
         with torch.serialization.safe_globals(arrays):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return pickles.finished(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         unknown = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if unknown is None:
+        if unknown is None and not isinstance(error, pickles.NotData):
             raise
+        what = unknown[1] if unknown else error
         raise InputError(
-            f"{path} holds {unknown[1]}, and only tensors, NumPy arrays and plain containers are read of a "
-            "file of torch.save; nothing in it was run"
+            f"{path} holds {what}, and only tensors, NumPy arrays and plain containers are read of a file of "
+            "torch.save; nothing in it was run"
         ) from None
 
 

@@ -19,6 +19,11 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 
+
+class NotData(Exception):
+    """What a file holds that is no array of numbers, text or objects; its message goes on after "holds"."""
+
+
 _SIMPLE = re.compile(r"[<>|=]?(?:f[248]|[iu][1248]|b1|[US]\d{0,6}|O8?)")
 
 
@@ -28,14 +33,14 @@ class _Type:
     def __init__(self, code: Any, *_: Any) -> None:
         text = code.decode("latin1") if isinstance(code, bytes) else code
         if not isinstance(text, str) or not _SIMPLE.fullmatch(text):
-            raise pickle.UnpicklingError(f"an array of type {code!r}")
+            raise NotData(f"an array of type {code!r}")
         self.dtype = np.dtype(text)
 
     def __setstate__(self, state: Any) -> None:
         """(version, byte order, three None, sizes and flags): the order is all that a simple type needs."""
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
-            raise pickle.UnpicklingError("an array with fields")
+            raise NotData("an array with fields")
         if order in "<>":
             self.dtype = self.dtype.newbyteorder("<" if order == "<" else ">")
 
@@ -53,11 +58,11 @@ class _Array:
 
 def _filled(data: Any, kind: Any, shape: Any, order: Any) -> Any:
     if not isinstance(kind, _Type) or not all(isinstance(size, int) for size in shape):
-        raise pickle.UnpicklingError("an array without a type or a shape")
+        raise NotData("an array without a type or a shape")
     if order not in ("C", "F"):
-        raise pickle.UnpicklingError("an array in no order")
+        raise NotData("an array in no order")
     if kind.dtype.hasobject:
-        flat = of_objects([_finished(item) for item in data])
+        flat = of_objects([finished(item) for item in data])
     else:
         # Python 2 wrote bytes as text.
         raw = data.encode("latin1") if isinstance(data, str) else data
@@ -85,30 +90,36 @@ def _scalar(kind: Any, data: Any) -> Any:
 def _encode(text: Any, encoding: Any) -> bytes:
     """Bytes as protocols before 3 hold them."""
     if encoding != "latin1" or not isinstance(text, str):
-        raise pickle.UnpicklingError(f"text as {encoding!r}")
+        raise NotData(f"text as {encoding!r}")
     return text.encode("latin1")
 
 
 def _no_bytes(*arguments: Any) -> bytes:
     """What protocols before 3 call for empty bytes."""
     if arguments:
-        raise pickle.UnpicklingError("bytes of something else")
+        raise NotData("bytes of something else")
     return b""
 
 
-_KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _no_bytes,
+# What NumPy's names stand for, here and in what torch reads: its own would take an array of objects from raw
+# bytes, and follow them as pointers.
+NUMPY: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
     **{
-        (f"numpy.{core}.multiarray", name): maker
+        (f"numpy.{core}.{module}", name): maker
         for core in ("core", "_core")
-        for name, maker in (("_reconstruct", _reconstruct), ("scalar", _scalar))
+        for module, name, maker in (
+            ("multiarray", "_reconstruct", _reconstruct),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
     },
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+}
+_KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = NUMPY | {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
 }
 
 
@@ -117,12 +128,12 @@ class _Unpickler(pickle.Unpickler):
         """What a name stands for; nothing is imported."""
         found = _KNOWN.get((module, name))
         if found is None:
-            raise pickle.UnpicklingError(f"{module}.{name}")
+            raise NotData(f"{module}.{name}")
         return found
 
     def persistent_load(self, pid: Any) -> Any:
         """Nothing is kept elsewhere."""
-        raise pickle.UnpicklingError("a reference to something outside the file")
+        raise NotData("a reference to something outside the file")
 
 
 def read_pickle(data: bytes, where: str) -> Any:
@@ -136,8 +147,8 @@ def read_pickle(data: bytes, where: str) -> Any:
         InputError: if it holds anything else, which is neither imported nor called, or is damaged.
     """
     try:
-        return _finished(_Unpickler(io.BytesIO(data), encoding="latin1").load())
-    except pickle.UnpicklingError as error:
+        return finished(_Unpickler(io.BytesIO(data), encoding="latin1").load())
+    except NotData as error:
         why = str(error)
         hint = ": save tensors with torch.save" if why.startswith("torch") else ""
         raise InputError(
@@ -160,12 +171,12 @@ def of_objects(values: Sequence[Any]) -> NDArray[Any]:
     return found
 
 
-def _finished(value: Any) -> Any:
-    """The same with its arrays."""
+def finished(value: Any) -> Any:
+    """What was read, with its arrays in the place of what stood for them."""
     if isinstance(value, _Array):
         return value.values
     if isinstance(value, dict):
-        return {_finished(key): _finished(item) for key, item in value.items()}
+        return {finished(key): finished(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(_finished, value))
+        return type(value)(map(finished, value))
     return value
