@@ -1,21 +1,48 @@
-"""Writing a file so that it is either there whole or not there at all."""
+"""Writing a file so that it is either there whole or not there at all.
+
+While `NAME` is written, a folder `.NAME.blurrerank` stands beside it, with a lock that the system lets go of
+however the process ends. Of a process that was killed the folder stays: the next that writes a file in the same
+place removes it, unless it holds what a run can go on from.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-import secrets
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
-def check_target(path: Path, *, force: bool) -> None:
+_SUFFIX, _LOCK, _OUTPUT = ".blurrerank", "lock", "output"
+KEPT = "kept"
+"""How the names of files begin that a run can go on from."""
+
+# Seconds, and how often, to wait for a lock: others may only look whether it can be had.
+_PAUSE, _ATTEMPTS = 0.05, 6
+# What systems say that have no such locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
     """Refuse a target that could not be written, before any work is done for it.
 
+    Args:
+        path: the file.
+        force: it may be replaced, and what an interrupted run left may be thrown away.
+        resume: what an interrupted run left will be used.
+
     Raises:
-        OutputError: if the folder is missing or read-only, or something is there and `force` is not set.
+        OutputError: if the folder is missing or read-only, something is there or was left by an interrupted run
+            and neither `force` nor `resume` says what to do with it, or another process is writing it.
     """
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
@@ -27,33 +54,69 @@ def check_target(path: Path, *, force: bool) -> None:
         raise OutputError(f"{path} exists: pass --force (force=True) to replace it, or choose another name")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path}: the folder {path.parent} is read-only; choose another with -o")
+    folder = work_folder(path)
+    if folder.is_dir():
+        with _claimed(folder, path):
+            if _kept(folder) and not (force or resume):
+                raise OutputError(
+                    f"{path}: an interrupted run left what it had done; pass --resume to go on from there, or "
+                    "--force to start over"
+                )
+
+
+def work_folder(path: Path) -> Path:
+    """Where whoever writes `path` keeps what is not complete; of a symbolic link, beside what it points to."""
+    target = path.resolve()
+    return target.with_name(f".{target.name}{_SUFFIX}")
 
 
 @contextmanager
-def replacing(path: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well and removed when it does not.
+def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path]:
+    """A temporary path, renamed to `path` when the block ends well and removed when it does not.
 
-    Of a symbolic link, the file it points to is replaced.
+    It stands in `work_folder(path)`, where the block may keep further files, `KEPT` at the beginning of their
+    names, which stay if it ends otherwise. Of a symbolic link, the file it points to is replaced.
+
+    Args:
+        path: the file.
+        force: replace what is there.
+        resume: leave what an interrupted run kept to the block, which is removed otherwise.
 
     Raises:
         OutputError: as `check_target`; if something appeared at `path` meanwhile; if writing fails, for lack of
             room, say.
     """
-    check_target(path, force=force)
-    target = path.resolve()
-    temporary = target.with_name(f".blurrerank-{secrets.token_hex(8)}.tmp")
+    check_target(path, force=force, resume=resume)
+    target, folder = path.resolve(), work_folder(path)
     try:
-        yield temporary
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        if force:
-            os.replace(temporary, target)
-        else:
-            _publish(temporary, target)
+        _sweep(target.parent, but=folder)
+        with _claimed(folder, path):
+            _clear(folder, keep=resume)
+            temporary = folder / _OUTPUT
+            try:
+                yield temporary
+                _flush(temporary, os.O_RDWR)
+                if force:
+                    os.replace(temporary, target)
+                else:
+                    _publish(temporary, target)
+                with suppress(OSError):  # not all systems know how to flush a folder
+                    _flush(target.parent, os.O_RDONLY)
+            except BaseException:
+                _clear(folder, keep=True)
+                raise
+            _clear(folder, keep=False)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _flush(path: Path, flags: int) -> None:
+    """Have the system write it to the disk."""
+    number = os.open(path, flags)
+    try:
+        os.fsync(number)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(number)
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -63,5 +126,95 @@ def _publish(temporary: Path, path: Path) -> None:
     except FileExistsError:
         raise OutputError(f"{path} was written by another process meanwhile; choose another name") from None
     except OSError:  # a file system without hard links
-        check_target(path, force=False)
+        if path.exists():
+            raise OutputError(f"{path} was written by another process meanwhile; choose another name") from None
         os.replace(temporary, path)
+
+
+@contextmanager
+def _claimed(folder: Path, path: Path) -> Iterator[None]:
+    """Hold the lock of `folder`, which is made if it is not there and goes when it is empty.
+
+    Raises:
+        OutputError: if another process holds it.
+    """
+    lock = None
+    try:
+        for _ in range(_ATTEMPTS):
+            folder.mkdir(exist_ok=True)
+            # Whoever had it may be done just now, and take the folder away.
+            with suppress(FileNotFoundError):
+                lock = _lock(folder)
+            if lock is not None:
+                break
+            time.sleep(_PAUSE)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {folder}: {error.strerror}") from error
+    if lock is None:
+        raise OutputError(f"{path} is being written by another process: wait for it, or choose another name")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # somebody is there already
+            if [entry.name for entry in os.scandir(folder)] == [_LOCK]:
+                (folder / _LOCK).unlink()
+                folder.rmdir()
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """The open lock of a folder, held until it is closed; None if another process holds it.
+
+    Raises:
+        FileNotFoundError: if the folder, or the lock, was removed meanwhile.
+        OSError: if it cannot be opened.
+    """
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                return None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+        if os.stat(folder / _LOCK).st_ino != os.fstat(lock).st_ino:
+            raise FileNotFoundError
+    except BaseException:
+        with suppress(OSError):
+            os.close(lock)
+        raise
+    return lock
+
+
+def _sweep(place: Path, but: Path) -> None:
+    """Remove what processes left in `place` that did not come to their end."""
+    if fcntl is None:
+        return
+    for entry in list(os.scandir(place)):
+        folder = Path(entry.path)
+        if not (entry.name.startswith(".") and entry.name.endswith(_SUFFIX)) or folder == but:
+            continue
+        # What cannot be looked at, or is somebody else's, is not ours to remove.
+        with suppress(OSError, OutputError):
+            if (folder / _LOCK).is_file() and not _kept(folder):
+                with _claimed(folder, folder):
+                    _clear(folder, keep=True)
+
+
+def _kept(folder: Path) -> bool:
+    """Whether there is something to go on from."""
+    return any(entry.name.startswith(KEPT) for entry in os.scandir(folder))
+
+
+def _clear(folder: Path, *, keep: bool) -> None:
+    """Remove what was being written, and unless that is to `keep`, what a run can go on from."""
+    ours = (_OUTPUT, f".{KEPT}") + (() if keep else (KEPT,))
+    for entry in list(os.scandir(folder)):
+        if entry.name.startswith(ours):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
