@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from .candidates import GivenLists, check_method, look_up, rescore
+from .errors import BlurrerankError, BlurrerankWarning, ParameterError
 from .features import FeatureSet
 from .methods import GalleryMethod, HeadMethod, Method, WholeMethod, check_count
-from .neighbours import find_neighbours
-from .plan import Plan, pick_device
+from .neighbours import Keep, Neighbours, find_neighbours
+from .plan import Plan, budget, pick_device
 from .positions import MatchFinder
 from .ranking import Candidates, Positions, from_sort_keys, index_dtype, strictly_decreasing
 from .rows import Gatherable
@@ -142,6 +144,9 @@ def rerank_batches(
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
     candidates: GivenLists | None = None,
+    first: int = 0,
+    known: Neighbours | None = None,
+    checkpoint: Keep | None = None,
 ) -> Iterator[RankedBatch]:
     """Search and re-rank, as many probes at a time as the memory budget holds.
 
@@ -158,6 +163,9 @@ def rerank_batches(
         progress: called with (images done, images in all).
         watch: takes the seconds of the stages `index`, `search` and `re-rank`.
         candidates: lists to re-rank instead of searching, of these probes; `full_rows` has no meaning then.
+        first: the probe to begin with.
+        known: what `checkpoint` was called with before an interruption.
+        checkpoint: called now and then with what is known, by a method that looks at many images first.
 
     Raises:
         ParameterError: for a depth or block below 1, a budget that is too small, or candidates for a method
@@ -170,28 +178,53 @@ def rerank_batches(
     if depth is not None:
         check_count("depth", depth)
         depth = min(depth, len(data.gallery))
-    watch = watch or Stopwatch()
-    plan = plan_for(
-        data,
-        method,
-        depth=depth,
-        full_rows=full_rows,
-        device=device,
-        memory=memory,
-        block=block,
-        precision=precision,
-        candidates=candidates,
-    )
-    if candidates is not None and isinstance(method, HeadMethod):
-        yield from _given(data, method, plan, candidates, progress, watch)
-        return
     shown = depth or method.depth(len(data.gallery))
-    if isinstance(method, HeadMethod):
-        yield from _heads(data, method, plan, shown, full_rows, progress, watch)
-    elif isinstance(method, WholeMethod):
-        yield from _whole(data, method, plan, shown, progress, watch)
-    elif isinstance(method, GalleryMethod):
-        yield from _alone(data, method, plan, shown, progress, watch)
+    watch = watch or Stopwatch()
+    where = pick_device(device)
+    memory = budget(memory, where)
+    full = ""
+    while first < len(data.probe):
+        try:
+            plan = plan_for(
+                data,
+                method,
+                depth=depth,
+                full_rows=full_rows,
+                device=device,
+                memory=memory,
+                block=block,
+                precision=precision,
+                candidates=candidates,
+            )
+        except ParameterError:
+            if full:
+                raise BlurrerankError(f"{where} is out of memory: {full}") from None
+            raise
+        if candidates is not None and isinstance(method, HeadMethod):
+            batches = _given(data, method, plan, candidates, progress, watch, first)
+        elif isinstance(method, HeadMethod):
+            batches = _heads(data, method, plan, shown, full_rows, progress, watch, first)
+        elif isinstance(method, WholeMethod):
+            batches = _whole(data, method, plan, shown, progress, watch, first, known, checkpoint)
+        else:
+            assert isinstance(method, GalleryMethod)
+            batches = _alone(data, method, plan, shown, progress, watch, first, known, checkpoint)
+        try:
+            for batch in batches:
+                yield batch
+                first = batch.start + len(batch.indices)
+            return
+        except torch.OutOfMemoryError as error:
+            full = str(error).partition(". ")[0]
+        # Out of the handler, which holds on to all that was on the device.
+        memory //= 2
+        warnings.warn(
+            f"{where} is out of memory: going on from probe {first} with half of the budget, {memory:,} bytes",
+            BlurrerankWarning,
+            stacklevel=2,
+        )
+        if where.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _heads(
@@ -202,6 +235,7 @@ def _heads(
     full_rows: bool,
     progress: Progress | None,
     watch: Stopwatch,
+    first: int,
 ) -> Iterator[RankedBatch]:
     """Search, and give the head of each list new scores."""
     head = method.depth(len(data.gallery))
@@ -229,6 +263,7 @@ def _heads(
         full_rows=full_rows and not gallery.resident,
         progress=progress,
         then=rerank,
+        first=first,
     )
     for batch in watch.each("search", found_batches):
         found = batch.candidates
@@ -243,12 +278,15 @@ def _given(
     lists: GivenLists,
     progress: Progress | None,
     watch: Stopwatch,
+    first: int,
 ) -> Iterator[RankedBatch]:
     """Look up the given lists, and give the head of each new scores."""
     head, reranked = method.depth(lists.depth), method.reranked(lists.depth)
     with watch("search"):
         gallery = plan.rows(data.gallery)
-    found_batches = look_up(plan.probes(data.probe), gallery, lists, batch=plan.probe_batch, progress=progress)
+    found_batches = look_up(
+        plan.probes(data.probe), gallery, lists, batch=plan.probe_batch, progress=progress, first=first
+    )
     for batch in watch.each("search", found_batches):
         with watch("re-rank"):
             found = batch.candidates
@@ -265,6 +303,9 @@ def _whole(
     shown: int,
     progress: Progress | None,
     watch: Stopwatch,
+    first: int,
+    known: Neighbours | None,
+    checkpoint: Keep | None,
 ) -> Iterator[RankedBatch]:
     """Look at all images, search, and give the whole gallery new scores."""
     with watch("search"):
@@ -274,7 +315,9 @@ def _whole(
         if progress is not None:
             progress(others + done, len(images) + len(data.probe))
 
-    score = method.prepare(images, len(data.probe), plan, watch, lambda done, _: advance(done))
+    score = method.prepare(
+        images, len(data.probe), plan, watch, lambda done, _: advance(done), known, checkpoint
+    )
     probe, gallery = images.parts()
     found_batches = search(
         probe,
@@ -283,6 +326,7 @@ def _whole(
         batch=plan.probe_batch,
         full_rows=True,
         progress=lambda done, _: advance(done, len(images)),
+        first=first,
     )
     for batch in watch.each("search", found_batches):
         assert batch.similarities is not None
@@ -300,6 +344,9 @@ def _alone(
     shown: int,
     progress: Progress | None,
     watch: Stopwatch,
+    first: int,
+    known: Neighbours | None,
+    checkpoint: Keep | None,
 ) -> Iterator[RankedBatch]:
     """Look at the gallery unless that is done, search, and give the whole gallery new scores."""
     with watch("search"):
@@ -315,7 +362,13 @@ def _alone(
         with watch("index"):
             count = min(method.pool, len(gallery) - 1)
             near = find_neighbours(
-                gallery, count, held=plan.held, working=plan.working, progress=lambda done, _: advance(done)
+                gallery,
+                count,
+                held=plan.held,
+                working=plan.working,
+                progress=lambda done, _: advance(done),
+                known=known,
+                checkpoint=checkpoint,
             )
             encoded = method.encode(gallery, near, plan.held, plan.working)
     encoded = encoded.to(plan.device)
@@ -326,6 +379,7 @@ def _alone(
         batch=plan.probe_batch,
         full_rows=True,
         progress=lambda done, _: advance(done, others),
+        first=first,
     )
     for batch in watch.each("search", found_batches):
         assert batch.similarities is not None

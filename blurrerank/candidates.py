@@ -6,6 +6,7 @@ them, and lists are sorted by the project's one tie rule. What is not listed is 
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,6 +107,10 @@ class GivenLists:
         """Whether every list holds the whole gallery, so that nothing is unknown."""
         return self.shortest == self.gallery_size
 
+    def digest(self) -> str:
+        """SHA-256 of the lists, whatever they came from."""
+        return hashlib.sha256(np.ascontiguousarray(self.indices).data).hexdigest()
+
     def warn_about(self) -> None:
         """Warn, with `BlurrerankWarning`, of probes that have no candidates."""
         empty = int((self.indices[:, 0] < 0).sum())
@@ -175,6 +180,7 @@ def look_up(
     *,
     batch: int,
     progress: Progress | None = None,
+    first: int = 0,
 ) -> Iterator[Batch]:
     """The given lists sorted by cosine similarity, `batch` probes at a time, as `search.search` yields its own.
 
@@ -184,14 +190,16 @@ def look_up(
         lists: of these probes.
         batch: probes per batch.
         progress: called at the start and after each batch.
+        first: the probe to begin with.
 
     Yields:
         `Batch` after `Batch`, in the order of the probes. Candidates are as wide as the longest of all lists;
         past the end of a list they are -1, with score -inf.
     """
     if progress is not None:
-        progress(0, len(probe))
-    for start, stop in blocks_of(len(probe), batch):
+        progress(first, len(probe))
+    for start in range(first, len(probe), batch):
+        stop = min(start + batch, len(probe))
         queries = probe.rows(start, stop)
         items = torch.from_numpy(lists.indices[start:stop]).to(gallery.device)
         yield Batch(start, queries, _sorted(items, listed_scores(queries, items, gallery)), None)

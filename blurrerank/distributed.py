@@ -41,6 +41,7 @@ def rerank_sharded(
     precision: str = "auto",
     progress: Progress | None = None,
     watch: Stopwatch | None = None,
+    first: int = 0,
 ) -> Iterator[RankedBatch]:
     """As `batches.rerank_batches`, with the same lists in every process.
 
@@ -54,10 +55,10 @@ def rerank_sharded(
     if isinstance(method, HeadMethod):
         rows = full_rows or shown > method.depth(size)
         plan = _plan(data, method, max(method.depth(size), shown), rows, device, memory, precision)
-        yield from _heads(data, method, plan, shown, full_rows, progress, watch)
+        yield from _heads(data, method, plan, shown, full_rows, progress, watch, first)
     elif isinstance(method, WholeMethod):
         plan = _plan(data, method, shown, True, device, memory, precision)
-        yield from _whole(data, method, plan, shown, progress, watch)
+        yield from _whole(data, method, plan, shown, progress, watch, first)
     else:
         raise ParameterError(
             f"method {method.name} works in one process: run it without torchrun, or choose "
@@ -109,18 +110,31 @@ def _plan(
 
 
 def _search(
-    data: ShardedSet, shard: UnitRows, plan: Plan, topn: int, full_rows: bool, progress: Progress | None
+    data: ShardedSet,
+    shard: UnitRows,
+    plan: Plan,
+    topn: int,
+    full_rows: bool,
+    progress: Progress | None,
+    begin: int,
 ) -> Iterator[Batch]:
     """As `search`, of the rows of this process, which may be none; indices are global."""
     probe, first = plan.probes(data.probe), data.shard.first
     if len(shard):
-        batch = plan.probe_batch
-        found = search(probe, shard, min(topn, len(shard)), batch=batch, full_rows=full_rows, progress=progress)
+        found = search(
+            probe,
+            shard,
+            min(topn, len(shard)),
+            batch=plan.probe_batch,
+            full_rows=full_rows,
+            progress=progress,
+            first=begin,
+        )
         for batch_found in found:
             near = batch_found.candidates
             yield replace(batch_found, candidates=Candidates(near.indices + first, near.scores))
         return
-    for start in range(0, len(probe), plan.probe_batch):
+    for start in range(begin, len(probe), plan.probe_batch):
         queries = probe.rows(start, min(start + plan.probe_batch, len(probe)))
         nothing = torch.empty(len(queries), 0, device=plan.device)
         yield Batch(start, queries, Candidates(nothing.long(), nothing), nothing if full_rows else None)
@@ -134,6 +148,7 @@ def _heads(
     full_rows: bool,
     progress: Progress | None,
     watch: Stopwatch,
+    start: int,
 ) -> Iterator[RankedBatch]:
     """Search, and give the head of each list new scores, each process for its share of the probes."""
     size, group = len(data.gallery), data.group
@@ -141,7 +156,7 @@ def _heads(
     first = data.shard.first
     with watch("search"):
         shard = plan.rows(data.shard)
-    for batch in watch.each("search", _search(data, shard, plan, head, False, progress)):
+    for batch in watch.each("search", _search(data, shard, plan, head, False, progress, start)):
         with watch("search"):
             near = batch.candidates
             keys = best_of_share(sort_keys(near.scores, near.indices), head, group)
@@ -171,6 +186,7 @@ def _whole(
     shown: int,
     progress: Progress | None,
     watch: Stopwatch,
+    start: int,
 ) -> Iterator[RankedBatch]:
     """Look at all images together, then give the gallery new scores, each process for its rows."""
     size, group, probes = len(data.gallery), data.group, len(data.probe)
@@ -183,7 +199,7 @@ def _whole(
             progress(others + done, len(images) + probes)
 
     score = method.prepare(images, probes, plan, watch, lambda done, _: advance(done))
-    found = _search(data, shard, plan, 0, True, lambda done, _: advance(done, len(images)))
+    found = _search(data, shard, plan, 0, True, lambda done, _: advance(done, len(images)), start)
     for batch in watch.each("search", found):
         assert batch.similarities is not None
         with watch("re-rank"):

@@ -246,37 +246,37 @@ def build_index(
     check_target(path, force=force or append)
     if path.exists() and not append and not index_h5.is_index(path):
         raise OutputError(f"{path} is no index, and is not replaced by one: choose another name")
-    before = _stamp(path)
-    old = GalleryIndex.open(path, device=device) if append else None
-    problems = find_problems(gallery, None if old is None else old.gallery)
-    if problems:
-        raise InputError(problems)
-    sides, labels, known = [gallery], Labels.of(gallery), None
-    if old is None:
-        method = create(KReciprocalOnline.name, **params)
-    else:
-        method = old.method_for(KReciprocalOnline.name, **params)
-        sides, known = [old.gallery, gallery], old.near
-        labels = Labels.of(old.gallery).joined(labels, str(path), gallery.label)
-    assert isinstance(method, KReciprocalOnline)
-    plan = Plan.of_images(
-        len(labels.digests), len(labels.digests), gallery.dim, where, memory, precision=precision
-    )
-    left = _Left(path, labels.digests, method, checkpoint_seconds)
-    left_over = left.read(force=force, done=None if old is None else old.gallery.digest())
-    known = known if left_over is None else left_over
-    images = plan.rows(*sides)
-    near = find_neighbours(
-        images,
-        min(method.pool, len(images) - 1),
-        held=plan.held,
-        working=plan.working,
-        progress=progress or (lambda done, total: None),
-        known=known,
-        checkpoint=left.write,
-    )
-    encoded = method.encode(images, near, plan.held, plan.working)
     with replacing(path, force=force or append) as temporary:
+        before = _stamp(path)
+        old = GalleryIndex.open(path, device=device) if append else None
+        problems = find_problems(gallery, None if old is None else old.gallery)
+        if problems:
+            raise InputError(problems)
+        sides, labels, known = [gallery], Labels.of(gallery), None
+        if old is None:
+            method = create(KReciprocalOnline.name, **params)
+        else:
+            method = old.method_for(KReciprocalOnline.name, **params)
+            sides, known = [old.gallery, gallery], old.near
+            labels = Labels.of(old.gallery).joined(labels, str(path), gallery.label)
+        assert isinstance(method, KReciprocalOnline)
+        plan = Plan.of_images(
+            len(labels.digests), len(labels.digests), gallery.dim, where, memory, precision=precision
+        )
+        left = _Left(path, labels.digests, method, checkpoint_seconds)
+        left_over = left.read(force=force, done=None if old is None else old.gallery.digest())
+        known = known if left_over is None else left_over
+        images = plan.rows(*sides)
+        near = find_neighbours(
+            images,
+            min(method.pool, len(images) - 1),
+            held=plan.held,
+            working=plan.working,
+            progress=progress or (lambda done, total: None),
+            known=known,
+            checkpoint=left.write,
+        )
+        encoded = method.encode(images, near, plan.held, plan.working)
         index_h5.write(temporary, images, labels, method.name, method.params(), near, encoded)
         if _stamp(path) != before:
             left.remove()  # what comes now begins with other items

@@ -45,6 +45,10 @@ class Neighbours:
         return len(self.lists)
 
 
+Keep = Callable[[Callable[[], Neighbours]], None]
+"""Called now and then with a function that gives what is known so far."""
+
+
 @full_float32()
 def find_neighbours(
     images: UnitRows,
@@ -54,7 +58,7 @@ def find_neighbours(
     working: int,
     progress: Progress,
     known: Neighbours | None = None,
-    checkpoint: Callable[[Callable[[], Neighbours]], None] | None = None,
+    checkpoint: Keep | None = None,
 ) -> Neighbours:
     """The `count` nearest others of every image by cosine similarity, and its lowest similarity to any.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from .batches import RankedBatch, rerank_batches
 from .candidates import GivenLists, check_method
+from .checkpoint import Checkpoint, Done, keeping
 from .distributed import ShardFinder, rerank_sharded
 from .errors import ParameterError
 from .features import FeatureSet
+from .formats.ranking_h5 import versions
 from .formats.rankings import RankingWriter, RunInfo, open_ranking
 from .methods import HeadMethod, Method
 from .metrics import Metrics, check_ap, measure, warn_about
@@ -37,12 +39,14 @@ class Outcome:
         before: metrics of the lists by cosine similarity; None without ids.
         after: metrics of the re-ranked lists; None without ids.
         info: what a native file records.
+        resumed: how many of the lists an interrupted run had left.
     """
 
     depth: int
     before: Metrics | None
     after: Metrics | None
     info: RunInfo
+    resumed: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Everything but the lists, ready for JSON."""
@@ -60,11 +64,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of re-ranking: metrics before and after, and where the matches stand; None without ids."""
+    """What came of re-ranking: metrics before and after, and where the matches stand; None without ids.
+
+    Of the lists, `resumed` were known.
+    """
 
     before: Metrics | None = None
     after: Metrics | None = None
     positions: Positions | None = None
+    resumed: int = 0
 
 
 class _Nowhere(RankingWriter):
@@ -108,6 +116,7 @@ def rerank_measured(
     watch: Stopwatch | None = None,
     write: Callable[[int, NDArray[Any], NDArray[np.float32]], None] | None = None,
     candidates: GivenLists | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Measured:
     """Re-rank, hand on the lists as they come, and measure them over the whole gallery if there are ids.
 
@@ -127,6 +136,7 @@ def rerank_measured(
         watch: takes the seconds of the stages `search`, `re-rank` and `metrics`.
         write: called with the first probe, indices (p, depth) and scores (p, depth) of each batch.
         candidates: lists of these probes to re-rank instead of searching; `depth` is capped at theirs.
+        checkpoint: what is done already, and keeps what is done now.
 
     Raises:
         ParameterError: for a parameter outside its range, or candidates that the method cannot work with.
@@ -141,6 +151,23 @@ def rerank_measured(
         with watch("metrics"):
             finder = _finder(data, single_shot=rules.single_shot, device=pick_device(device), memory=memory)
     located: list[tuple[Positions, Positions]] = []
+
+    def take(done: Done) -> None:
+        if write is not None:
+            write(done.start, done.indices, done.scores)
+        if done.before is not None and done.after is not None and _leads(data):
+            located.append((done.before, done.after))
+
+    first, kept = 0, {}
+    if checkpoint is not None:
+        for done in checkpoint.done():
+            take(done)
+            first = done.stop
+        if not isinstance(data, ShardedSet):
+            kept = {"known": checkpoint.neighbours(), "checkpoint": checkpoint.keep_neighbours}
+    if isinstance(data, ShardedSet):
+        (first,) = data.group.agreed([first if _leads(data) else len(data.probe)])
+    resumed = first
     for batch in _batches(
         data,
         method,
@@ -152,26 +179,28 @@ def rerank_measured(
         progress=progress,
         watch=watch,
         candidates=candidates,
+        first=first,
+        **kept,
     ):
         with watch("re-rank"):
-            lists = batch.lists(shown)
-        if write is not None:
-            write(batch.start, *lists)
+            done = Done(batch.start, *batch.lists(shown))
         if finder is not None:
             with watch("metrics"):
                 before = batch.before(finder)
-                after = batch.after(finder, before)
-                if _leads(data):
-                    located.append((before, after))
+                done = replace(done, before=before, after=batch.after(finder, before))
+        take(done)
+        if checkpoint is not None:
+            checkpoint.add(done)
     if finder is None or not _leads(data):
-        return Measured()
+        return Measured(resumed=resumed)
     known = None if candidates is None or candidates.complete else candidates.shortest
     with watch("metrics"):
-        first, last = (Positions.concatenate(parts) for parts in zip(*located, strict=True))
+        earlier, later = (Positions.concatenate(parts) for parts in zip(*located, strict=True))
         measured = Measured(
-            measure(first, data, rules, ap=ap, depth=known),
-            measure(last, data, rules, ap=ap, depth=known),
-            last,
+            measure(earlier, data, rules, ap=ap, depth=known),
+            measure(later, data, rules, ap=ap, depth=known),
+            later,
+            resumed,
         )
     assert measured.after is not None
     warn_about(measured.after, data)
@@ -186,6 +215,7 @@ def rerank_to(
     format: str,
     depth: int | None = None,
     force: bool = False,
+    resume: bool = False,
     protocol: str = "market1501",
     ap: str = "plain",
     device: str = "auto",
@@ -204,7 +234,8 @@ def rerank_to(
         method: what re-ranks.
         format: a name from `formats.FORMATS`.
         depth: how deep the written lists are; by default as deep as the method's head. Capped at the gallery.
-        force: replace an existing file.
+        force: replace an existing file, and start over whatever an interrupted run left.
+        resume: go on from what an interrupted run left, to the same file as without the interruption.
         protocol: `market1501`, `cuhk03` or `plain`.
         ap: `plain` or `trapezoid`.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
@@ -215,6 +246,7 @@ def rerank_to(
         candidates: lists of these probes to re-rank instead of searching; `depth` is capped at theirs.
 
     Raises:
+        InputError: if what is to be resumed is a run of other features or parameters.
         OutputError: if the file cannot be written; before any work where that shows.
         ParameterError: for a parameter outside its range, or candidates that the method cannot work with.
     """
@@ -227,8 +259,27 @@ def rerank_to(
     shown = min(depth or method.depth(size), size)
     writing: AbstractContextManager[RankingWriter] = nullcontext(_Nowhere())
     if _leads(data):
-        writing = open_ranking(target, data, shown, format=format, method=method.name, force=force)
-    with writing as writer:
+        writing = open_ranking(
+            target, data, shown, format=format, method=method.name, force=force, resume=resume
+        )
+    # Of a gallery that is cut among processes, all must take part.
+    digest = data.digest()
+    labels_digest = data.labels_digest() if data.has_ids else None
+    with writing as writer, ExitStack() as stack:
+        checkpoint = None
+        if isinstance(target, Path) and _leads(data):
+            run = {
+                "digest": digest,
+                "labels_digest": labels_digest,
+                "candidates_digest": None if candidates is None else candidates.digest(),
+                "method": method.name,
+                **method.params(),
+                "depth": shown,
+                "format": format,
+                "protocol": protocol,
+                "versions": versions(),
+            }
+            checkpoint = stack.enter_context(keeping(target, run))
         found = rerank_measured(
             data,
             method,
@@ -241,6 +292,7 @@ def rerank_to(
             progress=progress,
             write=writer.write,
             candidates=candidates,
+            checkpoint=checkpoint,
         )
         # Positions say where matches stand in the whole gallery's order, which part of a gallery does not.
         positions = found.positions if candidates is None or candidates.complete else None
@@ -249,8 +301,8 @@ def rerank_to(
             method.params(),
             method.reranked(size),
             cosine_tail=candidates is None and isinstance(method, HeadMethod),
-            digest=data.digest(),
-            labels_digest=None if positions is None else data.labels_digest(),
+            digest=digest,
+            labels_digest=None if positions is None else labels_digest,
             positions=positions,
             candidates=None if candidates is None else candidates.source,
             metrics={"before": found.before, "after": found.after} if found.before and found.after else {},
@@ -258,4 +310,4 @@ def rerank_to(
         writer.finish(info)
         if isinstance(data, ShardedSet):
             data.group.barrier()  # no file, unless all came to the end
-    return Outcome(shown, found.before, found.after, info)
+    return Outcome(shown, found.before, found.after, info, found.resumed)

@@ -72,6 +72,7 @@ def search(
     full_rows: bool = False,
     progress: Progress | None = None,
     then: Then | None = None,
+    first: int = 0,
 ) -> Iterator[Batch]:
     """The exact top-n of the gallery by cosine similarity, for `batch` probes at a time.
 
@@ -86,6 +87,7 @@ def search(
         full_rows: also keep each batch's similarities to the whole gallery.
         progress: called at the start and after each batch.
         then: what is to be done with the first `topn` of each list while their rows are in cache.
+        first: the probe to begin with.
 
     Yields:
         `Batch` after `Batch`, in the order of the probes.
@@ -94,8 +96,8 @@ def search(
     width = margin(topn, len(gallery))
     probes = widened = fell_back = 0
     if progress is not None:
-        progress(0, len(probe))
-    for start in range(0, len(probe), batch):
+        progress(first, len(probe))
+    for start in range(first, len(probe), batch):
         queries = probe.rows(start, min(start + batch, len(probe)))
         lists = _Lists(queries, topn, then)
         similarities = None

@@ -338,18 +338,35 @@ def test_an_interruption_says_how_to_go_on(cli, write, monkeypatch):
 def test_two_that_append_at_a_time_do_not_lose_each_other_s_items(tmp_path):
     arrays, path = features(gallery=90), tmp_path / "i.h5"
     br.build_index(side(arrays, 0, 30), path, **SMALL)
-    once = [True]
+    refused = []
 
     def meanwhile(done, total):
-        if once.pop() if once else False:
-            br.build_index(side(arrays, 30, 60), path, append=True)
+        if not refused:
+            with pytest.raises(br.OutputError) as error:
+                br.build_index(side(arrays, 30, 60), path, append=True)
+            refused.append(str(error.value))
 
-    with pytest.raises(br.OutputError, match="was written by another process meanwhile"):
-        br.build_index(side(arrays, 60), path, append=True, progress=meanwhile)
-    assert len(br.GalleryIndex.open(path)) == 60
+    br.build_index(side(arrays, 30, 60), path, append=True, progress=meanwhile)
+    assert refused == [f"{path} is being written by another process: wait for it, or choose another name"]
     br.build_index(side(arrays, 60), path, append=True)
     br.build_index(side(arrays), tmp_path / "whole.h5", **SMALL)
     check_same_file(path, tmp_path / "whole.h5")
+
+
+def test_an_index_that_is_replaced_while_it_grows_is_not_lost(tmp_path):
+    """By a program that knows nothing of our locks."""
+    arrays, path = features(gallery=90), tmp_path / "i.h5"
+    br.build_index(side(arrays, 0, 30), path, **SMALL)
+    br.build_index(side(arrays, 0, 40), tmp_path / "other.h5", **SMALL)
+
+    def meanwhile(done, total):
+        if (tmp_path / "other.h5").exists():
+            (tmp_path / "other.h5").replace(path)
+
+    with pytest.raises(br.OutputError, match="was written by another process meanwhile"):
+        br.build_index(side(arrays, 60), path, append=True, progress=meanwhile)
+    assert len(br.GalleryIndex.open(path)) == 40
+    assert [file.name for file in tmp_path.iterdir()] == ["i.h5"]
 
 
 def test_what_is_left_of_another_build_is_refused(tmp_path):

@@ -78,7 +78,14 @@ if TYPE_CHECKING:
 @click.option(
     "metrics_file", "--metrics", type=FILE, metavar="FILE", help="Also write the metrics to this JSON file."
 )
-@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option(
+    "--force", is_flag=True, help="Replace files that exist, and start over what an interrupted run left."
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from what an interrupted run left beside its output, to the file that it would have written.",
+)
 @metrics_options
 @json_option
 @precision_option
@@ -133,6 +140,7 @@ def _run(
     depth: int | str | None,
     metrics_file: str | None,
     force: bool,
+    resume: bool,
     protocol: str,
     ap: str,
     as_json: bool,
@@ -141,9 +149,9 @@ def _run(
     **params: Any,
 ) -> None:
     """What each process does."""
-    from ..errors import ParameterError
+    from ..errors import BlurrerankError, ParameterError
     from ..formats import format_of, load, load_sharded, load_side
-    from ..formats.targets import check_target, replacing
+    from ..formats.targets import check_target, is_kept, replacing
     from ..index import GalleryIndex
     from ..methods import GalleryMethod, create
     from ..runs import rerank_to
@@ -171,11 +179,15 @@ def _run(
             raise ParameterError("- reads probes from standard input, which needs --index: name a file")
         if output not in (None, "-") or format not in (None, "jsonl") or metrics_file or as_json:
             raise ParameterError("probes from standard input are answered on standard output, as JSON lines")
+        if resume:
+            raise ParameterError("--resume needs an output file: nothing is kept of probes from standard input")
         _answer(indexed, chosen, depth, runtime)
         return
     piped = output == "-"
     if piped and format is None:
         raise ParameterError(f"standard output needs --format: {ANY_FORMAT}")
+    if piped and resume:
+        raise ParameterError("--resume needs an output file: nothing is kept of what is written to a pipe")
     if metrics_file == "-":
         raise ParameterError("metrics go to standard output by themselves, as JSON with --json")
     path = Path(output or f"{_file(feats).stem}.ranking.{format or 'h5'}")
@@ -183,7 +195,7 @@ def _run(
     outputs = ([] if piped else [path]) + ([Path(metrics_file)] if metrics_file else [])
     leads = group is None or group.rank == 0
     for number, file in enumerate(outputs if leads else []):
-        check_target(file, force=force)
+        check_target(file, force=force, resume=resume)
         if any(
             _same(file, other)
             for other in (*outputs[:number], *map(_file, filter(None, (feats, gallery, index, source.file))))
@@ -212,6 +224,7 @@ def _run(
             format=form,
             depth=size if depth == "all" else depth,  # type: ignore[arg-type]
             force=force,
+            resume=resume,
             protocol=protocol,
             ap=ap,
             device=runtime.device if indexed is None else indexed.device,
@@ -220,6 +233,10 @@ def _run(
             progress=runtime.progress("re-ranking") if leads else None,
             candidates=lists,
         )
+    except (BlurrerankError, KeyboardInterrupt, SystemExit):
+        if leads and not piped and is_kept(path):
+            runtime.note(f"note: what was done of {path} is kept; the same command with --resume goes on")
+        raise
     except BrokenPipeError:
         if metrics_file:
             raise click.ClickException(
@@ -247,7 +264,8 @@ def _run(
         if not (piped and runtime.quiet):
             click.echo(metrics_table(rows), err=piped)
     if not piped:
-        runtime.note(f"wrote {path}: {len(data.probe)} lists of {outcome.depth}")
+        before = f", {outcome.resumed} of them from before the interruption" if outcome.resumed else ""
+        runtime.note(f"wrote {path}: {len(data.probe)} lists of {outcome.depth}{before}")
 
 
 def _answer(index: GalleryIndex, method: Method, depth: int | str | None, runtime: Runtime) -> None:

@@ -92,7 +92,14 @@ def format_of(path: str | Path, name: str | None = None) -> str:
 
 @contextmanager
 def open_ranking(
-    target: Path | BinaryIO, data: FeatureSet, depth: int, *, format: str, method: str, force: bool = False
+    target: Path | BinaryIO,
+    data: FeatureSet,
+    depth: int,
+    *,
+    format: str,
+    method: str,
+    force: bool = False,
+    resume: bool = False,
 ) -> Iterator[RankingWriter]:
     """A writer to a file, which appears only when the block ends well, or to a binary stream.
 
@@ -103,6 +110,7 @@ def open_ranking(
         format: a name from `FORMATS`.
         method: the method's name.
         force: replace an existing file.
+        resume: leave what an interrupted run kept; see `replacing`.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -110,7 +118,7 @@ def open_ranking(
     module = import_module(f".{_MODULES[format]}", __package__)
     if isinstance(target, Path):
         with (
-            replacing(target, force=force) as temporary,
+            replacing(target, force=force, resume=resume) as temporary,
             _writer(module, temporary, data, depth, format, method) as writer,
         ):
             yield writer

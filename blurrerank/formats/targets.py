@@ -204,8 +204,13 @@ def _sweep(place: Path, but: Path) -> None:
                     _clear(folder, keep=True)
 
 
+def is_kept(path: Path) -> bool:
+    """Whether there is something that a run which writes `path` could go on from."""
+    folder = work_folder(path)
+    return folder.is_dir() and _kept(folder)
+
+
 def _kept(folder: Path) -> bool:
-    """Whether there is something to go on from."""
     return any(entry.name.startswith(KEPT) for entry in os.scandir(folder))
 
 

@@ -19,7 +19,7 @@ from ..errors import ParameterError
 if TYPE_CHECKING:
     import torch
 
-    from ..neighbours import Neighbours
+    from ..neighbours import Keep, Neighbours
     from ..plan import Plan
     from ..ranking import Candidates
     from ..rows import Gatherable, UnitRows
@@ -109,7 +109,14 @@ class WholeMethod(Method):
 
     @abstractmethod
     def prepare(
-        self, images: UnitRows, probes: int, plan: Plan, watch: Stopwatch, progress: Progress
+        self,
+        images: UnitRows,
+        probes: int,
+        plan: Plan,
+        watch: Stopwatch,
+        progress: Progress,
+        known: Neighbours | None = None,
+        checkpoint: Keep | None = None,
     ) -> Callable[[int, torch.Tensor], torch.Tensor]:
         """Look at all images.
 
@@ -120,6 +127,8 @@ class WholeMethod(Method):
             plan: how much may be held.
             watch: for the stages `search` and `re-rank`.
             progress: called with (images done, images in all).
+            known: what `checkpoint` was called with before an interruption.
+            checkpoint: called now and then with what is known.
 
         Returns:
             `score(start, similarities)`: from the (p, G) float32 cosine similarities of the probes from

@@ -27,7 +27,7 @@ import torch
 
 from ..encoding import CHUNK_BYTES, SparseRows, average, expand, mutual, overlaps, weighted
 from ..errors import ParameterError
-from ..neighbours import find_neighbours, pair_similarities
+from ..neighbours import Keep, Neighbours, find_neighbours, pair_similarities
 from ..plan import Plan
 from ..rows import UnitRows
 from ..search import Progress
@@ -84,12 +84,27 @@ class KReciprocal(WholeMethod):
         return found
 
     def prepare(
-        self, images: UnitRows, probes: int, plan: Plan, watch: Stopwatch, progress: Progress
+        self,
+        images: UnitRows,
+        probes: int,
+        plan: Plan,
+        watch: Stopwatch,
+        progress: Progress,
+        known: Neighbours | None = None,
+        checkpoint: Keep | None = None,
     ) -> Callable[[int, torch.Tensor], torch.Tensor]:
         """Encode all images; the scores are minus the final distances."""
         count = min(max(self.k1, self.k2 - 1), len(images) - 1)
         with watch("search"):
-            near = find_neighbours(images, count, held=plan.held, working=plan.working, progress=progress)
+            near = find_neighbours(
+                images,
+                count,
+                held=plan.held,
+                working=plan.working,
+                progress=progress,
+                known=known,
+                checkpoint=checkpoint,
+            )
         chunk = min(plan.working, CHUNK_BYTES[images.device.type])
         with watch("re-rank"):
             largest = self._distance(near.lowest)

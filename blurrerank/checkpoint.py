@@ -1,0 +1,216 @@
+"""What an interrupted run has done, kept beside its output so that it can go on from there.
+
+In `targets.work_folder(output)`:
+
+    kept.json           what the run is: digests of the input, method, parameters, versions
+    kept-START.npz      the lists of consecutive probes from START on, and where their matches stand
+    kept-neighbours.h5  of a method that looks at all images first: what it knows of them
+
+Each of these appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BlurrerankWarning, InputError, OutputError
+from .formats.index_h5 import read_partial, write_partial
+from .formats.targets import KEPT, replacing, work_folder
+from .neighbours import Neighbours
+from .ranking import Positions
+
+SECONDS = 30.0
+"""How often a run writes what it has done, and after which time first."""
+
+# Lists that wait to be written take no more than this.
+_WAITING_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Done:
+    """The lists of consecutive probes.
+
+    Attributes:
+        start: the first probe.
+        indices: (p, R) into the gallery, as they are written.
+        scores: (p, R) float32.
+        before: where the matches stand by cosine similarity; None without ids.
+        after: where they stand in the re-ranked lists; None without ids.
+    """
+
+    start: int
+    indices: NDArray[Any]
+    scores: NDArray[np.float32]
+    before: Positions | None = None
+    after: Positions | None = None
+
+    @property
+    def stop(self) -> int:
+        """The probe after the last."""
+        return self.start + len(self.indices)
+
+
+class Checkpoint:
+    """What is known of a run before its output is complete.
+
+    Args:
+        folder: where it is kept.
+        run: what tells this run from others, as JSON can hold it.
+        output: how messages call the output.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any], output: Path) -> None:
+        """Begin to count the time."""
+        self._folder, self._output = folder, output
+        self._run: dict[str, Any] = json.loads(json.dumps(run))
+        self._waiting: list[Done] = []
+        self._last = time.monotonic()
+        self._kept = False
+
+    def check(self) -> None:
+        """Refuse what another run left.
+
+        Raises:
+            InputError: naming the first thing that differs.
+        """
+        path = self._folder / f"{KEPT}.json"
+        if not path.exists():
+            return
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            different = [name for name, value in self._run.items() if known[name] != value]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{self._output}: what an interrupted run left is damaged; {_OVER}") from None
+        if different:
+            name = different[0]
+            what = f"of other {_WORDS[name]}" if name in _WORDS else f"with {name} {known[name]}"
+            now = "" if name in _WORDS else f", not {self._run[name]}"
+            raise InputError(f"{self._output}: an interrupted run left lists {what}{now}; {_OVER}")
+        self._kept = True
+
+    def done(self) -> Iterator[Done]:
+        """The lists that are known, from the first probe on without a gap."""
+        stop = 0
+        for path in sorted(self._folder.glob(f"{KEPT}-*.npz")):
+            found = _read(path)
+            # What stands behind a damaged file is done again, by and by.
+            if found is None or found.start != stop:
+                continue
+            stop = found.stop
+            yield found
+
+    def add(self, some: Done) -> None:
+        """Keep the lists of the next probes, if it is time."""
+        self._waiting.append(some)
+        due = time.monotonic() >= self._last + SECONDS
+        if due or sum(done.indices.nbytes + done.scores.nbytes for done in self._waiting) > _WAITING_BYTES:
+            self._write()
+
+    def neighbours(self) -> Neighbours | None:
+        """What is known of all images."""
+        path = self._folder / _NEIGHBOURS
+        try:
+            return read_partial(path)[0] if path.exists() else None
+        except InputError:
+            return None
+
+    def keep_neighbours(self, answer: Callable[[], Neighbours]) -> None:
+        """Keep what is known of all images, if it is time."""
+        if time.monotonic() >= self._last + SECONDS:
+            with self._writing():
+                write_partial(self._folder / _NEIGHBOURS, answer(), pool=0, digest="")
+
+    def interrupted(self) -> None:
+        """Keep what there is, if it was worth keeping before or has taken long."""
+        if self._waiting and (self._kept or time.monotonic() >= self._last + SECONDS):
+            self._write()
+
+    def _write(self) -> None:
+        with self._writing():
+            first = self._waiting[0]
+            joined = {
+                "start": np.array(first.start),
+                "indices": np.concatenate([done.indices for done in self._waiting]),
+                "scores": np.concatenate([done.scores for done in self._waiting]),
+            }
+            for stage in ("before", "after"):
+                parts = [part for done in self._waiting if (part := getattr(done, stage)) is not None]
+                if parts:
+                    whole = Positions.concatenate(parts)
+                    for field in fields(whole):
+                        values = getattr(whole, field.name)
+                        if values is not None:
+                            joined[f"{stage}_{field.name}"] = values
+            with (
+                replacing(self._folder / f"{KEPT}-{first.start:012}.npz", force=True) as temporary,
+                open(temporary, "wb") as file,
+            ):
+                np.savez(file, **joined)  # type: ignore[arg-type]
+            self._waiting.clear()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say first what run it is. A run need not end because nothing can be kept of it."""
+        try:
+            if not self._kept:
+                with replacing(self._folder / f"{KEPT}.json", force=True) as temporary:
+                    temporary.write_text(json.dumps(self._run, indent=2) + "\n", encoding="utf-8")
+                self._kept = True
+            yield
+        except OutputError as error:
+            self._waiting.clear()
+            warnings.warn(f"nothing is kept to go on from: {error}", BlurrerankWarning, stacklevel=2)
+        self._last = time.monotonic()
+
+
+@contextmanager
+def keeping(output: Path, run: Mapping[str, Any]) -> Iterator[Checkpoint]:
+    """What an interrupted run left for `output`, and a place for what this one does, should it not end well.
+
+    Args:
+        output: the file that is written.
+        run: what tells this run from others.
+
+    Raises:
+        InputError: if something was left by another run.
+    """
+    checkpoint = Checkpoint(work_folder(output), run, output)
+    checkpoint.check()
+    try:
+        yield checkpoint
+    except BaseException:
+        checkpoint.interrupted()
+        raise
+
+
+_NEIGHBOURS = f"{KEPT}-neighbours.h5"
+_OVER = "start over with --force and without --resume, or choose another name"
+_WORDS = {"digest": "features", "labels_digest": "labels", "candidates_digest": "candidates"}
+
+
+def _read(path: Path) -> Done | None:
+    """One file of lists, None if it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        positions = {
+            stage: Positions(
+                *(arrays.get(f"{stage}_{field.name}") for field in fields(Positions))  # type: ignore[arg-type]
+            )
+            for stage in ("before", "after")
+            if f"{stage}_offsets" in arrays
+        }
+        return Done(int(arrays["start"]), arrays["indices"], arrays["scores"], **positions)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, InputError):
+        return None
