@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from .errors import BlurrerankWarning, InputError, OutputError
 from .formats.index_h5 import read_partial, write_partial
+from .formats.sink import Sink
 from .formats.targets import KEPT, replacing, work_folder
 from .neighbours import Neighbours
 from .ranking import Positions
@@ -154,9 +155,10 @@ class Checkpoint:
                             joined[f"{stage}_{field.name}"] = values
             with (
                 replacing(self._folder / f"{KEPT}-{first.start:012}.npz", force=True) as temporary,
-                open(temporary, "wb") as file,
+                Sink(temporary) as file,
             ):
                 np.savez(file, **joined)  # type: ignore[arg-type]
+                file.check()
             self._waiting.clear()
 
     @contextmanager
@@ -202,8 +204,8 @@ _WORDS = {"digest": "features", "labels_digest": "labels", "candidates_digest": 
 def _read(path: Path) -> Done | None:
     """One file of lists, None if it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
         positions = {
             stage: Positions(
                 *(arrays.get(f"{stage}_{field.name}") for field in fields(Positions))  # type: ignore[arg-type]

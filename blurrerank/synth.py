@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +18,7 @@ from . import __version__
 from .errors import ParameterError
 from .features import DISTRACTOR, JUNK
 from .formats.features_h5 import FORMAT, VERSION
+from .formats.sink import new_hdf5
 from .formats.targets import replacing
 from .search import Progress
 
@@ -108,7 +108,7 @@ def synthesize(
         raise ParameterError(f"seed must be from 0 to 2^63 - 1, not {seed}")
     world = _World(size, seed)
     done = 0
-    with replacing(Path(path), force=force) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(Path(path), force=force) as temporary, new_hdf5(temporary) as file:
         made_by = f"blurrerank {__version__} synth, generated features"
         file.attrs.update({"format": FORMAT, "format_version": VERSION, "made_by": made_by, "seed": seed})
         for side, (ids, cams) in enumerate((world.probe_labels(), world.gallery_labels())):

@@ -149,7 +149,7 @@ def _run(
     **params: Any,
 ) -> None:
     """What each process does."""
-    from ..errors import BlurrerankError, ParameterError
+    from ..errors import OutputError, ParameterError
     from ..formats import format_of, load, load_sharded, load_side
     from ..formats.targets import check_target, is_kept, replacing
     from ..index import GalleryIndex
@@ -233,7 +233,7 @@ def _run(
             progress=runtime.progress("re-ranking") if leads else None,
             candidates=lists,
         )
-    except (BlurrerankError, KeyboardInterrupt, SystemExit):
+    except (OutputError, KeyboardInterrupt, SystemExit):
         if leads and not piped and is_kept(path):
             runtime.note(f"note: what was done of {path} is kept; the same command with --resume goes on")
         raise

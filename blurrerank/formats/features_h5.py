@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..features import DEFAULT_MEMORY, FeatureSet, Side, find_problems
+from .sink import new_hdf5
 from .targets import replacing
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def save_features(data: FeatureSet, path: str | Path, *, force: bool = False, **
     Raises:
         OutputError: if it cannot be written there.
     """
-    with replacing(Path(path), force=force) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(Path(path), force=force) as temporary, new_hdf5(temporary) as file:
         file.attrs.update({**data.provenance, **provenance, "format": FORMAT, "format_version": VERSION})
         for name, side in (("probe", data.probe), ("gallery", data.gallery)):
             group = file.create_group(name)

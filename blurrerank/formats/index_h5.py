@@ -47,6 +47,7 @@ from ..neighbours import Neighbours
 from ..rows import UnitRows
 from .features_h5 import decoded, open_group
 from .ranking_h5 import versions
+from .sink import new_hdf5
 from .targets import replacing
 
 FORMAT = "blurrerank-index"
@@ -136,7 +137,7 @@ def write(
         encoded: what the method made of it.
     """
     settings, digest = json.dumps(dict(params)), digest_of(labels.digests)
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as file:
         features = file.create_dataset("features", (len(rows), rows.dim), np.float32)
         checksum = 0
         for start, block in rows.blocks():
@@ -172,7 +173,7 @@ def write_partial(path: Path, near: Neighbours, *, pool: int, digest: str) -> No
     Raises:
         OutputError: if it cannot be written there.
     """
-    with replacing(path, force=True) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path, force=True) as temporary, new_hdf5(temporary) as file:
         _put_neighbours(file, near)
         file.attrs.update({"format": PARTIAL, "format_version": VERSION, "pool": pool, "digest": digest})
 

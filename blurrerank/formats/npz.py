@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..features import FeatureSet
 from ..ranking import Ranking, index_dtype
 from .rankings import RankingWriter, RunInfo
+from .sink import Sink
 
 
 class Writer(RankingWriter):
@@ -29,7 +30,8 @@ class Writer(RankingWriter):
         self._gallery_size = len(data.gallery)
         self._shape = (len(data.probe), depth)
         self._index_type = np.dtype(index_dtype(self._gallery_size))
-        self._archive = zipfile.ZipFile(path, "w")
+        self._sink = Sink(path)
+        self._archive = zipfile.ZipFile(self._sink, "w")
         self._spool = tempfile.TemporaryFile()  # noqa: SIM115
         self._indices = self._member("indices.npy", self._index_type)
 
@@ -37,6 +39,7 @@ class Writer(RankingWriter):
         """Lists of consecutive probes, which must come in order."""
         self._indices.write(np.ascontiguousarray(indices, dtype=self._index_type).tobytes())
         self._spool.write(np.ascontiguousarray(scores).tobytes())
+        self._sink.check()
 
     def finish(self, info: RunInfo) -> None:
         """The scores, and what is known at the end."""
@@ -58,9 +61,11 @@ class Writer(RankingWriter):
 
     def close(self) -> None:
         """Close the archive."""
-        self._spool.close()
-        self._indices.close()
-        self._archive.close()
+        with self._sink:
+            self._spool.close()
+            self._indices.close()
+            self._archive.close()
+            self._sink.check()
 
     def _member(self, name: str, dtype: np.dtype[Any]) -> Any:
         member = self._archive.open(name, "w", force_zip64=True)

@@ -33,6 +33,7 @@ from ..errors import InputError
 from ..features import FeatureSet
 from ..ranking import Positions, Ranking, index_dtype
 from .rankings import RankingWriter, RunInfo
+from .sink import Sink
 
 FORMAT = "blurrerank-ranking"
 VERSION = 1
@@ -44,7 +45,8 @@ class Writer(RankingWriter):
     def __init__(self, path: Path, data: FeatureSet, depth: int, method: str) -> None:
         """Lay out the lists of all probes of `data`."""
         self.data = data
-        self._file = h5py.File(path, "w")
+        self._sink = Sink(path)
+        self._file = h5py.File(self._sink, "w")
         shape = (len(data.probe), depth)
         self._indices = self._file.create_dataset("indices", shape, index_dtype(len(data.gallery)))
         self._scores = self._file.create_dataset("scores", shape, np.float32)
@@ -53,6 +55,7 @@ class Writer(RankingWriter):
         """Lists of consecutive probes."""
         self._indices[start : start + len(indices)] = indices
         self._scores[start : start + len(scores)] = scores
+        self._sink.check()
 
     def finish(self, info: RunInfo) -> None:
         """Everything that is known only at the end."""
@@ -83,10 +86,9 @@ class Writer(RankingWriter):
 
     def close(self) -> None:
         """Close the file; HDF5 writes the last of it here."""
-        try:
+        with self._sink:
             self._file.close()
-        except RuntimeError as error:
-            raise OSError(str(error)) from error
+            self._sink.check()
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import tempfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from io import TextIOWrapper
@@ -149,10 +149,15 @@ def _writer(
         writer = module.Writer(path, data, depth, method)
         try:
             yield writer
-        except BaseException:
-            # Closing what could not be written fails again, and would hide why.
-            with suppress(OSError, RuntimeError, ValueError):
+        except BaseException as error:
+            try:
                 writer.close()
+            except OSError as cause:
+                # What else went wrong with the file did so because the disk did not take it.
+                if isinstance(error, RuntimeError):
+                    raise cause from error
+            except (RuntimeError, ValueError):
+                pass  # it would hide why
             raise
         writer.close()
 

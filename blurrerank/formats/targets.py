@@ -156,7 +156,7 @@ def _claimed(folder: Path, path: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):  # somebody is there already
-            if [entry.name for entry in os.scandir(folder)] == [_LOCK]:
+            if os.listdir(folder) == [_LOCK]:
                 (folder / _LOCK).unlink()
                 folder.rmdir()
         os.close(lock)
@@ -193,9 +193,9 @@ def _sweep(place: Path, but: Path) -> None:
     """Remove what processes left in `place` that did not come to their end."""
     if fcntl is None:
         return
-    for entry in list(os.scandir(place)):
-        folder = Path(entry.path)
-        if not (entry.name.startswith(".") and entry.name.endswith(_SUFFIX)) or folder == but:
+    for name in os.listdir(place):
+        folder = place / name
+        if not (name.startswith(".") and name.endswith(_SUFFIX)) or folder == but:
             continue
         # What cannot be looked at, or is somebody else's, is not ours to remove.
         with suppress(OSError, OutputError):
@@ -211,15 +211,15 @@ def is_kept(path: Path) -> bool:
 
 
 def _kept(folder: Path) -> bool:
-    return any(entry.name.startswith(KEPT) for entry in os.scandir(folder))
+    return any(name.startswith(KEPT) for name in os.listdir(folder))
 
 
 def _clear(folder: Path, *, keep: bool) -> None:
     """Remove what was being written, and unless that is to `keep`, what a run can go on from."""
     ours = (_OUTPUT, f".{KEPT}") + (() if keep else (KEPT,))
-    for entry in list(os.scandir(folder)):
-        if entry.name.startswith(ours):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
+    for name in os.listdir(folder):
+        path = folder / name
+        if name.startswith(ours) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif name.startswith(ours):
+            path.unlink()

@@ -1,0 +1,289 @@
+"""Going on from what an interrupted run left. What kills do to files is in test_faults.py."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import features
+
+import blurrerank as br
+import blurrerank.checkpoint
+from blurrerank.checkpoint import Checkpoint
+
+METHODS = {
+    "lbr": (),
+    "cosine": ("--method", "cosine"),
+    "k-reciprocal": ("--method", "k-reciprocal", "--k1", 8, "--k2", 3),
+    "k-reciprocal-online": ("--method", "k-reciprocal-online", "--pool", 16),
+    "candidates": ("--candidates", "lists.npy"),
+    "all": ("--depth", "all"),
+    "cuhk03": ("--protocol", "cuhk03"),
+}
+SMALL = ("--memory", "400KiB")  # some probes at a time
+ASK = "pass --resume to go on from there, or --force to start over"
+
+
+@pytest.fixture
+def feats(tmp_path):
+    arrays = features(probes=40, gallery=150)
+    br.save_features(br.FeatureSet.from_arrays(**arrays), tmp_path / "feats.h5")
+    rng = np.random.default_rng(1)
+    np.save(tmp_path / "lists.npy", np.stack([rng.permutation(150)[:30] for _ in range(40)]))
+    return "feats.h5"
+
+
+@pytest.fixture
+def interrupted(cli, feats, monkeypatch):
+    """Run until so many blocks of probes are kept, and then no further."""
+
+    def interrupted(blocks, *arguments):
+        monkeypatch.setattr(blurrerank.checkpoint, "SECONDS", 0.0)
+        left = iter(range(blocks - 1))
+        add = Checkpoint.add
+
+        def add_or_stop(self, done):
+            add(self, done)
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Checkpoint, "add", add_or_stop)
+            return cli("run", feats, *SMALL, *arguments)
+
+    return interrupted
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["out.h5", "out.trec", "out.jsonl", "out.csv", "out.npz"])
+def test_the_file_is_that_of_a_run_without_interruption(name, method, cli, feats, interrupted, tmp_path):
+    if name != "out.h5" and method != "lbr":
+        pytest.skip("formats do not know of methods")
+    options = METHODS[method]
+    assert cli("run", feats, "-o", f"whole-{name}", "--metrics", "whole.json", *SMALL, *options)[0] == 0
+    code, out, err = interrupted(2, "-o", name, "--metrics", "out.json", *options)
+    assert code == 130
+    assert out == ""
+    told = (
+        f"note: what was done of {name} is kept; the same command with --resume goes on\n\nerror: interrupted\n"
+    )
+    assert err.endswith(told)
+    assert not Path(name).exists()
+    assert interrupted(1, "-o", name, "--metrics", "out.json", *options, "--resume")[0] == 130
+    code, _, err = cli("run", feats, "-o", name, "--metrics", "out.json", *SMALL, *options, "--resume")
+    assert code == 0, err
+    assert " of them from before the interruption\n" in err
+    assert Path(name).read_bytes() == Path(f"whole-{name}").read_bytes()
+    ours, theirs = (json.loads(Path(file).read_text()) for file in ("out.json", "whole.json"))
+    assert ours | {"output": None} == theirs | {"output": None}
+    assert names(tmp_path) == sorted(["feats.h5", "lists.npy", name, f"whole-{name}", "out.json", "whole.json"])
+
+
+def test_blocks_that_are_kept_are_not_done_again(cli, feats, interrupted, monkeypatch):
+    assert interrupted(2, "-o", "out.h5")[0] == 130
+    kept = list(Checkpoint(Path(".out.h5.blurrerank"), {}, Path("out.h5")).done())
+    assert len(kept) == 2
+    seen = []
+    add = Checkpoint.add
+    monkeypatch.setattr(Checkpoint, "add", lambda self, done: (seen.append(done.start), add(self, done)))
+    assert cli("run", feats, *SMALL, "-o", "out.h5", "--resume")[0] == 0
+    assert seen[0] == kept[-1].stop > 0
+
+
+def test_neighbours_of_all_images_are_kept(cli, feats, monkeypatch):
+    """k-reciprocal finds these before it comes to the first probe."""
+    monkeypatch.setattr(blurrerank.checkpoint, "SECONDS", 0.0)
+    options = ("--memory", "2MiB", *METHODS["k-reciprocal"])
+    assert cli("run", feats, "-o", "whole.h5", *options)[0] == 0
+    keep = Checkpoint.keep_neighbours
+
+    def keep_and_stop(self, answer):
+        keep(self, answer)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "keep_neighbours", keep_and_stop)
+        assert cli("run", feats, "-o", "out.h5", *options)[0] == 130
+    found = Checkpoint(Path(".out.h5.blurrerank"), {}, Path("out.h5")).neighbours()
+    assert found is not None
+    assert len(found) > 0
+    begun = []
+    find = br.methods.k_reciprocal.find_neighbours
+
+    def find_neighbours(*arguments, known, **options):
+        begun.append(len(known))
+        return find(*arguments, known=known, **options)
+
+    monkeypatch.setattr(br.methods.k_reciprocal, "find_neighbours", find_neighbours)
+    assert cli("run", feats, "-o", "out.h5", "--resume", *options)[0] == 0
+    assert begun == [len(found)]
+    assert Path("out.h5").read_bytes() == Path("whole.h5").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (("--sigma", 0.2), "with sigma 0.1, not 0.2"),
+        (("--topn", 20), "with topn 50, not 20"),
+        (("--method", "cosine"), "with method lbr, not cosine"),
+        (("--depth", 7), "with depth 50, not 7"),
+        (("--format", "trec"), "with format h5, not trec"),
+        (("--protocol", "cuhk03"), "with protocol market1501, not cuhk03"),
+        (("--candidates", "lists.npy"), "of other candidates"),
+    ],
+)
+def test_another_run_is_not_mixed_with_what_is_left(change, why, cli, feats, interrupted):
+    assert interrupted(1, "-o", "out.h5")[0] == 130
+    code, out, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume", *change)
+    assert (code, out) == (1, "")
+    assert f"error: out.h5: an interrupted run left lists {why}; start over with --force" in err
+    assert cli("run", feats, *SMALL, "-o", "out.h5", "--resume")[0] == 0
+
+
+@pytest.mark.parametrize("part", ["probe/features", "gallery/features", "gallery/ids", "probe/cams"])
+def test_other_input_is_not_mixed_with_what_is_left(part, cli, feats, interrupted, edit):
+    assert interrupted(1, "-o", "out.h5")[0] == 130
+    with edit(feats) as file:
+        file[part][3] = file[part][3] + 1
+    code, out, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume")
+    assert (code, out) == (1, "")
+    what = "features" if part.endswith("features") else "labels"
+    assert err.startswith(f"error: out.h5: an interrupted run left lists of other {what}; ")
+
+
+@pytest.fixture
+def edit():
+    import h5py
+
+    return lambda path: h5py.File(path, "r+")
+
+
+def test_what_is_left_is_neither_lost_nor_used_unasked(cli, feats, interrupted, tmp_path):
+    assert interrupted(1, "-o", "out.h5")[0] == 130
+    before = names(tmp_path / ".out.h5.blurrerank")
+    code, out, err = cli("run", feats, *SMALL, "-o", "out.h5")
+    assert (code, out, err) == (1, "", f"error: out.h5: an interrupted run left what it had done; {ASK}\n")
+    assert cli("run", feats, *SMALL, "-o", "another.h5")[0] == 0
+    assert names(tmp_path / ".out.h5.blurrerank") == before
+    code, _, err = cli("run", feats, *SMALL, "-o", "out.h5", "--force")
+    assert code == 0
+    assert "interruption" not in err
+    assert names(tmp_path) == ["another.h5", "feats.h5", "lists.npy", "out.h5"]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "missing", "rubbish"])
+def test_damaged_blocks_are_done_again(damage, cli, feats, interrupted, tmp_path):
+    assert cli("run", feats, *SMALL, "-o", "whole.h5")[0] == 0
+    assert interrupted(3, "-o", "out.h5")[0] == 130
+    block = sorted((tmp_path / ".out.h5.blurrerank").glob("kept-*.npz"))[1]
+    if damage == "cut short":
+        block.write_bytes(block.read_bytes()[:-100])
+    elif damage == "missing":
+        block.unlink()
+    else:
+        block.write_bytes(b"rubbish")
+    assert cli("run", feats, *SMALL, "-o", "out.h5", "--resume")[0] == 0
+    assert Path("out.h5").read_bytes() == Path("whole.h5").read_bytes()
+
+
+def test_a_damaged_note_of_what_it_is_is_refused(cli, feats, interrupted, tmp_path):
+    assert interrupted(1, "-o", "out.h5")[0] == 130
+    (tmp_path / ".out.h5.blurrerank/kept.json").write_text("{}")
+    code, _, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume")
+    assert code == 1
+    assert err.startswith("error: out.h5: what an interrupted run left is damaged; start over with --force")
+
+
+def test_with_nothing_to_go_on_from_a_run_begins(cli, feats):
+    code, _, err = cli("run", feats, "-o", "out.h5", "--resume")
+    assert code == 0
+    assert err.endswith("wrote out.h5: 40 lists of 50\n")
+    code, _, err = cli("run", feats, "-o", "out.h5", "--resume")
+    assert (code, err[:39]) == (1, "error: out.h5 exists: pass --force (for")
+
+
+def test_a_pipe_keeps_nothing(cli, feats):
+    code, _, err = cli("run", feats, "-o", "-", "--format", "trec", "--resume")
+    assert code == 2
+    assert "--resume needs an output file" in err
+
+
+def test_short_runs_keep_nothing(cli, feats, monkeypatch, tmp_path):
+    """What took less than half a minute is done again as fast as it is explained."""
+
+    def stop(self, done):
+        self._waiting.append(done)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "add", stop)
+    code, _, err = cli("run", feats, *SMALL, "-o", "out.h5")
+    assert (code, err) == (130, "\nerror: interrupted\n")
+    assert names(tmp_path) == ["feats.h5", "lists.npy"]
+
+
+def test_processes_go_on_from_what_one_left(cli, feats, interrupted):
+    assert cli("run", feats, *SMALL, "-o", "whole.h5")[0] == 0
+    assert interrupted(2, "-o", "out.h5")[0] == 130
+    command = ["run", feats, "-o", "out.h5", "--resume", *SMALL]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "blurrerank", *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert " of them from before the interruption" in done.stderr
+    assert Path("out.h5").read_bytes() == Path("whole.h5").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "memory", "room"),
+    [("lbr", 800, 10), ("k-reciprocal", 600, 6), ("k-reciprocal-online", 800, 6), ("candidates", 600, 6)],
+)
+def test_out_of_memory_halves_the_budget_and_goes_on(method, memory, room, feats, monkeypatch, tmp_path):
+    """As a GPU says it, which this does not need."""
+    import torch
+
+    data = br.load(feats if Path(feats).exists() else tmp_path / feats)
+    options = {"lbr": {}, "candidates": {}}.get(method, {"method": method})
+    if method == "candidates":
+        options["candidates"] = np.load(tmp_path / "lists.npy")
+    expected = br.rerank(data, **options)
+    where = "blurrerank.batches." + ("look_up" if method == "candidates" else "search")
+    plain = getattr(br.batches, where.rpartition(".")[2])
+    batches = []
+
+    def little_room(*arguments, batch, first, **others):
+        batches.append((first, batch))
+        for number, found in enumerate(plain(*arguments, batch=batch, first=first, **others)):
+            if batch > room and number:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
+            yield found
+
+    monkeypatch.setattr(where, little_room)
+    with pytest.warns(br.BlurrerankWarning, match="is out of memory: going on from probe [1-9]"):
+        found = br.rerank(data, memory=memory << 10, **options)
+    assert len(batches) > 1
+    assert batches[-1][1] <= room < batches[0][1]
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_out_of_memory_with_one_probe_is_the_end(feats, monkeypatch, tmp_path):
+    import torch
+
+    def no_room(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
+
+    monkeypatch.setattr("blurrerank.batches.search", no_room)
+    with (
+        pytest.warns(br.BlurrerankWarning),
+        pytest.raises(br.BlurrerankError, match=r"^cpu is out of memory: CUDA out of memory$"),
+    ):
+        br.rerank(br.load(tmp_path / feats), memory=1 << 20)
