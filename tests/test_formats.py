@@ -186,7 +186,7 @@ def test_another_tool_s_trec_run_is_sorted_by_score(data):
         ("npz", b"PK\x03\x04 no", "is not a readable ranking archive"),
         ("npz", "", "is not a readable ranking archive"),
         ("jsonl", '{"probe": 0.7, "indices": [1], "scores": [1]}', "line 1: expected"),
-        ("h5", "text", "is not a readable blurrerank-ranking file"),
+        ("h5", "text", "is not an HDF5 file"),
     ],
 )
 def test_what_is_no_ranking_is_refused_in_one_line(form, text, said, tmp_path, data):

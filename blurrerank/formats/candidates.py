@@ -29,6 +29,7 @@ from ..candidates import GivenLists
 from ..errors import BlurrerankWarning, InputError
 from ..features import FeatureSet
 from . import ranking_h5
+from .hdf5 import attributes, member, open_hdf5, read, reading
 from .rankings import FORMATS, GZIP_ERRORS, open_text, read_ranking
 
 _TEXT_ENDINGS = {ending: name for name in ("trec", "jsonl", "csv") for ending in FORMATS[name]}
@@ -88,14 +89,15 @@ def _read(path: Path, where: str, data: FeatureSet) -> GivenLists:
 def _hdf5(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], str]:
     """The lists, and what messages call them."""
     try:
-        with h5py.File(path, "r") as file:
-            native = file.attrs.get("format") == ranking_h5.FORMAT
-            found = file.get("neighbors")
+        with open_hdf5(path) as file:
+            native = attributes(file).get("format") == ranking_h5.FORMAT
+            found = member(file, "neighbors")
             if not native and isinstance(found, h5py.Dataset):
-                return found[()], f"{where}::/neighbors"
-            listed = ", ".join(sorted(file)) or "nothing"
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{where} is a damaged HDF5 file: {error}; copy it again") from error
+                return read(found, f"{where}::/neighbors"), f"{where}::/neighbors"
+            with reading(where):
+                listed = ", ".join(sorted(file)) or "nothing"
+    except InputError as error:
+        raise InputError(str(error).replace(str(path), where)) from error
     if not native:
         raise InputError(
             f"{where} is HDF5 that holds {listed}: expected a {ranking_h5.FORMAT} file, or neighbors as "

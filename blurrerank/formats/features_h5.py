@@ -14,7 +14,6 @@ its group may also be addressed itself.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..features import DEFAULT_MEMORY, FeatureSet, Side, find_problems
+from .hdf5 import attributes as attributes_of
+from .hdf5 import check_dataset, member, open_hdf5, read, reading
 from .sink import new_hdf5
 from .targets import replacing
 
@@ -57,7 +58,8 @@ class StoredFeatures:
             InputError: if the file does not give them.
         """
         start, stop, _ = rows.indices(self.shape[0])
-        return _read(self._dataset, self._where, slice(self._first + start, self._first + stop))
+        with reading(self._where):
+            return np.asarray(self._dataset[self._first + start : self._first + stop])
 
 
 @dataclass(frozen=True)
@@ -242,22 +244,23 @@ class _Reader:
         return ShardedGallery(whole, ids, cams, names, label=where, shard=shard, group=processes)
 
     def _group(self, root: Any, label: str, name: str, *, alone: bool) -> tuple[Any, str]:
-        group = root.get(name)
+        group = member(root, name)
         where = f"{label}/{name}"
-        if group is None and alone and "features" in root:
+        if group is None and alone and member(root, "features") is not None:
             group, where = root, label
         if not isinstance(group, h5py.Group):
-            found = ", ".join(f"/{key}" for key in root) or "nothing"
-            hint = "; address a group inside it as FILE::/GROUP" if "features" not in root else ""
+            found = _listed(root)
+            hint = "; address a group inside it as FILE::/GROUP" if member(root, "features") is None else ""
             self.problems.append(f"{label} has no group /{name} (it has {found}){hint}")
             return None, where
         return group, where
 
     def _stored(self, group: Any, where: str) -> Any:
-        stored = group.get("features")
+        stored = member(group, "features")
         if not isinstance(stored, h5py.Dataset) or stored.shape is None:
             self.problems.append(f"{where} has no dataset 'features'")
             return None
+        check_dataset(stored, f"{where}/features")
         return stored
 
     def _held(self, features: StoredFeatures) -> Any:
@@ -269,24 +272,24 @@ class _Reader:
         return features[:]
 
     def _labels(self, group: Any, where: str, name: str, part: slice | None = None) -> NDArray[Any] | None:
-        if name not in group:
-            return None
         where = f"{where}/{name}"
         try:
-            stored = group.get(name)
+            stored = member(group, name)
+            if stored is None:
+                return None
             if not isinstance(stored, h5py.Dataset) or stored.shape is None:
                 raise InputError(f"{where} is not an array")
-            values = _read(stored, where, part if part is not None and stored.shape else ())
+            values = read(stored, where, part if part is not None and stored.shape else ())
             return decoded(values, where) if name == "names" else values
         except InputError as error:
             self.problems += error.problems
             return None
 
     def _look_at_images(self, group: Any, where: str, name: str) -> None:
-        images = group.get("images")
+        images = member(group, "images")
         if not isinstance(images, h5py.Dataset):
             return
-        shape, rows = tuple(images.shape), tuple(group["features"].shape[:1])
+        shape, rows = tuple(images.shape or ()), tuple(member(group, "features").shape[:1])
         right = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
         if images.dtype != np.uint8 or not right or shape[:1] != rows:
             self.problems.append(
@@ -307,32 +310,23 @@ def _refuse_foreign(path: str | Path | None) -> None:
 def open_group(address: str | Path) -> tuple[Any, str]:
     """The file or the group in it that `address` names, and how messages call it."""
     path, _, group = str(address).partition("::")
-    if not os.path.exists(path):
-        raise InputError(f"{path}: no such file")
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a folder: name a file in it")
-    try:
-        file = h5py.File(path, "r")
-    except PermissionError:
-        raise InputError(f"{path} cannot be read: permission denied") from None
-    except OSError as error:
-        if not h5py.is_hdf5(path):
-            raise InputError(f"{path} is not an HDF5 file") from error
-        if "truncated" in str(error):
-            raise InputError(f"{path} is a truncated HDF5 file: copy or write it again") from error
-        raise InputError(f"{path} cannot be opened: {error}") from error
+    file = open_hdf5(path)
     if group.strip("/") == "":
         return file, f"{path}::"
-    root = file.get(group)
+    root = member(file, group)
     if not isinstance(root, h5py.Group):
-        found = ", ".join(f"/{key}" for key in file) or "nothing"
-        raise InputError(f"{path} has no group {group} (it has {found})")
+        raise InputError(f"{path} has no group {group} (it has {_listed(file)})")
     return root, f"{path}::/{group.strip('/')}"
+
+
+def _listed(root: Any) -> str:
+    with reading(root.file.filename):
+        return ", ".join(f"/{key}" for key in root) or "nothing"
 
 
 def _check_format(root: Any, label: str, problems: list[str]) -> dict[str, Any]:
     """The root's attributes, with a problem for each that says this is something else."""
-    attributes = {name: _text(value) for name, value in root.attrs.items()}
+    attributes = attributes_of(root)
     stated = attributes.pop("format", FORMAT)
     version = attributes.pop("format_version", VERSION)
     name = label.removesuffix("::")
@@ -343,19 +337,6 @@ def _check_format(root: Any, label: str, problems: list[str]) -> dict[str, Any]:
     elif not isinstance(version, int | np.integer) or version > VERSION:
         problems.append(f"{name} has format_version {version}: this program reads {VERSION}")
     return attributes
-
-
-def _text(value: Any) -> Any:
-    """Fixed-length strings come as bytes."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _read(dataset: Any, where: str, selection: Any) -> NDArray[Any]:
-    try:
-        values: NDArray[Any] = np.asarray(dataset[selection])
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{where} cannot be read, the file is damaged: {error}") from error
-    return values
 
 
 def decoded(names: NDArray[Any], where: str) -> NDArray[Any]:

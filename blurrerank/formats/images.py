@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import BlurrerankError, InputError
 from .features_h5 import open_group
+from .hdf5 import check_dataset, member, reading
 
 Thumbnail = NDArray[np.uint8]
 """(h, w) grey or (h, w, 3) RGB."""
@@ -57,10 +58,8 @@ class StoredImages:
             stop = at
             while stop < len(wanted) and wanted[stop] < end:
                 stop += 1
-            try:
+            with reading(self._where):
                 block = self._dataset[first : wanted[stop - 1] + 1]
-            except (OSError, RuntimeError) as error:
-                raise InputError(f"{self._where} cannot be read, the file is damaged: {error}") from error
             for row in wanted[at:stop]:
                 yield row, _fitted(block[row - first], size)
             at = stop
@@ -114,10 +113,11 @@ def stored_images(address: str | Path, side: str) -> StoredImages | None:
     if not h5py.is_hdf5(str(address).partition("::")[0]):
         return None
     root, label = open_group(address)
-    group = root.get(side, root)
-    images = group.get("images") if isinstance(group, h5py.Group) else None
+    group = member(root, side) or root
+    images = member(group, "images") if isinstance(group, h5py.Group) else None
     if not isinstance(images, h5py.Dataset):
         return None
+    check_dataset(images, f"{label}/{side}/images")
     where, shape = f"{label}/{side}/images", tuple(images.shape or ())
     if images.dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)) or 0 in shape:
         raise InputError(f"{where} is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3)")

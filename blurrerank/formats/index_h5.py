@@ -46,6 +46,8 @@ from ..methods.k_reciprocal_online import EncodedGallery
 from ..neighbours import Neighbours
 from ..rows import UnitRows
 from .features_h5 import decoded, open_group
+from .hdf5 import attributes, check_dataset, member, open_hdf5
+from .hdf5 import read as read_values
 from .ranking_h5 import versions
 from .sink import new_hdf5
 from .targets import replacing
@@ -183,9 +185,9 @@ def is_index(path: Path) -> bool:
     if not path.is_file() or not h5py.is_hdf5(path):
         return False
     try:
-        with h5py.File(path, "r") as file:
-            return bool(file.attrs.get("format") == FORMAT)
-    except OSError:
+        with open_hdf5(path) as file:
+            return bool(attributes(file).get("format") == FORMAT)
+    except InputError:
         return False
 
 
@@ -233,7 +235,8 @@ def _reading(path: Path, form: str, *, verify: bool) -> Iterator[_File]:
     """The open file, whose faults become `InputError`."""
     file = open_group(path)[0].file
     try:
-        stated, version = file.attrs.get("format"), file.attrs.get("format_version")
+        known = attributes(file)
+        stated, version = known.get("format"), known.get("format_version")
         if stated != form:
             kind = f"a {stated} file" if stated else "an HDF5 file"
             raise InputError(f"{path} is {kind}: expected a {form} file, such as `blurrerank index` writes")
@@ -243,7 +246,7 @@ def _reading(path: Path, form: str, *, verify: bool) -> Iterator[_File]:
             # The same file, whatever stands at its path by now.
             with os.fdopen(os.dup(file.id.get_vfd_handle()), "rb") as stream:
                 yield _File(file, stream, verify)
-        except (InputError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+        except Exception as error:  # of a damaged file h5py raises what it likes
             raise InputError(f"{path} is a damaged {form} file: {error}; build it again") from error
     finally:
         file.close()
@@ -259,7 +262,7 @@ class _File:
 
     def take(self, name: str, shape: tuple[int | str, ...], dtype: Any = None) -> torch.Tensor:
         """One dataset; a size that has a name must be the same wherever it appears."""
-        dataset = self._file[name]
+        dataset = self._dataset(name)
         expected = [
             self._sizes.setdefault(n, found) if isinstance(n, str) else n
             for n, found in zip(shape, dataset.shape, strict=True)
@@ -278,18 +281,26 @@ class _File:
             raise InputError(f"{name} has another checksum than when it was written")
         return torch.from_numpy(values)
 
+    def _dataset(self, name: str) -> Any:
+        dataset = member(self._file, name)
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+            raise InputError(f"it has no {name}")
+        check_dataset(dataset, name)
+        return dataset
+
     def labels(self, name: str) -> NDArray[Any] | None:
         """`ids` or `cams`, if they are there."""
-        return self.take(name, ("G",), np.int64).numpy() if name in self._file else None
+        return None if member(self._file, name) is None else self.take(name, ("G",), np.int64).numpy()
 
     def names(self) -> NDArray[Any] | None:
         """The names of the gallery."""
-        if "names" not in self._file:
+        if member(self._file, "names") is None:
             return None
-        names = decoded(np.asarray(self._file["names"][()]), "names")
+        stored = self._dataset("names")
+        names = decoded(read_values(stored, "names"), "names")
         if names.shape != (self._sizes["G"],):
             raise InputError(f"names are {names.shape}")
-        if self._verify and _checksum_of(names) != self._file["names"].attrs["crc32"]:
+        if self._verify and _checksum_of(names) != stored.attrs["crc32"]:
             raise InputError("names have another checksum than when they were written")
         return names
 

@@ -32,6 +32,8 @@ from .. import __version__
 from ..errors import InputError
 from ..features import FeatureSet
 from ..ranking import Positions, Ranking, index_dtype
+from .hdf5 import attributes, member, open_hdf5, reading
+from .hdf5 import read as read_values
 from .rankings import RankingWriter, RunInfo
 from .sink import Sink
 
@@ -105,9 +107,9 @@ def versions() -> dict[str, str]:
 def made_by(path: Path) -> dict[str, str]:
     """The `versions()` that a native ranking file was made with; empty if it does not say."""
     try:
-        with h5py.File(path, "r") as file:
-            stored = json.loads(file.attrs.get("versions", "{}"))
-    except (OSError, ValueError, TypeError):
+        with open_hdf5(path) as file:
+            stored = json.loads(attributes(file).get("versions", "{}"))
+    except (InputError, ValueError, TypeError, RecursionError):
         return {}
     return {str(name): str(version) for name, version in stored.items()} if isinstance(stored, dict) else {}
 
@@ -118,39 +120,38 @@ def read(path: Path, data: FeatureSet) -> Ranking:
     Raises:
         InputError: if it is none, or is damaged.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            stated, version = file.attrs.get("format"), file.attrs.get("format_version")
-            if stated != FORMAT:
-                raise InputError(f"{path} is {stated or 'an HDF5 file'}: expected a {FORMAT} file")
-            if version > VERSION:
-                raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
-            positions = file.get("positions")
-            return Ranking(
-                file["indices"][()],
-                file["scores"][()],
-                gallery_size=int(file.attrs["gallery_size"]),
-                method=str(file.attrs["method"]),
-                params=json.loads(file.attrs["params"]),
-                reranked_depth=int(file.attrs["reranked_depth"]),
-                cosine_tail=bool(file.attrs["cosine_tail"]),
-                candidates=file.attrs.get("candidates"),
-                digest=file.attrs.get("digest"),
-                labels_digest=file.attrs.get("labels_digest"),
-                positions=None if positions is None else _positions(positions),
+    with open_hdf5(path) as file, reading(f"{path}, a {FORMAT} file,"):
+        known = attributes(file)
+        stated, version = known.get("format"), known.get("format_version")
+        if stated != FORMAT:
+            raise InputError(f"{path} is {stated or 'an HDF5 file'}: expected a {FORMAT} file")
+        if not isinstance(version, int | np.integer) or not 1 <= version <= VERSION:
+            raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
+
+        def values(name: str) -> Any:
+            dataset = member(file, name)
+            if not isinstance(dataset, h5py.Dataset):
+                raise InputError(f"{path} is a damaged {FORMAT} file: it has no {name}")
+            return read_values(dataset, f"{path}::/{name}")
+
+        positions = None
+        if member(file, "positions") is not None:
+            positions = Positions(
+                values("positions/offsets"),
+                values("positions/indices"),
+                values("positions/ranks"),
+                None if member(file, "positions/within") is None else values("positions/within"),
             )
-    except OSError as error:
-        why = "it is not HDF5, or is truncated" if path.is_file() and not error.errno else error.strerror
-        raise InputError(f"{path} is not a readable {FORMAT} file: {why}") from error
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} is a damaged {FORMAT} file: {error}") from error
-
-
-def _positions(group: Any) -> Positions:
-    within = group.get("within")
-    return Positions(
-        group["offsets"][()],
-        group["indices"][()],
-        group["ranks"][()],
-        None if within is None else within[()],
-    )
+        return Ranking(
+            values("indices"),
+            values("scores"),
+            gallery_size=int(known["gallery_size"]),
+            method=str(known["method"]),
+            params=json.loads(known["params"]),
+            reranked_depth=int(known["reranked_depth"]),
+            cosine_tail=bool(known["cosine_tail"]),
+            candidates=known.get("candidates"),
+            digest=known.get("digest"),
+            labels_digest=known.get("labels_digest"),
+            positions=positions,
+        )

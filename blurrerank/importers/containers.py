@@ -18,11 +18,16 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..formats import hdf5
 from ..formats.features_h5 import StoredFeatures
 from . import pickles
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How files of torch.save begin that were written before 1.6: a pickle of a number."""
+
+
+# Cells in cells.
+_DEEPEST = 16
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,14 @@ def is_foreign(path: Path) -> bool:
     if _head(path, 10) == b"MATLAB 7.3":
         return True
     try:
-        with h5py.File(path, "r") as file:
-            if "format" in file.attrs or "probe" in file or "gallery" in file:
+        with hdf5.open_hdf5(path) as file:
+            names = set(file)
+            if "format" in file.attrs or names & {"probe", "gallery"}:
                 return False
-            if "features" in file and "num_query" not in file:
+            if "features" in names and "num_query" not in names:
                 return False  # one side
-            return any(isinstance(file.get(name), h5py.Dataset) for name in file)
-    except OSError:
+            return any(isinstance(item, h5py.Dataset) for item in hdf5.members(file).values())
+    except (InputError, OSError, RuntimeError, ValueError, KeyError):
         return False
 
 
@@ -139,23 +145,27 @@ def _head(path: Path, size: int) -> bytes:
 
 
 def _hdf5(path: Path, head: bytes) -> Opened:
-    file = h5py.File(path, "r")
-    attributes = {name: _text_of(value) for name, value in file.attrs.items()}
+    file = hdf5.open_hdf5(path)
+    items = hdf5.members(file)
     if head[:10] == b"MATLAB 7.3":
         with file:
-            fields = {name: _matlab_73(file, file[name]) for name in file if not name.startswith("#")}
-        return Opened(path, "MATLAB v7.3", fields, {})
-    if isinstance(file.get("probe"), h5py.Group) or isinstance(file.get("gallery"), h5py.Group):
+            variables = {name: item for name, item in items.items() if not name.startswith("#")}
+            cells = _Cells(path, file)
+            return Opened(
+                path, "MATLAB v7.3", {name: cells.value(item) for name, item in variables.items()}, {}
+            )
+    if any(isinstance(items.get(side), h5py.Group) for side in ("probe", "gallery")):
         raise InputError(f"{path} is a native file: every command reads it as it is")
-    datasets = {name: file[name] for name in file if isinstance(file[name], h5py.Dataset)}
-    # What is large stays in the file; the reader of blocks keeps it open.
-    fields = {
-        name: StoredFeatures(item, f"{path}::/{name}")
-        if item.ndim == 2 and item.dtype.kind == "f"
-        else item[()]
-        for name, item in datasets.items()
-    }
-    return Opened(path, "HDF5", fields, attributes)
+    fields: dict[str, Any] = {}
+    for name, item in items.items():
+        where = f"{path}::/{name}"
+        if isinstance(item, h5py.Dataset) and item.ndim == 2 and item.dtype.kind == "f":
+            # What is large stays in the file; the reader of blocks keeps it open.
+            hdf5.check_dataset(item, where)
+            fields[name] = StoredFeatures(item, where)
+        elif isinstance(item, h5py.Dataset) and item.shape is not None:
+            fields[name] = hdf5.read(item, where)
+    return Opened(path, "HDF5", fields, hdf5.attributes(file))
 
 
 def _matlab_5(path: Path) -> dict[str, Any]:
@@ -164,24 +174,35 @@ def _matlab_5(path: Path) -> dict[str, Any]:
     return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
 
 
-def _matlab_73(file: Any, item: Any) -> Any:
-    """A variable the way MATLAB shows it; HDF5 has its dimensions the other way round."""
-    if not isinstance(item, h5py.Dataset):
-        return None  # a struct
-    kind = _text_of(item.attrs.get("MATLAB_class", b""))
-    if "MATLAB_empty" in item.attrs:
-        return np.empty((0, 0))
-    values = item[()]
-    if kind == "cell":
-        cells = [_matlab_73(file, file[reference]) for reference in values.T.ravel()]
-        return pickles.of_objects(cells).reshape(values.T.shape)
-    if kind == "char":
-        return np.array(["".join(map(chr, row)) for row in np.atleast_2d(values.T)])
-    return values.T
+class _Cells:
+    """Variables of MATLAB v7.3 the way MATLAB shows them; HDF5 has their dimensions the other way round."""
 
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path, self._file = path, file
+        # A cell may be in many others, or in itself: no file has more of them than it has bytes for.
+        self._left = path.stat().st_size // 8
 
-def _text_of(value: Any) -> Any:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    def value(self, item: Any, depth: int = 0) -> Any:
+        if not isinstance(item, h5py.Dataset) or item.shape is None:
+            return None  # a struct
+        where = f"{self._path}::{item.name}"
+        known = hdf5.attributes(item)
+        if "MATLAB_empty" in known:
+            return np.empty((0, 0))
+        values = hdf5.read(item, where)
+        if known.get("MATLAB_class") == "cell":
+            self._left -= values.size
+            if depth > _DEEPEST or self._left < 0:
+                raise InputError(f"{where} holds cells in cells without end: it is damaged")
+            cells = [self.value(self._at(reference, where), depth + 1) for reference in values.T.ravel()]
+            return pickles.of_objects(cells).reshape(values.T.shape)
+        if known.get("MATLAB_class") == "char":
+            return np.array(["".join(map(chr, row)) for row in np.atleast_2d(values.T)])
+        return values.T
+
+    def _at(self, reference: Any, where: str) -> Any:
+        with hdf5.reading(where):
+            return self._file[reference]
 
 
 # Archives of NumPy and torch
