@@ -446,7 +446,7 @@ SPOILED = {
     spoil_params: "its attributes have another checksum than when they were written",
     spoil_size: "encoded/reach is float32 (5,)",
     spoil_layout: "encoded/reach is not stored in one piece",
-    lose: "\"Unable to synchronously open object (object 'lists' doesn't exist)\"",
+    lose: "it has no neighbours/lists",
 }
 NOT_AN_INDEX = {
     from_the_future: "has format_version 2: this program reads 1",

@@ -234,7 +234,8 @@ def _references(dataset: Any) -> Iterator[NDArray[np.uint8]] | None:
 def _chunk(dataset: Any, number: int, filters: list[int], width: int) -> NDArray[np.uint8]:
     size = math.prod(dataset.chunks) * width
     skipped, data = dataset.id.read_direct_chunk(dataset.id.get_chunk_info(number).chunk_offset)
-    if _GZIP in filters and not skipped:
+    applied = [code for place, code in enumerate(filters) if not skipped >> place & 1]
+    if _GZIP in applied:
         data = zlib.decompressobj().decompress(data, size)
     values = np.frombuffer(data[: len(data) // width * width], np.uint8)
-    return values.reshape(width, -1).T if _SHUFFLE in filters and not skipped else values
+    return values.reshape(width, -1).T if _SHUFFLE in applied else values
