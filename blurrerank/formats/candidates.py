@@ -31,6 +31,7 @@ from ..features import FeatureSet
 from . import ranking_h5
 from .hdf5 import attributes, member, open_hdf5, read, reading
 from .rankings import FORMATS, GZIP_ERRORS, open_text, read_ranking
+from .unpacking import check_archive
 
 _TEXT_ENDINGS = {ending: name for name in ("trec", "jsonl", "csv") for ending in FORMATS[name]}
 _KNOWN = "a native ranking, .npz, .npy, .ibin, ann-benchmarks HDF5, a TREC run, JSON lines or CSV"
@@ -109,6 +110,7 @@ def _hdf5(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], str]:
 def _archive(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], str]:
     """The lists, and what messages call them."""
     try:
+        check_archive(path, where)
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             names = list(archive)
             if "info" not in names:

@@ -20,6 +20,7 @@ from ..features import FeatureSet
 from ..ranking import Ranking, index_dtype
 from .rankings import RankingWriter, RunInfo
 from .sink import Sink
+from .unpacking import check_archive
 
 
 class Writer(RankingWriter):
@@ -85,6 +86,7 @@ def read(path: Path, data: FeatureSet) -> Ranking:
         InputError: if it is none, or is damaged.
     """
     try:
+        check_archive(path, str(path))
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             info = json.loads(str(archive["info"])) if "info" in archive else {}
             indices, scores = archive["indices"], archive["scores"]

@@ -26,6 +26,7 @@ from ..errors import InputError, ParameterError
 from ..features import FeatureSet
 from ..ranking import Positions, Ranking, index_dtype, strictly_decreasing
 from .targets import replacing
+from .unpacking import check_gzip
 
 if TYPE_CHECKING:
     from ..metrics import Metrics
@@ -216,8 +217,14 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
         raise InputError(f"{path}: no such file")
     if path is not None and path.is_dir():
         raise InputError(f"{path} is a folder: name a file in it")
+    if path is not None and not path.is_file():
+        raise InputError(f"{path} is no ordinary file: pass - and pipe it")
     if chosen in _TEXT:
-        with _text(open_text(source) if isinstance(source, str | Path) else source, where) as text:
+        try:
+            stream = open_text(source) if isinstance(source, str | Path) else source
+        except GZIP_ERRORS as error:
+            raise InputError(f"{where} is a damaged gzip file: {error}") from None
+        with _text(stream, where) as text:
             ranking: Ranking = module.read(text, data, where)
     elif path is not None:
         ranking = module.read(path, data)
@@ -231,9 +238,17 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
 
 
 def open_text(path: str | Path) -> BinaryIO:
-    """A file of text to read as bytes, unpacked if it is compressed by gzip."""
+    """A file of text to read as bytes, unpacked if it is compressed by gzip.
+
+    Raises:
+        InputError: if it is no ordinary file, or would unpack to too much.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path} is no ordinary file: pass - and pipe it")
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
+    if packed:
+        check_gzip(Path(path), str(path))
     return cast(BinaryIO, gzip.open(path) if packed else open(path, "rb"))
 
 

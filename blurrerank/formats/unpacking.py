@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import zipfile
+from pathlib import Path
+
 from ..errors import InputError
 
 _LARGE, _TIMES = 256 << 20, 100
 """Bytes that anything may unpack to, and how many times what is stored if it is more."""
+
+_MOST = 1032
+"""How many times its size deflate can unpack anything to."""
 
 
 def check_unpacked(unpacked: int, packed: int, where: str) -> None:
@@ -24,3 +31,43 @@ def check_unpacked(unpacked: int, packed: int, where: str) -> None:
             f"{where} would unpack {packed:,} bytes to {unpacked:,}: no features are packed so tightly; if it "
             "is what you mean, write it unpacked"
         )
+
+
+def check_archive(path: Path, where: str) -> list[str]:
+    """The names in a zip archive, which does not unpack to more than it may.
+
+    Args:
+        path: the archive.
+        where: how messages call it.
+
+    Raises:
+        InputError: as `check_unpacked`, or if its parts overlap.
+        zipfile.BadZipFile: if it is none.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    packed, size = sum(member.compress_size for member in members), path.stat().st_size
+    if packed > size:
+        raise InputError(f"{where} holds more than it is long: it is damaged, or was made to be too much")
+    check_unpacked(sum(member.file_size for member in members), packed, where)
+    return [member.filename for member in members]
+
+
+def check_gzip(path: Path, where: str) -> None:
+    """Unpack a gzip file and forget it, unless it is too small to become large.
+
+    Args:
+        path: the file.
+        where: how messages call it.
+
+    Raises:
+        InputError: as `check_unpacked`.
+        OSError, EOFError, zlib.error: if it is damaged.
+    """
+    packed, unpacked = path.stat().st_size, 0
+    if packed * _MOST <= _LARGE:
+        return
+    with gzip.open(path) as file:
+        while some := file.read(1 << 20):
+            unpacked += len(some)
+            check_unpacked(unpacked, packed, where)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import re
-import zipfile
+import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..formats import hdf5
 from ..formats.features_h5 import StoredFeatures
+from ..formats.unpacking import check_archive, check_unpacked
 from . import pickles
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
@@ -28,6 +30,8 @@ _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 
 # Cells in cells.
 _DEEPEST = 16
+# The kind of a variable of MATLAB v5 that is packed.
+_MATLAB_PACKED = 15
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
     with _told(where):
         if path.is_dir():
             return Opened(path, "folder of CSV files", _folder(path), {})
+        if not path.is_file():
+            raise InputError(f"{where} is no ordinary file")
         head = _head(path, 4096)
         if not head:
             raise InputError(f"{where} is empty")
@@ -171,7 +177,24 @@ def _hdf5(path: Path, head: bytes) -> Opened:
 def _matlab_5(path: Path) -> dict[str, Any]:
     from scipy.io import loadmat
 
+    _check_matlab_5(path)
     return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
+
+
+def _check_matlab_5(path: Path) -> None:
+    """Refuse variables that are packed to fill the memory: the first bytes of each say how large it becomes."""
+    unpacked, size = 0, path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(126)
+        order = "<" if file.read(2) == b"IM" else ">"
+        while len(tag := file.read(8)) == 8:
+            kind, length = struct.unpack(f"{order}II", tag)
+            start = file.tell()
+            if kind == _MATLAB_PACKED:
+                inner = zlib.decompressobj().decompress(file.read(min(length, 4096)), 8)
+                unpacked += struct.unpack(f"{order}II", inner)[1] if len(inner) == 8 else 0
+            file.seek(start + length + (0 if kind == _MATLAB_PACKED else -length % 8))
+    check_unpacked(unpacked, size, str(path))
 
 
 class _Cells:
@@ -209,8 +232,7 @@ class _Cells:
 
 
 def _zip(path: Path) -> Opened:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    names = check_archive(path, str(path))
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return Opened(path, "torch.save", _torch(path), {})
     if not names or not all(name.endswith(".npy") for name in names):
@@ -233,7 +255,9 @@ def _torch(path: Path) -> Any:
     arrays: list[Any] = [(maker, ".".join(name)) for name, maker in pickles.NUMPY.items()]
     try:
         with torch.serialization.safe_globals(arrays):
-            return pickles.finished(torch.load(path, map_location="cpu", weights_only=True))
+            return pickles.finished(
+                torch.load(path, map_location="cpu", weights_only=True), path.stat().st_size
+            )
     except Exception as error:
         unknown = re.search(r"GLOBAL ([\w.]+)", str(error))
         if unknown is None and not isinstance(error, pickles.NotData):

@@ -24,6 +24,9 @@ class NotData(Exception):
     """What a file holds that is no array of numbers, text or objects; its message goes on after "holds"."""
 
 
+# How often, on the average, a value may be in containers for each byte of the program, and how many may be anyhow.
+_SHARED, _MANY = 16, 1_000_000
+
 _SIMPLE = re.compile(r"[<>|=]?(?:f[248]|[iu][1248]|b1|[US]\d{0,6}|O8?)")
 
 
@@ -62,7 +65,7 @@ def _filled(data: Any, kind: Any, shape: Any, order: Any) -> Any:
     if order not in ("C", "F"):
         raise NotData("an array in no order")
     if kind.dtype.hasobject:
-        flat = of_objects([finished(item) for item in data])
+        flat = of_objects(list(data))
     else:
         # Python 2 wrote bytes as text.
         raw = data.encode("latin1") if isinstance(data, str) else data
@@ -101,6 +104,21 @@ def _no_bytes(*arguments: Any) -> bytes:
     return b""
 
 
+class _Maker:
+    """A function of ours, which a program can call and do nothing else with."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, _: Any) -> None:
+        raise NotData("a change of what reads it")
+
+
 # What NumPy's names stand for, here and in what torch reads: its own would take an array of objects from raw
 # bytes, and follow them as pointers.
 NUMPY: dict[tuple[str, str], Callable[..., Any]] = {
@@ -110,16 +128,16 @@ NUMPY: dict[tuple[str, str], Callable[..., Any]] = {
         (f"numpy.{core}.{module}", name): maker
         for core in ("core", "_core")
         for module, name, maker in (
-            ("multiarray", "_reconstruct", _reconstruct),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _from_buffer),
+            ("multiarray", "_reconstruct", _Maker(_reconstruct)),
+            ("multiarray", "scalar", _Maker(_scalar)),
+            ("numeric", "_frombuffer", _Maker(_from_buffer)),
         )
     },
 }
 _KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = NUMPY | {
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _no_bytes,
+    ("_codecs", "encode"): _Maker(_encode),
+    ("__builtin__", "bytes"): _Maker(_no_bytes),
 }
 
 
@@ -147,7 +165,7 @@ def read_pickle(data: bytes, where: str) -> Any:
         InputError: if it holds anything else, which is neither imported nor called, or is damaged.
     """
     try:
-        return finished(_Unpickler(io.BytesIO(data), encoding="latin1").load())
+        return finished(_Unpickler(io.BytesIO(data), encoding="latin1").load(), len(data))
     except NotData as error:
         why = str(error)
         hint = ": save tensors with torch.save" if why.startswith("torch") else ""
@@ -171,12 +189,46 @@ def of_objects(values: Sequence[Any]) -> NDArray[Any]:
     return found
 
 
-def finished(value: Any) -> Any:
-    """What was read, with its arrays in the place of what stood for them."""
-    if isinstance(value, _Array):
-        return value.values
-    if isinstance(value, dict):
-        return {finished(key): finished(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(finished, value))
-    return value
+def finished(value: Any, size: int) -> Any:
+    """What was read, with its arrays in the place of what stood for them.
+
+    Args:
+        value: what a program of `size` bytes made.
+        size: bounds what is in it: by naming a container again and again, a short program can make one that
+            takes forever to look through.
+
+    Raises:
+        NotData: if it holds itself, or more than such a program can spell out.
+    """
+    known: dict[int, tuple[Any, int] | None] = {}
+
+    def of(value: Any) -> tuple[Any, int]:
+        """The same, and how many values it holds."""
+        if not isinstance(value, dict | list | tuple | _Array):
+            return value, 1
+        if id(value) in known:
+            found = known[id(value)]
+            if found is None:
+                raise NotData("a container that is in itself")
+            return found
+        known[id(value)] = None
+        if isinstance(value, dict):
+            parts = [of(part) for pair in value.items() for part in pair]
+            made: Any = dict(
+                zip((key for key, _ in parts[::2]), (item for item, _ in parts[1::2]), strict=True)
+            )
+        elif isinstance(value, _Array):
+            made, parts = value.values, []
+            if isinstance(made, np.ndarray) and made.dtype.hasobject:
+                parts = [of(item) for item in made.flat]
+                made = of_objects([item for item, _ in parts]).reshape(made.shape)
+        else:
+            parts = [of(item) for item in value]
+            made = type(value)(item for item, _ in parts)
+        count = 1 + sum(count for _, count in parts)
+        if count > _MANY + _SHARED * size:
+            raise NotData("more than it can spell out: containers in containers, again and again")
+        known[id(value)] = made, count
+        return made, count
+
+    return of(value)[0]
