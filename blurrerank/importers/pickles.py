@@ -24,7 +24,7 @@ class NotData(Exception):
     """What a file holds that is no array of numbers, text or objects; its message goes on after "holds"."""
 
 
-# How often, on the average, a value may be in containers for each byte of the program, and how many may be anyhow.
+# How many values there may be for each byte of the program, and how many anyhow.
 _SHARED, _MANY = 16, 1_000_000
 
 _SIMPLE = re.compile(r"[<>|=]?(?:f[248]|[iu][1248]|b1|[US]\d{0,6}|O8?)")
