@@ -284,9 +284,18 @@ def _label_problems(side: Side) -> Iterator[str]:
             yield (
                 f"{side.label}/ids has {labels[row]} in row {row}: expected -1 (junk), 0 (distractor) or more"
             )
-        elif name == "names" and not all(isinstance(label, str) for label in labels):
-            row = next(row for row, label in enumerate(labels) if not isinstance(label, str))
-            yield f"{side.label}/names has {labels[row]!r} in row {row}: expected a string"
+        elif name == "names" and not all(map(_is_text, labels)):
+            row = next(row for row, label in enumerate(labels) if not _is_text(label))
+            what = "a string" if not isinstance(labels[row], str) else "text that utf-8 can hold, without NUL"
+            yield f"{side.label}/names has {labels[row]!r} in row {row}: expected {what}"
+
+
+def _is_text(label: Any) -> bool:
+    """Whether it is a string that files can hold."""
+    try:
+        return isinstance(label, str) and "\0" not in label and bool(label.encode() or True)
+    except UnicodeEncodeError:
+        return False
 
 
 def _value_problems(side: Side) -> Iterator[str]:

@@ -27,8 +27,7 @@ from blurrerank.importers.pickles import read_pickle
 SIDES = {"probe": "query", "gallery": "gallery"}
 
 
-@pytest.fixture
-def arrays() -> dict[str, np.ndarray]:
+def market_arrays() -> dict[str, np.ndarray]:
     """12 probes and 40 gallery images of 6 identities, with names as Market-1501 gives them."""
     made = features(probes=12, gallery=40, dim=7)
     for side in SIDES:
@@ -44,6 +43,9 @@ def arrays() -> dict[str, np.ndarray]:
             dtype=object,
         )
     return made
+
+
+arrays = pytest.fixture(market_arrays, name="arrays")
 
 
 def check(path: Path, arrays: dict[str, np.ndarray], *kinds: str, exact: bool = True) -> br.FeatureSet:

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any, BinaryIO
@@ -119,7 +117,9 @@ def _archive(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], st
                     listed = ", ".join(names) or "nothing"
                     raise InputError(f"{where} holds {listed}: expected indices (probes, candidates)")
                 return archive[name], f"{where}::{name}"
-    except (OSError, KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of a damaged one, zipfile and NumPy raise what they like
         raise InputError(f"{where} is not a readable NumPy archive: {error}") from error
     return _ranking(path, where, "npz", data), where
 
@@ -143,7 +143,7 @@ def _ranking(path: Path, where: str, form: str, data: FeatureSet) -> NDArray[Any
 def _array(path: Path, where: str) -> NDArray[Any]:
     try:
         return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # the header of an array is a piece of Python, which may be wrong in any way
         raise InputError(f"{where} is not a readable NumPy array: {error}") from error
 
 

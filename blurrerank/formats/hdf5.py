@@ -6,7 +6,10 @@ here goes through this module, which follows no way out of the file and checks s
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import mmap
 import os
 import zlib
 from collections.abc import Iterator
@@ -25,6 +28,8 @@ from .unpacking import check_unpacked
 _LINKS = 16
 # Bytes of text at a time whose length is not known before.
 _TEXT_BYTES = 64 << 20
+# How a heap begins, and bytes of its header and of that of each piece in it.
+_HEAP, _PIECE = b"GCOL\x01", 16
 # Codes of filters.
 _GZIP, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 
@@ -42,7 +47,12 @@ def open_hdf5(path: str | Path) -> Any:
     if not os.path.isfile(path):
         raise InputError(f"{path} is no ordinary file: HDF5 is read from files alone")
     try:
+        found = os.stat(path)
+        if not _heaps_end(str(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns):
+            raise InputError(f"{path} is a damaged HDF5 file: copy or write it again")
         return h5py.File(path, "r")
+    except InputError:
+        raise
     except PermissionError:
         raise InputError(f"{path} cannot be read: permission denied") from None
     except BlockingIOError:
@@ -53,6 +63,29 @@ def open_hdf5(path: str | Path) -> Any:
         if "truncated" in str(error):
             raise InputError(f"{path} is a truncated HDF5 file: copy or write it again") from error
         raise InputError(f"{path} is a damaged HDF5 file: {error}; copy or write it again") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _heaps_end(path: str, *_: int) -> bool:
+    """Whether HDF5 comes to the end of every heap of text: at an empty piece it would stay forever.
+
+    A pass over the file, once for each state that it is in.
+    """
+    with open(path, "rb") as file, contextlib.suppress(ValueError):  # an empty file cannot be mapped
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with data:
+            heap = data.find(_HEAP)
+            while heap >= 0:
+                end = heap + int.from_bytes(data[heap + 8 : heap + 16], "little")
+                place = heap + _PIECE
+                while place + _PIECE <= end <= len(data):
+                    used = int.from_bytes(data[place : place + 2], "little")
+                    size = int.from_bytes(data[place + 8 : place + 16], "little")
+                    if not used and size < _PIECE:
+                        return False
+                    place += size if not used else _PIECE + -(-size // 8) * 8
+                heap = data.find(_HEAP, heap + 1)
+    return True
 
 
 @contextmanager

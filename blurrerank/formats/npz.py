@@ -94,5 +94,5 @@ def read(path: Path, data: FeatureSet) -> Ranking:
             return Ranking(indices, scores, **info)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except (OSError, KeyError, AttributeError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of a damaged one, zipfile and NumPy raise what they like
         raise InputError(f"{path} is not a readable ranking archive: {error}") from error

@@ -12,7 +12,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,7 +141,26 @@ _KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = NUMPY | {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The one written in Python: the other takes as much memory as a program numbers its objects up to."""
+
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch.copy()
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self._size = len(data)
+
+    def load_bytearray8(self) -> None:
+        """Bytes that can be written to, which are there before they are filled."""
+        size = int.from_bytes(self.read(8), "little")
+        if size > self._size:
+            raise pickle.UnpicklingError("more bytes than the file has")
+        self.append(bytearray(self.read(size)))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
     def find_class(self, module: str, name: str) -> Any:
         """What a name stands for; nothing is imported."""
         found = _KNOWN.get((module, name))
@@ -165,7 +184,7 @@ def read_pickle(data: bytes, where: str) -> Any:
         InputError: if it holds anything else, which is neither imported nor called, or is damaged.
     """
     try:
-        return finished(_Unpickler(io.BytesIO(data), encoding="latin1").load(), len(data))
+        return finished(_Unpickler(data).load(), len(data))
     except NotData as error:
         why = str(error)
         hint = ": save tensors with torch.save" if why.startswith("torch") else ""
