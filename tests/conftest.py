@@ -144,3 +144,13 @@ def check_lists(indices: np.ndarray, scores: np.ndarray, golden: np.ndarray, gol
         last = golden_scores[row, -1]
         theirs = golden_scores[row, place[0]] if len(place) else last
         assert abs(theirs - golden_scores[row, column]) < 1e-5, (row, column)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many cases of faults, fuzzing and numbers ran, and what repeats them."""
+    from counting import cases
+
+    if cases:
+        terminalreporter.section("cases")
+    for kind, number in cases.items():
+        terminalreporter.write_line(f"{kind}: {number}")

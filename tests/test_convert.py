@@ -713,7 +713,7 @@ def refused(cli, *arguments: object) -> str:
         ("notes.txt", b"hello\nworld\n", "is text, but no table of features"),
         ("table.csv", b"a,b\n1,2\n3\n", "line 3 has not the 2 columns of the header"),
         ("x.npz", b"PK\x03\x04 not really", "cannot be read"),
-        ("x.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "cannot be read, it may be damaged or cut short"),
+        ("x.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "is a damaged MATLAB file"),
         ("packed.gz", gzip.compress(b"hello"), "is compressed: unpack it"),
     ],
 )

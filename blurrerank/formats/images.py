@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..errors import BlurrerankError, InputError
 from .features_h5 import open_group
 from .hdf5 import check_dataset, member, reading
+from .unpacking import check_unpacked
 
 Thumbnail = NDArray[np.uint8]
 """(h, w) grey or (h, w, 3) RGB."""
@@ -155,6 +156,7 @@ def _opened(path: Path, size: int) -> Thumbnail | None:
             # Pillow warns of pictures so large that they may be an attack, and of odd metadata.
             warnings.simplefilter("ignore")
             with pillow().open(path, formats=_FILE_FORMATS) as opened:
+                check_unpacked(8 * opened.width * opened.height, path.stat().st_size, str(path))
                 opened.draft("RGB", (2 * size, 2 * size))  # JPEG decodes at a fraction of its size
                 picture = ImageOps.exif_transpose(opened).convert("RGB")
                 picture.thumbnail((size, size))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import re
-import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +19,9 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..formats import hdf5
 from ..formats.features_h5 import StoredFeatures
-from ..formats.unpacking import check_archive, check_unpacked
+from ..formats.unpacking import check_archive
 from . import pickles
+from .matlab5 import read_matlab_5
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How files of torch.save begin that were written before 1.6: a pickle of a number."""
@@ -30,8 +29,6 @@ _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 
 # Cells in cells.
 _DEEPEST = 16
-# The kind of a variable of MATLAB v5 that is packed.
-_MATLAB_PACKED = 15
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
         if head[:10] == b"MATLAB 7.3" or h5py.is_hdf5(path):
             return _hdf5(path, head)
         if head.startswith(b"MATLAB 5.0"):
-            return Opened(path, "MATLAB v5", _matlab_5(path), {})
+            return Opened(path, "MATLAB v5", read_matlab_5(path), {})
         if head.startswith(b"\x93NUMPY"):
             return Opened(path, "NumPy array", np.load(path, mmap_mode="r", allow_pickle=False), {})
         if head.startswith(b"PK\x03\x04"):
@@ -172,29 +169,6 @@ def _hdf5(path: Path, head: bytes) -> Opened:
         elif isinstance(item, h5py.Dataset) and item.shape is not None:
             fields[name] = hdf5.read(item, where)
     return Opened(path, "HDF5", fields, hdf5.attributes(file))
-
-
-def _matlab_5(path: Path) -> dict[str, Any]:
-    from scipy.io import loadmat
-
-    _check_matlab_5(path)
-    return {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
-
-
-def _check_matlab_5(path: Path) -> None:
-    """Refuse variables that are packed to fill the memory: the first bytes of each say how large it becomes."""
-    unpacked, size = 0, path.stat().st_size
-    with open(path, "rb") as file:
-        file.seek(126)
-        order = "<" if file.read(2) == b"IM" else ">"
-        while len(tag := file.read(8)) == 8:
-            kind, length = struct.unpack(f"{order}II", tag)
-            start = file.tell()
-            if kind == _MATLAB_PACKED:
-                inner = zlib.decompressobj().decompress(file.read(min(length, 4096)), 8)
-                unpacked += struct.unpack(f"{order}II", inner)[1] if len(inner) == 8 else 0
-            file.seek(start + length + (0 if kind == _MATLAB_PACKED else -length % 8))
-    check_unpacked(unpacked, size, str(path))
 
 
 class _Cells:
