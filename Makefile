@@ -1,10 +1,11 @@
-# One command each: make demo, make test, make lint, make docs, make bench, make bench-online.
+# One command each: make demo, make test, make lint, make docs, make bench, make bench-online, make faults,
+# make fuzz, make numbers.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format docs bench bench-online tune-online clean
+.PHONY: install demo test lint format docs bench bench-online tune-online faults fuzz numbers clean
 
 install: $(VENV)/installed
 
@@ -56,6 +57,21 @@ FEATS := examples/omniglot.h5
 
 tune-online: install
 	$(BIN)/python benchmarks/tune_online.py $(FEATS)
+
+# What CI does with few cases, with many: docs/reliability.md tells what came of it.
+CASES := 5000
+SEED := 0
+
+faults: install
+	$(BIN)/python tests/faults.py kills --cases 240 --seed $(SEED)
+	$(BIN)/python tests/faults.py full-disk --cases 240 --seed $(SEED)
+	$(BIN)/python tests/faults.py meetings --cases 60 --seed $(SEED)
+
+fuzz: install
+	$(BIN)/python tests/fuzzing.py --cases $(CASES) --seed $(SEED)
+
+numbers: install
+	CASES=$(CASES) SEED=$(SEED) $(BIN)/python -m pytest tests/test_numbers.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

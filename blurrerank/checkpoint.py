@@ -129,8 +129,8 @@ class Checkpoint:
     def keep_neighbours(self, answer: Callable[[], Neighbours]) -> None:
         """Keep what is known of all images, if it is time."""
         if time.monotonic() >= self._last + SECONDS:
-            with self._writing():
-                write_partial(self._folder / _NEIGHBOURS, answer(), pool=0, digest="")
+            path = self._folder / _NEIGHBOURS
+            self._keep(lambda: write_partial(path, answer(), pool=0, digest=""))
 
     def interrupted(self) -> None:
         """Keep what there is, if it was worth keeping before or has taken long."""
@@ -138,40 +138,40 @@ class Checkpoint:
             self._write()
 
     def _write(self) -> None:
-        with self._writing():
-            first = self._waiting[0]
-            joined = {
-                "start": np.array(first.start),
-                "indices": np.concatenate([done.indices for done in self._waiting]),
-                "scores": np.concatenate([done.scores for done in self._waiting]),
-            }
-            for stage in ("before", "after"):
-                parts = [part for done in self._waiting if (part := getattr(done, stage)) is not None]
-                if parts:
-                    whole = Positions.concatenate(parts)
-                    for field in fields(whole):
-                        values = getattr(whole, field.name)
-                        if values is not None:
-                            joined[f"{stage}_{field.name}"] = values
-            with (
-                replacing(self._folder / f"{KEPT}-{first.start:012}.npz", force=True) as temporary,
-                Sink(temporary) as file,
-            ):
+        """Keep the lists that wait."""
+        first = self._waiting[0]
+        joined = {
+            "start": np.array(first.start),
+            "indices": np.concatenate([done.indices for done in self._waiting]),
+            "scores": np.concatenate([done.scores for done in self._waiting]),
+        }
+        for stage in ("before", "after"):
+            parts = [part for done in self._waiting if (part := getattr(done, stage)) is not None]
+            if parts:
+                whole = Positions.concatenate(parts)
+                for field in fields(whole):
+                    values = getattr(whole, field.name)
+                    if values is not None:
+                        joined[f"{stage}_{field.name}"] = values
+        self._waiting.clear()
+
+        def write() -> None:
+            path = self._folder / f"{KEPT}-{first.start:012}.npz"
+            with replacing(path, force=True) as temporary, Sink(temporary) as file:
                 np.savez(file, **joined)  # type: ignore[arg-type]
                 file.check()
-            self._waiting.clear()
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Say first what run it is. A run need not end because nothing can be kept of it."""
+        self._keep(write)
+
+    def _keep(self, write: Callable[[], None]) -> None:
+        """Write something, after what run it is of. A run need not end because nothing can be kept of it."""
         try:
             if not self._kept:
                 with replacing(self._folder / f"{KEPT}.json", force=True) as temporary:
                     temporary.write_text(json.dumps(self._run, indent=2) + "\n", encoding="utf-8")
                 self._kept = True
-            yield
+            write()
         except OutputError as error:
-            self._waiting.clear()
             warnings.warn(f"nothing is kept to go on from: {error}", BlurrerankWarning, stacklevel=2)
         self._last = time.monotonic()
 

@@ -5,6 +5,7 @@ Nothing heavy is imported here; a command imports the library when it runs.
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import signal
@@ -105,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a named error, 2 wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     # Schedulers end a job with SIGTERM: leave by the same door as Ctrl-C, past what removes temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

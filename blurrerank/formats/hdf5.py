@@ -24,6 +24,12 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .unpacking import check_unpacked
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+_STATM = Path("/proc/self/statm")
 # Soft links on the way to one object.
 _LINKS = 16
 # Bytes of text at a time whose length is not known before.
@@ -152,11 +158,33 @@ def attributes(item: Any) -> dict[str, Any]:
     Raises:
         InputError: if they cannot be read.
     """
-    with reading(f"{item.file.filename}::{item.name}"):
-        return {
-            name: value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-            for name, value in item.attrs.items()
-        }
+    with reading(f"{item.file.filename}::{item.name}"), _room_for(os.stat(item.file.filename).st_size):
+        return {_readable(name): _readable(value) for name, value in item.attrs.items()}
+
+
+def _readable(value: Any) -> Any:
+    """The same, and if it is text, such that can be printed."""
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+@contextlib.contextmanager
+def _room_for(size: int) -> Iterator[None]:
+    """Memory for attributes of a file of so many bytes: HDF5 takes what the length of a text says, up to 4 GiB,
+    before it looks whether there is so much text."""
+    if resource is None or not _STATM.exists():
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(_STATM.read_text().split()[0]) * resource.getpagesize()
+    most = used + size + _TEXT_BYTES
+    if before[0] == resource.RLIM_INFINITY or most < before[0]:
+        resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def check_dataset(dataset: Any, where: str) -> None:

@@ -114,8 +114,8 @@ class _Matrix:
             return self._cells_are_sound()
         if self.kind not in _KINDS or self._is_complex:
             return False
-        kind, length, _ = self._tag()
-        if kind not in _KINDS[self.kind] or self._place + length > self._size:
+        kind, length, small = self._tag()
+        if kind not in _KINDS[self.kind] or self._place + (0 if small else length) > self._size:
             raise _DamagedError
         # Blanks that are not there are made up, as many as the shape says.
         if self.kind == _CHAR and self._count > max(length, _BLANKS):

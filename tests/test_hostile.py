@@ -1,0 +1,459 @@
+"""Files that were made to do harm: one line says what is wrong, nothing else is read, memory stays small."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import io
+import os
+import pickle
+import resource
+import signal
+import zipfile
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from conftest import features
+
+import blurrerank as br
+from blurrerank.formats import hdf5
+from blurrerank.importers.pickles import read_pickle
+
+
+@pytest.fixture(autouse=True)
+def soon():
+    """A reader that waits for ever is interrupted."""
+
+    def late(*_):
+        raise TimeoutError("it takes too long")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def little_memory():
+    """No more than 2 GiB beyond what there is, reserved or not."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture
+def refused(cli):
+    def refused(*arguments, code=1):
+        found, out, err = cli(*arguments)
+        lines = [line for line in err.splitlines() if not line.startswith(("note: ", "warning: "))]
+        assert (found, out, len(lines)) == (code, "", 1), (found, out, err)
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return refused
+
+
+@pytest.fixture
+def feats(cli, write):
+    write()
+    return "feats.h5"
+
+
+# Out of the file
+
+
+def link_to_a_file(file):
+    del file["gallery/features"]
+    file["gallery/features"] = h5py.ExternalLink("secret.h5", "/features")
+
+
+def link_to_a_group(file):
+    del file["gallery"]
+    file["gallery"] = h5py.ExternalLink("secret.h5", "/")
+
+
+def link_to_a_pipe(file):
+    del file["gallery/ids"]
+    file["gallery/ids"] = h5py.ExternalLink("pipe", "/ids")
+
+
+def link_by_a_link(file):
+    file["out"] = h5py.ExternalLink("secret.h5", "/")
+    del file["gallery/features"]
+    file["gallery/features"] = h5py.SoftLink("/out/features")
+
+
+def circle(file):
+    del file["gallery/features"]
+    file["gallery/features"] = h5py.SoftLink("/gallery/again")
+    file["gallery/again"] = h5py.SoftLink("/gallery/features")
+
+
+def data_elsewhere(file):
+    shape = file["gallery/features"].shape
+    del file["gallery/features"]
+    file["gallery"].create_dataset(
+        "features", shape, np.float32, external=[("secret.bin", 0, 4 * shape[0] * shape[1])]
+    )
+
+
+def data_of_others(file):
+    shape = file["gallery/features"].shape
+    del file["gallery/features"]
+    layout = h5py.VirtualLayout(shape, np.float32)
+    layout[:] = h5py.VirtualSource("secret.h5", "features", shape)
+    file["gallery"].create_virtual_dataset("features", layout)
+
+
+OUTSIDE = {
+    link_to_a_file: "feats.h5::/gallery has a link 'features' into another file, which is not followed",
+    link_to_a_group: "feats.h5::/ has a link 'gallery' into another file",
+    link_to_a_pipe: "feats.h5::/gallery has a link 'ids' into another file",
+    link_by_a_link: "feats.h5::/ has a link 'out' into another file",
+    circle: "feats.h5::/gallery has a link 'features' that leads nowhere",
+    data_elsewhere: "feats.h5::/gallery/features is kept in another file, which is not opened",
+    data_of_others: "feats.h5::/gallery/features is kept in another file, which is not opened",
+}
+
+
+@pytest.mark.parametrize("change", OUTSIDE, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("command", ["run", "index", "convert"])
+def test_nothing_outside_of_the_file_is_read(command, change, refused, feats, tmp_path):
+    rows = features()["gallery"]
+    with h5py.File("secret.h5", "w") as file:
+        file["features"], file["ids"] = rows, features()["gallery_ids"]
+    rows.tofile("secret.bin")
+    os.mkfifo("pipe")
+    with h5py.File(feats, "r+") as file:
+        change(file)
+    if command == "convert":
+        with h5py.File(feats, "r+") as file:  # another tool's: no groups
+            for name in ("probe", "gallery"):
+                if isinstance(file.get(name, getlink=True), h5py.HardLink):
+                    file.move(name, f"/{name}_part")
+            for name in list(file):
+                if isinstance(file.get(name, getlink=True), h5py.HardLink):
+                    for field in list(file[name]):
+                        file.move(f"{name}/{field}", f"/{name}_{field}")
+                    del file[name]
+        why = refused("convert", feats, "out.h5")
+    elif command == "index":
+        why = refused("index", feats, "-o", "out.h5")
+    else:
+        why = refused("run", feats, "-o", "out.h5")
+    if command != "convert":
+        assert OUTSIDE[change] in why
+    assert not Path("out.h5").exists()
+
+
+def test_links_inside_the_file_are_followed(cli, feats):
+    assert cli("run", feats, "-o", "plain.csv")[0] == 0
+    with h5py.File(feats, "r+") as file:
+        file.move("gallery/features", "/kept/elsewhere")
+        file["gallery/features"] = h5py.SoftLink("/kept/elsewhere")
+        file["again"] = h5py.SoftLink("/gallery")
+        file.move("gallery", "/deeper/gallery")
+        file["gallery"] = h5py.SoftLink("deeper/gallery")
+    assert cli("run", feats, "-o", "linked.csv")[0] == 0
+    assert Path("linked.csv").read_bytes() == Path("plain.csv").read_bytes()
+
+
+# More than there is
+
+
+@pytest.mark.parametrize("rows", [10**6, 2**31, 2**40])
+def test_what_was_declared_and_never_written_is_refused(rows, refused, feats, little_memory):
+    with h5py.File(feats, "r+") as file:
+        del file["gallery"]
+        file.create_dataset("gallery/features", (rows, 8), np.float32)
+    assert Path(feats).stat().st_size < 1 << 16
+    why = refused("run", feats)
+    assert f"feats.h5::/gallery/features is {rows} x 8, {rows * 32:,} bytes, and the file holds 0 of it" in why
+
+
+@pytest.mark.parametrize("name", ["ids", "names", "images"])
+def test_labels_that_were_never_written_are_refused(name, refused, feats, little_memory):
+    with h5py.File(feats, "r+") as file:
+        file.pop(f"gallery/{name}", None)
+        kind = {"ids": np.int64, "names": h5py.string_dtype(), "images": np.uint8}[name]
+        file.create_dataset(f"gallery/{name}", (60, *([4096] * 3 if name == "images" else [])), kind)
+    if name != "images":
+        assert f"feats.h5::/gallery/{name} is 60, " in refused("run", feats)
+    else:
+        assert "images is uint8" in refused("run", feats)
+
+
+def test_features_that_unpack_to_far_more_are_refused(refused, feats, little_memory):
+    with h5py.File(feats, "r+") as file:
+        del file["gallery"]
+        options = {"compression": "gzip", "chunks": (1 << 16, 64), "fillvalue": 1.0}
+        stored = file.create_dataset("gallery/features", (1 << 22, 64), np.float32, **options)
+        stored[: 1 << 16] = 1
+        chunk = stored.id.read_direct_chunk((0, 0))[1]
+        for start in range(0, 1 << 22, 1 << 16):
+            stored.id.write_direct_chunk((start, 0), chunk)
+    assert "no features are packed so tightly" in refused("run", feats)
+
+
+def test_one_text_that_every_name_points_to_is_refused(refused, feats, little_memory):
+    """60 names of 10 MB each, in a file of 10 MB."""
+    with h5py.File(feats, "r+") as file:
+        del file["gallery/names"]
+        names = ["x" * 10_000_000, *["y"] * 59]
+        file.create_dataset("gallery/names", data=names, dtype=h5py.string_dtype())
+        offset = file["gallery/names"].id.get_offset()
+    with open(feats, "r+b") as raw:
+        raw.seek(offset)
+        first = raw.read(16)
+        raw.seek(offset)
+        raw.write(first * 60)
+    why = refused("run", feats)
+    assert "feats.h5::/gallery/names holds more text than the file has bytes" in why
+
+
+@pytest.mark.parametrize("filters", [{}, {"compression": "gzip"}, {"compression": "lzf"}])
+def test_packed_names_are_read_and_measured(filters, feats, monkeypatch):
+    names = [f"name {row}" for row in range(60)]
+    with h5py.File(feats, "r+") as file:
+        del file["gallery/names"]
+        file.create_dataset("gallery/names", data=names, dtype=h5py.string_dtype(), chunks=(7,), **filters)
+    assert br.load(feats).gallery.names.tolist() == names
+    monkeypatch.setattr(hdf5.os, "stat", lambda path: os.stat_result([100] * 10))
+    with h5py.File(feats) as file, pytest.raises(br.InputError, match="more text than the file has bytes"):
+        hdf5._texts(file["gallery/names"], "here")
+
+
+def test_a_filter_that_is_not_here_is_named(refused, feats):
+    with h5py.File(feats, "r+") as file:
+        rows = file["gallery/features"][()]
+        del file["gallery/features"]
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_chunk(rows.shape)
+        settings.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))
+        space = h5py.h5s.create_simple(rows.shape)
+        h5py.h5d.create(file["gallery"].id, b"features", h5py.h5t.NATIVE_FLOAT, space, settings)
+    assert "is packed by HDF5 filter 32015" in refused("run", feats)
+
+
+def test_a_heap_without_an_end_is_refused(refused, feats):
+    """HDF5 would look for the end of it for ever."""
+    with h5py.File(feats, "r+") as file:
+        file.attrs["source"] = "somewhere"
+    data = bytearray(Path(feats).read_bytes())
+    heap = data.index(b"GCOL\x01")
+    data[heap + 16 : heap + 32] = bytes(16)
+    Path(feats).write_bytes(data)
+    assert refused("info", feats) == "error: feats.h5 is a damaged HDF5 file: copy or write it again"
+
+
+def test_a_file_that_somebody_writes_is_refused(refused, feats):
+    with open(feats, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as HDF5 holds it
+        why = refused("run", feats)
+    assert why == "error: feats.h5 is being written by another program: try again when it is done"
+
+
+# Archives and packed text
+
+
+def bomb(size: int) -> bytes:
+    """An archive of one array of zeros."""
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("qf.npy", "w", force_zip64=True) as member,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": (size // 4096, 1024)}
+        np.lib.format.write_array_header_1_0(member, header)
+        for _ in range(size >> 20):
+            member.write(bytes(1 << 20))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("convert", "dump.npz", "out.h5"),
+        ("eval", "dump.npz", "feats.h5"),
+        ("run", "feats.h5", "--candidates", "dump.npz"),
+    ],
+)
+def test_archives_that_unpack_to_far_more_are_refused(arguments, refused, feats, little_memory):
+    Path("dump.npz").write_bytes(bomb(600 << 20))
+    assert Path("dump.npz").stat().st_size < 1 << 20
+    assert "no features are packed so tightly" in refused(*arguments)
+
+
+def test_archives_whose_parts_overlap_are_refused(refused, feats):
+    with zipfile.ZipFile("dump.npz", "w") as archive:
+        archive.writestr("qf.npy", bytes(1000))
+        first = archive.infolist()[0]
+        for number in range(5):
+            again = zipfile.ZipInfo(f"g{number}.npy")
+            again.header_offset, again.CRC = first.header_offset, first.CRC
+            again.compress_size, again.file_size = first.compress_size, first.file_size
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+    assert "holds more than it is long" in refused("convert", "dump.npz", "out.h5")
+
+
+@pytest.mark.parametrize("ending", ["trec", "jsonl", "csv"])
+def test_text_that_unpacks_to_far_more_is_refused(ending, refused, feats, little_memory):
+    with gzip.open(f"lists.{ending}.gz", "wb") as file:
+        for _ in range(600):
+            file.write(b"a" * (1 << 20))
+    why = refused("eval", f"lists.{ending}.gz", feats)
+    assert "no features are packed so tightly" in why
+
+
+def test_variables_that_unpack_to_far_more_are_refused(refused, little_memory):
+    body = bytes.fromhex("06000000080000000700000000000000") + bytes.fromhex("0500000008000000000000080a000000")
+    body += bytes.fromhex("0100000002000000") + b"qf" + bytes(6)
+    body += (7).to_bytes(4, "little") + (600 << 20).to_bytes(4, "little")
+    inner = (14).to_bytes(4, "little") + (len(body) + (600 << 20)).to_bytes(4, "little") + body
+    packer = zlib.compressobj(9)
+    packed = (
+        packer.compress(inner) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(600)) + packer.flush()
+    )
+    head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+    Path("dump.mat").write_bytes(head + (15).to_bytes(4, "little") + len(packed).to_bytes(4, "little") + packed)
+    assert "no features are packed so tightly" in refused("convert", "dump.mat", "out.h5")
+
+
+def test_matlab_tags_that_scipy_would_follow_are_refused(refused):
+    """An unknown kind of numbers takes the process along."""
+    scipy.io.savemat("dump.mat", {"query_f": np.ones((3, 4))})
+    data = bytearray(Path("dump.mat").read_bytes())
+    place = data.index(b"query_f") + 8
+    assert data[place] == 9  # doubles
+    data[place] = 14
+    Path("dump.mat").write_bytes(data)
+    assert (
+        refused("convert", "dump.mat", "out.h5")
+        == "error: dump.mat is a damaged MATLAB file: copy or write it again"
+    )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_matlab_files_are_read_as_scipy_reads_them(packed, tmp_path):
+    from blurrerank.importers.matlab5 import read_matlab_5
+
+    names = np.empty((1, 2), dtype=object)
+    names[0] = ["a.jpg", "longer name.jpg"]
+    fields = {
+        "f": np.random.default_rng(0).standard_normal((5, 3)),
+        "half": np.ones((2, 2), np.float32),
+        "id": np.arange(-2, 5, dtype=np.int16),
+        "yes": np.array([True, False]),
+        "name": "text",
+        "names": names,
+        "nothing": np.empty((0, 0)),
+    }
+    others = {"struct": {"a": 1}, "complex": np.array([1j])}
+    scipy.io.savemat(tmp_path / "dump.mat", fields | others, do_compression=packed)
+    found, expected = read_matlab_5(tmp_path / "dump.mat"), scipy.io.loadmat(tmp_path / "dump.mat")
+    assert sorted(found) == sorted(fields)
+    for name in fields:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+# Pickles
+
+
+def laughs(depth: int) -> list:
+    found: list = ["ha"]
+    for _ in range(depth):
+        found = [found] * 10
+    return found
+
+
+@pytest.mark.parametrize("save", ["pickle", "torch"])
+def test_containers_named_again_and_again_are_refused(save, refused):
+    """A thousand bytes that hold 10^30 values."""
+    fields = {"qf": np.ones((2, 3)), "gf": laughs(30)}
+    if save == "torch":
+        torch.save(fields, "dump.bin")
+    else:
+        Path("dump.bin").write_bytes(pickle.dumps(fields))
+    why = refused("convert", "dump.bin", "out.h5", "--allow-pickle")
+    assert "holds more than it can spell out: containers in containers, again and again" in why
+
+
+def test_what_is_shared_is_read():
+    row = [1.0, 2.0]
+    assert read_pickle(pickle.dumps([row] * 1000), "here") == [row] * 1000
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        (b"]\x94" + b"r\xff\xff\xff\x7f.", ""),  # the two-thousand-millionth object
+        (b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".", "more bytes than the file has"),
+        (b"\x80\x04\x8d" + (1 << 40).to_bytes(8, "little") + b"x.", "damaged"),
+        (b"\x80\x02]q\x00h\x00a.", "a container that is in itself"),
+        (
+            b"cnumpy.core.multiarray\nscalar\nN}(X\x04\x00\x00\x00nameI1\nu\x86b.",
+            "a change of what reads it",
+        ),
+        (b"ccollections\nOrderedDict\nN}(X\x06\x00\x00\x00updateI1\nu\x86b.", "damaged"),
+    ],
+)
+def test_programs_that_only_do_harm(program, why, little_memory):
+    if not why:
+        assert read_pickle(program, "here") == []
+        return
+    with pytest.raises(br.InputError, match=why):
+        read_pickle(program, "here")
+
+
+# What is no file
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "pipe"),
+        ("run", "feats.h5", "--gallery", "pipe"),
+        ("run", "feats.h5", "--candidates", "pipe"),
+        ("run", "feats.h5", "--index", "pipe"),
+        ("info", "pipe"),
+        ("convert", "pipe", "out.h5"),
+        ("eval", "pipe", "feats.h5", "--format", "trec"),
+        ("eval", "pipe", "feats.h5", "--format", "h5"),
+        ("eval", "pipe", "feats.h5", "--format", "npz"),
+        ("index", "pipe", "-o", "out.h5"),
+        ("report", "lists.h5", "pipe", "-o", "out.html"),
+    ],
+    ids=" ".join,
+)
+def test_pipes_are_refused_not_waited_for(arguments, refused, cli, feats):
+    assert cli("run", feats, "-o", "lists.h5")[0] == 0
+    os.mkfifo("pipe")
+    assert "pipe is no ordinary file" in refused(*arguments)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])
+def test_names_that_no_file_holds_are_refused(name):
+    with pytest.raises(br.InputError, match="expected text that utf-8 can hold, without NUL"):
+        br.FeatureSet.from_arrays(np.ones((1, 2)), np.ones((2, 2)), gallery_names=["fine", name])
+
+
+def test_a_picture_that_unpacks_to_far_more_is_left_out(tmp_path):
+    from PIL import Image
+
+    from blurrerank.formats.images import ImageFiles
+
+    Image.new("1", (20000, 20000)).save(tmp_path / "large.png")
+    Image.new("RGB", (20, 10)).save(tmp_path / "small.png")
+    assert (tmp_path / "large.png").stat().st_size < 1 << 20
+    found = dict(ImageFiles(tmp_path, ["large.png", "small.png"]).read([0, 1], 8))
+    assert found[0] is None
+    assert found[1].shape == (4, 8, 3)
