@@ -23,6 +23,7 @@ from conftest import features
 import blurrerank as br
 from blurrerank.formats import hdf5
 from blurrerank.importers.pickles import read_pickle
+from blurrerank.memory import PeakMemory
 
 
 @pytest.fixture(autouse=True)
@@ -457,3 +458,40 @@ def test_a_picture_that_unpacks_to_far_more_is_left_out(tmp_path):
     found = dict(ImageFiles(tmp_path, ["large.png", "small.png"]).read([0, 1], 8))
     assert found[0] is None
     assert found[1].shape == (4, 8, 3)
+
+
+def test_an_attribute_longer_than_the_file_takes_no_memory(refused, feats):
+    with h5py.File(feats, "r+") as file:
+        file.attrs["source"] = "somewhere"
+    data = bytearray(Path(feats).read_bytes())
+    heaps = [place for place in range(len(data)) if data[place : place + 5] == b"GCOL\x01"]
+    places = [data.find((9).to_bytes(4, "little") + heap.to_bytes(8, "little")) for heap in heaps]
+    (place,) = [place for place in places if place >= 0]
+    data[place : place + 4] = b"\xff" * 4
+    Path(feats).write_bytes(data)
+    peak = PeakMemory(torch.device("cpu"))
+    assert "cannot be read, the file is damaged" in refused("run", feats)
+    peak.stop()
+    assert peak.host is None or peak.host < 128 << 20
+
+
+def test_attributes_of_odd_kinds_are_passed_over(cli, feats):
+    """HDF5 comes to grief over lists of lists that are none."""
+    with h5py.File(feats, "r+") as file:
+        lists = np.empty(1, dtype=object)
+        lists[0] = np.arange(2)
+        file.attrs.create("lists", lists, dtype=h5py.vlen_dtype(np.int32))
+        file.attrs["several"] = ["a", "b"]
+        file.attrs["distance"] = np.arange(3)
+    code, out, _ = cli("info", feats)
+    assert code == 0
+    assert "several: ['a', 'b']" in out
+    assert "lists" not in out
+
+
+def test_features_of_many_kinds_are_refused(refused, feats):
+    with h5py.File(feats, "r+") as file:
+        del file["gallery/names"]
+        lists = file.create_dataset("gallery/names", (60,), dtype=h5py.vlen_dtype(np.int32))
+        lists[:] = [np.arange(3)] * 60
+    assert "feats.h5::/gallery/names is of parts of many kinds" in refused("run", feats)

@@ -153,13 +153,21 @@ def members(group: Any) -> dict[str, Any]:
 
 
 def attributes(item: Any) -> dict[str, Any]:
-    """The attributes of a group, text as text.
+    """The attributes of a group that are numbers or text; of more than one, as a list.
 
     Raises:
         InputError: if they cannot be read.
     """
     with reading(f"{item.file.filename}::{item.name}"), _room_for(os.stat(item.file.filename).st_size):
-        return {_readable(name): _readable(value) for name, value in item.attrs.items()}
+        found = {}
+        for name in item.attrs:
+            # Of what is neither number nor text, HDF5 believes whatever the file says.
+            dtype = item.attrs.get_id(name).dtype
+            if not dtype.hasobject or h5py.check_string_dtype(dtype) is not None:
+                value = item.attrs[name]
+                value = value.tolist() if isinstance(value, np.ndarray) else value
+                found[_readable(name)] = _readable(value)
+        return found
 
 
 def _readable(value: Any) -> Any:
@@ -194,6 +202,9 @@ def check_dataset(dataset: Any, where: str) -> None:
         InputError: for data in other files, filters that are not here, and sizes that cannot be true.
     """
     with reading(where):
+        dtype = dataset.dtype
+        if dtype.hasobject and not (h5py.check_string_dtype(dtype) or h5py.check_ref_dtype(dtype)):
+            raise InputError(f"{where} is of parts of many kinds: expected numbers or text")
         if dataset.external or dataset.is_virtual:
             raise InputError(
                 f"{where} is kept in another file, which is not opened: copy it into this one, with h5repack"
@@ -244,7 +255,7 @@ def _sizes(dataset: Any) -> str:
 def _is_variable(dtype: Any) -> bool:
     """Whether the entries are of different lengths, and lie elsewhere in the file."""
     text = h5py.check_string_dtype(dtype)
-    return (text is not None and text.length is None) or h5py.check_vlen_dtype(dtype) is not None
+    return text is not None and text.length is None
 
 
 def _stored_size(dataset: Any) -> int:

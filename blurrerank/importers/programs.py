@@ -41,7 +41,7 @@ def ann_benchmarks(files: Sequence[Opened]) -> Layout | None:
         {"features": Part("train", file.fields["train"])},
     )
     distance = file.attributes.get("distance")
-    if distance is not None and distance != "angular":
+    if isinstance(distance, str) and distance != "angular":
         found.doubts.append(f"its distance is {distance}, and lists are made here by cosine similarity")
     if "neighbors" in file.fields:
         found.notes.append("neighbors are not taken: `run --candidates` reads them from this file")
