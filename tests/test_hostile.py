@@ -495,3 +495,22 @@ def test_features_of_many_kinds_are_refused(refused, feats):
         lists = file.create_dataset("gallery/names", (60,), dtype=h5py.vlen_dtype(np.int32))
         lists[:] = [np.arange(3)] * 60
     assert "feats.h5::/gallery/names is of parts of many kinds" in refused("run", feats)
+
+
+def test_features_that_change_while_they_are_read_are_refused(feats, tmp_path):
+    data = br.load(feats, memory=4000)  # they stay in the file
+    before = data.gallery.features[0:5]
+    assert len(before) == 5
+    with open(feats, "r+b") as file:  # a program that knows nothing of locks
+        file.seek(0, 2)
+        file.write(b"more")
+    with pytest.raises(br.InputError, match=r"feats\.h5::/gallery/features was changed while it was read"):
+        data.gallery.features[0:5]
+
+
+def test_memory_that_torch_does_not_get_is_told_in_one_line(refused, feats, monkeypatch):
+    def greedy(*_, **__):
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr("blurrerank.batches.search", greedy)
+    assert refused("run", feats) == "error: out of memory: try a smaller --memory"

@@ -143,7 +143,7 @@ def _told(error: BaseException) -> tuple[str, int]:
         return str(error), 2
     if isinstance(error, BlurrerankError):
         return str(error), 1
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # as torch says it
         return "out of memory: try a smaller --memory", 1
     if isinstance(error, OSError):
         return f"{error.filename or 'output'}: {error.strerror or error}", 1

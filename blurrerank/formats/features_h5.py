@@ -14,6 +14,7 @@ its group may also be addressed itself.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class StoredFeatures:
         self._dataset = dataset
         self._file = dataset.file
         self._where = where
+        self._state = self._found()
         self._first = 0 if part is None else part.start
         self.shape = tuple(dataset.shape) if part is None else (part.stop - part.start, *dataset.shape[1:])
         self.dtype = dataset.dtype
@@ -55,11 +57,19 @@ class StoredFeatures:
         """Read rows.
 
         Raises:
-            InputError: if the file does not give them.
+            InputError: if the file does not give them, or was changed since it was opened.
         """
         start, stop, _ = rows.indices(self.shape[0])
         with reading(self._where):
-            return np.asarray(self._dataset[self._first + start : self._first + stop])
+            found = np.asarray(self._dataset[self._first + start : self._first + stop])
+        # HDF5 keeps other programs that use it from writing meanwhile, and no others.
+        if self._found() != self._state:
+            raise InputError(f"{self._where} was changed while it was read: run this again when it is complete")
+        return found
+
+    def _found(self) -> tuple[int, int]:
+        found = os.fstat(self._file.id.get_vfd_handle())
+        return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
