@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import pickle
+import re
 import resource
 import signal
 import zipfile
@@ -432,13 +433,17 @@ def test_programs_that_only_do_harm(program, why, little_memory):
         ("eval", "pipe", "feats.h5", "--format", "npz"),
         ("index", "pipe", "-o", "out.h5"),
         ("report", "lists.h5", "pipe", "-o", "out.html"),
+        ("report", "lists.h5", "feats.h5", "--sweep", "pipe.json", "-o", "out.html"),
+        ("convert", "folder", "out.h5"),
     ],
     ids=" ".join,
 )
 def test_pipes_are_refused_not_waited_for(arguments, refused, cli, feats):
     assert cli("run", feats, "-o", "lists.h5")[0] == 0
-    os.mkfifo("pipe")
-    assert "pipe is no ordinary file" in refused(*arguments)
+    Path("folder").mkdir()
+    for name in ("pipe", "pipe.json", "folder/pipe.csv"):
+        os.mkfifo(name)
+    assert re.search(r"pipe\S* is no ordinary file", refused(*arguments))
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])

@@ -334,6 +334,8 @@ def _folder(path: Path) -> dict[str, Any]:
     fields = {}
     for file in sorted(path.glob("*.csv")) + sorted(path.glob("*/*.csv")):
         name = "_".join(file.relative_to(path).with_suffix("").parts)
+        if not file.is_file():
+            raise InputError(f"{file} is no ordinary file")
         fields[name] = _numbers(file)
     if not fields:
         raise InputError(f"{path} is a folder without CSV files, or sub-folders of them: name a file")
