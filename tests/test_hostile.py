@@ -433,7 +433,6 @@ def test_programs_that_only_do_harm(program, why, little_memory):
         ("eval", "pipe", "feats.h5", "--format", "npz"),
         ("index", "pipe", "-o", "out.h5"),
         ("report", "lists.h5", "pipe", "-o", "out.html"),
-        ("report", "lists.h5", "feats.h5", "--sweep", "pipe.json", "-o", "out.html"),
         ("convert", "folder", "out.h5"),
     ],
     ids=" ".join,
@@ -441,7 +440,7 @@ def test_programs_that_only_do_harm(program, why, little_memory):
 def test_pipes_are_refused_not_waited_for(arguments, refused, cli, feats):
     assert cli("run", feats, "-o", "lists.h5")[0] == 0
     Path("folder").mkdir()
-    for name in ("pipe", "pipe.json", "folder/pipe.csv"):
+    for name in ("pipe", "folder/pipe.csv"):
         os.mkfifo(name)
     assert re.search(r"pipe\S* is no ordinary file", refused(*arguments))
 

@@ -87,8 +87,6 @@ def read_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     check_name(path)
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no ordinary file")
     try:
         # -sig: spreadsheets put a byte order mark before what they save.
         text = path.read_text(encoding="utf-8-sig")
