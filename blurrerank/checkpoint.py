@@ -34,6 +34,9 @@ from .ranking import Positions
 SECONDS = 30.0
 """How often a run writes what it has done, and after which time first."""
 
+# Writing takes no more than about a tenth of the time, but is put off no longer than this many times `SECONDS`.
+_PAUSES, _LONGEST = 9, 20
+
 # Lists that wait to be written take no more than this.
 _WAITING_BYTES = 64 << 20
 
@@ -76,7 +79,7 @@ class Checkpoint:
         self._folder, self._output = folder, output
         self._run: dict[str, Any] = json.loads(json.dumps(run))
         self._waiting: list[Done] = []
-        self._last = time.monotonic()
+        self._due = time.monotonic() + SECONDS
         self._kept = False
 
     def check(self) -> None:
@@ -114,7 +117,7 @@ class Checkpoint:
     def add(self, some: Done) -> None:
         """Keep the lists of the next probes, if it is time."""
         self._waiting.append(some)
-        due = time.monotonic() >= self._last + SECONDS
+        due = time.monotonic() >= self._due
         if due or sum(done.indices.nbytes + done.scores.nbytes for done in self._waiting) > _WAITING_BYTES:
             self._write()
 
@@ -128,13 +131,13 @@ class Checkpoint:
 
     def keep_neighbours(self, answer: Callable[[], Neighbours]) -> None:
         """Keep what is known of all images, if it is time."""
-        if time.monotonic() >= self._last + SECONDS:
+        if time.monotonic() >= self._due:
             path = self._folder / _NEIGHBOURS
             self._keep(lambda: write_partial(path, answer(), pool=0, digest=""))
 
     def interrupted(self) -> None:
         """Keep what there is, if it was worth keeping before or has taken long."""
-        if self._waiting and (self._kept or time.monotonic() >= self._last + SECONDS):
+        if self._waiting and (self._kept or time.monotonic() >= self._due):
             self._write()
 
     def _write(self) -> None:
@@ -165,6 +168,7 @@ class Checkpoint:
 
     def _keep(self, write: Callable[[], None]) -> None:
         """Write something, after what run it is of. A run need not end because nothing can be kept of it."""
+        began = time.monotonic()
         try:
             if not self._kept:
                 with replacing(self._folder / f"{KEPT}.json", force=True) as temporary:
@@ -173,7 +177,8 @@ class Checkpoint:
             write()
         except OutputError as error:
             warnings.warn(f"nothing is kept to go on from: {error}", BlurrerankWarning, stacklevel=2)
-        self._last = time.monotonic()
+        now = time.monotonic()
+        self._due = now + max(SECONDS, min(_PAUSES * (now - began), _LONGEST * SECONDS))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ except ImportError:  # not on Windows
 
 _SUFFIX, _LOCK, _OUTPUT = ".blurrerank", "lock", "output"
 KEPT = "kept"
-"""How the names of files begin that a run can go on from."""
+"""How the names of files begin that a run keeps; of those with a `-` after it, it can go on from."""
 
 # Seconds, and how often, to wait for a lock: others may only look whether it can be had.
 _PAUSE, _ATTEMPTS = 0.05, 6
@@ -211,12 +211,12 @@ def is_kept(path: Path) -> bool:
 
 
 def _kept(folder: Path) -> bool:
-    return any(name.startswith(KEPT) for name in os.listdir(folder))
+    return any(name.startswith(f"{KEPT}-") for name in os.listdir(folder))
 
 
 def _clear(folder: Path, *, keep: bool) -> None:
     """Remove what was being written, and unless that is to `keep`, what a run can go on from."""
-    ours = (_OUTPUT, f".{KEPT}") + (() if keep else (KEPT,))
+    ours = (_OUTPUT, f".{KEPT}") + (() if keep and _kept(folder) else (KEPT,))
     for name in os.listdir(folder):
         path = folder / name
         if name.startswith(ours) and path.is_dir() and not path.is_symlink():
