@@ -558,7 +558,7 @@ def test_the_norm_of_pcb_is_told_and_kept(cli, tmp_path, arrays):
     unit = {side: arrays[side] / np.linalg.norm(arrays[side], axis=1, keepdims=True) for side in SIDES}
     fields = layumi(arrays, query_f=unit["probe"] * np.sqrt(6), gallery_f=unit["gallery"] * np.sqrt(6))
     _, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
-    assert "2.449, the root of 6: 6 normalised parts" in out
+    assert "2.449, the root of 6: perhaps 6 normalised parts" in out
     np.testing.assert_array_equal(br.load(tmp_path / "out.h5").probe.features, fields["query_f"])
 
 
@@ -669,15 +669,82 @@ def test_half_floats_stay_half(cli, tmp_path, arrays):
     assert br.load(tmp_path / "out.h5").probe.features.dtype == np.float16
 
 
-def test_a_square_array_is_not_guessed_by_run(cli, tmp_path):
-    made = features(probes=8, gallery=60, dim=8)
-    fields = layumi(made)
-    code, _, err = cli("run", dumped(tmp_path, fields))
+def test_square_arrays_are_not_guessed_by_run(cli, tmp_path):
+    made = features(probes=8, gallery=8, dim=8)
+    code, _, err = cli("run", dumped(tmp_path, layumi(made)))
     assert code == 1
     assert "query_f is square: rows were taken for images; look at it with `blurrerank convert`" in err
+    assert "gallery_f is square" in err
     code, _, err = cli("convert", "dump.npz", "out.h5")
     assert code == 0
     assert "warning: query_f is square" in err
+    check(tmp_path / "out.h5", made, "ids", "cams")
+
+
+@pytest.mark.parametrize("lying", [False, True])
+@pytest.mark.parametrize("square", ["probe", "gallery"])
+def test_a_square_array_is_read_as_the_other_side_is(square, lying, cli, tmp_path):
+    """Programs write both sides alike, and one of them fits its labels in one way alone."""
+    made = features(probes=12, gallery=12, dim=12)
+    other = next(side for side in SIDES if side != square)
+    made |= {key: value[:9] for key, value in made.items() if key.startswith(other)}
+    turned = {f"{word}_f": made[side].T if lying else made[side] for side, word in SIDES.items()}
+    code, out, err = cli("convert", dumped(tmp_path, layumi(made, **turned)), "out.h5")
+    assert code == 0, err
+    assert f"{SIDES[square]}_f, square, read as the other side is" in out
+    assert ("transposed from 12 x 12" in out) == lying
+    assert "is square" not in err
+    check(tmp_path / "out.h5", made, "ids", "cams")
+    assert cli("run", "dump.npz", "-o", "lists.csv")[0] == 0
+
+
+def test_a_square_array_of_all_images_is_doubtful_however_it_is_cut(cli, tmp_path):
+    made = features(probes=4, gallery=8, dim=12)
+    both = {
+        name: np.concatenate([made[f"probe{kind}"], made[f"gallery{kind}"]])
+        for name, kind in (("feats", ""), ("pids", "_ids"), ("camids", "_cams"))
+    }
+    code, _, err = cli("convert", dumped(tmp_path, both | {"num_query": 4}), "out.h5")
+    assert code == 0
+    assert "warning: feats is square: rows were taken for images" in err
+    check(tmp_path / "out.h5", made, "ids", "cams")
+
+
+def test_no_doubt_where_a_cut_happens_to_be_square(cli, tmp_path):
+    made = features(probes=8, gallery=8, dim=8)
+    both = {
+        name: np.concatenate([made[f"probe{kind}"], made[f"gallery{kind}"]])
+        for name, kind in (("feats", ""), ("pids", "_ids"), ("camids", "_cams"))
+    }
+    assert cli("run", dumped(tmp_path, both | {"num_query": 8}), "-o", "lists.csv")[0] == 0
+
+
+@pytest.mark.parametrize("form", ["named", "bare"])
+def test_arrays_that_lie_on_their_side_without_labels(form, cli, tmp_path, arrays):
+    """One dimension in common, the first of both: it is not that of the images."""
+    turned = {side: arrays[side].T for side in SIDES}
+    if form == "named":
+        np.savez(tmp_path / "dump.npz", query_f=turned["probe"], gallery_f=turned["gallery"])
+        files = ["dump.npz"]
+    else:
+        files = [f"{side}.npy" for side in SIDES]
+        for side, file in zip(SIDES, files, strict=True):
+            np.save(tmp_path / file, turned[side])
+    code, out, err = cli("convert", *files, "out.h5")
+    assert code == 0, err
+    assert "transposed from 7 x 12" in out
+    assert "transposed from 7 x 40" in out
+    check(tmp_path / "out.h5", arrays)
+
+
+def test_two_arrays_of_one_shape_without_labels_are_doubtful(cli, tmp_path, arrays):
+    np.save(tmp_path / "probe.npy", arrays["probe"])
+    np.save(tmp_path / "gallery.npy", arrays["gallery"][:12])
+    code, _, err = cli("run", "probe.npy", "--gallery", "gallery.npy")
+    assert code == 1
+    assert "both arrays have one shape: rows were taken for images" in err
+    np.save(tmp_path / "gallery.npy", arrays["gallery"][:13])
+    assert cli("run", "probe.npy", "--gallery", "gallery.npy", "-o", "lists.csv")[0] == 0
 
 
 # What is refused

@@ -39,8 +39,7 @@ from ..errors import InputError
 from ..features import DISTRACTOR, JUNK, FeatureSet, Side
 from .containers import Opened, is_foreign, open_file
 from .fields import bare, named, pooled
-from .parts import Layout, as_features, as_labels, as_texts, listed, numbered, shown, wrapped
-from .pickles import of_objects
+from .parts import Layout, listed, numbered, settle, shown
 from .programs import ann_benchmarks, by_position, indexed, oml, vectors_by_name
 from .traps import camera_base, norms, swapped
 
@@ -125,27 +124,28 @@ def _recognise(files: Sequence[Opened]) -> Layout:
 
 def _sides(layout: Layout, where: str) -> list[Side]:
     both = [layout.probe, layout.gallery]
+    if not layout.settled:
+        layout.unsure += settle(both, where)
     labels: dict[str, list[Any]] = {}
     for kind in ("ids", "cams"):
-        have = [kind in parts for parts in both]
-        if all(have):
-            found = [as_labels(parts[kind], where) for parts in both]
-            # What junk and distractors are called, also among names.
-            keep = (str(JUNK), str(DISTRACTOR)) if kind == "ids" else ()
-            labels[kind] = list(numbered([parts[kind] for parts in both], found, where, keep=keep))
-        elif any(have):
-            side = "probes" if have[0] else "gallery"
+        have = [parts[kind] for parts in both if kind in parts]
+        # What junk and distractors are called, also among names.
+        found = iter(numbered(have, where, keep=(JUNK, DISTRACTOR) if kind == "ids" else ()))
+        labels[kind] = [next(found) if kind in parts else None for parts in both]
+        if len(have) == 1:
+            side = "probes" if kind in layout.probe else "gallery"
             layout.doubts.append(f"{kind} are there for the {side} only")
-            labels[kind] = [as_labels(parts[kind], where) if kind in parts else None for parts in both]
-        else:
-            labels[kind] = [None, None]
-    layout.doubts += [line for parts in both if "ids" in parts and (line := wrapped(parts["ids"]))]
-    sides = []
-    for name, parts, ids, cams in zip(("probe", "gallery"), both, labels["ids"], labels["cams"], strict=True):
-        rows = next((len(some) for some in (ids, cams) if some is not None), None)
-        vectors = as_features(parts["features"], rows, where)
-        names = of_objects(as_texts(parts["names"].values)) if "names" in parts else None
-        if vectors.shape[0] == vectors.shape[1]:
-            layout.unsure.append(f"{parts['features'].origin} is square: rows were taken for images")
-        sides.append(Side(vectors, ids, cams, names, label=f"{where}::{name}"))
-    return sides
+    doubts = [doubt for parts in both for part in parts.values() for doubt in part.doubts]
+    layout.doubts += dict.fromkeys(doubts)
+    return [
+        Side(
+            parts["features"].values,
+            ids,
+            cams,
+            parts["names"].values if "names" in parts else None,
+            label=f"{where}::{name}",
+        )
+        for name, parts, ids, cams in zip(
+            ("probe", "gallery"), both, labels["ids"], labels["cams"], strict=True
+        )
+    ]

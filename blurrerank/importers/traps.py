@@ -28,7 +28,7 @@ def norms(side: Side) -> str:
         return "1, normalised"
     parts = round(most**2)
     if parts > 1 and abs(most - math.sqrt(parts)) < _NEAR * most:
-        return f"{most:.4g}, the root of {parts}: {parts} normalised parts one after another, as PCB has them"
+        return f"{most:.4g}, the root of {parts}: perhaps {parts} normalised parts one after another, as of PCB"
     return f"{most:.4g} everywhere"
 
 
