@@ -176,36 +176,35 @@ def zhong(folder, arrays):
     return files, ("ids", "cams"), "MATLAB v5, Zhong's names"
 
 
-def zhong_cuhk03(folder, arrays):
-    """All images lie in one array, the lists of rows count from 1, and training images are among them."""
+def together(arrays):
+    """All images in one array, others among them: the arrays, and the rows of probes, of gallery, of others."""
     rng = np.random.default_rng(3)
     order = rng.permutation(12 + 40 + 9)
-    together = {}
-    for kind, more in (
-        ("", rng.standard_normal((9, 7)).astype(np.float32)),
-        ("_ids", np.full(9, 999)),
-        ("_cams", np.ones(9, int)),
-    ):
-        rows = np.concatenate([arrays[f"probe{kind}"], arrays[f"gallery{kind}"], more])
-        together[kind] = np.empty_like(rows)
-        together[kind][order] = rows
-    names = np.empty((61, 1), dtype=object)
-    for place, name in zip(
-        order, [*arrays["probe_names"], *arrays["gallery_names"], *["train.png"] * 9], strict=True
-    ):
-        names[place, 0] = name
+    more = {"": rng.standard_normal((9, 7)).astype(np.float32), "_ids": np.full(9, 999)}
+    more |= {"_cams": np.ones(9, int), "_names": np.array(["train.png"] * 9, dtype=object)}
+    found = {}
+    for kind, values in more.items():
+        rows = np.concatenate([arrays[f"probe{kind}"], arrays[f"gallery{kind}"], values])
+        found[kind] = np.empty_like(rows)
+        found[kind][order] = rows
+    return found, np.split(order, [12, 52])
+
+
+def cuhk03(arrays, dtype=np.int64, shape=(-1, 1)):
+    """The fields of CUHK03-NP without its features: lists of rows count from 1."""
+    images, rows = together(arrays)
+    fields = {"labels": images["_ids"], "camId": images["_cams"]}
+    fields |= {f"{word}_idx": some + 1 for word, some in zip(("query", "gallery", "train"), rows, strict=True)}
+    return {name: value.reshape(shape).astype(dtype) for name, value in fields.items()}
+
+
+def zhong_cuhk03(folder, arrays):
+    images, _ = together(arrays)
     scipy.io.savemat(
         folder / "cuhk03_new_protocol_config_labeled.mat",
-        {
-            "labels": together["_ids"].reshape(-1, 1),
-            "camId": together["_cams"].reshape(-1, 1),
-            "filelist": names,
-            "query_idx": order[:12].reshape(-1, 1) + 1,
-            "gallery_idx": order[12:52].reshape(-1, 1) + 1,
-            "train_idx": order[52:].reshape(-1, 1) + 1,
-        },
+        cuhk03(arrays) | {"filelist": images["_names"].reshape(-1, 1)},
     )
-    scipy.io.savemat(folder / "feat.mat", {"feat": together[""].T})
+    scipy.io.savemat(folder / "feat.mat", {"feat": images[""].T})
     return (
         ["cuhk03_new_protocol_config_labeled.mat", "feat.mat"],
         ("ids", "cams", "names"),
@@ -414,6 +413,33 @@ def test_run_reads_it_directly_with_the_lists_of_the_converted_file(tool, cli, t
     assert (tmp_path / "direct.csv").read_bytes() == (tmp_path / "converted.csv").read_bytes()
 
 
+@pytest.mark.parametrize("shape", [(-1, 1), (1, -1)], ids=["columns", "rows"])
+@pytest.mark.parametrize("version", ["v5", "v7.3"])
+def test_doubles_of_cuhk03_are_labels_not_features(version, shape, cli, tmp_path, arrays):
+    """MATLAB makes everything double, and gives labels two dimensions."""
+    save = {"v5": scipy.io.savemat, "v7.3": write_73}[version]
+    fields = cuhk03(arrays, np.float64, shape) | {"width": np.full(61, 128.0).reshape(shape)}
+    save(tmp_path / "config.mat", fields)
+    save(tmp_path / "feat.mat", {"feat": together(arrays)[0][""].T})
+    code, out, err = cli("convert", "config.mat", "feat.mat", "out.h5")
+    assert code == 0, err
+    assert f"MATLAB {version}, CUHK03-NP" in out
+    check(tmp_path / "out.h5", arrays, "ids", "cams")
+
+
+@pytest.mark.parametrize("version", ["v5", "v7.3"])
+def test_doubles_in_files_named_as_labels_are_labels(version, cli, tmp_path, arrays):
+    """Zhong's files, each with a variable of the same name."""
+    save = {"v5": scipy.io.savemat, "v7.3": write_73}[version]
+    for side, word in (("probe", "query"), ("gallery", "test")):
+        save(tmp_path / f"IDE_{word}.mat", {"feat": arrays[side].T})
+        for kind, label in (("ids", "ID"), ("cams", "Cam")):
+            save(tmp_path / f"{word}{label}.mat", {"x": arrays[f"{side}_{kind}"].reshape(-1, 1).astype(float)})
+    files = ["IDE_query.mat", "IDE_test.mat", "queryID.mat", "queryCam.mat", "testID.mat", "testCam.mat"]
+    assert cli("convert", *files, "out.h5")[0] == 0
+    check(tmp_path / "out.h5", arrays, "ids", "cams")
+
+
 def test_a_real_dump(cli, tmp_path, shared, market_subset):
     mat = shared / "data/layumi_market_subset.mat"
     code, out, err = cli("convert", mat, "market.h5")
@@ -603,7 +629,17 @@ def test_junk_and_distractors_keep_their_numbers_among_names(cli, tmp_path, arra
     assert code == 0
     assert "6 texts numbered from 1, but for -1 and 0" in out
     check(tmp_path / "out.h5", arrays, "ids", "cams")
-    fields["gallery_label"] = arrays["gallery_ids"]
+    # Padded to the width of the others, and one side with nothing but whole numbers.
+    padded = {side: np.array([f"{i:04}" if i > -1 else "-1" for i in arrays[f"{side}_ids"]]) for side in SIDES}
+    named = np.where(padded["gallery"] == "0003", "c3", padded["gallery"])
+    fields = layumi(arrays, query_label=padded["probe"], gallery_label=named)
+    code, out, err = cli("convert", dumped(tmp_path, fields), "padded.h5")
+    assert code == 0, err
+    assert "7 texts numbered from 1, but for -1 and 0000" in out
+    data = br.load(tmp_path / "padded.h5")
+    assert data.probe.ids.tolist() == arrays["probe_ids"].tolist()
+    assert data.gallery.ids.tolist() == [7 if i == 3 else i for i in arrays["gallery_ids"]]
+    fields = layumi(arrays, query_label=text["probe"])
     why = refused(cli, "convert", dumped(tmp_path, fields), "mixed.h5")
     assert "query_label is text and gallery_label is numbers" in why
 
@@ -630,6 +666,43 @@ def test_what_minus_one_becomes_without_a_sign_is_told(cli, tmp_path, arrays):
     fields = layumi(arrays, gallery_label=arrays["gallery_ids"].astype(np.uint8))
     _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
     assert "gallery_label is uint8 and has 255 in 2 rows, which is what -1 becomes there" in err
+
+
+def test_what_minus_one_became_is_told_before_distractors_join(cli, tmp_path, arrays):
+    files, _, _ = sft_reid_distractors(tmp_path, arrays)
+    for file, dtype in zip(files[1:], (np.uint16, np.int64), strict=True):
+        fields = {k: v for k, v in scipy.io.loadmat(tmp_path / file).items() if not k.startswith("__")}
+        scipy.io.savemat(tmp_path / file, fields | {"ids": fields["ids"].astype(dtype)})
+    _, _, err = cli("convert", *files, "out.h5")
+    assert "ids is uint16 and has 65535 in 2 rows, which is what -1 becomes there" in err
+
+
+def test_what_minus_one_became_is_told_of_cuhk03_once(cli, tmp_path, arrays):
+    fields = cuhk03(arrays) | {"feat": together(arrays)[0][""].T}
+    fields["labels"] = fields["labels"].astype(np.uint16)
+    _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert err.count("labels is uint16 and has 65535 in 2 rows, which is what -1 becomes there") == 1
+
+
+def test_distractors_are_joined_upright_and_what_was_done_to_them_is_told(cli, tmp_path, arrays):
+    """Of another type, lying, without names."""
+    files, _, _ = sft_reid_distractors(tmp_path, arrays)
+    fields = {
+        "feat": arrays["gallery"][30:].T.astype(np.float64),
+        "ids": arrays["gallery_ids"][30:].astype(np.float64),
+        "cam_ids": arrays["gallery_cams"][30:],
+    }
+    scipy.io.savemat(tmp_path / files[-1], fields)
+    code, out, err = cli("convert", *files, "out.h5")
+    assert code == 0, err
+    assert "float64 made integers in distractor0-resnet.mat" in out
+    assert "transposed from 7 x 10 in distractor0-resnet.mat" in out
+    assert "float32 made float64 as in distractor0-resnet.mat" in out
+    data = br.load(tmp_path / "out.h5")
+    np.testing.assert_array_equal(data.gallery.features, arrays["gallery"])
+    np.testing.assert_array_equal(data.gallery.ids, arrays["gallery_ids"])
+    np.testing.assert_array_equal(data.probe.names, arrays["probe_names"])
+    assert data.gallery.names is None
 
 
 def test_sides_without_a_common_camera_are_told(cli, tmp_path, arrays):
@@ -811,6 +884,80 @@ def test_what_is_missing_is_told(cli, tmp_path, arrays):
     bad[7, 2] = np.nan
     why = refused(cli, "convert", dumped(tmp_path, layumi(arrays, gallery_f=bad)), "out.h5")
     assert "gallery/features has NaN or infinity in row 7" in why
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"query_idx": np.arange(6)}, "query_idx names image 0: expected 1 to 61"),
+        ({"gallery_idx": np.arange(50, 70)}, "gallery_idx names image 62: expected 1 to 61"),
+        ({"gallery_idx": np.array([3, -2, 70])}, "gallery_idx names image -2: expected 1 to 61"),
+        ({"query_idx": np.array(["a", "b"])}, "query_idx is text: expected whole numbers"),
+        ({"query_idx": np.array([1, 2.5])}, "query_idx has 2.5 in row 1: expected whole numbers"),
+        ({"query_idx": np.zeros((1, 0))}, "query_idx has shape (1, 0)"),
+        ({"camId": np.ones(7)}, "feat has 61 images and camId 7: they are not of the same images"),
+        ({"labels": np.ones(60)}, "feat is 7 x 61, and there are 60 labels"),
+    ],
+)
+def test_what_is_wrong_with_cuhk03_is_named(changes, why, cli, tmp_path, arrays):
+    fields = cuhk03(arrays) | changes | {"feat": together(arrays)[0][""].T}
+    assert f"dump.npz: {why}" in refused(cli, "convert", dumped(tmp_path, fields), "out.h5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"mquery_f": np.ones((3, 8), np.float32)}, "mquery_f has 8 dimensions and query_f 7"),
+        ({"mquery_cam": np.ones(2)}, "mquery_f has 3 images and mquery_cam 2"),
+        ({"mquery_label": np.array(["a", "b", "c"])}, "mquery_label is text and query_label is numbers"),
+    ],
+)
+def test_what_is_wrong_with_multi_query_is_named(changes, why, cli, tmp_path, arrays):
+    fields = {"mquery_f": arrays["probe"][:3], "mquery_label": np.ones(3), "mquery_cam": np.ones(3)}
+    name = dumped(tmp_path, layumi(arrays) | fields | changes)
+    assert f"dump.npz: {why}" in refused(cli, "convert", name, "out.h5")
+
+
+@pytest.mark.parametrize(
+    ("count", "why"),
+    [
+        (np.array([]), "num_query has 0 values: expected one number"),
+        (np.array([6, 7]), "num_query has 2 values: expected one number"),
+        ("six", "num_query is text: expected whole numbers"),
+        (6.7, "num_query has 6.7 in row 0: expected whole numbers"),
+        (0, "num_query is 0 of 52 images: both sides need some"),
+        (52, "num_query is 52 of 52 images: both sides need some"),
+        (-3, "num_query is -3 of 52 images"),
+    ],
+)
+def test_what_is_wrong_with_the_number_of_probes_is_named(count, why, cli, tmp_path, arrays):
+    fields = {"feats": np.concatenate([arrays["probe"], arrays["gallery"]]), "num_query": count}
+    assert f"dump.npz: {why}" in refused(cli, "convert", dumped(tmp_path, fields), "out.h5")
+
+
+def test_labels_of_one_list_that_are_too_few_are_named(cli, tmp_path, arrays):
+    fields = {"feats": np.ones((20, 7), np.float32), "pids": np.arange(20), "camids": np.ones(15)}
+    why = refused(cli, "convert", dumped(tmp_path, fields | {"num_query": 8}), "out.h5")
+    assert "feats has 20 images and camids 15: they are not of the same images" in why
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"feat": np.ones((10, 9), np.float32)}, "feat has 9 dimensions and feat 7"),
+        ({"cam_ids": None}, "distractor0-resnet.mat has features, ids, names, the gallery cams, features, ids"),
+        ({"ids": np.array(["nobody"] * 10)}, "distractor0-resnet.mat: ids is text: expected whole numbers"),
+        ({"ids": np.zeros(9)}, "feat is 10 x 7, and there are 9 labels"),
+    ],
+)
+def test_distractors_that_do_not_fit_are_named(changes, why, cli, tmp_path, arrays):
+    files, _, _ = sft_reid_distractors(tmp_path, arrays)
+    fields = scipy.io.loadmat(tmp_path / files[-1]) | changes
+    scipy.io.savemat(
+        tmp_path / files[-1],
+        {key: value for key, value in fields.items() if value is not None and not key.startswith("__")},
+    )
+    assert why in refused(cli, "convert", *files, "out.h5")
 
 
 @pytest.mark.parametrize("command", ["index", "run"])
