@@ -534,6 +534,66 @@ def test_oml_rows_of_other_splits_are_told(cli, tmp_path, arrays):
     assert "has 20 rows and df.csv has 41" in err
 
 
+def oml_table(folder: Path, labels, probes: int, **columns) -> list[str]:
+    """A table whose first rows are probes and whose others are gallery, and its features."""
+    names = ["label", "is_query", "is_gallery", *columns]
+    table = [
+        [label, row < probes, row >= probes, *(column[row] for column in columns.values())]
+        for row, label in enumerate(labels)
+    ]
+    with open(folder / "df.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([names, *table])
+    rng = np.random.default_rng(0)
+    np.save(folder / "features.npy", rng.standard_normal((len(labels), 7)).astype(np.float32))
+    return ["df.csv", "features.npy"]
+
+
+def test_oml_counts_from_0_and_a_probe_is_no_distractor(cli, tmp_path):
+    labels = np.arange(30) % 5
+    code, out, err = cli("convert", *oml_table(tmp_path, labels, 10), "out.h5")
+    assert code == 0, err
+    assert "text made integers, 1 added to each that is not negative" in out
+    assert "id 0" not in err
+    data = br.load(tmp_path / "out.h5")
+    np.testing.assert_array_equal(data.probe.ids, labels[:10] + 1)
+    np.testing.assert_array_equal(data.gallery.ids, labels[10:] + 1)
+    assert br.evaluate(br.rerank(data, "cosine"), data, protocol="plain").valid_probes == 10
+    # Junk stays junk, and where no probe has 0 it may mark distractors: means are the same either way.
+    for some, expected in (
+        ([0, 1, 2, -1, 0, 1], [1, 2, 3, -1, 1, 2]),
+        ([1, 2, 3, -1, 0, 1], [1, 2, 3, -1, 0, 1]),
+    ):
+        code, out, _ = cli("convert", *oml_table(tmp_path, some, 2), "out.h5", "--force")
+        assert code == 0
+        assert ("1 added" in out) == (some != expected)
+        data = br.load(tmp_path / "out.h5")
+        assert [*data.probe.ids, *data.gallery.ids] == expected
+
+
+def test_oml_takes_what_pandas_wrote_for_nothing_as_no_sequence(cli, tmp_path):
+    labels = [1, 1, 1, 1, 2, 2]
+    files = oml_table(tmp_path, labels, 1, sequence=["3.0", "nan", "3.0", "nan", "NaN", "7.0"])
+    code, out, err = cli("convert", *files, "out.h5")
+    assert code == 0, err
+    assert "sequence is nan in 3 rows: taken for none" in out
+    assert "holds several identities" not in err
+    data = br.load(tmp_path / "out.h5")
+    cams = [*data.probe.cams, *data.gallery.cams]
+    assert [cams.index(camera) for camera in cams] == [0, 1, 0, 3, 4, 5]
+    files = oml_table(tmp_path, labels, 1, sequence=["nan"] * 6)
+    assert cli("convert", *files, "out.h5", "--force")[0] == 0
+    assert br.load(tmp_path / "out.h5").probe.cams is None
+
+
+def test_oml_images_without_a_sequence_are_of_none_together(cli, tmp_path):
+    labels = [1, 1, 1, 2, 2, 2]
+    files = oml_table(tmp_path, labels, 2, sequence=["a", "", "a", "", "", "b"])
+    assert cli("convert", *files, "out.h5")[0] == 0
+    data = br.load(tmp_path / "out.h5")
+    cams = [*data.probe.cams, *data.gallery.cams]
+    assert [cams.index(camera) for camera in cams] == [0, 1, 0, 3, 4, 5]
+
+
 # Traps
 
 
@@ -586,6 +646,13 @@ def test_the_norm_of_pcb_is_told_and_kept(cli, tmp_path, arrays):
     _, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
     assert "2.449, the root of 6: perhaps 6 normalised parts" in out
     np.testing.assert_array_equal(br.load(tmp_path / "out.h5").probe.features, fields["query_f"])
+
+
+def test_norms_that_differ_are_not_called_one_norm(cli, tmp_path, arrays):
+    unit = arrays["gallery"] / np.linalg.norm(arrays["gallery"], axis=1, keepdims=True)
+    unit[17] *= 0.5
+    _, out, _ = cli("convert", dumped(tmp_path, layumi(arrays, gallery_f=unit)), "out.h5", "--json")
+    assert json.loads(out)["gallery"]["norms"] == "0.5 to 1, not normalised"
 
 
 def test_names_without_an_identity_become_junk_and_it_is_told(cli, tmp_path, arrays):
