@@ -628,6 +628,87 @@ def test_cameras_that_count_from_0_and_1_are_told(shifted, cli, tmp_path, arrays
     assert ("one side counts from 0 and the other from 1" in err) == bool(shifted)
 
 
+@pytest.mark.parametrize(
+    ("probe", "gallery", "said"),
+    [
+        ([0, 1, 2, 3, 4], [1, 2, 3, 4, 5, 6], True),
+        ([1, 2, 3, 4, 5, 6], [0, 1, 2, 3], True),
+        ([0, 1, 2, 3, 4, 5], [1, 2, 3, 4], False),  # some are not in the gallery
+        ([0, 1, 2], [1, 2], False),
+        ([0, 1, 2], [0, 1, 2, 3], False),
+        ([1, 2, 3], [2, 3, 4], False),
+    ],
+)
+@pytest.mark.parametrize("junk", [-1, 0, 3])
+@pytest.mark.parametrize("command", ["convert", "info", "native"])
+def test_cameras_are_compared_without_those_of_junk(probe, gallery, said, junk, command, cli, tmp_path, arrays):
+    """The first two of the gallery, and a probe, are junk under a camera of its own."""
+    cams = {"probe": np.resize(probe, 12), "gallery": np.resize(gallery, 40)}
+    ids = arrays["probe_ids"].copy()
+    ids[3] = -1
+    cams["probe"][3] = cams["gallery"][0] = cams["gallery"][1] = junk
+    fields = layumi(arrays, query_cam=cams["probe"], gallery_cam=cams["gallery"], query_label=ids)
+    name = dumped(tmp_path, fields)
+    told = cli("convert", name, "out.h5")[2]
+    if command != "convert":
+        told = cli("info", name if command == "info" else "out.h5")[1]
+    assert (
+        f"warning: cameras are {min(probe)} to {max(probe)} and {min(gallery)} to {max(gallery)}: if these are "
+        "the same cameras, one side counts from 0 and the other from 1" in told
+    ) == said
+
+
+def test_junk_hides_neither_one_camera_nor_that_none_is_common(cli, tmp_path, arrays):
+    """Names that do not parse give camera -1 on both sides."""
+    ids = np.where(np.arange(12) == 3, -1, arrays["probe_ids"])
+    for probe, gallery, said in ((1, 1, "one camera everywhere"), (1, 2, "no camera is on both sides")):
+        fields = layumi(
+            arrays,
+            query_label=ids,
+            query_cam=np.where(ids == -1, -1, probe),
+            gallery_cam=np.where(arrays["gallery_ids"] == -1, -1, gallery),
+        )
+        _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5", "--force")
+        assert f"warning: {said}" in err
+
+
+def traps(arrays) -> dict[str, dict[str, np.ndarray]]:
+    """Dumps with something that is probably not meant, by what is said of it."""
+    few, cams = layumi(arrays), {f"{word}_cam": arrays[f"{side}_cams"] for side, word in SIDES.items()}
+    turned = {"query": "gallery", "gallery": "query"}
+    return {
+        "there are no cameras": {name: value for name, value in few.items() if "_cam" not in name},
+        "one camera everywhere": few | {name: value * 0 for name, value in cams.items()},
+        "no camera is on both sides": few | {"query_cam": cams["query_cam"] + 10},
+        "one side counts from 0 and the other from 1": few | {"query_cam": cams["query_cam"] - 1},
+        "have no match in the gallery": few | {"query_label": np.arange(12)},
+        "are the sides the other way round?": {
+            f"{turned[word]}_{kind}": few[f"{word}_{kind}"] for word in turned for kind in ("f", "label", "cam")
+        },
+        "lists can be written but not measured": {name: few[name] for name in ("query_f", "gallery_f")},
+    }
+
+
+@pytest.mark.parametrize("said", traps(features()))
+def test_info_and_convert_warn_of_the_same(said, cli, tmp_path, arrays):
+    name = dumped(tmp_path, traps(arrays)[said])
+    code, out, _ = cli("convert", name, "out.h5", "--json")
+    assert code == 0
+    expected = json.loads(out)["warnings"]
+    assert any(said in line for line in expected)
+    for file in (name, "out.h5"):
+        assert json.loads(cli("info", file, "--json")[1])["warnings"] == expected
+        assert f"warning: {expected[0]}" in cli("info", file)[1]
+
+
+def test_info_tells_the_doubts_of_reading(cli, tmp_path, arrays):
+    fields = {name: value for name, value in layumi(arrays).items() if name != "gallery_cam"}
+    for command in (("convert", "out.h5"), ("info",), ("run", "-o", "lists.csv")):
+        code, out, err = cli(command[0], dumped(tmp_path, fields), *command[1:])
+        assert code == 0, err
+        assert "warning: cams are there for the probes only" in out + err
+
+
 def test_float_labels_become_integers_and_it_is_told(cli, tmp_path, arrays):
     fields = layumi(arrays, query_label=arrays["probe_ids"].astype(np.float64))
     code, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")

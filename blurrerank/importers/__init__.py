@@ -41,7 +41,7 @@ from .containers import Opened, is_foreign, open_file
 from .fields import bare, named, pooled
 from .parts import Layout, listed, numbered, settle, shown
 from .programs import ann_benchmarks, by_position, indexed, oml, vectors_by_name
-from .traps import camera_base, norms, swapped
+from .traps import norms, side_doubts
 
 __all__ = ["Imported", "import_features", "is_foreign"]
 
@@ -101,9 +101,7 @@ def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
         shape = f"{len(side)} x {side.dim} {str(side.features.dtype).removeprefix('torch.')}"
         found[name] = {"features": f"{shape}: {parts['features']}", "norms": norms(side)}
         found[name] |= {kind: str(parts[kind]) for kind in ("ids", "cams", "names") if kind in parts}
-    return Imported(
-        data, source, found, layout.notes, layout.doubts + camera_base(data) + swapped(data), layout.unsure
-    )
+    return Imported(data, source, found, layout.notes, layout.doubts + side_doubts(data), layout.unsure)
 
 
 def _recognise(files: Sequence[Opened]) -> Layout:
