@@ -31,8 +31,8 @@ def describe(
 
     Returns:
         A dictionary ready for JSON: `probe` and `gallery` (None if unreadable), `attributes`, `problems`,
-        `warnings` of what is probably not meant, as of `convert`, and `run`, what the default run would do, None
-        if there are problems.
+        `warnings` of what is probably not meant, as of `convert`, and `run`, what the default run would do,
+        None if there are problems.
 
     Raises:
         InputError: if a file cannot be opened at all.
