@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank.importers import import_features
+from blurrerank.importers.containers import open_file
 from blurrerank.importers.pickles import read_pickle
 
 SIDES = {"probe": "query", "gallery": "gallery"}
@@ -440,6 +441,40 @@ def test_doubles_in_files_named_as_labels_are_labels(version, cli, tmp_path, arr
     check(tmp_path / "out.h5", arrays, "ids", "cams")
 
 
+def test_arrays_of_matlab_73_are_as_matlab_shows_them(cli, tmp_path, arrays):
+    """HDF5 has their dimensions the other way round, and no labels are there to say so."""
+    write_73(tmp_path / "bare.mat", {"query_f": arrays["probe"], "gallery_f": arrays["gallery"]})
+    code, out, err = cli("convert", "bare.mat", "out.h5")
+    assert code == 0, err
+    assert "transposed" not in out
+    check(tmp_path / "out.h5", arrays)
+    texts = np.array([["a", "bc", "d"], ["e", "f", "gh"]], dtype=object)
+    with h5py.File(tmp_path / "more.mat", "w", userblock_size=512) as file:
+        cells = np.empty((3, 2), dtype=h5py.ref_dtype)
+        for place, text in np.ndenumerate(texts.T):
+            cell = file.create_dataset(f"#refs#/{text}", data=np.array([[ord(sign)] for sign in text], "u2"))
+            cell.attrs["MATLAB_class"] = np.bytes_("char")
+            cells[place] = cell.ref
+        file.create_dataset("cells", data=cells, dtype=h5py.ref_dtype).attrs["MATLAB_class"] = np.bytes_("cell")
+        rows = np.array([[ord(sign) for sign in row] for row in ("first", "other")], "u2")
+        file.create_dataset("rows", data=rows.T).attrs["MATLAB_class"] = np.bytes_("char")
+    with open(tmp_path / "more.mat", "r+b") as raw:
+        raw.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64")
+    found = open_file(tmp_path / "more.mat").fields
+    assert found["cells"].shape == (2, 3)
+    assert [str(cell[0]) for cell in found["cells"].ravel()] == texts.ravel().tolist()
+    assert found["rows"].tolist() == ["first", "other"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(cli, tmp_path, arrays):
+    """As spreadsheets write it."""
+    files, kinds, _ = oml(tmp_path, arrays)
+    (tmp_path / files[0]).write_bytes(b"\xef\xbb\xbf" + (tmp_path / files[0]).read_bytes())
+    code, _, err = cli("convert", *files, "out.h5")
+    assert code == 0, err
+    check(tmp_path / "out.h5", arrays, *kinds)
+
+
 def test_a_real_dump(cli, tmp_path, shared, market_subset):
     mat = shared / "data/layumi_market_subset.mat"
     code, out, err = cli("convert", mat, "market.h5")
@@ -494,6 +529,20 @@ def test_multi_query_averages_the_images_of_the_probe(cli, tmp_path, arrays):
     code, _, err = cli("convert", "multi_query.mat", "alone.h5")
     assert code == 1
     assert "name pytorch_result.mat too" in err
+
+
+def test_probes_without_images_for_multi_query_stay_and_are_told(cli, tmp_path, arrays):
+    """Each probe is the only one of its identity, and some identities have no images there."""
+    ids = 1 + np.arange(12)
+    fields = layumi(arrays, query_label=ids, query_cam=np.ones(12, int))
+    fields |= {"mquery_f": arrays["gallery"][:7], "mquery_label": ids[:7], "mquery_cam": np.ones(7, int)}
+    code, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert code == 0, err
+    assert "5 probes have no images for multi-query and stay as they are" in err
+    expected = np.concatenate([arrays["gallery"][:7], arrays["probe"][7:]])
+    np.testing.assert_array_equal(br.load(tmp_path / "out.h5").probe.features, expected)
+    fields |= {"mquery_f": expected, "mquery_label": ids, "mquery_cam": np.ones(12, int)}
+    assert "multi-query" not in cli("convert", dumped(tmp_path, fields), "out.h5", "--force")[2]
 
 
 def test_oml_ignores_the_image_itself(cli, tmp_path, arrays):
@@ -729,6 +778,29 @@ def test_the_norm_of_pcb_is_told_and_kept(cli, tmp_path, arrays):
     np.testing.assert_array_equal(br.load(tmp_path / "out.h5").probe.features, fields["query_f"])
 
 
+def test_names_may_have_folders_of_either_kind(cli, tmp_path, arrays):
+    """A dump from Windows has backslashes; the identity is at the start of the last part."""
+    for side, word, folder in (("probe", "query", "data\\0009_c9\\"), ("gallery", "gallery", "9999_c9/x/")):
+        rows = {folder + name: row for name, row in zip(arrays[f"{side}_names"], arrays[side], strict=True)}
+        (tmp_path / f"{word}.pkl").write_bytes(pickle.dumps(rows))
+    assert cli("convert", "query.pkl", "gallery.pkl", "out.h5", "--allow-pickle")[0] == 0
+    data = br.load(tmp_path / "out.h5")
+    for side in SIDES:
+        np.testing.assert_array_equal(getattr(data, side).ids, arrays[f"{side}_ids"])
+        np.testing.assert_array_equal(getattr(data, side).cams, arrays[f"{side}_cams"])
+
+
+@pytest.mark.parametrize(("distance", "said"), [("euclidean", True), ("angular", False), (None, False)])
+def test_another_distance_than_the_angle_is_told(distance, said, cli, tmp_path, arrays):
+    ann_benchmarks(tmp_path, arrays)
+    with h5py.File(tmp_path / "glove-angular.hdf5", "r+") as file:
+        del file.attrs["distance"]
+        if distance is not None:
+            file.attrs["distance"] = distance
+    _, _, err = cli("convert", "glove-angular.hdf5", "out.h5")
+    assert ("its distance is euclidean, and lists are made here by cosine similarity" in err) == said
+
+
 def test_norms_that_differ_are_not_called_one_norm(cli, tmp_path, arrays):
     unit = arrays["gallery"] / np.linalg.norm(arrays["gallery"], axis=1, keepdims=True)
     unit[17] *= 0.5
@@ -868,6 +940,12 @@ def test_sides_the_other_way_round_are_told(cli, tmp_path, arrays):
     for one, said in ((arrays, False), (turned, True)):
         _, _, err = cli("convert", dumped(tmp_path, layumi(one)), "out.h5", "--force")
         assert ("are the sides the other way round?" in err) == said
+    # As many as the gallery are not more.
+    for gallery in (12, 11):
+        fields = layumi({key: value[: gallery if "gallery" in key else 12] for key, value in arrays.items()})
+        fields["query_label"] = arrays["gallery_ids"][:12]
+        _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5", "--force")
+        assert ("are the sides the other way round?" in err) == (gallery < 12)
 
 
 def test_whole_numbers_as_features_become_floats_and_it_is_told(cli, tmp_path, arrays):
@@ -990,6 +1068,8 @@ def refused(cli, *arguments: object) -> str:
             "pass it to `run` with --candidates",
         ),
         ("lists.bin", np.array([2, 3, 5, 1, 0, 4, 2, 1], dtype="<i4").tobytes(), "holds lists of neighbours"),
+        # Lists that are padded with -1, which is no small number as a float.
+        ("gt.ibin", np.array([2, 2, 5, -1, 0, -1], dtype="<i4").tobytes(), "holds lists of neighbours"),
         (
             "q.fbin",
             np.array([2, 3], dtype="<i4").tobytes() + bytes(20),
