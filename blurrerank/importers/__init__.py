@@ -22,10 +22,11 @@ probes first, unless the names say query and gallery.
 Pickles are read by `convert --allow-pickle` only: arrays, numbers, text and plain containers. Nothing in them
 is run. A file of torch.save is read with weights_only.
 
-Features keep their type and norm. Labels become integers: whole numbers as they are, text numbered from 1. An
-array (D, N) is turned round where the labels say so. Names without an identity become junk. All that is done is
-told, and so is what is probably not meant: one camera everywhere, cameras that count from 0 on one side and
-from 1 on the other, probes without a match.
+Features keep their type and norm. Labels become integers: whole numbers as they are, text numbered from 1, but
+for -1 and 0. Labels of OML that count from 0 get 1 more. An array (D, N) is turned round where the labels, or
+the other side, say so. Names without an identity become junk. All that is done is told, and so is what is
+probably not meant: one camera everywhere, cameras that count from 0 on one side and from 1 on the other, probes
+without a match.
 """
 
 from __future__ import annotations
