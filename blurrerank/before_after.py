@@ -17,14 +17,12 @@ from .pipeline import check_made_from, evaluate, rerank
 from .protocols import Protocol, get_protocol
 from .ranking import Ranking
 from .search import Progress
+from .significance import gains
 from .sweep import Sweep
 
 UNKNOWN, RIGHT, WRONG, IS_JUNK, DROPPED = range(5)
 """What a listed item is to its probe: nothing is known or listed; its identity, another, junk, or its identity
 under a camera that the protocol drops."""
-
-# Sums of the same terms in another order: no change of AP.
-_EQUAL = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +170,7 @@ def before_and_after(
             # What there is to say of these labels was said of the ranking.
             warnings.simplefilter("ignore", BlurrerankWarning)
             before = evaluate(cosine, data, **measured)  # type: ignore[arg-type]
-        change = after.ap - before.ap
-        change[np.abs(change) < _EQUAL] = 0
+        change = gains(after.ap, before.ap)
     first, last = cosine.indices[:, :shown], ranking.indices[:, :shown]
     return BeforeAfter(
         ranking,

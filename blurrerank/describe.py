@@ -11,10 +11,11 @@ import torch
 from .batches import plan_for
 from .features import DISTRACTOR, JUNK, FeatureSet, Side
 from .formats.loading import inspect
+from .importers.traps import label_doubts, side_doubts
 from .index import GalleryIndex
 from .methods import create
-from .metrics import doubts
-from .protocols import PROTOCOLS, get_protocol
+from .metrics import valid_probes
+from .protocols import PROTOCOLS
 
 
 def describe(
@@ -30,8 +31,8 @@ def describe(
 
     Returns:
         A dictionary ready for JSON: `probe` and `gallery` (None if unreadable), `attributes`, `problems`,
-        `warnings` about labels that are probably not meant, and `run`, what the default run would do, None if
-        there are problems.
+        `warnings` of what is probably not meant, as of `convert`, and `run`, what the default run would do,
+        None if there are problems.
 
     Raises:
         InputError: if a file cannot be opened at all.
@@ -48,9 +49,8 @@ def describe(
     data = contents.data
     if data is not None:
         described["run"] = _default_run(data, device, memory)
-        if data.has_ids:
-            protocol = get_protocol("market1501")
-            described["warnings"] = doubts(data, protocol, valid_probes(data, protocol.name))
+        dumped = side_doubts(data) if contents.imported is None else contents.imported.doubts
+        described["warnings"] = dumped + label_doubts(data)
     return described
 
 
@@ -75,28 +75,6 @@ def describe_index(path: str | Path) -> dict[str, Any]:
         "digest": index.gallery.digest(),
         "bytes": Path(path).stat().st_size,
     }
-
-
-def valid_probes(data: FeatureSet, protocol: str) -> int:
-    """How many probes have a match in the gallery once `protocol` has dropped its items; `data` has ids."""
-    assert data.probe.ids is not None
-    assert data.gallery.ids is not None
-    same_camera = np.zeros(len(data.probe), dtype=np.int64)
-    if get_protocol(protocol).drops_same_camera and data.has_cams:
-        both = np.stack(
-            [
-                np.concatenate([data.probe.ids, data.gallery.ids]),
-                np.concatenate([data.probe.cams, data.gallery.cams]),
-            ],
-            axis=1,
-        )
-        _, pair = np.unique(both, axis=0, return_inverse=True)
-        pair = pair.ravel()
-        same_camera = np.bincount(pair[len(data.probe) :], minlength=pair.max() + 1)[pair[: len(data.probe)]]
-    ids, counts = np.unique(data.gallery.ids, return_counts=True)
-    place = np.searchsorted(ids, data.probe.ids).clip(max=len(ids) - 1)
-    matches = np.where((ids[place] == data.probe.ids) & (data.probe.ids > DISTRACTOR), counts[place], 0)
-    return int((matches > same_camera).sum())
 
 
 def _side(side: Side, images: tuple[int, ...] | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BlurrerankWarning, ParameterError
-from .features import DISTRACTOR, FeatureSet
+from .features import DISTRACTOR, JUNK, FeatureSet, Side
 from .positions import MAX_RANK
 from .protocols import Protocol, get_protocol
 from .ranking import Positions
@@ -191,13 +191,41 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
+def valid_probes(data: FeatureSet, protocol: str) -> int:
+    """How many probes have a match in the gallery once `protocol` has dropped its items; `data` has ids."""
+    assert data.probe.ids is not None
+    assert data.gallery.ids is not None
+    same_camera = np.zeros(len(data.probe), dtype=np.int64)
+    if get_protocol(protocol).drops_same_camera and data.has_cams:
+        both = np.stack(
+            [
+                np.concatenate([data.probe.ids, data.gallery.ids]),
+                np.concatenate([data.probe.cams, data.gallery.cams]),
+            ],
+            axis=1,
+        )
+        _, pair = np.unique(both, axis=0, return_inverse=True)
+        pair = pair.ravel()
+        same_camera = np.bincount(pair[len(data.probe) :], minlength=pair.max() + 1)[pair[: len(data.probe)]]
+    ids, counts = np.unique(data.gallery.ids, return_counts=True)
+    place = np.searchsorted(ids, data.probe.ids).clip(max=len(ids) - 1)
+    matches = np.where((ids[place] == data.probe.ids) & (data.probe.ids > DISTRACTOR), counts[place], 0)
+    return int((matches > same_camera).sum())
+
+
+def cameras(side: Side) -> NDArray[np.int64]:
+    """The distinct cameras of a side that has cameras, ascending, but for junk, which no protocol looks at."""
+    assert side.cams is not None
+    return np.unique(side.cams if side.ids is None else side.cams[side.ids != JUNK])
+
+
 def doubts(data: FeatureSet, protocol: Protocol, valid_probes: int) -> list[str]:
     """What in the labels makes metrics say something else than was probably meant, one line each."""
     found = []
     if protocol.drops_same_camera:
         if data.probe.cams is None or data.gallery.cams is None:
             found.append(f"{data.lacking('cams')}: protocol {protocol.name} drops nothing but junk")
-        elif len(np.union1d(data.probe.cams, data.gallery.cams)) == 1:
+        elif len(np.union1d(cameras(data.probe), cameras(data.gallery))) == 1:
             found.append(
                 f"one camera everywhere: protocol {protocol.name} drops every match; "
                 "if there is only one, measure with protocol plain"

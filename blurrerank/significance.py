@@ -21,6 +21,9 @@ from .metrics import Metrics
 # Values drawn at a time, as float64.
 _DRAWN = 1 << 21
 
+# Sums of the same terms in another order: no change of AP.
+_EQUAL = 1e-9
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -75,8 +78,8 @@ def compare(a: Metrics, b: Metrics, *, resamples: int = 10_000, seed: int = 0) -
         seed: of the draws.
 
     Raises:
-        InputError: for metrics of another protocol, kind of AP or number of probes, or if fewer than two
-            probes have a match in both.
+        InputError: for metrics of another protocol, kind of AP, number of probes or depth, or if fewer than
+            two probes have a match in both.
 
     >>> import blurrerank as br
     >>> data = br.load("examples/omniglot.h5")
@@ -94,7 +97,26 @@ def compare(a: Metrics, b: Metrics, *, resamples: int = 10_000, seed: int = 0) -
     ):
         if one != other:
             raise InputError(f"metrics of {what} {one} do not compare with those of {other}: measure alike")
+    if a.depth != b.depth:
+        one, other = ("the whole gallery" if some is None else f"rank {some}" for some in (a.depth, b.depth))
+        depth = min(some for some in (a.depth, b.depth) if some is not None)
+        raise InputError(
+            f"metrics to {one} do not compare with metrics to {other}, where other matches count as missed: "
+            f"give both lists one depth, as `blurrerank run --depth {depth} -o lists.trec` does"
+        )
     return compare_ap(a.ap, b.ap, resamples=resamples, seed=seed)
+
+
+def gains(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(P,) average precision of each probe in A less that in B, 0 where these differ by rounding alone.
+
+    Args:
+        a: (P,) float64, NaN for a probe without a match.
+        b: (P,) likewise.
+    """
+    found = a - b
+    found[np.abs(found) < _EQUAL] = 0
+    return found
 
 
 def compare_ap(
@@ -103,8 +125,8 @@ def compare_ap(
     """`compare`, from average precisions (P,), NaN for a probe without a match."""
     from scipy import stats
 
-    both = ~(np.isnan(a) | np.isnan(b))
-    gain = a[both] - b[both]
+    gain = gains(a, b)
+    gain = gain[~np.isnan(gain)]
     if len(gain) < 2:
         raise InputError(f"{len(gain)} probes have a match in both rankings: a comparison takes two or more")
     random = np.random.default_rng(seed)

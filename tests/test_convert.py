@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank.importers import import_features
+from blurrerank.importers.containers import open_file
 from blurrerank.importers.pickles import read_pickle
 
 SIDES = {"probe": "query", "gallery": "gallery"}
@@ -178,36 +179,35 @@ def zhong(folder, arrays):
     return files, ("ids", "cams"), "MATLAB v5, Zhong's names"
 
 
-def zhong_cuhk03(folder, arrays):
-    """All images lie in one array, the lists of rows count from 1, and training images are among them."""
+def together(arrays):
+    """All images in one array, others among them: the arrays, and the rows of probes, of gallery, of others."""
     rng = np.random.default_rng(3)
     order = rng.permutation(12 + 40 + 9)
-    together = {}
-    for kind, more in (
-        ("", rng.standard_normal((9, 7)).astype(np.float32)),
-        ("_ids", np.full(9, 999)),
-        ("_cams", np.ones(9, int)),
-    ):
-        rows = np.concatenate([arrays[f"probe{kind}"], arrays[f"gallery{kind}"], more])
-        together[kind] = np.empty_like(rows)
-        together[kind][order] = rows
-    names = np.empty((61, 1), dtype=object)
-    for place, name in zip(
-        order, [*arrays["probe_names"], *arrays["gallery_names"], *["train.png"] * 9], strict=True
-    ):
-        names[place, 0] = name
+    more = {"": rng.standard_normal((9, 7)).astype(np.float32), "_ids": np.full(9, 999)}
+    more |= {"_cams": np.ones(9, int), "_names": np.array(["train.png"] * 9, dtype=object)}
+    found = {}
+    for kind, values in more.items():
+        rows = np.concatenate([arrays[f"probe{kind}"], arrays[f"gallery{kind}"], values])
+        found[kind] = np.empty_like(rows)
+        found[kind][order] = rows
+    return found, np.split(order, [12, 52])
+
+
+def cuhk03(arrays, dtype=np.int64, shape=(-1, 1)):
+    """The fields of CUHK03-NP without its features: lists of rows count from 1."""
+    images, rows = together(arrays)
+    fields = {"labels": images["_ids"], "camId": images["_cams"]}
+    fields |= {f"{word}_idx": some + 1 for word, some in zip(("query", "gallery", "train"), rows, strict=True)}
+    return {name: value.reshape(shape).astype(dtype) for name, value in fields.items()}
+
+
+def zhong_cuhk03(folder, arrays):
+    images, _ = together(arrays)
     scipy.io.savemat(
         folder / "cuhk03_new_protocol_config_labeled.mat",
-        {
-            "labels": together["_ids"].reshape(-1, 1),
-            "camId": together["_cams"].reshape(-1, 1),
-            "filelist": names,
-            "query_idx": order[:12].reshape(-1, 1) + 1,
-            "gallery_idx": order[12:52].reshape(-1, 1) + 1,
-            "train_idx": order[52:].reshape(-1, 1) + 1,
-        },
+        cuhk03(arrays) | {"filelist": images["_names"].reshape(-1, 1)},
     )
-    scipy.io.savemat(folder / "feat.mat", {"feat": together[""].T})
+    scipy.io.savemat(folder / "feat.mat", {"feat": images[""].T})
     return (
         ["cuhk03_new_protocol_config_labeled.mat", "feat.mat"],
         ("ids", "cams", "names"),
@@ -416,6 +416,67 @@ def test_run_reads_it_directly_with_the_lists_of_the_converted_file(tool, cli, t
     assert (tmp_path / "direct.csv").read_bytes() == (tmp_path / "converted.csv").read_bytes()
 
 
+@pytest.mark.parametrize("shape", [(-1, 1), (1, -1)], ids=["columns", "rows"])
+@pytest.mark.parametrize("version", ["v5", "v7.3"])
+def test_doubles_of_cuhk03_are_labels_not_features(version, shape, cli, tmp_path, arrays):
+    """MATLAB makes everything double, and gives labels two dimensions."""
+    save = {"v5": scipy.io.savemat, "v7.3": write_73}[version]
+    fields = cuhk03(arrays, np.float64, shape) | {"width": np.full(61, 128.0).reshape(shape)}
+    save(tmp_path / "config.mat", fields)
+    save(tmp_path / "feat.mat", {"feat": together(arrays)[0][""].T})
+    code, out, err = cli("convert", "config.mat", "feat.mat", "out.h5")
+    assert code == 0, err
+    assert f"MATLAB {version}, CUHK03-NP" in out
+    check(tmp_path / "out.h5", arrays, "ids", "cams")
+
+
+@pytest.mark.parametrize("version", ["v5", "v7.3"])
+def test_doubles_in_files_named_as_labels_are_labels(version, cli, tmp_path, arrays):
+    """Zhong's files, each with a variable of the same name."""
+    save = {"v5": scipy.io.savemat, "v7.3": write_73}[version]
+    for side, word in (("probe", "query"), ("gallery", "test")):
+        save(tmp_path / f"IDE_{word}.mat", {"feat": arrays[side].T})
+        for kind, label in (("ids", "ID"), ("cams", "Cam")):
+            save(tmp_path / f"{word}{label}.mat", {"x": arrays[f"{side}_{kind}"].reshape(-1, 1).astype(float)})
+    files = ["IDE_query.mat", "IDE_test.mat", "queryID.mat", "queryCam.mat", "testID.mat", "testCam.mat"]
+    assert cli("convert", *files, "out.h5")[0] == 0
+    check(tmp_path / "out.h5", arrays, "ids", "cams")
+
+
+def test_arrays_of_matlab_73_are_as_matlab_shows_them(cli, tmp_path, arrays):
+    """HDF5 has their dimensions the other way round, and no labels are there to say so."""
+    write_73(tmp_path / "bare.mat", {"query_f": arrays["probe"], "gallery_f": arrays["gallery"]})
+    code, out, err = cli("convert", "bare.mat", "out.h5")
+    assert code == 0, err
+    assert "transposed" not in out
+    check(tmp_path / "out.h5", arrays)
+    texts = np.array([["a", "bc", "d"], ["e", "f", "gh"]], dtype=object)
+    with h5py.File(tmp_path / "more.mat", "w", userblock_size=512) as file:
+        cells = np.empty((3, 2), dtype=h5py.ref_dtype)
+        for place, text in np.ndenumerate(texts.T):
+            cell = file.create_dataset(f"#refs#/{text}", data=np.array([[ord(sign)] for sign in text], "u2"))
+            cell.attrs["MATLAB_class"] = np.bytes_("char")
+            cells[place] = cell.ref
+        file.create_dataset("cells", data=cells, dtype=h5py.ref_dtype).attrs["MATLAB_class"] = np.bytes_("cell")
+        rows = np.array([[ord(sign) for sign in row] for row in ("first", "other")], "u2")
+        file.create_dataset("rows", data=rows.T).attrs["MATLAB_class"] = np.bytes_("char")
+    with open(tmp_path / "more.mat", "r+b") as raw:
+        raw.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64")
+    found = open_file(tmp_path / "more.mat").fields
+    assert found["cells"].shape == (2, 3)
+    assert [str(cell[0]) for cell in found["cells"].ravel()] == texts.ravel().tolist()
+    assert found["rows"].tolist() == ["first", "other"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(cli, tmp_path, arrays):
+    """As spreadsheets write it."""
+    files, kinds, _ = oml(tmp_path, arrays)
+    (tmp_path / files[0]).write_bytes(b"\xef\xbb\xbf" + (tmp_path / files[0]).read_bytes())
+    code, _, err = cli("convert", *files, "out.h5")
+    assert code == 0, err
+    check(tmp_path / "out.h5", arrays, *kinds)
+
+
 def test_a_real_dump(cli, tmp_path, shared, market_subset):
     mat = shared / "data/layumi_market_subset.mat"
     code, out, err = cli("convert", mat, "market.h5")
@@ -472,6 +533,20 @@ def test_multi_query_averages_the_images_of_the_probe(cli, tmp_path, arrays):
     assert "name pytorch_result.mat too" in err
 
 
+def test_probes_without_images_for_multi_query_stay_and_are_told(cli, tmp_path, arrays):
+    """Each probe is the only one of its identity, and some identities have no images there."""
+    ids = 1 + np.arange(12)
+    fields = layumi(arrays, query_label=ids, query_cam=np.ones(12, int))
+    fields |= {"mquery_f": arrays["gallery"][:7], "mquery_label": ids[:7], "mquery_cam": np.ones(7, int)}
+    code, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert code == 0, err
+    assert "5 probes have no images for multi-query and stay as they are" in err
+    expected = np.concatenate([arrays["gallery"][:7], arrays["probe"][7:]])
+    np.testing.assert_array_equal(br.load(tmp_path / "out.h5").probe.features, expected)
+    fields |= {"mquery_f": expected, "mquery_label": ids, "mquery_cam": np.ones(12, int)}
+    assert "multi-query" not in cli("convert", dumped(tmp_path, fields), "out.h5", "--force")[2]
+
+
 def test_oml_ignores_the_image_itself(cli, tmp_path, arrays):
     """Without sequences, images that are probe and gallery at once must not find themselves."""
     rows = arrays["gallery"][4:]
@@ -510,6 +585,66 @@ def test_oml_rows_of_other_splits_are_told(cli, tmp_path, arrays):
     assert "has 20 rows and df.csv has 41" in err
 
 
+def oml_table(folder: Path, labels, probes: int, **columns) -> list[str]:
+    """A table whose first rows are probes and whose others are gallery, and its features."""
+    names = ["label", "is_query", "is_gallery", *columns]
+    table = [
+        [label, row < probes, row >= probes, *(column[row] for column in columns.values())]
+        for row, label in enumerate(labels)
+    ]
+    with open(folder / "df.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([names, *table])
+    rng = np.random.default_rng(0)
+    np.save(folder / "features.npy", rng.standard_normal((len(labels), 7)).astype(np.float32))
+    return ["df.csv", "features.npy"]
+
+
+def test_oml_counts_from_0_and_a_probe_is_no_distractor(cli, tmp_path):
+    labels = np.arange(30) % 5
+    code, out, err = cli("convert", *oml_table(tmp_path, labels, 10), "out.h5")
+    assert code == 0, err
+    assert "text made integers, 1 added to each that is not negative" in out
+    assert "id 0" not in err
+    data = br.load(tmp_path / "out.h5")
+    np.testing.assert_array_equal(data.probe.ids, labels[:10] + 1)
+    np.testing.assert_array_equal(data.gallery.ids, labels[10:] + 1)
+    assert br.evaluate(br.rerank(data, "cosine"), data, protocol="plain").valid_probes == 10
+    # Junk stays junk, and where no probe has 0 it may mark distractors: means are the same either way.
+    for some, expected in (
+        ([0, 1, 2, -1, 0, 1], [1, 2, 3, -1, 1, 2]),
+        ([1, 2, 3, -1, 0, 1], [1, 2, 3, -1, 0, 1]),
+    ):
+        code, out, _ = cli("convert", *oml_table(tmp_path, some, 2), "out.h5", "--force")
+        assert code == 0
+        assert ("1 added" in out) == (some != expected)
+        data = br.load(tmp_path / "out.h5")
+        assert [*data.probe.ids, *data.gallery.ids] == expected
+
+
+def test_oml_takes_what_pandas_wrote_for_nothing_as_no_sequence(cli, tmp_path):
+    labels = [1, 1, 1, 1, 2, 2]
+    files = oml_table(tmp_path, labels, 1, sequence=["3.0", "nan", "3.0", "nan", "NaN", "7.0"])
+    code, out, err = cli("convert", *files, "out.h5")
+    assert code == 0, err
+    assert "sequence is nan in 3 rows: taken for none" in out
+    assert "holds several identities" not in err
+    data = br.load(tmp_path / "out.h5")
+    cams = [*data.probe.cams, *data.gallery.cams]
+    assert [cams.index(camera) for camera in cams] == [0, 1, 0, 3, 4, 5]
+    files = oml_table(tmp_path, labels, 1, sequence=["nan"] * 6)
+    assert cli("convert", *files, "out.h5", "--force")[0] == 0
+    assert br.load(tmp_path / "out.h5").probe.cams is None
+
+
+def test_oml_images_without_a_sequence_are_of_none_together(cli, tmp_path):
+    labels = [1, 1, 1, 2, 2, 2]
+    files = oml_table(tmp_path, labels, 2, sequence=["a", "", "a", "", "", "b"])
+    assert cli("convert", *files, "out.h5")[0] == 0
+    data = br.load(tmp_path / "out.h5")
+    cams = [*data.probe.cams, *data.gallery.cams]
+    assert [cams.index(camera) for camera in cams] == [0, 1, 0, 3, 4, 5]
+
+
 # Traps
 
 
@@ -544,6 +679,87 @@ def test_cameras_that_count_from_0_and_1_are_told(shifted, cli, tmp_path, arrays
     assert ("one side counts from 0 and the other from 1" in err) == bool(shifted)
 
 
+@pytest.mark.parametrize(
+    ("probe", "gallery", "said"),
+    [
+        ([0, 1, 2, 3, 4], [1, 2, 3, 4, 5, 6], True),
+        ([1, 2, 3, 4, 5, 6], [0, 1, 2, 3], True),
+        ([0, 1, 2, 3, 4, 5], [1, 2, 3, 4], False),  # some are not in the gallery
+        ([0, 1, 2], [1, 2], False),
+        ([0, 1, 2], [0, 1, 2, 3], False),
+        ([1, 2, 3], [2, 3, 4], False),
+    ],
+)
+@pytest.mark.parametrize("junk", [-1, 0, 3])
+@pytest.mark.parametrize("command", ["convert", "info", "native"])
+def test_cameras_are_compared_without_those_of_junk(probe, gallery, said, junk, command, cli, tmp_path, arrays):
+    """The first two of the gallery, and a probe, are junk under a camera of its own."""
+    cams = {"probe": np.resize(probe, 12), "gallery": np.resize(gallery, 40)}
+    ids = arrays["probe_ids"].copy()
+    ids[3] = -1
+    cams["probe"][3] = cams["gallery"][0] = cams["gallery"][1] = junk
+    fields = layumi(arrays, query_cam=cams["probe"], gallery_cam=cams["gallery"], query_label=ids)
+    name = dumped(tmp_path, fields)
+    told = cli("convert", name, "out.h5")[2]
+    if command != "convert":
+        told = cli("info", name if command == "info" else "out.h5")[1]
+    assert (
+        f"warning: cameras are {min(probe)} to {max(probe)} and {min(gallery)} to {max(gallery)}: if these are "
+        "the same cameras, one side counts from 0 and the other from 1" in told
+    ) == said
+
+
+def test_junk_hides_neither_one_camera_nor_that_none_is_common(cli, tmp_path, arrays):
+    """Names that do not parse give camera -1 on both sides."""
+    ids = np.where(np.arange(12) == 3, -1, arrays["probe_ids"])
+    for probe, gallery, said in ((1, 1, "one camera everywhere"), (1, 2, "no camera is on both sides")):
+        fields = layumi(
+            arrays,
+            query_label=ids,
+            query_cam=np.where(ids == -1, -1, probe),
+            gallery_cam=np.where(arrays["gallery_ids"] == -1, -1, gallery),
+        )
+        _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5", "--force")
+        assert f"warning: {said}" in err
+
+
+def traps(arrays) -> dict[str, dict[str, np.ndarray]]:
+    """Dumps with something that is probably not meant, by what is said of it."""
+    few, cams = layumi(arrays), {f"{word}_cam": arrays[f"{side}_cams"] for side, word in SIDES.items()}
+    turned = {"query": "gallery", "gallery": "query"}
+    return {
+        "there are no cameras": {name: value for name, value in few.items() if "_cam" not in name},
+        "one camera everywhere": few | {name: value * 0 for name, value in cams.items()},
+        "no camera is on both sides": few | {"query_cam": cams["query_cam"] + 10},
+        "one side counts from 0 and the other from 1": few | {"query_cam": cams["query_cam"] - 1},
+        "have no match in the gallery": few | {"query_label": np.arange(12)},
+        "are the sides the other way round?": {
+            f"{turned[word]}_{kind}": few[f"{word}_{kind}"] for word in turned for kind in ("f", "label", "cam")
+        },
+        "lists can be written but not measured": {name: few[name] for name in ("query_f", "gallery_f")},
+    }
+
+
+@pytest.mark.parametrize("said", traps(features()))
+def test_info_and_convert_warn_of_the_same(said, cli, tmp_path, arrays):
+    name = dumped(tmp_path, traps(arrays)[said])
+    code, out, _ = cli("convert", name, "out.h5", "--json")
+    assert code == 0
+    expected = json.loads(out)["warnings"]
+    assert any(said in line for line in expected)
+    for file in (name, "out.h5"):
+        assert json.loads(cli("info", file, "--json")[1])["warnings"] == expected
+        assert f"warning: {expected[0]}" in cli("info", file)[1]
+
+
+def test_info_tells_the_doubts_of_reading(cli, tmp_path, arrays):
+    fields = {name: value for name, value in layumi(arrays).items() if name != "gallery_cam"}
+    for command in (("convert", "out.h5"), ("info",), ("run", "-o", "lists.csv")):
+        code, out, err = cli(command[0], dumped(tmp_path, fields), *command[1:])
+        assert code == 0, err
+        assert "warning: cams are there for the probes only" in out + err
+
+
 def test_float_labels_become_integers_and_it_is_told(cli, tmp_path, arrays):
     fields = layumi(arrays, query_label=arrays["probe_ids"].astype(np.float64))
     code, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
@@ -560,8 +776,38 @@ def test_the_norm_of_pcb_is_told_and_kept(cli, tmp_path, arrays):
     unit = {side: arrays[side] / np.linalg.norm(arrays[side], axis=1, keepdims=True) for side in SIDES}
     fields = layumi(arrays, query_f=unit["probe"] * np.sqrt(6), gallery_f=unit["gallery"] * np.sqrt(6))
     _, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
-    assert "2.449, the root of 6: 6 normalised parts" in out
+    assert "2.449, the root of 6: perhaps 6 normalised parts" in out
     np.testing.assert_array_equal(br.load(tmp_path / "out.h5").probe.features, fields["query_f"])
+
+
+def test_names_may_have_folders_of_either_kind(cli, tmp_path, arrays):
+    """A dump from Windows has backslashes; the identity is at the start of the last part."""
+    for side, word, folder in (("probe", "query", "data\\0009_c9\\"), ("gallery", "gallery", "9999_c9/x/")):
+        rows = {folder + name: row for name, row in zip(arrays[f"{side}_names"], arrays[side], strict=True)}
+        (tmp_path / f"{word}.pkl").write_bytes(pickle.dumps(rows))
+    assert cli("convert", "query.pkl", "gallery.pkl", "out.h5", "--allow-pickle")[0] == 0
+    data = br.load(tmp_path / "out.h5")
+    for side in SIDES:
+        np.testing.assert_array_equal(getattr(data, side).ids, arrays[f"{side}_ids"])
+        np.testing.assert_array_equal(getattr(data, side).cams, arrays[f"{side}_cams"])
+
+
+@pytest.mark.parametrize(("distance", "said"), [("euclidean", True), ("angular", False), (None, False)])
+def test_another_distance_than_the_angle_is_told(distance, said, cli, tmp_path, arrays):
+    ann_benchmarks(tmp_path, arrays)
+    with h5py.File(tmp_path / "glove-angular.hdf5", "r+") as file:
+        del file.attrs["distance"]
+        if distance is not None:
+            file.attrs["distance"] = distance
+    _, _, err = cli("convert", "glove-angular.hdf5", "out.h5")
+    assert ("its distance is euclidean, and lists are made here by cosine similarity" in err) == said
+
+
+def test_norms_that_differ_are_not_called_one_norm(cli, tmp_path, arrays):
+    unit = arrays["gallery"] / np.linalg.norm(arrays["gallery"], axis=1, keepdims=True)
+    unit[17] *= 0.5
+    _, out, _ = cli("convert", dumped(tmp_path, layumi(arrays, gallery_f=unit)), "out.h5", "--json")
+    assert json.loads(out)["gallery"]["norms"] == "0.5 to 1, not normalised"
 
 
 def test_names_without_an_identity_become_junk_and_it_is_told(cli, tmp_path, arrays):
@@ -605,7 +851,17 @@ def test_junk_and_distractors_keep_their_numbers_among_names(cli, tmp_path, arra
     assert code == 0
     assert "6 texts numbered from 1, but for -1 and 0" in out
     check(tmp_path / "out.h5", arrays, "ids", "cams")
-    fields["gallery_label"] = arrays["gallery_ids"]
+    # Padded to the width of the others, and one side with nothing but whole numbers.
+    padded = {side: np.array([f"{i:04}" if i > -1 else "-1" for i in arrays[f"{side}_ids"]]) for side in SIDES}
+    named = np.where(padded["gallery"] == "0003", "c3", padded["gallery"])
+    fields = layumi(arrays, query_label=padded["probe"], gallery_label=named)
+    code, out, err = cli("convert", dumped(tmp_path, fields), "padded.h5")
+    assert code == 0, err
+    assert "7 texts numbered from 1, but for -1 and 0000" in out
+    data = br.load(tmp_path / "padded.h5")
+    assert data.probe.ids.tolist() == arrays["probe_ids"].tolist()
+    assert data.gallery.ids.tolist() == [7 if i == 3 else i for i in arrays["gallery_ids"]]
+    fields = layumi(arrays, query_label=text["probe"])
     why = refused(cli, "convert", dumped(tmp_path, fields), "mixed.h5")
     assert "query_label is text and gallery_label is numbers" in why
 
@@ -634,6 +890,43 @@ def test_what_minus_one_becomes_without_a_sign_is_told(cli, tmp_path, arrays):
     assert "gallery_label is uint8 and has 255 in 2 rows, which is what -1 becomes there" in err
 
 
+def test_what_minus_one_became_is_told_before_distractors_join(cli, tmp_path, arrays):
+    files, _, _ = sft_reid_distractors(tmp_path, arrays)
+    for file, dtype in zip(files[1:], (np.uint16, np.int64), strict=True):
+        fields = {k: v for k, v in scipy.io.loadmat(tmp_path / file).items() if not k.startswith("__")}
+        scipy.io.savemat(tmp_path / file, fields | {"ids": fields["ids"].astype(dtype)})
+    _, _, err = cli("convert", *files, "out.h5")
+    assert "ids is uint16 and has 65535 in 2 rows, which is what -1 becomes there" in err
+
+
+def test_what_minus_one_became_is_told_of_cuhk03_once(cli, tmp_path, arrays):
+    fields = cuhk03(arrays) | {"feat": together(arrays)[0][""].T}
+    fields["labels"] = fields["labels"].astype(np.uint16)
+    _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
+    assert err.count("labels is uint16 and has 65535 in 2 rows, which is what -1 becomes there") == 1
+
+
+def test_distractors_are_joined_upright_and_what_was_done_to_them_is_told(cli, tmp_path, arrays):
+    """Of another type, lying, without names."""
+    files, _, _ = sft_reid_distractors(tmp_path, arrays)
+    fields = {
+        "feat": arrays["gallery"][30:].T.astype(np.float64),
+        "ids": arrays["gallery_ids"][30:].astype(np.float64),
+        "cam_ids": arrays["gallery_cams"][30:],
+    }
+    scipy.io.savemat(tmp_path / files[-1], fields)
+    code, out, err = cli("convert", *files, "out.h5")
+    assert code == 0, err
+    assert "float64 made integers in distractor0-resnet.mat" in out
+    assert "transposed from 7 x 10 in distractor0-resnet.mat" in out
+    assert "float32 made float64 as in distractor0-resnet.mat" in out
+    data = br.load(tmp_path / "out.h5")
+    np.testing.assert_array_equal(data.gallery.features, arrays["gallery"])
+    np.testing.assert_array_equal(data.gallery.ids, arrays["gallery_ids"])
+    np.testing.assert_array_equal(data.probe.names, arrays["probe_names"])
+    assert data.gallery.names is None
+
+
 def test_sides_without_a_common_camera_are_told(cli, tmp_path, arrays):
     _, _, err = cli(
         "convert", dumped(tmp_path, layumi(arrays, gallery_cam=arrays["gallery_cams"] + 10)), "out.h5"
@@ -649,6 +942,12 @@ def test_sides_the_other_way_round_are_told(cli, tmp_path, arrays):
     for one, said in ((arrays, False), (turned, True)):
         _, _, err = cli("convert", dumped(tmp_path, layumi(one)), "out.h5", "--force")
         assert ("are the sides the other way round?" in err) == said
+    # As many as the gallery are not more.
+    for gallery in (12, 11):
+        fields = layumi({key: value[: gallery if "gallery" in key else 12] for key, value in arrays.items()})
+        fields["query_label"] = arrays["gallery_ids"][:12]
+        _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5", "--force")
+        assert ("are the sides the other way round?" in err) == (gallery < 12)
 
 
 def test_whole_numbers_as_features_become_floats_and_it_is_told(cli, tmp_path, arrays):
@@ -671,15 +970,82 @@ def test_half_floats_stay_half(cli, tmp_path, arrays):
     assert br.load(tmp_path / "out.h5").probe.features.dtype == np.float16
 
 
-def test_a_square_array_is_not_guessed_by_run(cli, tmp_path):
-    made = features(probes=8, gallery=60, dim=8)
-    fields = layumi(made)
-    code, _, err = cli("run", dumped(tmp_path, fields))
+def test_square_arrays_are_not_guessed_by_run(cli, tmp_path):
+    made = features(probes=8, gallery=8, dim=8)
+    code, _, err = cli("run", dumped(tmp_path, layumi(made)))
     assert code == 1
     assert "query_f is square: rows were taken for images; look at it with `blurrerank convert`" in err
+    assert "gallery_f is square" in err
     code, _, err = cli("convert", "dump.npz", "out.h5")
     assert code == 0
     assert "warning: query_f is square" in err
+    check(tmp_path / "out.h5", made, "ids", "cams")
+
+
+@pytest.mark.parametrize("lying", [False, True])
+@pytest.mark.parametrize("square", ["probe", "gallery"])
+def test_a_square_array_is_read_as_the_other_side_is(square, lying, cli, tmp_path):
+    """Programs write both sides alike, and one of them fits its labels in one way alone."""
+    made = features(probes=12, gallery=12, dim=12)
+    other = next(side for side in SIDES if side != square)
+    made |= {key: value[:9] for key, value in made.items() if key.startswith(other)}
+    turned = {f"{word}_f": made[side].T if lying else made[side] for side, word in SIDES.items()}
+    code, out, err = cli("convert", dumped(tmp_path, layumi(made, **turned)), "out.h5")
+    assert code == 0, err
+    assert f"{SIDES[square]}_f, square, read as the other side is" in out
+    assert ("transposed from 12 x 12" in out) == lying
+    assert "is square" not in err
+    check(tmp_path / "out.h5", made, "ids", "cams")
+    assert cli("run", "dump.npz", "-o", "lists.csv")[0] == 0
+
+
+def test_a_square_array_of_all_images_is_doubtful_however_it_is_cut(cli, tmp_path):
+    made = features(probes=4, gallery=8, dim=12)
+    both = {
+        name: np.concatenate([made[f"probe{kind}"], made[f"gallery{kind}"]])
+        for name, kind in (("feats", ""), ("pids", "_ids"), ("camids", "_cams"))
+    }
+    code, _, err = cli("convert", dumped(tmp_path, both | {"num_query": 4}), "out.h5")
+    assert code == 0
+    assert "warning: feats is square: rows were taken for images" in err
+    check(tmp_path / "out.h5", made, "ids", "cams")
+
+
+def test_no_doubt_where_a_cut_happens_to_be_square(cli, tmp_path):
+    made = features(probes=8, gallery=8, dim=8)
+    both = {
+        name: np.concatenate([made[f"probe{kind}"], made[f"gallery{kind}"]])
+        for name, kind in (("feats", ""), ("pids", "_ids"), ("camids", "_cams"))
+    }
+    assert cli("run", dumped(tmp_path, both | {"num_query": 8}), "-o", "lists.csv")[0] == 0
+
+
+@pytest.mark.parametrize("form", ["named", "bare"])
+def test_arrays_that_lie_on_their_side_without_labels(form, cli, tmp_path, arrays):
+    """One dimension in common, the first of both: it is not that of the images."""
+    turned = {side: arrays[side].T for side in SIDES}
+    if form == "named":
+        np.savez(tmp_path / "dump.npz", query_f=turned["probe"], gallery_f=turned["gallery"])
+        files = ["dump.npz"]
+    else:
+        files = [f"{side}.npy" for side in SIDES]
+        for side, file in zip(SIDES, files, strict=True):
+            np.save(tmp_path / file, turned[side])
+    code, out, err = cli("convert", *files, "out.h5")
+    assert code == 0, err
+    assert "transposed from 7 x 12" in out
+    assert "transposed from 7 x 40" in out
+    check(tmp_path / "out.h5", arrays)
+
+
+def test_two_arrays_of_one_shape_without_labels_are_doubtful(cli, tmp_path, arrays):
+    np.save(tmp_path / "probe.npy", arrays["probe"])
+    np.save(tmp_path / "gallery.npy", arrays["gallery"][:12])
+    code, _, err = cli("run", "probe.npy", "--gallery", "gallery.npy")
+    assert code == 1
+    assert "both arrays have one shape: rows were taken for images" in err
+    np.save(tmp_path / "gallery.npy", arrays["gallery"][:13])
+    assert cli("run", "probe.npy", "--gallery", "gallery.npy", "-o", "lists.csv")[0] == 0
 
 
 # What is refused
@@ -704,6 +1070,8 @@ def refused(cli, *arguments: object) -> str:
             "pass it to `run` with --candidates",
         ),
         ("lists.bin", np.array([2, 3, 5, 1, 0, 4, 2, 1], dtype="<i4").tobytes(), "holds lists of neighbours"),
+        # Lists that are padded with -1, which is no small number as a float.
+        ("gt.ibin", np.array([2, 2, 5, -1, 0, -1], dtype="<i4").tobytes(), "holds lists of neighbours"),
         (
             "q.fbin",
             np.array([2, 3], dtype="<i4").tobytes() + bytes(20),
@@ -746,6 +1114,80 @@ def test_what_is_missing_is_told(cli, tmp_path, arrays):
     bad[7, 2] = np.nan
     why = refused(cli, "convert", dumped(tmp_path, layumi(arrays, gallery_f=bad)), "out.h5")
     assert "gallery/features has NaN or infinity in row 7" in why
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"query_idx": np.arange(6)}, "query_idx names image 0: expected 1 to 61"),
+        ({"gallery_idx": np.arange(50, 70)}, "gallery_idx names image 62: expected 1 to 61"),
+        ({"gallery_idx": np.array([3, -2, 70])}, "gallery_idx names image -2: expected 1 to 61"),
+        ({"query_idx": np.array(["a", "b"])}, "query_idx is text: expected whole numbers"),
+        ({"query_idx": np.array([1, 2.5])}, "query_idx has 2.5 in row 1: expected whole numbers"),
+        ({"query_idx": np.zeros((1, 0))}, "query_idx has shape (1, 0)"),
+        ({"camId": np.ones(7)}, "feat has 61 images and camId 7: they are not of the same images"),
+        ({"labels": np.ones(60)}, "feat is 7 x 61, and there are 60 labels"),
+    ],
+)
+def test_what_is_wrong_with_cuhk03_is_named(changes, why, cli, tmp_path, arrays):
+    fields = cuhk03(arrays) | changes | {"feat": together(arrays)[0][""].T}
+    assert f"dump.npz: {why}" in refused(cli, "convert", dumped(tmp_path, fields), "out.h5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"mquery_f": np.ones((3, 8), np.float32)}, "mquery_f has 8 dimensions and query_f 7"),
+        ({"mquery_cam": np.ones(2)}, "mquery_f has 3 images and mquery_cam 2"),
+        ({"mquery_label": np.array(["a", "b", "c"])}, "mquery_label is text and query_label is numbers"),
+    ],
+)
+def test_what_is_wrong_with_multi_query_is_named(changes, why, cli, tmp_path, arrays):
+    fields = {"mquery_f": arrays["probe"][:3], "mquery_label": np.ones(3), "mquery_cam": np.ones(3)}
+    name = dumped(tmp_path, layumi(arrays) | fields | changes)
+    assert f"dump.npz: {why}" in refused(cli, "convert", name, "out.h5")
+
+
+@pytest.mark.parametrize(
+    ("count", "why"),
+    [
+        (np.array([]), "num_query has 0 values: expected one number"),
+        (np.array([6, 7]), "num_query has 2 values: expected one number"),
+        ("six", "num_query is text: expected whole numbers"),
+        (6.7, "num_query has 6.7 in row 0: expected whole numbers"),
+        (0, "num_query is 0 of 52 images: both sides need some"),
+        (52, "num_query is 52 of 52 images: both sides need some"),
+        (-3, "num_query is -3 of 52 images"),
+    ],
+)
+def test_what_is_wrong_with_the_number_of_probes_is_named(count, why, cli, tmp_path, arrays):
+    fields = {"feats": np.concatenate([arrays["probe"], arrays["gallery"]]), "num_query": count}
+    assert f"dump.npz: {why}" in refused(cli, "convert", dumped(tmp_path, fields), "out.h5")
+
+
+def test_labels_of_one_list_that_are_too_few_are_named(cli, tmp_path, arrays):
+    fields = {"feats": np.ones((20, 7), np.float32), "pids": np.arange(20), "camids": np.ones(15)}
+    why = refused(cli, "convert", dumped(tmp_path, fields | {"num_query": 8}), "out.h5")
+    assert "feats has 20 images and camids 15: they are not of the same images" in why
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"feat": np.ones((10, 9), np.float32)}, "feat has 9 dimensions and feat 7"),
+        ({"cam_ids": None}, "distractor0-resnet.mat has features, ids, names, the gallery cams, features, ids"),
+        ({"ids": np.array(["nobody"] * 10)}, "distractor0-resnet.mat: ids is text: expected whole numbers"),
+        ({"ids": np.zeros(9)}, "feat is 10 x 7, and there are 9 labels"),
+    ],
+)
+def test_distractors_that_do_not_fit_are_named(changes, why, cli, tmp_path, arrays):
+    files, _, _ = sft_reid_distractors(tmp_path, arrays)
+    fields = scipy.io.loadmat(tmp_path / files[-1]) | changes
+    scipy.io.savemat(
+        tmp_path / files[-1],
+        {key: value for key, value in fields.items() if value is not None and not key.startswith("__")},
+    )
+    assert why in refused(cli, "convert", *files, "out.h5")
 
 
 @pytest.mark.parametrize("command", ["index", "run"])

@@ -131,7 +131,7 @@ def test_single_shot_on_lists_that_end_early_is_right_up_to_their_end(arrays, de
 @pytest.mark.filterwarnings("ignore::blurrerank.BlurrerankWarning")
 @given(labelled(), st.sampled_from(["market1501", "cuhk03", "plain"]))
 def test_valid_probes_are_known_without_a_ranking(arrays, protocol):
-    from blurrerank.describe import valid_probes
+    from blurrerank.metrics import valid_probes
 
     data = br.FeatureSet.from_arrays(**arrays)
     expected = br.evaluate(br.rerank(data), data, protocol=protocol).valid_probes

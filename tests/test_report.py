@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import blurrerank as br
+from blurrerank.formats.images import ImageFiles
 
 CHROMIUM = shutil.which("chromium")
 # Nothing that asks the network, and no sandbox of its own, which root has not.
@@ -312,18 +314,48 @@ def test_nothing_is_wider_than_the_window(width, report, visit, write):
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--${title}"
 
 
-def test_names_of_strangers_are_text(report, visit, write):
+@pytest.mark.parametrize(
+    "hostile", [HOSTILE, "</script <img src=x onerror=alert(1)>", "<!--<script <img src=x>"]
+)
+def test_names_of_strangers_are_text(hostile, report, visit, write):
+    """Each breaks the script's data in its own way: by its end, by an end that goes on, by an end unseen."""
     arrays = many()
     names = {
-        f"{side}_names": np.array([f"{HOSTILE}{row}" for row in range(len(arrays[side]))], dtype=object)
+        f"{side}_names": np.array([f"{hostile}{row}" for row in range(len(arrays[side]))], dtype=object)
         for side in ("probe", "gallery")
     }
     page = visit(report(write(**arrays | names)))
     assert page.query_selector_all("img") == []
     page.click("#columns th[data-sort=number] button")
-    assert column(page, "Name")[0] == f"{HOSTILE}0"
+    assert column(page, "Name")[0] == f"{hostile}0"
     label = page.query_selector("tbody .strip li [role=img]").get_attribute("aria-label")
-    assert HOSTILE in label
+    assert hostile in label
+
+
+def test_what_strangers_call_their_files_and_methods_is_text(visit, cli, write, tmp_path):
+    hostile = HOSTILE.replace("/", "")  # as a file may be called
+    feats = write(f"{hostile}.h5", **many())
+    lists = f"lists{hostile}.h5"
+    assert cli("run", feats, "-o", lists, "--topn", 20)[0] == 0
+    with h5py.File(tmp_path / lists, "r+") as file:
+        file.attrs["method"] = HOSTILE
+        file.attrs["params"] = json.dumps({HOSTILE: HOSTILE})
+    code, _, err = cli("report", lists, feats, "-o", "report.html")
+    assert code == 0, err
+    page = visit(tmp_path / "report.html")
+    assert page.query_selector_all("img") == []
+    told = dict(
+        zip(
+            *([node.text_content() for node in page.query_selector_all(tag)] for tag in ("dt", "dd")),
+            strict=True,
+        )
+    )
+    assert told["method"] == HOSTILE
+    assert told["parameters"] == f"{HOSTILE} {json.dumps(HOSTILE)}"
+    assert (told["ranking"], told["features"]) == (lists, feats.name)
+    assert page.title() == f"blurrerank report: {HOSTILE}"
+    assert page.text_content("h1") == f"{HOSTILE} against cosine"
+    assert f"after: {HOSTILE}" in [node.text_content() for node in page.query_selector_all("#cmc text")]
 
 
 def test_the_page_forbids_itself_the_network(report, visit, write):
@@ -377,6 +409,50 @@ def test_probes_without_a_match_say_so(report, visit, write):
     wait_for_count(page, "1 of 60 probes")
     assert shown(page) == [7]
     assert column(page, "Change") == ["no match"]
+
+
+def test_where_the_first_match_stands_is_said(report, visit, cli, write):
+    """At a rank, behind the end of the list, or nowhere; by lists of both in full."""
+    arrays = many()
+    arrays["probe_ids"][7] = 77
+    feats = write(**arrays)
+    page = visit(report(feats, run=("--depth", 2), lists="lists.trec"))
+    page.click("#columns th[data-sort=number] button")
+    found = column(page, "First match")
+    data = br.load(feats)
+    expected = []
+    for probe in range(25):
+        texts = []
+        for method in ("cosine", "lbr"):
+            head = br.rerank(data, method, topn=20).indices[probe, :2]
+            kept = [item for item in head if arrays["gallery_ids"][item] != -1]
+            own = arrays["gallery_ids"][kept] == arrays["probe_ids"][probe]
+            same = own & (arrays["gallery_cams"][kept] == arrays["probe_cams"][probe])
+            ranks = 1 + np.flatnonzero(own[~same])
+            texts.append("none" if probe == 7 else str(ranks[0]) if len(ranks) else "not listed")
+        expected.append(" \u2192 ".join(texts))
+    assert found == expected
+    assert {text for line in found for text in line.split(" \u2192 ")} >= {"none", "not listed", "1"}
+
+
+def test_gains_are_drawn_above_and_losses_below(report, visit, write):
+    page = visit(report(write(**many())))
+    where = {
+        name: page.evaluate(
+            "name => { const { y, height } = document.querySelector(name).getBBox(); return [y, y + height]; }",
+            f"#change {name}",
+        )
+        for name in (".area.better", ".area.worse", ".zero")
+    }
+    zero = where[".zero"][0]
+    assert where[".area.better"] == [pytest.approx(where[".area.better"][0]), pytest.approx(zero)]
+    assert where[".area.better"][0] < zero - 1
+    assert where[".area.worse"][0] == pytest.approx(zero)
+    assert where[".area.worse"][1] > zero + 1
+    style = "([name, which]) => getComputedStyle(document.querySelector(name))[which]"
+    gain = page.evaluate(style, [".gain", "color"])
+    assert page.evaluate(style, [".area.better", "fill"]) == gain
+    assert page.evaluate(style, [".area.worse", "fill"]) != gain
 
 
 def test_a_short_list_is_compared_with_cosine_cut_there(report, visit, cli, write):
@@ -446,6 +522,22 @@ def test_pictures_from_files_stay_within_their_folder(report, visit, cli, write,
     assert "5 pictures were not found; these are tiles too" in page.inner_text("#probes")
 
 
+def test_what_never_ends_is_no_picture(tmp_path):
+    """To open a pipe is to wait for somebody who writes."""
+    os.mkfifo(tmp_path / "pipe.png")
+    found: list[Any] = []
+    reader = threading.Thread(
+        target=lambda: found.extend(ImageFiles(tmp_path, ["pipe.png"]).read([0], 10)), daemon=True
+    )
+    reader.start()
+    reader.join(timeout=10)
+    waits = reader.is_alive()
+    if waits:
+        os.close(os.open(tmp_path / "pipe.png", os.O_WRONLY))
+    assert not waits
+    assert found == [(0, None)]
+
+
 def test_pictures_beyond_the_budget_are_left_out_and_it_is_told(report, visit, cli, write, monkeypatch):
     monkeypatch.setattr("blurrerank.report.sprites.MOST", 30)
     arrays = many(probes=40)
@@ -492,6 +584,12 @@ def test_the_heat_map_is_the_sweep(report, visit, cli, write):
     code, _, err = cli("report", "other.ranking.h5", other, "--sweep", "sweep.json", "-o", "other.html")
     assert (code, len(err.splitlines())) == (1, 1)
     assert "the sweep is of other features" in err
+    # The same features under other labels: their mAP is another.
+    other = write("labels.h5", **many() | {"probe_ids": np.roll(many()["probe_ids"], 1)})
+    assert cli("run", other, "-o", "labels.ranking.h5")[0] == 0
+    code, _, err = cli("report", "labels.ranking.h5", other, "--sweep", "sweep.json", "-o", "other.html")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "the sweep is of other ids or cameras" in err
     assert not Path("other.html").exists()
 
 

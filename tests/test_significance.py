@@ -17,14 +17,13 @@ import blurrerank as br
 def metrics(ap, **changes):
     """What `evaluate` gives, of these average precisions."""
     ap = np.asarray(ap, dtype=float)
-    told = {"protocol": "market1501", "ap_kind": "plain", "probes": len(ap)} | changes
+    told = {"protocol": "market1501", "ap_kind": "plain", "probes": len(ap), "depth": None} | changes
     nothing = np.zeros(len(ap))
     return br.Metrics(
         mAP=float(np.nanmean(ap)),
         mINP=0.0,
         cmc=np.zeros(50),
         valid_probes=int((~np.isnan(ap)).sum()),
-        depth=None,
         ap=ap,
         inp=nothing,
         first_match=nothing,
@@ -111,6 +110,27 @@ def test_what_was_measured_otherwise_is_refused(changes, message):
         br.compare(metrics(ap), metrics(ap, **changes))
 
 
+@pytest.mark.parametrize(("one", "other"), [(None, 50), (50, None), (50, 100), (100, 50)])
+def test_lists_of_two_depths_are_refused(one, other):
+    """A match that one list does not reach counts as missed there, and is found in the other."""
+    ap = np.array([0.1, 0.2, 0.3])
+    words = ["the whole gallery" if depth is None else f"rank {depth}" for depth in (one, other)]
+    with pytest.raises(br.InputError) as error:
+        br.compare(metrics(ap, depth=one), metrics(ap, depth=other))
+    (line,) = error.value.problems
+    assert line.startswith(f"metrics to {words[0]} do not compare with metrics to {words[1]}")
+    assert line.endswith("give both lists one depth, as `blurrerank run --depth 50 -o lists.trec` does")
+    assert br.compare(metrics(ap, depth=one), metrics(ap, depth=one)).p_value == 1
+
+
+def test_what_differs_by_rounding_is_equal():
+    """Sums of the same terms in another order, as a ranking read from another file has them."""
+    a = np.array([0.1, 0.5, 0.75, 0.2])
+    found = br.compare(metrics(a), metrics(a + np.array([0, 1e-16, -2e-16, 3e-12])))
+    assert (found.better, found.equal, found.worse) == (0, 4, 0)
+    assert (found.p_value, found.difference) == (1.0, 0)
+
+
 def test_one_probe_is_too_few():
     with pytest.raises(br.InputError, match="1 probes have a match in both"):
         br.compare(metrics([0.5, np.nan]), metrics([0.5, 0.5]))
@@ -180,6 +200,20 @@ def test_eval_compares_two_rankings(cli, files):
         f"(two-sided paired permutation test); {expected.probes} probes, {expected.better} better, "
         f"{expected.equal} equal, {expected.worse} worse"
     )
+
+
+def test_eval_does_not_compare_a_run_with_its_own_cut_lists(cli, files):
+    """The same lists, one file with the positions of all matches, the other 10 deep."""
+    assert cli("run", files, "--method", "lbr", "--topn", 30, "--depth", 10, "-o", "cut.trec", "-q")[0] == 0
+    code, out, err = cli("eval", files, "--compare", "lbr_1.h5", "cut.trec", "-q")
+    assert (code, out) == (1, "")
+    assert "error: metrics to the whole gallery do not compare with metrics to rank 10" in err
+    # The next step that it names.
+    assert cli("run", files, "--method", "lbr", "--topn", 30, "--depth", 10, "-o", "lists.trec", "-q")[0] == 0
+    code, out, err = cli("eval", files, "--compare", "lists.trec", "cut.trec", "-q")
+    assert code == 0, err
+    assert "mAP +0.0000" in out
+    assert "0 better, 12 equal, 0 worse" in out
 
 
 def test_a_small_p_value_is_printed_as_a_bound(cli, write):

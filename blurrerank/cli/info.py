@@ -88,9 +88,7 @@ def _run_lines(run: dict[str, Any]) -> list[str]:
         f"{run['probe_batch']} probes at a time, normalised gallery {gallery}, "
         f"{run['gallery_block']} rows a block",
     ]
-    if run["valid_probes"] is None:
-        lines.append("without ids on both sides, lists can be written but not measured")
-    else:
+    if run["valid_probes"] is not None:
         valid = ", ".join(f"{name} {count}" for name, count in run["valid_probes"].items())
         lines.append(f"probes with a match, by protocol: {valid}")
     return lines

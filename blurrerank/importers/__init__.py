@@ -22,10 +22,11 @@ probes first, unless the names say query and gallery.
 Pickles are read by `convert --allow-pickle` only: arrays, numbers, text and plain containers. Nothing in them
 is run. A file of torch.save is read with weights_only.
 
-Features keep their type and norm. Labels become integers: whole numbers as they are, text numbered from 1. An
-array (D, N) is turned round where the labels say so. Names without an identity become junk. All that is done is
-told, and so is what is probably not meant: one camera everywhere, cameras that count from 0 on one side and
-from 1 on the other, probes without a match.
+Features keep their type and norm. Labels become integers: whole numbers as they are, text numbered from 1, but
+for -1 and 0. Labels of OML that count from 0 get 1 more. An array (D, N) is turned round where the labels, or
+the other side, say so. Names without an identity become junk. All that is done is told, and so is what is
+probably not meant: one camera everywhere, cameras that count from 0 on one side and from 1 on the other, probes
+without a match.
 """
 
 from __future__ import annotations
@@ -39,10 +40,9 @@ from ..errors import InputError
 from ..features import DISTRACTOR, JUNK, FeatureSet, Side
 from .containers import Opened, is_foreign, open_file
 from .fields import bare, named, pooled
-from .parts import Layout, as_features, as_labels, as_texts, listed, numbered, shown, wrapped
-from .pickles import of_objects
+from .parts import Layout, listed, numbered, settle, shown
 from .programs import ann_benchmarks, by_position, indexed, oml, vectors_by_name
-from .traps import camera_base, norms, swapped
+from .traps import norms, side_doubts
 
 __all__ = ["Imported", "import_features", "is_foreign"]
 
@@ -102,9 +102,7 @@ def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
         shape = f"{len(side)} x {side.dim} {str(side.features.dtype).removeprefix('torch.')}"
         found[name] = {"features": f"{shape}: {parts['features']}", "norms": norms(side)}
         found[name] |= {kind: str(parts[kind]) for kind in ("ids", "cams", "names") if kind in parts}
-    return Imported(
-        data, source, found, layout.notes, layout.doubts + camera_base(data) + swapped(data), layout.unsure
-    )
+    return Imported(data, source, found, layout.notes, layout.doubts + side_doubts(data), layout.unsure)
 
 
 def _recognise(files: Sequence[Opened]) -> Layout:
@@ -125,27 +123,28 @@ def _recognise(files: Sequence[Opened]) -> Layout:
 
 def _sides(layout: Layout, where: str) -> list[Side]:
     both = [layout.probe, layout.gallery]
+    if not layout.settled:
+        layout.unsure += settle(both, where)
     labels: dict[str, list[Any]] = {}
     for kind in ("ids", "cams"):
-        have = [kind in parts for parts in both]
-        if all(have):
-            found = [as_labels(parts[kind], where) for parts in both]
-            # What junk and distractors are called, also among names.
-            keep = (str(JUNK), str(DISTRACTOR)) if kind == "ids" else ()
-            labels[kind] = list(numbered([parts[kind] for parts in both], found, where, keep=keep))
-        elif any(have):
-            side = "probes" if have[0] else "gallery"
+        have = [parts[kind] for parts in both if kind in parts]
+        # What junk and distractors are called, also among names.
+        found = iter(numbered(have, where, keep=(JUNK, DISTRACTOR) if kind == "ids" else ()))
+        labels[kind] = [next(found) if kind in parts else None for parts in both]
+        if len(have) == 1:
+            side = "probes" if kind in layout.probe else "gallery"
             layout.doubts.append(f"{kind} are there for the {side} only")
-            labels[kind] = [as_labels(parts[kind], where) if kind in parts else None for parts in both]
-        else:
-            labels[kind] = [None, None]
-    layout.doubts += [line for parts in both if "ids" in parts and (line := wrapped(parts["ids"]))]
-    sides = []
-    for name, parts, ids, cams in zip(("probe", "gallery"), both, labels["ids"], labels["cams"], strict=True):
-        rows = next((len(some) for some in (ids, cams) if some is not None), None)
-        vectors = as_features(parts["features"], rows, where)
-        names = of_objects(as_texts(parts["names"].values)) if "names" in parts else None
-        if vectors.shape[0] == vectors.shape[1]:
-            layout.unsure.append(f"{parts['features'].origin} is square: rows were taken for images")
-        sides.append(Side(vectors, ids, cams, names, label=f"{where}::{name}"))
-    return sides
+    doubts = [doubt for parts in both for part in parts.values() for doubt in part.doubts]
+    layout.doubts += dict.fromkeys(doubts)
+    return [
+        Side(
+            parts["features"].values,
+            ids,
+            cams,
+            parts["names"].values if "names" in parts else None,
+            label=f"{where}::{name}",
+        )
+        for name, parts, ids, cams in zip(
+            ("probe", "gallery"), both, labels["ids"], labels["cams"], strict=True
+        )
+    ]

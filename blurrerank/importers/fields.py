@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,20 @@ from .parts import (
     Part,
     Parts,
     as_array,
-    as_features,
-    as_labels,
-    as_texts,
-    features_of,
-    is_matrix,
+    as_integers,
+    entries,
+    is_text,
+    is_vector,
     listed,
+    matrices,
+    numbered,
     only_matrix,
     plain,
+    settle,
     shown,
+    taken,
     two_sides,
 )
-from .pickles import of_objects
 
 _SIDES = {"probe": "query|probe|prob|q", "gallery": "gallery|gal|test|g"}
 _KINDS = {
@@ -51,7 +54,7 @@ def named(files: Sequence[Opened]) -> Layout | None:
     for file in files:
         for name, value in file.fields.items():
             role = _role(name) or (
-                _role(file.path.stem) if len(file.fields) == 1 and not is_matrix(value) else None
+                _role(file.path.stem) if len(file.fields) == 1 and is_vector(value) else None
             )
             if plain(name).startswith("mquery"):
                 kind = next(
@@ -107,7 +110,7 @@ def named(files: Sequence[Opened]) -> Layout | None:
             whose = f"{name}'s names"
     found = Layout(whose, sides["probe"], sides["gallery"])
     if several:
-        _average_queries(found, several)
+        _average_queries(found, several, listed(file.path for file in files))
     rest = [name for _, name, _ in spare if name not in {parts["features"].origin for parts in sides.values()}]
     if rest:
         found.notes.append(f"not taken: {', '.join(rest)}")
@@ -122,15 +125,14 @@ def _find_features(side: str, parts: Parts, spare: Sequence[tuple[Opened, str, A
     """Features by the word in the name of their field or file, or as many as there are labels."""
     rows = np.size(as_array(parts["ids"].values, "ids")) if "ids" in parts else None
     words = {"probe": ("query", "probe"), "gallery": ("test", "gallery")}[side]
-    matrices = [(file, name, value) for file, name, value in spare if is_matrix(value)]
-    fitting = [one for one in matrices if rows is None or rows in one[2].shape]
+    fitting = [one for one in matrices(spare) if rows is None or rows in one[2].shape]
     called = [one for one in fitting if any(word in f"{one[0].path.stem} {one[1]}".lower() for word in words)]
     chosen = called if called else fitting
     if len(chosen) == 1:
         parts["features"] = Part(chosen[0][1], chosen[0][2])
 
 
-def _average_queries(found: Layout, several: Parts) -> None:
+def _average_queries(found: Layout, several: Parts, where: str) -> None:
     """Multi-query: the mean of all images of the probe's identity under its camera, as layumi has it."""
     for parts, what in (
         (several, "mquery_f, mquery_label and mquery_cam"),
@@ -140,12 +142,16 @@ def _average_queries(found: Layout, several: Parts) -> None:
             raise InputError(
                 f"multi-query needs {what}: {listed(part.origin for part in parts.values())} are there"
             )
-    ids, cams = (as_labels(several[kind], kind) for kind in ("ids", "cams"))
-    vectors = np.asarray(as_features(several["features"], len(ids), "multi-query")[:])
-    mine = [as_labels(Part("", found.probe[kind].values), kind) for kind in ("ids", "cams")]
+    found.unsure += settle([found.probe, found.gallery, several], where)
+    found.settled = True
+    _check_dim(several["features"], found.probe["features"], where)
+    (mine, ids), (my_cams, cams) = (
+        numbered([replace(parts[kind], told=[]) for parts in (found.probe, several)], where)
+        for kind in ("ids", "cams")
+    )
+    vectors, old = (np.asarray(parts["features"].values[:]) for parts in (several, found.probe))
     means, alone = [], 0
-    old = np.asarray(as_array(found.probe["features"].values, "probe"))
-    for row, (identity, camera) in enumerate(zip(*mine, strict=True)):
+    for row, (identity, camera) in enumerate(zip(mine, my_cams, strict=True)):
         some = vectors[(ids == identity) & (cams == camera)]
         alone += not len(some)
         means.append(some.mean(axis=0) if len(some) else old[row])
@@ -157,6 +163,14 @@ def _average_queries(found: Layout, several: Parts) -> None:
         found.doubts.append(f"{alone} probes have no images for multi-query and stay as they are")
 
 
+def _check_dim(one: Part, other: Part, where: str) -> None:
+    if one.values.shape[1] != other.values.shape[1]:
+        raise InputError(
+            f"{where}: {one.origin} has {one.values.shape[1]} dimensions and {other.origin} "
+            f"{other.values.shape[1]}: they are not of one network"
+        )
+
+
 def pooled(files: Sequence[Opened]) -> Layout | None:
     """Fields without a side: one file with num_query, probes first, or a file a side."""
     found = [_kinds(file) for file in files]
@@ -165,7 +179,7 @@ def pooled(files: Sequence[Opened]) -> Layout | None:
     if len(files) == 1:
         count = next(
             (
-                value
+                Part(name, np.ravel(as_array(value, name)))
                 for name, value in files[0].fields.items()
                 if plain(name) in ("numquery", "numprobe", "nquery", "nprobe")
             ),
@@ -176,7 +190,7 @@ def pooled(files: Sequence[Opened]) -> Layout | None:
                 f"{files[0].path} has one list of images: name a second file for the gallery, or say in a "
                 "field num_query how many of them, from the first, are probes"
             )
-        return _split(files[0], found[0], int(np.ravel(as_array(count, "num_query"))[0]))
+        return _split(files[0], found[0], count)
     stems = [file.path.stem.lower() for file in files]
     extra = [place for place, stem in enumerate(stems) if stem.startswith("distractor")]
     rest = [place for place in range(len(files)) if place not in extra]
@@ -186,6 +200,10 @@ def pooled(files: Sequence[Opened]) -> Layout | None:
     layout = Layout("a file a side", found[files.index(probe)], found[files.index(gallery)], notes=told)
     if all("feat" in file.fields and "cam_ids" in file.fields for file in files):
         layout.name = "SFT_REID"
+    layout.unsure += settle(
+        [layout.probe, layout.gallery, *(found[place] for place in extra)], listed(file.path for file in files)
+    )
+    layout.settled = True
     for place in extra:
         _append(layout.gallery, found[place], files[place])
         layout.notes.append(f"{files[place].path.name} is appended to the gallery")
@@ -201,21 +219,22 @@ def _kinds(file: Opened) -> Parts:
     }
 
 
-def _split(file: Opened, parts: Parts, count: int) -> Layout:
-    rows = np.size(as_array(parts["ids"].values, "ids")) if "ids" in parts else None
-    vectors = as_features(parts["features"], rows, str(file.path))
-    if not 0 < count < len(vectors):
-        raise InputError(f"{file.path}: num_query is {count} of {len(vectors)} images: both sides need some")
-    sides: list[Parts] = []
-    for some in (slice(0, count), slice(count, len(vectors))):
-        side = {"features": Part(parts["features"].origin, vectors[some], list(parts["features"].told))}
-        for kind in ("ids", "cams", "names"):
-            if kind in parts:
-                values = np.asarray(as_array(parts[kind].values, kind)).ravel()
-                side[kind] = Part(parts[kind].origin, values[some])
-        sides.append(side)
-    probe, gallery = sides
-    return Layout("one list of images", probe, gallery, [f"the first {count} are probes (num_query)"])
+def _split(file: Opened, parts: Parts, told: Part) -> Layout:
+    unsure = settle([parts], str(file.path))
+    numbers = as_integers(told, str(file.path))
+    if len(numbers) != 1:
+        raise InputError(f"{file.path}: {told.origin} has {len(numbers)} values: expected one number")
+    count, images = int(numbers[0]), parts["features"].values.shape[0]
+    if not 0 < count < images:
+        raise InputError(f"{file.path}: {told.origin} is {count} of {images} images: both sides need some")
+    return Layout(
+        "one list of images",
+        taken(parts, slice(0, count)),
+        taken(parts, slice(count, images)),
+        [f"the first {count} are probes ({told.origin})"],
+        unsure=unsure,
+        settled=True,
+    )
 
 
 def _append(gallery: Parts, more: Parts, file: Opened) -> None:
@@ -225,35 +244,26 @@ def _append(gallery: Parts, more: Parts, file: Opened) -> None:
             f"{file.path} has {listed(sorted(more))}, the gallery {listed(sorted(gallery))}: these cannot be "
             "joined"
         )
+    _check_dim(more["features"], gallery["features"], str(file.path))
     if "names" not in more:
         gallery.pop("names", None)
     for kind, part in gallery.items():
-        one, other = (
-            of_objects(as_texts(some.values))
-            if kind == "names"
-            else np.asarray(as_array(some.values, kind))
-            if kind == "features"
-            else as_labels(some, kind)
-            for some in (part, more[kind])
-        )
-        gallery[kind] = Part(part.origin, np.concatenate([one, other]), part.told)
+        both = [part, more[kind]]
+        if kind in ("ids", "cams") and len({is_text(some.values) for some in both}) == 2:
+            for some in both:
+                some.values = as_integers(some, str(file.path))
+        values = np.concatenate([some.values[:] for some in both])
+        told = [f"{what} in {file.path.name}" for what in more[kind].told if what not in part.told]
+        if kind == "features" and values.dtype != part.values.dtype:
+            told.append(f"{part.values.dtype} made {values.dtype} as in {file.path.name}")
+        gallery[kind] = Part(part.origin, values, part.told + told, part.doubts + more[kind].doubts)
 
 
 def bare(files: Sequence[Opened]) -> Layout | None:
     """Two arrays, probes and gallery."""
-    if len(files) != 2:
-        return None
-    matrices = [features_of(file) for file in files]
-    if any(len(some) != 1 for some in matrices):
+    if len(files) != 2 or any(len(matrices(entries(file))) != 1 for file in files):
         return None
     probe, gallery, told = two_sides(files)
-    sides = [only_matrix(file) for file in (probe, gallery)]
-    layout = Layout("a file a side", {"features": sides[0]}, {"features": sides[1]}, notes=told)
-    shapes = [part.values.shape for part in sides]
-    if shapes[0][1] != shapes[1][1] and shapes[0][0] == shapes[1][0]:
-        for part in sides:
-            part.told.append(f"transposed from {part.values.shape[0]} x {part.values.shape[1]}")
-            part.values = np.asarray(as_array(part.values, part.origin)[:]).T
-    elif shapes[0] == shapes[1] and shapes[0][0] != shapes[0][1]:
-        layout.unsure.append("both arrays have one shape: rows were taken for images")
-    return layout
+    return Layout(
+        "a file a side", {"features": only_matrix(probe)}, {"features": only_matrix(gallery)}, notes=told
+    )

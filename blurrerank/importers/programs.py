@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from ..features import DISTRACTOR
 from .containers import Opened
 from .parts import (
     Layout,
     Part,
     Parts,
+    are_whole,
     as_array,
-    as_features,
-    as_labels,
-    as_texts,
-    features_of,
+    as_integers,
+    entries,
     listed,
+    matrices,
     only_matrix,
     plain,
+    settle,
+    taken,
     two_sides,
 )
 from .pickles import of_objects
@@ -80,11 +84,17 @@ def oml(files: Sequence[Opened]) -> Layout | None:
             f"{others[0].path} has {values.shape[0]} rows and {table.path} has {rows}: these do not belong "
             "together"
         )
+    ids = Part("label", columns["label"])
+    if are_whole(ids.values):
+        ids.values = as_integers(ids, str(table.path))
+        if (ids.values[chosen["probe"]] == DISTRACTOR).any():
+            ids.values = ids.values + (ids.values >= DISTRACTOR)
+            ids.told.append("1 added to each that is not negative, for 0 marks distractors, and probes have it")
     cams = None
-    if "sequence" in columns and any(columns["sequence"]):
-        text = columns["sequence"]
-        cams = Part("sequence", np.array([some or f"row {row}" for row, some in enumerate(text)], dtype=object))
-        mixed = [some for some in set(text) - {""} if len(set(columns["label"][text == some])) > 1]
+    sequences = _sequences(columns["sequence"], found) if "sequence" in columns else np.array([])
+    if any(sequences):
+        cams = Part("sequence", of_objects([some or f"row {row}" for row, some in enumerate(sequences)]))
+        mixed = [some for some in set(sequences) - {""} if len(set(columns["label"][sequences == some])) > 1]
         if mixed:
             found.doubts.append(
                 f"sequence {min(mixed)} holds several identities: OML ignores all of a probe's sequence, "
@@ -96,15 +106,23 @@ def oml(files: Sequence[Opened]) -> Layout | None:
     for side, parts in (("probe", found.probe), ("gallery", found.gallery)):
         some = np.flatnonzero(chosen[side])
         parts["features"] = Part(vectors.origin, np.asarray(values[:])[place[some]])
-        parts["ids"] = Part("label", columns["label"][some])
+        parts["ids"] = replace(ids, values=ids.values[some], told=[*ids.told])
         if cams is not None:
-            parts["cams"] = Part(cams.origin, cams.values[some], list(cams.told))
+            parts["cams"] = replace(cams, values=cams.values[some], told=[*cams.told])
         if "path" in columns:
             parts["names"] = Part("path", columns["path"][some])
     ignored = sorted(set(columns) - {"label", "is_query", "is_gallery", "path", "sequence"})
     if ignored:
         found.notes.append(f"not taken: {', '.join(ignored)}")
     return found
+
+
+def _sequences(column: Any, found: Layout) -> Any:
+    """The column, empty where pandas wrote that there is nothing."""
+    nothing = np.array([text.strip().lower() == "nan" for text in column], dtype=bool)
+    if nothing.any():
+        found.notes.append(f"sequence is {column[nothing][0]} in {nothing.sum()} rows: taken for none")
+    return np.where(nothing, "", column)
 
 
 def _flags(column: Any, table: Opened) -> Any:
@@ -195,35 +213,34 @@ def indexed(files: Sequence[Opened]) -> Layout | None:
             ("names", ("filelist",)),
         )
     }
-    matrices = [Part(name, value) for file in files for name, value in features_of(file)]
-    if labels["ids"] is None or len(matrices) != 1:
+    known = {plain(part.origin) for part in labels.values() if part is not None}
+    known |= {name for name in fields if name.endswith("idx")}
+    spare = [
+        Part(*entry)
+        for entry in matrices(
+            entry for file in files for entry in entries(file) if plain(entry[0]) not in known
+        )
+    ]
+    where = listed(file.path for file in files)
+    if labels["ids"] is None or len(spare) != 1:
         raise InputError(
-            f"{listed(file.path for file in files)}: query_idx and gallery_idx need labels and one array of "
-            f"features of all images, and there are {len(matrices)}: name its file too"
+            f"{where}: query_idx and gallery_idx need labels and one array of features of all images, and "
+            f"there are {len(spare)}: name its file too"
         )
-    numbers = as_labels(Part("labels", labels["ids"].values), "labels")
-    vectors = as_features(matrices[0], len(numbers), "features")
-    found = Layout("CUHK03-NP", {}, {}, notes=["row numbers count from 1"])
-    for parts, name in ((found.probe, "queryidx"), (found.gallery, "galleryidx")):
-        rows = as_labels(Part(name, fields[name].values), name) - 1
-        if rows.min() < 0 or rows.max() >= len(numbers):
-            raise InputError(
-                f"{fields[name].origin} names image {rows.max() + 1} of {len(numbers)}: expected 1 and more"
-            )
-        parts["features"] = Part(
-            matrices[0].origin,
-            np.asarray(vectors[:])[rows],
-            [*matrices[0].told, f"rows of {fields[name].origin}"],
-        )
-        for kind, part in labels.items():
-            if part is not None:
-                values = (
-                    of_objects(as_texts(part.values))
-                    if kind == "names"
-                    else as_labels(Part(part.origin, part.values), kind)
-                )
-                parts[kind] = Part(part.origin, values[rows])
-    return found
+    parts = {"features": spare[0]} | {kind: part for kind, part in labels.items() if part is not None}
+    unsure = settle([parts], where)
+    images = parts["features"].values.shape[0]
+    sides = []
+    for name in ("queryidx", "galleryidx"):
+        numbers = as_integers(fields[name], where)
+        outside = numbers[(numbers < 1) | (numbers > images)]
+        if len(outside):
+            raise InputError(f"{where}: {fields[name].origin} names image {outside[0]}: expected 1 to {images}")
+        side = taken(parts, numbers - 1)
+        side["features"].told.append(f"rows of {fields[name].origin}")
+        sides.append(side)
+    probe, gallery = sides
+    return Layout("CUHK03-NP", probe, gallery, notes=["row numbers count from 1"], unsure=unsure, settled=True)
 
 
 def _first(fields: Mapping[str, Part], names: Sequence[str]) -> Part | None:

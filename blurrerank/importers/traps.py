@@ -7,9 +7,8 @@ import math
 import numpy as np
 import torch
 
-from ..describe import valid_probes
 from ..features import DISTRACTOR, FeatureSet, Side
-from ..metrics import doubts
+from ..metrics import cameras, doubts, valid_probes
 from ..protocols import get_protocol
 
 # Norms of float16 features of unit length are off by a thousandth.
@@ -28,7 +27,7 @@ def norms(side: Side) -> str:
         return "1, normalised"
     parts = round(most**2)
     if parts > 1 and abs(most - math.sqrt(parts)) < _NEAR * most:
-        return f"{most:.4g}, the root of {parts}: {parts} normalised parts one after another, as PCB has them"
+        return f"{most:.4g}, the root of {parts}: perhaps {parts} normalised parts one after another, as of PCB"
     return f"{most:.4g} everywhere"
 
 
@@ -47,7 +46,12 @@ def label_doubts(data: FeatureSet) -> list[str]:
     return found
 
 
-def swapped(data: FeatureSet) -> list[str]:
+def side_doubts(data: FeatureSet) -> list[str]:
+    """What the labels of one side make doubtful of those of the other, one line each."""
+    return _camera_base(data) + _swapped(data)
+
+
+def _swapped(data: FeatureSet) -> list[str]:
     """A line if the probes look like a gallery: more than it has, with junk or distractors among them."""
     ids = data.probe.ids
     if ids is None or len(data.probe) <= len(data.gallery) or not (ids <= DISTRACTOR).any():
@@ -55,17 +59,21 @@ def swapped(data: FeatureSet) -> list[str]:
     return ["probes are more than the gallery and have junk or distractors: are the sides the other way round?"]
 
 
-def camera_base(data: FeatureSet) -> list[str]:
+def _camera_base(data: FeatureSet) -> list[str]:
     """A line if the sides have no camera in common, or one seems to count from 0 and the other from 1."""
     if data.probe.cams is None or data.gallery.cams is None:
         return []
-    one, other = (np.unique(cams) for cams in (data.probe.cams, data.gallery.cams))
+    one, other = sides = cameras(data.probe), cameras(data.gallery)
+    if not len(one) or not len(other):
+        return []
     if not len(np.intersect1d(one, other)):
         return ["no camera is on both sides: nothing of a probe's own camera is ever dropped"]
-    ends = f"{one[0]} to {one[-1]} and {other[0]} to {other[-1]}"
-    if {int(one[0]), int(other[0])} != {0, 1} or int(other[-1] - one[-1]) != int(other[0] - one[0]):
+    from_0, from_1 = sorted(sides, key=lambda cams: int(cams[0]))
+    # Of one numbering, the side that lacks the first camera would have one more at the end.
+    if (from_0[0], from_1[0]) != (0, 1) or from_1[-1] <= from_0[-1]:
         return []
+    spans = f"{one[0]} to {one[-1]} and {other[0]} to {other[-1]}"
     return [
-        f"cameras are {ends}: if these are the same cameras, one side counts from 0 and the other from 1, and "
+        f"cameras are {spans}: if these are the same cameras, one side counts from 0 and the other from 1, and "
         "the wrong items are dropped; mend them where they come from"
     ]
