@@ -100,7 +100,8 @@ READERS = [
     Reader("pickle", tuple(f"dump{protocol}.pkl" for protocol in range(6)), CONVERT),
     Reader("ann-benchmarks", ("ann.hdf5",), CONVERT),
     Reader("fbin", ("query.fbin",), (*CONVERT[:2], "gallery.fbin", *CONVERT[2:])),
-    Reader("csv", ("rows.csv", "oml.csv"), (*CONVERT[:2], "gallery.csv", *CONVERT[2:])),
+    Reader("csv, OML", ("oml.csv",), (*CONVERT[:2], "oml.npy", *CONVERT[2:])),
+    Reader("csv", ("rows.csv",), (*CONVERT[:2], "gallery.csv", *CONVERT[2:])),
     Reader(
         "image files",
         ("images/a.png", "images/a.jpg", "images/a.gif", "images/a.bmp", "images/a.webp", "images/a.tiff"),
@@ -173,7 +174,7 @@ def material(folder: Path) -> None:
         test_convert.npy: ["query.npy", "gallery.npy"],
         test_convert.fbin: ["query.fbin", "gallery.fbin"],
         test_convert.ann_benchmarks: ["ann.hdf5"],
-        test_convert.oml: ["oml.csv"],
+        test_convert.oml: ["oml.csv", "oml.npy"],
     }.items():
         with tempfile.TemporaryDirectory() as place:
             for file, name in zip(tool(Path(place), arrays)[0], names, strict=False):

@@ -299,6 +299,8 @@ def _text(path: Path, head: bytes) -> Opened:
             f"{path} is text, but no table of features{where}: `blurrerank help other-tools` tells what can be "
             "read"
         )
+    if not rows:
+        raise InputError(f"{path} has a header and no rows")
     return Opened(path, "CSV with a header", _columns(header, rows), {})
 
 
