@@ -17,6 +17,10 @@ from .precision import Rounded, rounded
 _PIECE_BYTES = 4 << 20
 
 
+# Dimensions up to which float32 is good enough for the norm of a row.
+_LONG = 2048
+
+
 def unit_rows(
     block: torch.Tensor, device: torch.device | str | None = None, *, out: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -32,16 +36,22 @@ def unit_rows(
         overflow or vanish are scaled by their largest value first.
     """
     rows = block.to(device=device or block.device, dtype=torch.float32)
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    norms = _norms(rows)
     extreme = ~((norms > 1e-15) & (norms < 1e15)).flatten()
     if extreme.any():
         wide = block.to(device=rows.device, dtype=torch.float64)[extreme]
         scaled = (wide / wide.abs().amax(dim=1, keepdim=True)).to(torch.float32)
         rows = rows.clone() if rows.data_ptr() == block.data_ptr() else rows
         rows[extreme] = scaled
-        norms[extreme] = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+        norms[extreme] = _norms(scaled)
     unit: torch.Tensor = rows / norms if out is None else torch.div(rows, norms, out=out)
     return unit
+
+
+def _norms(rows: torch.Tensor) -> torch.Tensor:
+    """(N, 1) float32. A sum in float32 of very many squares drifts, by 1e-5 in 20,000 dimensions."""
+    wide = torch.float64 if rows.shape[1] > _LONG else None
+    return torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=wide).to(torch.float32)
 
 
 def blocks_of(total: int, size: int) -> Iterator[tuple[int, int]]:

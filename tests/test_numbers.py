@@ -208,6 +208,13 @@ def test_cosine(arrays, topn, how):
     np.testing.assert_allclose(np.sort(expected, axis=1)[:, ::-1], best, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dim", [2048, 20_000, 100_000, 1_000_000])
+def test_a_row_is_as_similar_to_itself_as_can_be(dim):
+    """Equal entries are the worst for a sum: all rounding goes one way."""
+    found = br.rerank(br.FeatureSet.from_arrays(np.full((1, dim), 0.1), np.full((1, dim), 3.0)), "cosine")
+    assert found.scores[0, 0] == pytest.approx(1, abs=3e-6)
+
+
 POWERS = {np.float16: (-9, 14), np.float32: (-120, 120), np.float64: (-1000, 1000)}
 
 
