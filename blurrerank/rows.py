@@ -51,7 +51,8 @@ def unit_rows(
 def _norms(rows: torch.Tensor) -> torch.Tensor:
     """(N, 1) float32. A sum in float32 of very many squares drifts, by 1e-5 in 20,000 dimensions."""
     wide = torch.float64 if rows.shape[1] > _LONG else None
-    return torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=wide).to(torch.float32)
+    norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=wide)
+    return norms.to(torch.float32)
 
 
 def blocks_of(total: int, size: int) -> Iterator[tuple[int, int]]:
