@@ -421,8 +421,10 @@ def test_run_reads_it_directly_with_the_lists_of_the_converted_file(tool, cli, t
 def test_doubles_of_cuhk03_are_labels_not_features(version, shape, cli, tmp_path, arrays):
     """MATLAB makes everything double, and gives labels two dimensions."""
     save = {"v5": scipy.io.savemat, "v7.3": write_73}[version]
-    fields = cuhk03(arrays, np.float64, shape) | {"width": np.full(61, 128.0).reshape(shape)}
+    fields = cuhk03(arrays, np.float64, shape)
     save(tmp_path / "config.mat", fields)
+    assert "there are 0: name its file too" in refused(cli, "convert", "config.mat", "out.h5")
+    save(tmp_path / "config.mat", fields | {"width": np.full(61, 128.0).reshape(shape)})
     save(tmp_path / "feat.mat", {"feat": together(arrays)[0][""].T})
     code, out, err = cli("convert", "config.mat", "feat.mat", "out.h5")
     assert code == 0, err
