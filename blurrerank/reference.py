@@ -61,7 +61,8 @@ def local_blurring(
         topn: neighbourhood size; capped at G.
         sigma: temperature, above 0.
         probe_in_graph: the probe is a node of the graph too.
-        cosine: compare transformed features by cosine instead of dot product.
+        cosine: compare transformed features by cosine instead of dot product; a norm below 1e-6, which is
+            rounding of features that cancel each other out, counts as 1e-6.
         steps: how often to transform.
         dtype: of the arithmetic.
 
@@ -102,7 +103,7 @@ def blurred_similarity(
     for _ in range(steps):
         transformed = transition @ transformed
     if cosine:
-        transformed = transformed / np.linalg.norm(transformed, axis=1, keepdims=True)
+        transformed = transformed / np.maximum(np.linalg.norm(transformed, axis=1, keepdims=True), 1e-6)
     return transformed[:number] @ query
 
 

@@ -15,6 +15,9 @@ from torch.nn.functional import normalize
 
 from .errors import ParameterError
 
+# Transformed features shorter than this are rounding: those they are a mean of cancel each other out.
+_LEAST_NORM = 1e-6
+
 
 def check_sigma(sigma: float) -> None:
     """Raise `ParameterError` unless `sigma` is a finite number above 0, by which float32 can divide."""
@@ -105,7 +108,8 @@ def blurred_scores(
         scores: (..., n) cosine similarities to the probe, y0.
         sigma: temperature, above 0; not checked here.
         steps: how many steps of the walk.
-        cosine: divide by the norm of the transformed features.
+        cosine: divide by the norm of the transformed features, or by 1e-6 if that is less. Features that nearly
+            cancel each other out leave little of float32: give these in float64.
 
     Returns:
         (..., n), the dtype of `gram`.
@@ -117,7 +121,7 @@ def blurred_scores(
         blurred = (walk * blurred.unsqueeze(-2)).sum(dim=-1)
     if cosine:
         walked = torch.linalg.matrix_power(walk, steps)
-        norms = ((walked @ gram) * walked).sum(dim=-1).clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
+        norms = ((walked @ gram) * walked).sum(dim=-1).clamp_min(_LEAST_NORM**2).sqrt()
         blurred = blurred / norms
     return blurred
 

@@ -115,7 +115,7 @@ def sweep(
     if known is not None and not missing:
         return known
     sigmas_of = {topn: [sigma for n, sigma in missing if n == topn] for topn, _ in missing}
-    widest = LocalBlurring(max(sigmas_of))
+    widest = LocalBlurring(max(sigmas_of), min(sigmas))
     plan = plan_for(data, widest, full_rows=True, device=device, memory=memory)
     finder = MatchFinder(data, single_shot=rules.single_shot, device=plan.device, memory=memory)
     gallery = plan.rows(data.gallery)

@@ -479,6 +479,17 @@ def test_a_byte_order_mark_is_no_part_of_a_column(cli, tmp_path, arrays):
     check(tmp_path / "out.h5", arrays, *kinds)
 
 
+def test_a_byte_order_mark_is_no_number(cli, tmp_path, arrays):
+    csv_pair(tmp_path, arrays)
+    for side in SIDES:
+        path = tmp_path / f"{side}.csv"
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    code, out, err = cli("convert", "probe.csv", "gallery.csv", "out.h5")
+    assert code == 0, err
+    assert out.startswith("CSV without a header, a file a side")
+    check(tmp_path / "out.h5", arrays, exact=False)
+
+
 def test_a_real_dump(cli, tmp_path, shared, market_subset):
     mat = shared / "data/layumi_market_subset.mat"
     code, out, err = cli("convert", mat, "market.h5")

@@ -328,7 +328,7 @@ def _is_number(text: str) -> bool:
 
 
 def _numbers(path: Path) -> NDArray[Any]:
-    return np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float64)
+    return np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float64, encoding="utf-8-sig")
 
 
 def _folder(path: Path) -> dict[str, Any]:

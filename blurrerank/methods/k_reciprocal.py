@@ -108,6 +108,10 @@ class KReciprocal(WholeMethod):
         chunk = min(plan.working, CHUNK_BYTES[images.device.type])
         with watch("re-rank"):
             largest = self._distance(near.lowest)
+            # Their order is rounding: of equal images the lower index is nearer.
+            equal = torch.nonzero(largest < self._least)
+            others = torch.arange(count, device=equal.device).expand(len(equal), -1)
+            near.lists[equal, 1 + others] = (others + (others >= equal)).to(near.lists.dtype)
             encodings = self.encode(
                 near.lists, lambda members: self._weights(images, members, largest, plan.held, chunk), chunk
             )
@@ -172,8 +176,12 @@ class KReciprocal(WholeMethod):
 
     def _normalised(self, similarities: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         """The base distance divided by the row's `largest`; 0 where all images are equal but for rounding."""
-        least = _EQUAL**2 if self.base_distance == "squared-twice" else _EQUAL
-        return self._distance(similarities) * torch.where(largest < least, 0, 1 / largest)
+        return self._distance(similarities) * torch.where(largest < self._least, 0, 1 / largest)
+
+    @property
+    def _least(self) -> float:
+        """What the largest distance of an image must reach for its images not to be all equal."""
+        return _EQUAL**2 if self.base_distance == "squared-twice" else _EQUAL
 
 
 METHOD = KReciprocal

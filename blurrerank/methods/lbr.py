@@ -24,6 +24,10 @@ from . import HeadMethod, check_count, check_switch
 # the gathering and the product.
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
+# Below this sigma Gram matrices are computed in float64: an error e of theirs moves scores by up to
+# 0.3 e / sqrt(sigma), which for float32 with many dimensions, or on matrix units, would be too much.
+_FINE_SIGMA = 0.01
+
 # In a product narrower than this, BLAS libraries round equal rows differently by where they stand (seen with
 # MKL below 12), and duplicates would no longer tie.
 _LEAST_NODES = 16
@@ -64,7 +68,11 @@ class LocalBlurring(HeadMethod):
 
     def workspace(self, topn: int, dim: int) -> int:
         """The gathered features, and the Gram matrix with what the softmax makes of it."""
-        return 4 * topn * dim + 16 * topn * topn
+        return _workspace(topn, dim, fine=self._fine(self.sigma))
+
+    def _fine(self, sigma: float) -> bool:
+        """Whether float32 is not enough, as it is not for features that cancel each other out either."""
+        return self.cosine or sigma < _FINE_SIGMA
 
     def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gatherable) -> torch.Tensor:
         """Blurred similarity of each candidate, (p, n) float32."""
@@ -75,7 +83,7 @@ class LocalBlurring(HeadMethod):
     ) -> torch.Tensor:
         """`rescore` for every one of `sigmas`, (sigmas, p, n) float32."""
         table, places = gallery.gather(candidates.indices)
-        if self.steps == 1 and not self.probe_in_graph and not self.cosine:
+        if self.steps == 1 and not self.probe_in_graph and not any(map(self._fine, sigmas)):
             blurred = fused.attempt(table, places, candidates.scores, sigmas)
             if blurred is not None:
                 return blurred
@@ -91,7 +99,8 @@ class LocalBlurring(HeadMethod):
         sigmas: Sequence[float],
     ) -> torch.Tensor:
         """`rescore_each` in plain torch, from the same Gram matrices for all `sigmas`."""
-        chunk = max(1, _CHUNK_BYTES[table.device.type] // self.workspace(places.shape[1], table.shape[1]))
+        each = _workspace(places.shape[1], table.shape[1], fine=any(map(self._fine, sigmas)))
+        chunk = max(1, _CHUNK_BYTES[table.device.type] // each)
         blurred = scores.new_empty(len(sigmas), *scores.shape)
         for start in range(0, len(places), chunk):
             some = slice(start, start + chunk)
@@ -103,16 +112,34 @@ class LocalBlurring(HeadMethod):
         self, nodes: torch.Tensor, probe: torch.Tensor, scores: torch.Tensor, sigmas: Sequence[float]
     ) -> torch.Tensor:
         """Scores of c neighbourhoods, (sigmas, c, n): nodes (c, n, D), probe (c, D), scores (c, n)."""
-        if self.probe_in_graph:
+        graphs = {fine: self._graph(nodes, probe, scores, fine=fine) for fine in set(map(self._fine, sigmas))}
+        found = []
+        for sigma in sigmas:
+            gram, seen = graphs[self._fine(sigma)]
+            blurred = blurred_scores(gram, seen, sigma, steps=self.steps, cosine=self.cosine)
+            found.append(blurred[:, : scores.shape[1]].to(scores.dtype))
+        return torch.stack(found)
+
+    def _graph(
+        self, nodes: torch.Tensor, probe: torch.Tensor, scores: torch.Tensor, *, fine: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine similarities among all nodes of c graphs, (c, N, N), and to the probe, (c, N)."""
+        if fine or self.probe_in_graph:
             nodes = torch.cat([nodes, probe.unsqueeze(1)], dim=1)
             scores = torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1)
         number = nodes.shape[1]
-        wide = widen(nodes, _LEAST_NODES)
+        wide = widen(nodes.double() if fine else nodes, _LEAST_NODES)
         gram = torch.bmm(wide, wide.transpose(1, 2))[:, :number, :number]
-        blurred = torch.stack(
-            [blurred_scores(gram, scores, sigma, steps=self.steps, cosine=self.cosine) for sigma in sigmas]
-        )
-        return blurred[..., :-1] if self.probe_in_graph else blurred
+        if fine:
+            # Rows are unit rows as far as float32 goes.
+            lengths = gram.diagonal(dim1=1, dim2=2).sqrt()
+            gram = gram / (lengths.unsqueeze(1) * lengths.unsqueeze(2))
+            scores = gram[:, :, -1]
+        return (gram, scores) if self.probe_in_graph or not fine else (gram[:, :-1, :-1], scores[:, :-1])
+
+
+def _workspace(topn: int, dim: int, *, fine: bool) -> int:
+    return (16 * topn * dim + 48 * topn * topn) if fine else (4 * topn * dim + 16 * topn * topn)
 
 
 METHOD = LocalBlurring
