@@ -23,6 +23,7 @@ from conftest import features
 
 import blurrerank as br
 from blurrerank.formats import hdf5
+from blurrerank.formats.heaps import all_heaps_end
 from blurrerank.importers.pickles import read_pickle
 from blurrerank.memory import PeakMemory
 
@@ -245,15 +246,61 @@ def test_a_filter_that_is_not_here_is_named(refused, feats):
     assert "is packed by HDF5 filter 32015" in refused("run", feats)
 
 
-def test_a_heap_without_an_end_is_refused(refused, feats):
+# What is left of a heap, of size 0; a text so long that with its header the length comes out at 0.
+@pytest.mark.parametrize("piece", [bytes(16), b"\1\0\0\0\0\0\0\0" + b"\xf0" + b"\xff" * 7])
+def test_a_heap_without_an_end_is_refused(piece, refused, feats):
     """HDF5 would look for the end of it for ever."""
-    with h5py.File(feats, "r+") as file:
-        file.attrs["source"] = "somewhere"
     data = bytearray(Path(feats).read_bytes())
     heap = data.index(b"GCOL\x01")
-    data[heap + 16 : heap + 32] = bytes(16)
+    data[heap + 16 : heap + 32] = piece
     Path(feats).write_bytes(data)
-    assert refused("info", feats) == "error: feats.h5 is a damaged HDF5 file: copy or write it again"
+    assert refused("run", feats).endswith("/names lies in a heap of text without an end: the file is damaged")
+
+
+def test_heaps_are_found_behind_a_block_of_the_user(refused, feats):
+    with h5py.File(feats) as file, h5py.File("block.h5", "w", userblock_size=512) as copy:
+        for side in ("probe", "gallery"):
+            file.copy(side, copy)
+    data = bytearray(Path("block.h5").read_bytes())
+    assert br.load("block.h5").gallery.names.tolist() == br.load(feats).gallery.names.tolist()
+    heap = data.index(b"GCOL\x01")
+    data[heap + 16 : heap + 32] = bytes(16)
+    Path("block.h5").write_bytes(data)
+    assert "/names lies in a heap of text without an end" in refused("run", "block.h5")
+
+
+@pytest.mark.parametrize("where", ["an attribute", "what was never written", "packed text"])
+def test_a_heap_without_an_end_is_found_where_nothing_says_where_it_is(where, refused, feats, cli):
+    assert cli("run", feats, "-o", "ranking.h5")[0] == 0
+    target, command = feats, ("run", feats)
+    if where == "an attribute":
+        target, command = "ranking.h5", ("eval", "ranking.h5", feats)
+    else:
+        fill, written = ("somebody", 20) if where == "what was never written" else (None, 60)
+        with h5py.File(feats, "r+") as file:
+            names = file["gallery/names"][()]
+            del file["gallery/names"]
+            options = {"chunks": (20,), "compression": "gzip", "fillvalue": fill}
+            copy = file.create_dataset("gallery/names", 60, h5py.string_dtype(), **options)
+            copy[:written] = names[:written]
+        if fill is None:
+            assert br.load(feats).gallery.names.tolist() == [name.decode() for name in names]
+    data = bytearray(Path(target).read_bytes())
+    for place in range(len(data)):
+        if data[place : place + 5] == b"GCOL\x01":
+            data[place + 16 : place + 32] = bytes(16)
+    Path(target).write_bytes(data)
+    assert refused(*command).endswith(("is a damaged HDF5 file: copy or write it again", "the file is damaged"))
+
+
+def test_heaps_in_each_other_are_refused_soon(tmp_path):
+    """A heap every 16 bytes, each to the end of the file: to walk through all of them would take hours."""
+    size = 16 << 16
+    heap = b"GCOL\x01\0\0\0"
+    (tmp_path / "heaps").write_bytes(
+        b"".join(heap + (size - place).to_bytes(8, "little") for place in range(0, size, 16))
+    )
+    assert not all_heaps_end(tmp_path / "heaps")
 
 
 def test_a_file_that_somebody_writes_is_refused(refused, feats):

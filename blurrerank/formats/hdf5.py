@@ -7,9 +7,7 @@ here goes through this module, which follows no way out of the file and checks s
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-import mmap
 import os
 import zlib
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .heaps import all_heaps_end, heaps_end
 from .unpacking import check_unpacked
 
 try:
@@ -34,8 +33,6 @@ _STATM = Path("/proc/self/statm")
 _LINKS = 16
 # Bytes of text at a time whose length is not known before.
 _TEXT_BYTES = 64 << 20
-# How a heap begins, and bytes of its header and of that of each piece in it.
-_HEAP, _PIECE = b"GCOL\x01", 16
 # Codes of filters.
 _GZIP, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 
@@ -53,12 +50,7 @@ def open_hdf5(path: str | Path) -> Any:
     if not os.path.isfile(path):
         raise InputError(f"{path} is no ordinary file: HDF5 is read from files alone")
     try:
-        found = os.stat(path)
-        if not _heaps_end(str(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns):
-            raise InputError(f"{path} is a damaged HDF5 file: copy or write it again")
         return h5py.File(path, "r")
-    except InputError:
-        raise
     except PermissionError:
         raise InputError(f"{path} cannot be read: permission denied") from None
     except BlockingIOError:
@@ -69,29 +61,6 @@ def open_hdf5(path: str | Path) -> Any:
         if "truncated" in str(error):
             raise InputError(f"{path} is a truncated HDF5 file: copy or write it again") from error
         raise InputError(f"{path} is a damaged HDF5 file: {error}; copy or write it again") from error
-
-
-@functools.lru_cache(maxsize=16)
-def _heaps_end(path: str, *_: int) -> bool:
-    """Whether HDF5 comes to the end of every heap of text: at an empty piece it would stay forever.
-
-    A pass over the file, once for each state that it is in.
-    """
-    with open(path, "rb") as file, contextlib.suppress(ValueError):  # an empty file cannot be mapped
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with data:
-            heap = data.find(_HEAP)
-            while heap >= 0:
-                end = heap + int.from_bytes(data[heap + 8 : heap + 16], "little")
-                place = heap + _PIECE
-                while place + _PIECE <= end <= len(data):
-                    used = int.from_bytes(data[place : place + 2], "little")
-                    size = int.from_bytes(data[place + 8 : place + 16], "little")
-                    if not used and size < _PIECE:
-                        return False
-                    place += size if not used else _PIECE + -(-size // 8) * 8
-                heap = data.find(_HEAP, heap + 1)
-    return True
 
 
 @contextmanager
@@ -164,6 +133,8 @@ def attributes(item: Any) -> dict[str, Any]:
             # Of what is neither number nor text, HDF5 believes whatever the file says.
             dtype = item.attrs.get_id(name).dtype
             if not dtype.hasobject or h5py.check_string_dtype(dtype) is not None:
+                if _is_variable(dtype) and not all_heaps_end(item.file.filename, _widths(item)[1]):
+                    raise InputError(f"{item.file.filename} is a damaged HDF5 file: copy or write it again")
                 value = item.attrs[name]
                 value = value.tolist() if isinstance(value, np.ndarray) else value
                 found[_readable(name)] = _readable(value)
@@ -205,34 +176,55 @@ def check_dataset(dataset: Any, where: str) -> None:
         dtype = dataset.dtype
         if dtype.hasobject and not (h5py.check_string_dtype(dtype) or h5py.check_ref_dtype(dtype)):
             raise InputError(f"{where} is of parts of many kinds: expected numbers or text")
-        if dataset.external or dataset.is_virtual:
-            raise InputError(
-                f"{where} is kept in another file, which is not opened: copy it into this one, with h5repack"
-            )
-        settings = dataset.id.get_create_plist()
-        for number in range(settings.get_nfilters()):
-            code, _, _, name = settings.get_filter(number)
-            if not h5py.h5z.filter_avail(code):
-                called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
-                raise InputError(
-                    f"{where} is packed by HDF5 filter {code} ({called}), which is not installed: write it "
-                    "with gzip or unpacked"
-                )
+        # One piece in this file, and no filters.
+        plain = dataset.id.get_offset() is not None
+        if not plain:
+            _check_settings(dataset, where)
         if dataset.shape is None:
             return
         declared = math.prod(map(int, dataset.shape)) * _stored_size(dataset)
         stored = dataset.id.get_storage_size()
         size = os.stat(dataset.file.filename).st_size
-        if stored > size or (not settings.get_nfilters() and stored < declared):
+        if stored > size or (stored < declared and (plain or not _filters(dataset))):
             raise InputError(
                 f"{where} is {_sizes(dataset)}, {declared:,} bytes, and the file holds {min(stored, size):,} "
                 "of it: it was cut short, or never written"
             )
+        if plain:
+            return
         check_unpacked(declared, stored, where)
         if dataset.chunks:
             check_unpacked(
                 math.prod(map(int, dataset.chunks)) * _stored_size(dataset), max(stored, declared), where
             )
+
+
+def _check_settings(dataset: Any, where: str) -> None:
+    # To ask for the settings makes HDF5 read what stands for values that were never written.
+    if _is_variable(dataset.dtype) and not all_heaps_end(dataset.file.filename, _widths(dataset)[1]):
+        raise _endless(where)
+    if dataset.external or dataset.is_virtual:
+        raise InputError(
+            f"{where} is kept in another file, which is not opened: copy it into this one, with h5repack"
+        )
+    settings = dataset.id.get_create_plist()
+    for number in range(settings.get_nfilters()):
+        code, _, _, name = settings.get_filter(number)
+        if not h5py.h5z.filter_avail(code):
+            called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
+            raise InputError(
+                f"{where} is packed by HDF5 filter {code} ({called}), which is not installed: write it "
+                "with gzip or unpacked"
+            )
+
+
+def _filters(dataset: Any) -> list[int]:
+    settings = dataset.id.get_create_plist()
+    return [settings.get_filter(number)[0] for number in range(settings.get_nfilters())]
+
+
+def _endless(where: str) -> InputError:
+    return InputError(f"{where} lies in a heap of text without an end: the file is damaged")
 
 
 def read(dataset: Any, where: str, selection: Any = ()) -> NDArray[Any]:
@@ -258,26 +250,33 @@ def _is_variable(dtype: Any) -> bool:
     return text is not None and text.length is None
 
 
+def _widths(item: Any) -> tuple[int, int]:
+    """Bytes of an address and of a length in its file."""
+    address, length = item.file.id.get_create_plist().get_sizes()
+    return int(address), int(length)
+
+
 def _stored_size(dataset: Any) -> int:
     """Bytes of an entry in the file."""
     if _is_variable(dataset.dtype):
         # A length, an address and a number.
-        return 8 + int(dataset.file.id.get_create_plist().get_sizes()[0])
+        return 8 + _widths(dataset)[0]
     return int(dataset.id.get_type().get_size())
 
 
 def _texts(dataset: Any, where: str) -> NDArray[Any]:
     """Entries of any length. Those of a sound file are not longer, together, than the file."""
-    size = os.stat(dataset.file.filename).st_size
-    too_long = InputError(f"{where} holds more text than the file has bytes: it is damaged")
+    path = dataset.file.filename
+    size = os.stat(path).st_size
+    damaged = InputError(f"{where} holds more text than the file has bytes: it is damaged")
     total, pieces = 0, _references(dataset)
+    if dataset.id.get_offset() is not None and not heaps_end(path, _heaps(dataset), _widths(dataset)[1]):
+        raise _endless(where)
     if pieces is not None:
         for references in pieces:
-            total += int(
-                references.reshape(-1, _stored_size(dataset))[:, :4].copy().view("<u4").sum(dtype=np.uint64)
-            )
+            total += int(references[:, :4].copy().view("<u4").sum(dtype=np.uint64))
             if total > size:
-                raise too_long
+                raise damaged
         return np.asarray(dataset[()])
     # Packed in an unusual way: a few at a time, for each may be as long as the file.
     step = max(1, _TEXT_BYTES // size * dataset.shape[0] // dataset.size)
@@ -286,21 +285,31 @@ def _texts(dataset: Any, where: str) -> NDArray[Any]:
         found.append(np.asarray(dataset[start : start + step]))
         total += sum(map(len, found[-1].flat))
         if total > size:
-            raise too_long
+            raise damaged
     return np.concatenate(found)
+
+
+def _heaps(dataset: Any) -> list[int]:
+    """Where in the file the heaps are that a dataset of one piece points to."""
+    width = _widths(dataset)[0]
+    references = next(_references(dataset) or iter(()))
+    places = np.zeros((len(references), 8), np.uint8)
+    places[:, :width] = references[:, 4 : 4 + width]
+    return [int(place) + dataset.file.userblock_size for place in np.unique(places.view("<u8")) if place]
 
 
 def _references(dataset: Any) -> Iterator[NDArray[np.uint8]] | None:
     """What the file keeps in the place of entries of any length: their lengths, and where they are."""
-    settings = dataset.id.get_create_plist()
-    filters = [settings.get_filter(number)[0] for number in range(settings.get_nfilters())]
     offset, width = dataset.id.get_offset(), _stored_size(dataset)
     if offset is not None:
         count = dataset.size * width
-        return iter([np.fromfile(dataset.file.filename, np.uint8, count, offset=offset)])
+        references = np.fromfile(dataset.file.filename, np.uint8, count, offset=offset).reshape(-1, width)
+        return iter([references])
+    filters = _filters(dataset)
     if not dataset.chunks or filters not in ([], [_GZIP], [_SHUFFLE, _GZIP]):
         return None
-    return (_chunk(dataset, number, filters, width) for number in range(dataset.id.get_num_chunks()))
+    numbers = range(dataset.id.get_num_chunks())
+    return (_chunk(dataset, number, filters, width).reshape(-1, width) for number in numbers)
 
 
 def _chunk(dataset: Any, number: int, filters: list[int], width: int) -> NDArray[np.uint8]:
