@@ -371,7 +371,8 @@ def meet(bench: Bench, command: Command, rng: random.Random) -> str:
                     "exists: pass --force",
                 )
                 assert any(word in said[number][0] for word in words), said[number]
-        assert left(folder, bench.source, Command("", "out.trec", ())) == []
+        lying = left(folder, bench.source, Command("", "out.trec", ()))
+        assert lying == [], f"{lying} is left: {codes} {said}"
     return f"{len(winners)} of 4 wrote"
 
 

@@ -66,6 +66,16 @@ def test_a_file_that_appears_meanwhile_is_not_lost(tmp_path):
     assert (tmp_path / "out").read_text() == "theirs"
 
 
+def test_a_file_that_appears_before_the_lock_is_had_ends_a_run_before_its_work(tmp_path, monkeypatch):
+    """It would be refused at the end otherwise, after hours."""
+    from blurrerank.formats import targets
+
+    monkeypatch.setattr(targets, "_sweep", lambda *_, **__: (tmp_path / "out").write_text("theirs"))
+    with pytest.raises(br.OutputError, match="exists"), targets.replacing(tmp_path / "out", force=False):
+        raise AssertionError("the work began")
+    assert [child.name for child in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_run_that_fails_leaves_nothing(form, tmp_path, data):
     from blurrerank.formats import open_ranking

@@ -50,8 +50,7 @@ def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
         raise OutputError(f"{path} is a folder: name a file in it")
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} is no ordinary file: write to standard output with -o - and redirect it")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists: pass --force (force=True) to replace it, or choose another name")
+    _check_free(path, force)
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path}: the folder {path.parent} is read-only; choose another with -o")
     folder = work_folder(path)
@@ -62,6 +61,11 @@ def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
                     f"{path}: an interrupted run left what it had done; pass --resume to go on from there, or "
                     "--force to start over"
                 )
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists: pass --force (force=True) to replace it, or choose another name")
 
 
 def work_folder(path: Path) -> Path:
@@ -91,6 +95,7 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
     try:
         _sweep(target.parent, but=folder)
         with _claimed(folder, path):
+            _check_free(path, force)  # whoever had the lock until now may have written it
             _clear(folder, keep=resume)
             temporary = folder / _OUTPUT
             try:
@@ -141,7 +146,8 @@ def _claimed(folder: Path, path: Path) -> Iterator[None]:
     lock = None
     try:
         for _ in range(_ATTEMPTS):
-            folder.mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkdir(folder)
             # Whoever had it may be done just now, and take the folder away.
             with suppress(FileNotFoundError):
                 lock = _lock(folder)
