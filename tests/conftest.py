@@ -19,7 +19,7 @@ from blurrerank.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
-# Shells start what runs in the background with interrupts ignored, and so would be what tests start and interrupt.
+# Shells start what runs in the background with interrupts ignored; what tests start should not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Deterministic: a failure here can be repeated anywhere.
