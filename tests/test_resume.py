@@ -287,3 +287,40 @@ def test_out_of_memory_with_one_probe_is_the_end(feats, monkeypatch, tmp_path):
         pytest.raises(br.BlurrerankError, match=r"^cpu is out of memory: CUDA out of memory$"),
     ):
         br.rerank(br.load(tmp_path / feats), memory=1 << 20)
+
+
+def test_lists_that_nothing_says_the_run_of_are_not_used(interrupted, cli, tmp_path):
+    """As a run leaves them that was killed while it took away what it had kept."""
+    assert interrupted(2, "-o", "out.h5")[0] == 130
+    (tmp_path / ".out.h5.blurrerank/kept.json").unlink()
+    assert cli("run", "feats.h5", "-o", "out.h5", "--sigma", 0.3, "--resume")[0] == 0
+    assert cli("run", "feats.h5", "-o", "whole.h5", "--sigma", 0.3)[0] == 0
+    assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert names(tmp_path) == ["feats.h5", "lists.npy", "out.h5", "whole.h5"]
+
+
+def test_a_link_in_the_place_of_the_folder_is_refused(cli, feats, tmp_path):
+    """Whoever put it there would have what it points to removed."""
+    (tmp_path / "precious").mkdir()
+    for name in ("output.txt", "kept-1.npz", "kept.json", "lock"):
+        (tmp_path / "precious" / name).write_text("precious")
+    (tmp_path / ".out.h5.blurrerank").symlink_to("precious")
+    for more in ((), ("--force",), ("--resume",)):
+        code, out, err = cli("run", feats, "-o", "out.h5", *more)
+        assert (code, out) == (1, "")
+        assert err.endswith("/.out.h5.blurrerank is a link; remove it\n")
+    assert cli("run", feats, "-o", "other.h5")[0] == 0
+    assert names(tmp_path / "precious") == ["kept-1.npz", "kept.json", "lock", "output.txt"]
+
+
+def test_targets_that_are_links_in_a_circle_or_have_long_names(cli, feats, tmp_path):
+    (tmp_path / "a.h5").symlink_to("b.h5")
+    (tmp_path / "b.h5").symlink_to("a.h5")
+    for command in (("run", feats, "-o", "a.h5", "--force"), ("convert", feats, "a.h5", "--force")):
+        assert cli(*command)[::2] == (
+            1,
+            "error: a.h5 is a link that leads nowhere: remove it, or choose another name\n",
+        )
+    longest = "n" * 252 + ".h5"
+    assert cli("run", feats, "-o", longest)[0] == 0
+    assert longest in names(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def convert(
     if not out.lower().endswith((".h5", ".hdf5")):
         raise ParameterError(f"{out}: name the file to write last, with the ending .h5")
     check_target(Path(out), force=force)
-    if any(Path(out).resolve() == Path(one).resolve() for one in inputs):
+    if any(os.path.realpath(out) == os.path.realpath(one) for one in inputs):
         raise ParameterError(f"{out} is named twice, as an input and as the output")
     found = import_features(*inputs, allow_pickle=allow_pickle)
     doubts = [*found.unsure, *found.doubts, *label_doubts(found.data)]

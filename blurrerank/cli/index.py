@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def index(
         raise ParameterError("an index is no stream: name a file with -o")
     file = Path(gallery.partition("::")[0])
     path = Path(output or f"{file.stem}.index.h5")
-    if path.resolve() == file.resolve():
+    if os.path.realpath(path) == os.path.realpath(file):
         raise ParameterError(f"{path} is named twice, as the gallery and as the index")
     try:
         built = build_index(

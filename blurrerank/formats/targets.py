@@ -8,6 +8,7 @@ place removes it, unless it holds what a run can go on from.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import time
@@ -24,7 +25,11 @@ except ImportError:  # not on Windows
 
 _SUFFIX, _LOCK, _OUTPUT = ".blurrerank", "lock", "output"
 KEPT = "kept"
-"""How the names of files begin that a run keeps; of those with a `-` after it, it can go on from."""
+"""How the names of files begin that a run keeps: `kept.json` says of what run, and what it can go on from has a
+`-` there."""
+
+# Bytes of a name to which the suffix can be added: systems take 255.
+_LONGEST = 240
 
 # Seconds, and how often, to wait for a lock: others may only look whether it can be had.
 _PAUSE, _ATTEMPTS = 0.05, 6
@@ -44,6 +49,7 @@ def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
         OutputError: if the folder is missing or read-only, something is there or was left by an interrupted run
             and neither `force` nor `resume` says what to do with it, or another process is writing it.
     """
+    _resolved(path)
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
     if path.is_dir():
@@ -70,8 +76,17 @@ def _check_free(path: Path, force: bool) -> None:
 
 def work_folder(path: Path) -> Path:
     """Where whoever writes `path` keeps what is not complete; of a symbolic link, beside what it points to."""
-    target = path.resolve()
-    return target.with_name(f".{target.name}{_SUFFIX}")
+    target = _resolved(path)
+    name = os.fsencode(target.name)
+    known = target.name if len(name) <= _LONGEST else hashlib.sha256(name).hexdigest()
+    return target.with_name(f".{known}{_SUFFIX}")
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # RuntimeError before Python 3.13
+        raise OutputError(f"{path} is a link that leads nowhere: remove it, or choose another name") from None
 
 
 @contextmanager
@@ -91,7 +106,7 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
             room, say.
     """
     check_target(path, force=force, resume=resume)
-    target, folder = path.resolve(), work_folder(path)
+    target, folder = _resolved(path), work_folder(path)
     try:
         _sweep(target.parent, but=folder)
         with _claimed(folder, path):
@@ -148,6 +163,8 @@ def _claimed(folder: Path, path: Path) -> Iterator[None]:
         for _ in range(_ATTEMPTS):
             with suppress(FileExistsError):
                 os.mkdir(folder)
+            if folder.is_symlink():
+                raise OutputError(f"{path} cannot be written: {folder} is a link; remove it")
             # Whoever had it may be done just now, and take the folder away.
             with suppress(FileNotFoundError):
                 lock = _lock(folder)
@@ -205,7 +222,7 @@ def _sweep(place: Path, but: Path) -> None:
             continue
         # What cannot be looked at, or is somebody else's, is not ours to remove.
         with suppress(OSError, OutputError):
-            if (folder / _LOCK).is_file() and not _kept(folder):
+            if not folder.is_symlink() and (folder / _LOCK).is_file() and not _kept(folder):
                 with _claimed(folder, folder):
                     _clear(folder, keep=True)
 
@@ -217,7 +234,8 @@ def is_kept(path: Path) -> bool:
 
 
 def _kept(folder: Path) -> bool:
-    return any(name.startswith(f"{KEPT}-") for name in os.listdir(folder))
+    names = os.listdir(folder)
+    return f"{KEPT}.json" in names and any(name.startswith(f"{KEPT}-") for name in names)
 
 
 def _clear(folder: Path, *, keep: bool) -> None:
