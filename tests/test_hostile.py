@@ -12,6 +12,7 @@ import resource
 import signal
 import zipfile
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import h5py
@@ -24,6 +25,7 @@ from conftest import features
 import blurrerank as br
 from blurrerank.formats import hdf5
 from blurrerank.formats.heaps import all_heaps_end
+from blurrerank.importers.containers import open_file
 from blurrerank.importers.pickles import read_pickle
 from blurrerank.memory import PeakMemory
 
@@ -452,7 +454,8 @@ def test_what_is_shared_is_read():
             b"cnumpy.core.multiarray\nscalar\nN}(X\x04\x00\x00\x00nameI1\nu\x86b.",
             "a change of what reads it",
         ),
-        (b"ccollections\nOrderedDict\nN}(X\x06\x00\x00\x00updateI1\nu\x86b.", "damaged"),
+        (b"ccollections\nOrderedDict\nN}(X\x06\x00\x00\x00updateI1\nu\x86b.", "a change of what reads it"),
+        (b"ccollections\nOrderedDict\n)R}(X\x06\x00\x00\x00updateI1\nub.", "OrderedDict with attributes"),
     ],
 )
 def test_programs_that_only_do_harm(program, why, little_memory):
@@ -461,6 +464,68 @@ def test_programs_that_only_do_harm(program, why, little_memory):
         return
     with pytest.raises(br.InputError, match=why):
         read_pickle(program, "here")
+
+
+def program(*parts: bytes) -> bytes:
+    """A tuple of 2^100 ones, at place 99 of the memo, and what is done with it."""
+    nested = b"".join(b"h%ch%c\x86q%c0" % (number, number, number + 1) for number in range(99))
+    return b"\x80\x04K\x01\x85q\x000" + nested + b"".join(parts) + b"."
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"}hcK\x01s",  # an item of a dictionary
+        b"}(hcK\x01u",
+        b"(hcK\x01d",
+        b"\x8f(hc\x90",  # sets
+        b"(hc\x91",
+        b"ccollections\nOrderedDict\n]hcK\x01\x86a\x85R",
+        b"cnumpy\ndtype\nhc\x85R",  # what a message would show
+        b"c_codecs\nencode\nX\x01\x00\x00\x00ahc\x86R",
+        b"}hcK\x01sccollections\nOrderedDict\n)Rhc}b",
+    ],
+)
+@pytest.mark.parametrize("save", ["pickle", "torch", "torch, before 1.6"])
+def test_what_takes_forever_to_look_up_is_refused(save, end, refused):
+    """Python asks each of the 2^100 for its number."""
+    data = program(end)
+    name = "dump.pkl"
+    if save == "torch":
+        name = "dump.pt"
+        with zipfile.ZipFile(name, "w") as archive:
+            archive.writestr("dump/data.pkl", data)
+            archive.writestr("dump/version", "3\n")
+    elif save != "pickle":
+        name = "dump.pt"
+        torch.save({}, name, _use_new_zipfile_serialization=False)
+        before = Path(name).read_bytes()
+        Path(name).write_bytes(before.replace(b"\x80\x02}q\x00.", data, 1))
+        assert Path(name).read_bytes() != before
+    else:
+        Path(name).write_bytes(data)
+    refused("convert", name, "out.h5", "--allow-pickle")
+
+
+def test_numbers_that_were_chosen_to_collide_are_refused(refused):
+    Path("dump.pkl").write_bytes(pickle.dumps({number * ((1 << 61) - 1): 0 for number in range(1, 100)}))
+    assert "numbers without end as keys" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_saves_beside_tensors_is_read(zipped):
+    rows = np.ones((3, 4), np.float32)
+    fields = OrderedDict(
+        qf=torch.from_numpy(rows),
+        gf=torch.nn.Parameter(torch.from_numpy(rows)),
+        q_pids=np.arange(3),
+        g_pids=torch.arange(3),
+        meta={1: "one", "sizes": torch.Size([3, 4]), "type": torch.float16, np.int64(3): {2.5, "b"}},
+    )
+    torch.save(fields, "dump.pt", _use_new_zipfile_serialization=zipped)
+    found = open_file(Path("dump.pt")).content
+    np.testing.assert_array_equal(found["gf"].detach().numpy(), rows)
+    assert found["meta"]["sizes"] == (3, 4)
 
 
 # What is no file

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -227,11 +229,19 @@ def _zip(path: Path) -> Opened:
 def _torch(path: Path) -> Any:
     # Labels are often NumPy arrays beside tensors.
     arrays: list[Any] = [(maker, ".".join(name)) for name, maker in pickles.NUMPY.items()]
+    size = path.stat().st_size
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for item in archive.infolist():
+                    if item.filename.rpartition("/")[2] == "data.pkl":
+                        pickles.check_program(io.BytesIO(archive.read(item)), item.file_size)
+        else:
+            with open(path, "rb") as file:
+                # A number, the version, the machine, what was saved, and the names of its tensors.
+                pickles.check_program(file, size, programs=5)
         with torch.serialization.safe_globals(arrays):
-            return pickles.finished(
-                torch.load(path, map_location="cpu", weights_only=True), path.stat().st_size
-            )
+            return pickles.finished(torch.load(path, map_location="cpu", weights_only=True), size)
     except Exception as error:
         unknown = re.search(r"GLOBAL ([\w.]+)", str(error))
         if unknown is None and not isinstance(error, pickles.NotData):

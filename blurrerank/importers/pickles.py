@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import reprlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class _Type:
     def __init__(self, code: Any, *_: Any) -> None:
         text = code.decode("latin1") if isinstance(code, bytes) else code
         if not isinstance(text, str) or not _SIMPLE.fullmatch(text):
-            raise NotData(f"an array of type {code!r}")
+            raise NotData(f"an array of type {reprlib.repr(code)}")
         self.dtype = np.dtype(text)
 
     def __setstate__(self, state: Any) -> None:
@@ -93,8 +94,27 @@ def _scalar(kind: Any, data: Any) -> Any:
 def _encode(text: Any, encoding: Any) -> bytes:
     """Bytes as protocols before 3 hold them."""
     if encoding != "latin1" or not isinstance(text, str):
-        raise NotData(f"text as {encoding!r}")
+        raise NotData(f"text as {reprlib.repr(encoding)}")
     return text.encode("latin1")
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Refuse what a dictionary or set would work at forever: containers in containers that it asks for a number
+    again and again, and numbers that were chosen to collide."""
+    for key in keys:
+        if isinstance(key, int) and not -(1 << 64) < key < 1 << 64:
+            raise NotData("numbers without end as keys")
+        if not isinstance(key, str | bytes | int | float | complex | _Array | _Anything | None):
+            raise NotData(f"{type(key).__name__}s as keys")
+
+
+def _ordered(*pairs: Any) -> Any:
+    """An ordered dictionary, which protocols before 2 fill with a list of pairs."""
+    if len(pairs) > 1 or not all(isinstance(part, list) for part in pairs):
+        raise NotData("an ordered dictionary of something else than pairs")
+    known = [tuple(pair) for part in pairs for pair in part]
+    _check_keys(pair[0] for pair in known)
+    return OrderedDict(known)
 
 
 def _no_bytes(*arguments: Any) -> bytes:
@@ -135,10 +155,27 @@ NUMPY: dict[tuple[str, str], Callable[..., Any]] = {
     },
 }
 _KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = NUMPY | {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _Maker(_ordered),
     ("_codecs", "encode"): _Maker(_encode),
     ("__builtin__", "bytes"): _Maker(_no_bytes),
 }
+
+
+def _check_state(stack: Sequence[Any]) -> None:
+    """Refuse attributes for what is no array and no type of one."""
+    if not hasattr(stack[-2], "__setstate__"):
+        raise NotData(f"{type(stack[-2]).__name__} with attributes")
+
+
+def _after(check: Callable[[list[Any]], None], code: bytes) -> Callable[[Any], None]:
+    """What a code of a program does, after a look at what it works on."""
+    load = pickle._Unpickler.dispatch[code[0]]
+
+    def checked(unpickler: Any) -> None:
+        check(unpickler.stack)
+        load(unpickler)
+
+    return checked
 
 
 class _Unpickler(pickle._Unpickler):
@@ -148,9 +185,9 @@ class _Unpickler(pickle._Unpickler):
     append: Callable[[Any], None]
     dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch.copy()
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="latin1")
-        self._size = len(data)
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        super().__init__(file, encoding="latin1")
+        self._size = size
 
     def load_bytearray8(self) -> None:
         """Bytes that can be written to, which are there before they are filled."""
@@ -160,6 +197,17 @@ class _Unpickler(pickle._Unpickler):
         self.append(bytearray(self.read(size)))
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch |= {
+        code[0]: _after(check, code)
+        for check, code in (
+            (lambda stack: _check_keys(stack[-2:-1]), pickle.SETITEM),
+            (lambda stack: _check_keys(stack[::2]), pickle.SETITEMS),
+            (lambda stack: _check_keys(stack[::2]), pickle.DICT),
+            (_check_keys, pickle.ADDITEMS),
+            (_check_keys, pickle.FROZENSET),
+            (_check_state, pickle.BUILD),
+        )
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name stands for; nothing is imported."""
@@ -173,6 +221,65 @@ class _Unpickler(pickle._Unpickler):
         raise NotData("a reference to something outside the file")
 
 
+class _Anything:
+    """What a name or a reference stands for where a program is only tried."""
+
+    def __init__(self, *parts: Any) -> None:
+        """Of some parts, which may become keys."""
+        for part in parts:
+            if isinstance(part, list | tuple | dict | set | frozenset):
+                _check_keys(entry[0] if isinstance(entry, list | tuple) and entry else entry for entry in part)
+
+    def __setstate__(self, _: Any) -> None:
+        """Nothing changes."""
+
+    def __setitem__(self, *_: Any) -> None:
+        """Nothing is kept."""
+
+
+class _Trial(_Unpickler):
+    """A run of a program of torch in which nothing is made."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Torch itself says what it does not know."""
+        return _Maker(_Anything if (module, name) in _KEYED else _ignored)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Numbers of a tensor, which torch has by its name."""
+        if not isinstance(pid, tuple):
+            raise NotData("a reference to something that is no tensor")
+        _check_keys(part for part in pid if not isinstance(part, _Maker))
+        return _Anything()
+
+
+def _ignored(*_: Any) -> _Anything:
+    return _Anything()
+
+
+# What looks up the parts that it is made of.
+_KEYED = {
+    ("collections", "OrderedDict"),
+    ("collections", "Counter"),
+    ("builtins", "set"),
+    ("__builtin__", "set"),
+}
+
+
+def check_program(file: IO[bytes], size: int, programs: int = 1) -> None:
+    """Refuse a pickle that would keep torch busy forever, as torch looks at no more than the names in it.
+
+    Args:
+        file: where the pickle begins.
+        size: bytes of the file.
+        programs: how many stand there, one behind another.
+
+    Raises:
+        NotData: naming what there is as a key.
+    """
+    for _ in range(programs):
+        _Trial(file, size).load()
+
+
 def read_pickle(data: bytes, where: str) -> Any:
     """The object in a pickle of NumPy arrays, numbers, text and plain containers.
 
@@ -184,7 +291,7 @@ def read_pickle(data: bytes, where: str) -> Any:
         InputError: if it holds anything else, which is neither imported nor called, or is damaged.
     """
     try:
-        return finished(_Unpickler(data).load(), len(data))
+        return finished(_Unpickler(io.BytesIO(data), len(data)).load(), len(data))
     except NotData as error:
         why = str(error)
         hint = ": save tensors with torch.save" if why.startswith("torch") else ""
