@@ -6,11 +6,12 @@ In `targets.work_folder(output)`:
     kept-START.npz      the lists of consecutive probes from START on, and where their matches stand
     kept-neighbours.h5  of a method that looks at all images first: what it knows of them
 
-Each of these appears whole or not at all.
+Each of these appears whole or not at all, and has the digest of what the first holds.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import warnings
@@ -78,6 +79,7 @@ class Checkpoint:
         """Begin to count the time."""
         self._folder, self._output = folder, output
         self._run: dict[str, Any] = json.loads(json.dumps(run))
+        self._digest = hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
         self._waiting: list[Done] = []
         self._due = time.monotonic() + SECONDS
         self._kept = False
@@ -107,7 +109,7 @@ class Checkpoint:
         """The lists that are known, from the first probe on without a gap."""
         stop = 0
         for path in sorted(self._folder.glob(f"{KEPT}-*.npz")):
-            found = _read(path)
+            found = _read(path, self._digest)
             # What stands behind a damaged file is done again, by and by.
             if found is None or found.start != stop:
                 continue
@@ -125,15 +127,16 @@ class Checkpoint:
         """What is known of all images."""
         path = self._folder / _NEIGHBOURS
         try:
-            return read_partial(path)[0] if path.exists() else None
+            known, _, digest = read_partial(path)
         except InputError:
             return None
+        return known if digest == self._digest else None
 
     def keep_neighbours(self, answer: Callable[[], Neighbours]) -> None:
         """Keep what is known of all images, if it is time."""
         if time.monotonic() >= self._due:
             path = self._folder / _NEIGHBOURS
-            self._keep(lambda: write_partial(path, answer(), pool=0, digest=""))
+            self._keep(lambda: write_partial(path, answer(), pool=0, digest=self._digest))
 
     def interrupted(self) -> None:
         """Keep what there is, if it was worth keeping before or has taken long."""
@@ -144,6 +147,7 @@ class Checkpoint:
         """Keep the lists that wait."""
         first = self._waiting[0]
         joined = {
+            "run": np.array(self._digest),
             "start": np.array(first.start),
             "indices": np.concatenate([done.indices for done in self._waiting]),
             "scores": np.concatenate([done.scores for done in self._waiting]),
@@ -206,11 +210,13 @@ _OVER = "start over with --force and without --resume, or choose another name"
 _WORDS = {"digest": "features", "labels_digest": "labels", "candidates_digest": "candidates"}
 
 
-def _read(path: Path) -> Done | None:
-    """One file of lists, None if it is damaged."""
+def _read(path: Path, digest: str) -> Done | None:
+    """One file of lists, None if it is damaged or of a run of another digest."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
+        if str(arrays["run"]) != digest:
+            return None
         positions = {
             stage: Positions(
                 *(arrays.get(f"{stage}_{field.name}") for field in fields(Positions))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import shutil
@@ -74,6 +75,31 @@ def test_a_file_that_appears_before_the_lock_is_had_ends_a_run_before_its_work(t
     with pytest.raises(br.OutputError, match="exists"), targets.replacing(tmp_path / "out", force=False):
         raise AssertionError("the work began")
     assert [child.name for child in tmp_path.iterdir()] == ["out"]
+
+
+def test_where_there_are_no_locks_the_later_wins_whole(tmp_path, monkeypatch):
+    import fcntl
+
+    from blurrerank.formats.targets import replacing
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    first, second, other = tmp_path / "out", tmp_path / "out", tmp_path / "other"
+    with replacing(first, force=True) as earlier:
+        earlier.write_text("earlier")
+        with replacing(second, force=True) as later:
+            later.write_text("la")
+            with replacing(other, force=True) as elsewhere:
+                elsewhere.write_text("other")
+            with pytest.raises(br.InputError), replacing(first, force=True):
+                raise br.InputError("over")
+            with later.open("a") as file:
+                file.write("ter")
+        assert second.read_text() == "later"
+    assert first.read_text() == "earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
 @pytest.mark.parametrize("form", FORMATS)

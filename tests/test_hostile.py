@@ -13,6 +13,7 @@ import signal
 import zipfile
 import zlib
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -512,8 +513,14 @@ def test_numbers_that_were_chosen_to_collide_are_refused(refused):
     assert "numbers without end as keys" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
 
 
+def test_fields_that_are_called_by_numbers(refused):
+    Path("dump.pkl").write_bytes(pickle.dumps({1: np.ones((3, 2)), 2: np.ones((4, 2))}))
+    why = refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
+    assert "no layout that is known: pickle with 1 3 x 2, 2 4 x 2" in why
+
+
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_torch_saves_beside_tensors_is_read(zipped):
+def test_what_torch_saves_beside_tensors_is_read(zipped, tmp_path):
     rows = np.ones((3, 4), np.float32)
     fields = OrderedDict(
         qf=torch.from_numpy(rows),
@@ -522,8 +529,8 @@ def test_what_torch_saves_beside_tensors_is_read(zipped):
         g_pids=torch.arange(3),
         meta={1: "one", "sizes": torch.Size([3, 4]), "type": torch.float16, np.int64(3): {2.5, "b"}},
     )
-    torch.save(fields, "dump.pt", _use_new_zipfile_serialization=zipped)
-    found = open_file(Path("dump.pt")).content
+    torch.save(fields, tmp_path / "dump.pt", _use_new_zipfile_serialization=zipped)
+    found = open_file(tmp_path / "dump.pt").content
     np.testing.assert_array_equal(found["gf"].detach().numpy(), rows)
     assert found["meta"]["sizes"] == (3, 4)
 
@@ -622,6 +629,15 @@ def test_features_that_change_while_they_are_read_are_refused(feats, tmp_path):
         file.write(b"more")
     with pytest.raises(br.InputError, match=r"feats\.h5::/gallery/features was changed while it was read"):
         data.gallery.features[0:5]
+
+
+def test_threads_that_read_attributes_leave_the_limit_as_it_was(feats, cli):
+    assert cli("run", feats, "-o", "ranking.h5")[0] == 0
+    data, before = br.load(feats), resource.getrlimit(resource.RLIMIT_AS)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: br.read_ranking("ranking.h5", data).depth, range(200)))
+    assert set(found) == {50}
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_memory_that_torch_does_not_get_is_told_in_one_line(refused, feats, monkeypatch):

@@ -56,6 +56,12 @@ def interrupted(cli, feats, monkeypatch):
     return interrupted
 
 
+def left(name):
+    """What an interrupted run left for an output."""
+    folder = Path(f".{name}.blurrerank")
+    return Checkpoint(folder, json.loads((folder / "kept.json").read_text()), Path(name))
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -87,7 +93,7 @@ def test_the_file_is_that_of_a_run_without_interruption(name, method, cli, feats
 
 def test_blocks_that_are_kept_are_not_done_again(cli, feats, interrupted, monkeypatch):
     assert interrupted(2, "-o", "out.h5")[0] == 130
-    kept = list(Checkpoint(Path(".out.h5.blurrerank"), {}, Path("out.h5")).done())
+    kept = list(left("out.h5").done())
     assert len(kept) == 2
     seen = []
     add = Checkpoint.add
@@ -110,7 +116,7 @@ def test_neighbours_of_all_images_are_kept(cli, feats, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoint, "keep_neighbours", keep_and_stop)
         assert cli("run", feats, "-o", "out.h5", *options)[0] == 130
-    found = Checkpoint(Path(".out.h5.blurrerank"), {}, Path("out.h5")).neighbours()
+    found = left("out.h5").neighbours()
     assert found is not None
     assert len(found) > 0
     begun = []
@@ -289,10 +295,17 @@ def test_out_of_memory_with_one_probe_is_the_end(feats, monkeypatch, tmp_path):
         br.rerank(br.load(tmp_path / feats), memory=1 << 20)
 
 
-def test_lists_that_nothing_says_the_run_of_are_not_used(interrupted, cli, tmp_path):
+@pytest.mark.parametrize("note", ["none", "of another run"])
+def test_lists_that_nothing_says_the_run_of_are_not_used(note, interrupted, cli, tmp_path):
     """As a run leaves them that was killed while it took away what it had kept."""
     assert interrupted(2, "-o", "out.h5")[0] == 130
-    (tmp_path / ".out.h5.blurrerank/kept.json").unlink()
+    if note == "none":
+        (tmp_path / ".out.h5.blurrerank/kept.json").unlink()
+    else:
+        assert interrupted(1, "-o", "other.h5", "--sigma", 0.3)[0] == 130
+        (tmp_path / ".other.h5.blurrerank/kept.json").rename(tmp_path / ".out.h5.blurrerank/kept.json")
+        assert cli("run", "feats.h5", "-o", "other.h5", "--force")[0] == 0
+        (tmp_path / "other.h5").unlink()
     assert cli("run", "feats.h5", "-o", "out.h5", "--sigma", 0.3, "--resume")[0] == 0
     assert cli("run", "feats.h5", "-o", "whole.h5", "--sigma", 0.3)[0] == 0
     assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()

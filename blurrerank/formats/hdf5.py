@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 _STATM = Path("/proc/self/statm")
+# The limit is the process's: threads that set it at the same time would take each other's for what was before.
+_ONE_LIMIT = threading.Lock()
 # Soft links on the way to one object.
 _LINKS = 16
 # Bytes of text at a time whose length is not known before.
@@ -155,15 +158,16 @@ def _room_for(size: int) -> Iterator[None]:
     if resource is None or not _STATM.exists():
         yield
         return
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(_STATM.read_text().split()[0]) * resource.getpagesize()
-    most = used + size + _TEXT_BYTES
-    if before[0] == resource.RLIM_INFINITY or most < before[0]:
-        resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+    with _ONE_LIMIT:
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(_STATM.read_text().split()[0]) * resource.getpagesize()
+        most = used + size + _TEXT_BYTES
+        if before[0] == resource.RLIM_INFINITY or most < before[0]:
+            resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def check_dataset(dataset: Any, where: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -109,10 +110,13 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
     target, folder = _resolved(path), work_folder(path)
     try:
         _sweep(target.parent, but=folder)
-        with _claimed(folder, path):
+        with _claimed(folder, path) as locked:
             _check_free(path, force)  # whoever had the lock until now may have written it
-            _clear(folder, keep=resume)
-            temporary = folder / _OUTPUT
+            # Where there are no locks others may be at work here, who see from the file that somebody is.
+            temporary = folder / (_OUTPUT if locked else f"{_OUTPUT}-{secrets.token_hex(8)}")
+            _clear(folder, temporary.name, keep=resume)
+            if not locked:
+                temporary.touch()
             try:
                 yield temporary
                 _flush(temporary, os.O_RDWR)
@@ -123,9 +127,9 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
                 with suppress(OSError):  # not all systems know how to flush a folder
                     _flush(target.parent, os.O_RDONLY)
             except BaseException:
-                _clear(folder, keep=True)
+                _clear(folder, temporary.name, keep=True)
                 raise
-            _clear(folder, keep=False)
+            _clear(folder, temporary.name, keep=False)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
@@ -152,8 +156,9 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
-def _claimed(folder: Path, path: Path) -> Iterator[None]:
-    """Hold the lock of `folder`, which is made if it is not there and goes when it is empty.
+def _claimed(folder: Path, path: Path) -> Iterator[bool]:
+    """Hold the lock of `folder`, which is made if it is not there and goes when it is empty; False where the
+    system has no locks.
 
     Raises:
         OutputError: if another process holds it.
@@ -176,23 +181,25 @@ def _claimed(folder: Path, path: Path) -> Iterator[None]:
     if lock is None:
         raise OutputError(f"{path} is being written by another process: wait for it, or choose another name")
     try:
-        yield
+        yield lock[1]
     finally:
         with suppress(OSError):  # somebody is there already
             if os.listdir(folder) == [_LOCK]:
                 (folder / _LOCK).unlink()
                 folder.rmdir()
-        os.close(lock)
+        os.close(lock[0])
 
 
-def _lock(folder: Path) -> int | None:
-    """The open lock of a folder, held until it is closed; None if another process holds it.
+def _lock(folder: Path) -> tuple[int, bool] | None:
+    """The open lock of a folder, held until it is closed, and whether the system has such locks; None if
+    another process holds it.
 
     Raises:
         FileNotFoundError: if the folder, or the lock, was removed meanwhile.
         OSError: if it cannot be opened.
     """
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    locked = fcntl is not None
     try:
         if fcntl is not None:
             try:
@@ -203,13 +210,14 @@ def _lock(folder: Path) -> int | None:
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
+                locked = False
         if os.stat(folder / _LOCK).st_ino != os.fstat(lock).st_ino:
             raise FileNotFoundError
     except BaseException:
         with suppress(OSError):
             os.close(lock)
         raise
-    return lock
+    return lock, locked
 
 
 def _sweep(place: Path, but: Path) -> None:
@@ -223,8 +231,9 @@ def _sweep(place: Path, but: Path) -> None:
         # What cannot be looked at, or is somebody else's, is not ours to remove.
         with suppress(OSError, OutputError):
             if not folder.is_symlink() and (folder / _LOCK).is_file() and not _kept(folder):
-                with _claimed(folder, folder):
-                    _clear(folder, keep=True)
+                with _claimed(folder, folder) as locked:
+                    if locked:
+                        _clear(folder, _OUTPUT, keep=True)
 
 
 def is_kept(path: Path) -> bool:
@@ -238,9 +247,9 @@ def _kept(folder: Path) -> bool:
     return f"{KEPT}.json" in names and any(name.startswith(f"{KEPT}-") for name in names)
 
 
-def _clear(folder: Path, *, keep: bool) -> None:
+def _clear(folder: Path, output: str, *, keep: bool) -> None:
     """Remove what was being written, and unless that is to `keep`, what a run can go on from."""
-    ours = (_OUTPUT, f".{KEPT}") + (() if keep and _kept(folder) else (KEPT,))
+    ours = (output, f".{KEPT}") + (() if keep and _kept(folder) else (KEPT,))
     for name in os.listdir(folder):
         path = folder / name
         if name.startswith(ours) and path.is_dir() and not path.is_symlink():

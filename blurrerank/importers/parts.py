@@ -345,9 +345,9 @@ def _shape(value: Any) -> str:
     return " x ".join(map(str, shape)) or "number"
 
 
-def plain(name: str) -> str:
-    """A name without case and signs."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+def plain(name: Any) -> str:
+    """A name, which in a pickle may be a number, without case and signs."""
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
 def is_matrix(value: Any) -> bool:
