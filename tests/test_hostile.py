@@ -296,6 +296,21 @@ def test_a_heap_without_an_end_is_found_where_nothing_says_where_it_is(where, re
     assert refused(*command).endswith(("is a damaged HDF5 file: copy or write it again", "the file is damaged"))
 
 
+def test_an_index_whose_attributes_lie_in_a_heap_without_an_end_is_refused(refused, feats, cli):
+    assert cli("index", feats, "-o", "g.index.h5")[0] == 0
+    with h5py.File("g.index.h5", "r+") as file:
+        for name, value in dict(file.attrs).items():
+            if isinstance(value, str):
+                file.attrs[name] = np.bytes_(value)  # in its place, and in no heap
+        file["features"].attrs["crc32"] = "text"
+    data = bytearray(Path("g.index.h5").read_bytes())
+    for place in range(len(data)):
+        if data[place : place + 5] == b"GCOL\x01":
+            data[place + 16 : place + 32] = bytes(16)
+    Path("g.index.h5").write_bytes(data)
+    assert "is a damaged" in refused("run", feats, "--index", "g.index.h5")
+
+
 def test_heaps_in_each_other_are_refused_soon(tmp_path):
     """A heap every 16 bytes, each to the end of the file: to walk through all of them would take hours."""
     size = 16 << 16
@@ -533,6 +548,12 @@ def test_what_torch_saves_beside_tensors_is_read(zipped, tmp_path):
     found = open_file(tmp_path / "dump.pt").content
     np.testing.assert_array_equal(found["gf"].detach().numpy(), rows)
     assert found["meta"]["sizes"] == (3, 4)
+
+
+def test_lists_in_lists_without_end_are_refused(refused, feats):
+    Path("deep.jsonl").write_text("[" * 200_000 + "\n")
+    for command in (("eval", "deep.jsonl", feats), ("run", feats, "--candidates", "deep.jsonl")):
+        assert "deep.jsonl line 1" in refused(*command)
 
 
 # What is no file

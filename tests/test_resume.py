@@ -337,3 +337,22 @@ def test_targets_that_are_links_in_a_circle_or_have_long_names(cli, feats, tmp_p
     longest = "n" * 252 + ".h5"
     assert cli("run", feats, "-o", longest)[0] == 0
     assert longest in names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), br.BlurrerankError("out of memory"), br.InputError("it changed")]
+)
+def test_what_is_kept_is_told_however_a_run_ends(error, cli, feats, monkeypatch):
+    monkeypatch.setattr(blurrerank.checkpoint, "SECONDS", 0.0)
+    add = Checkpoint.add
+
+    def add_and_fail(self, done):
+        add(self, done)
+        raise error
+
+    monkeypatch.setattr(Checkpoint, "add", add_and_fail)
+    code, _, err = cli("run", feats, *SMALL, "-o", "out.h5")
+    assert code == 1
+    assert "note: what was done of out.h5 is kept; the same command with --resume goes on\n" in err
+    code, _, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume", "--sigma", 0.3)
+    assert (code, "goes on" in err) == (1, False)

@@ -150,7 +150,7 @@ def _run(
     **params: Any,
 ) -> None:
     """What each process does."""
-    from ..errors import OutputError, ParameterError
+    from ..errors import InputError, ParameterError
     from ..formats import format_of, load, load_sharded, load_side
     from ..formats.targets import check_target, is_kept, replacing
     from ..index import GalleryIndex
@@ -217,6 +217,7 @@ def _run(
         runtime.note(f"note: {told}")
     if isinstance(depth, int) and depth > size:
         runtime.note(f"note: depth {depth} is capped at {whole} {size} items")
+    left = leads and not piped and is_kept(path)
     try:
         outcome = rerank_to(
             sys.stdout.buffer if piped else path,
@@ -234,12 +235,11 @@ def _run(
             progress=runtime.progress("re-ranking") if leads else None,
             candidates=lists,
         )
-    except (OutputError, KeyboardInterrupt, SystemExit):
-        if leads and not piped and is_kept(path):
+    except BaseException as error:
+        # What was there before and is of another run is what the error is about.
+        if leads and not piped and is_kept(path) and not (left and isinstance(error, InputError)):
             runtime.note(f"note: what was done of {path} is kept; the same command with --resume goes on")
-        raise
-    except BrokenPipeError:
-        if metrics_file:
+        if isinstance(error, BrokenPipeError) and metrics_file:
             raise click.ClickException(
                 f"standard output was closed before the run ended: {metrics_file} was not written"
             ) from None

@@ -312,13 +312,14 @@ def _references(dataset: Any) -> Iterator[NDArray[np.uint8]] | None:
     filters = _filters(dataset)
     if not dataset.chunks or filters not in ([], [_GZIP], [_SHUFFLE, _GZIP]):
         return None
-    numbers = range(dataset.id.get_num_chunks())
-    return (_chunk(dataset, number, filters, width).reshape(-1, width) for number in numbers)
+    places: list[tuple[int, ...]] = []
+    dataset.id.chunk_iter(lambda info: places.append(info.chunk_offset))
+    return (_chunk(dataset, place, filters, width).reshape(-1, width) for place in places)
 
 
-def _chunk(dataset: Any, number: int, filters: list[int], width: int) -> NDArray[np.uint8]:
+def _chunk(dataset: Any, place: tuple[int, ...], filters: list[int], width: int) -> NDArray[np.uint8]:
     size = math.prod(dataset.chunks) * width
-    skipped, data = dataset.id.read_direct_chunk(dataset.id.get_chunk_info(number).chunk_offset)
+    skipped, data = dataset.id.read_direct_chunk(place)
     applied = [code for place, code in enumerate(filters) if not skipped >> place & 1]
     if _GZIP in applied:
         data = zlib.decompressobj().decompress(data, size)

@@ -225,7 +225,7 @@ def read(path: Path, *, verify: bool = True) -> Stored:
             *map(file.sparse_rows, ("encoded/halves", "encoded/encodings", "encoded/inverted")),
         )
         method, settings = str(file.attrs["method"]), str(file.attrs["params"])
-        if zlib.crc32(f"{method} {settings} {digest}".encode()) != file.attrs["crc32"]:
+        if zlib.crc32(f"{method} {settings} {digest}".encode()) != file.attrs.get("crc32"):
             raise InputError("its attributes have another checksum than when they were written")
         return Stored(features, labels, digest, method, json.loads(settings), file.neighbours(), encoded)
 
@@ -256,7 +256,7 @@ class _File:
     """Datasets of an open file as tensors that are mapped into memory, checked as far as they are asked for."""
 
     def __init__(self, file: Any, stream: BinaryIO, verify: bool) -> None:
-        self.attrs = file.attrs
+        self.attrs = attributes(file)
         self._file, self._stream, self._verify = file, stream, verify
         self._sizes: dict[str, int] = {}
 
@@ -277,7 +277,7 @@ class _File:
         else:
             # Private pages are shared with every other reader until somebody writes, which nobody does.
             values = np.memmap(self._stream, dataset.dtype, mode="c", offset=offset, shape=dataset.shape)
-        if self._verify and zlib.crc32(values.data) != dataset.attrs["crc32"]:
+        if self._verify and zlib.crc32(values.data) != attributes(dataset).get("crc32"):
             raise InputError(f"{name} has another checksum than when it was written")
         return torch.from_numpy(values)
 
@@ -300,7 +300,7 @@ class _File:
         names = decoded(read_values(stored, "names"), "names")
         if names.shape != (self._sizes["G"],):
             raise InputError(f"names are {names.shape}")
-        if self._verify and _checksum_of(names) != stored.attrs["crc32"]:
+        if self._verify and _checksum_of(names) != attributes(stored).get("crc32"):
             raise InputError("names have another checksum than when they were written")
         return names
 

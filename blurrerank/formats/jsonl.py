@@ -76,7 +76,7 @@ def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
             items.extend(listed)
             scores.extend(values)
             probes.extend([probe] * len(listed))
-        except (ValueError, TypeError, KeyError, OverflowError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise InputError(
                 f'{where} line {number}: expected {{"probe": row, "indices": [...], "scores": [...]}}'
             ) from None
