@@ -115,6 +115,7 @@ SIDES = ("probe", "gallery")
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.filterwarnings("ignore:no cameras", "ignore:no probe has", "ignore:one camera")
 def test_files_are_those_of_one_process(cases, processes, tmp_path):
+    cases = cases[:: processes - 1]  # half of them for 3
     plan = tmp_path / "cases.json"
     plan.write_text(json.dumps(cases))
     done = together(processes, CASES, plan, cwd=tmp_path)

@@ -45,14 +45,14 @@ def can_mount() -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kills are timed by what Linux tells")
 def test_kills_leave_the_old_file_or_the_new():
-    told = cases("faults.py", "kills", "--cases", 24)
+    told = cases("faults.py", "kills", "--cases", 16)
     outcomes = [outcome for counts in told["outcomes"].values() for outcome in counts]
     assert {"as before", "complete"} == set(outcomes)
 
 
 @pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
 def test_a_full_disk_leaves_the_old_file_or_the_new():
-    told = cases("faults.py", "full-disk", "--cases", 24)
+    told = cases("faults.py", "full-disk", "--cases", 16)
     assert sum(counts.get("as before", 0) for counts in told["outcomes"].values()) > 5
 
 

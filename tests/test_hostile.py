@@ -10,6 +10,7 @@ import pickle
 import re
 import resource
 import signal
+import struct
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -207,6 +208,42 @@ def test_features_that_unpack_to_far_more_are_refused(refused, feats, little_mem
         for start in range(0, 1 << 22, 1 << 16):
             stored.id.write_direct_chunk((start, 0), chunk)
     assert "no features are packed so tightly" in refused("run", feats)
+
+
+def test_one_number_that_stands_for_all_is_refused(refused, little_memory):
+    fields = {f"{side}_{what}": torch.ones(2) for side in ("query", "gallery") for what in ("label", "cam")}
+    large = torch.ones(1).expand(1_000_000, 600)
+    torch.save(fields | {"query_f": torch.ones(2, 600), "gallery_f": large}, "dump.pt")
+    assert "would unpack 4 bytes to 2,400,000,000" in refused("convert", "dump.pt", "out.h5")
+
+
+@pytest.mark.parametrize("first", ["struct", "sound"])
+def test_two_variables_of_one_name_are_refused(first, refused):
+    """Of the struct scipy would read numbers of a kind that does not exist, and crash."""
+
+    def element(kind, data):
+        return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+    def matrix(kind, name, body):
+        flags, sizes = struct.pack("<II", kind, 0), struct.pack("<ii", 1, 1)
+        return element(14, element(6, flags) + element(5, sizes) + element(1, name) + body)
+
+    field = element(5, struct.pack("<i", 4)) + element(1, b"f\0\0\0") + matrix(6, b"", element(50, bytes(8)))
+    both = [matrix(2, b"qf", field), matrix(6, b"qf", element(9, bytes(8)))]
+    head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+    Path("dump.mat").write_bytes(head + b"".join(both if first == "struct" else both[::-1]))
+    assert "holds two variables of one name" in refused("convert", "dump.mat", "out.h5")
+
+
+def test_one_dataset_under_many_names_is_refused(refused, little_memory):
+    with h5py.File("many.h5", "w") as file:
+        for name in ("train", "test"):
+            file[name] = np.ones((4, 3), np.float32)
+        some = file.create_dataset("x", (200 << 20,), np.int8, chunks=(1 << 20,), compression="gzip")
+        some[:] = 0
+        for number in range(4):
+            file[f"x{number}"] = some
+    assert "many.h5 would unpack" in refused("convert", "many.h5", "out.h5")
 
 
 def test_one_text_that_every_name_points_to_is_refused(refused, feats, little_memory):

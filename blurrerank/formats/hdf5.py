@@ -244,6 +244,28 @@ def read(dataset: Any, where: str, selection: Any = ()) -> NDArray[Any]:
         return np.asarray(dataset[selection])
 
 
+class Budget:
+    """Reads of one file, which together are no more than a file of its size may unpack to.
+
+    Many names may lead to one dataset.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Begin to count."""
+        self._path, self._size, self._total = str(path), os.stat(path).st_size, 0
+
+    def read(self, dataset: Any, where: str) -> NDArray[Any]:
+        """The values of a dataset, as `read` gives them.
+
+        Raises:
+            InputError: as `read`, and if all that was read is too much.
+        """
+        check_dataset(dataset, where)
+        self._total += math.prod(map(int, dataset.shape)) * _stored_size(dataset)
+        check_unpacked(self._total, self._size, self._path)
+        return read(dataset, where)
+
+
 def _sizes(dataset: Any) -> str:
     return " x ".join(map(str, dataset.shape)) or "one value"
 

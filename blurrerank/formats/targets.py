@@ -249,10 +249,15 @@ def _kept(folder: Path) -> bool:
 
 def _clear(folder: Path, output: str, *, keep: bool) -> None:
     """Remove what was being written, and unless that is to `keep`, what a run can go on from."""
-    ours = (output, f".{KEPT}") + (() if keep and _kept(folder) else (KEPT,))
+    kept = (f"{KEPT}-", f"{KEPT}.json")
+    ours = tuple(f".{name}" for name in kept) + (() if keep and _kept(folder) else kept)
+    if output == _OUTPUT:
+        ours += (f"{_OUTPUT}-",)
     for name in os.listdir(folder):
         path = folder / name
-        if name.startswith(ours) and path.is_dir() and not path.is_symlink():
+        if name != output and not name.startswith(ours):
+            continue
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif name.startswith(ours):
+        else:
             path.unlink()

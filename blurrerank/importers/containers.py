@@ -162,6 +162,7 @@ def _hdf5(path: Path, head: bytes) -> Opened:
     if any(isinstance(items.get(side), h5py.Group) for side in ("probe", "gallery")):
         raise InputError(f"{path} is a native file: every command reads it as it is")
     fields: dict[str, Any] = {}
+    budget = hdf5.Budget(path)
     for name, item in items.items():
         where = f"{path}::/{name}"
         if isinstance(item, h5py.Dataset) and item.ndim == 2 and item.dtype.kind == "f":
@@ -169,7 +170,7 @@ def _hdf5(path: Path, head: bytes) -> Opened:
             hdf5.check_dataset(item, where)
             fields[name] = StoredFeatures(item, where)
         elif isinstance(item, h5py.Dataset) and item.shape is not None:
-            fields[name] = hdf5.read(item, where)
+            fields[name] = budget.read(item, where)
     return Opened(path, "HDF5", fields, hdf5.attributes(file))
 
 
@@ -177,7 +178,7 @@ class _Cells:
     """Variables of MATLAB v7.3 the way MATLAB shows them; HDF5 has their dimensions the other way round."""
 
     def __init__(self, path: Path, file: Any) -> None:
-        self._path, self._file = path, file
+        self._path, self._file, self._budget = path, file, hdf5.Budget(path)
         # A cell may be in many others, or in itself: no file has more of them than it has bytes for.
         self._left = path.stat().st_size // 8
 
@@ -188,7 +189,7 @@ class _Cells:
         known = hdf5.attributes(item)
         if "MATLAB_empty" in known:
             return np.empty((0, 0))
-        values = hdf5.read(item, where)
+        values = self._budget.read(item, where)
         if known.get("MATLAB_class") == "cell":
             self._left -= values.size
             if depth > _DEEPEST or self._left < 0:

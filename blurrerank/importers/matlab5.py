@@ -47,12 +47,15 @@ def read_matlab_5(path: Path) -> dict[str, Any]:
             found = list(_variables(file, path.stat().st_size, order, str(path)))
         except (_DamagedError, struct.error, zlib.error):
             raise InputError(f"{path} is a damaged MATLAB file: copy or write it again") from None
-    names = [name for name in found if name is not None]
+    if len(dict(found)) < len(found):
+        # scipy would read the first of them, whichever was looked at.
+        raise InputError(f"{path} holds two variables of one name: write it again with each once")
+    names = [name for name, sound in found if sound]
     return {name: value for name, value in loadmat(path, variable_names=names).items() if name in names}
 
 
-def _variables(file: BinaryIO, size: int, order: str, where: str) -> Iterator[str | None]:
-    """The name of each variable that can be read; None for one of another kind."""
+def _variables(file: BinaryIO, size: int, order: str, where: str) -> Iterator[tuple[str, bool]]:
+    """The name of each variable, and whether it can be read or is of another kind."""
     unpacked = 0
     while len(tag := file.read(8)) == 8:
         kind, length = struct.unpack(f"{order}II", tag)
@@ -77,7 +80,7 @@ def _variables(file: BinaryIO, size: int, order: str, where: str) -> Iterator[st
             if variable.kind == _CELL:
                 file.seek(start)
                 variable = _Matrix(file.read(length), length, order)
-        yield variable.name if variable.is_sound() else None
+        yield variable.name, variable.is_sound()
         file.seek(start + length)
 
 

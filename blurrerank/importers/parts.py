@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..formats.unpacking import check_unpacked
 from .containers import Opened
 from .pickles import of_objects
 
@@ -73,6 +74,8 @@ def as_array(values: Any, where: str) -> Any:
     """
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
+        # One number may stand for all of a row, or of all rows.
+        check_unpacked(values.numel() * values.element_size(), values.untyped_storage().nbytes(), where)
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     if isinstance(values, list | tuple):
         if values and all(isinstance(value, torch.Tensor) for value in values):
