@@ -82,7 +82,7 @@ class Checkpoint:
         self._digest = hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
         self._waiting: list[Done] = []
         self._due = time.monotonic() + SECONDS
-        self._kept = False
+        self._kept = self._over = False
 
     def check(self) -> None:
         """Refuse what another run left.
@@ -118,6 +118,8 @@ class Checkpoint:
 
     def add(self, some: Done) -> None:
         """Keep the lists of the next probes, if it is time."""
+        if self._over:
+            return
         self._waiting.append(some)
         due = time.monotonic() >= self._due
         if due or sum(done.indices.nbytes + done.scores.nbytes for done in self._waiting) > _WAITING_BYTES:
@@ -134,7 +136,7 @@ class Checkpoint:
 
     def keep_neighbours(self, answer: Callable[[], Neighbours]) -> None:
         """Keep what is known of all images, if it is time."""
-        if time.monotonic() >= self._due:
+        if not self._over and time.monotonic() >= self._due:
             path = self._folder / _NEIGHBOURS
             self._keep(lambda: write_partial(path, answer(), pool=0, digest=self._digest))
 
@@ -180,7 +182,9 @@ class Checkpoint:
                 self._kept = True
             write()
         except OutputError as error:
-            warnings.warn(f"nothing is kept to go on from: {error}", BlurrerankWarning, stacklevel=2)
+            # What came after a gap could not be used.
+            self._over = True
+            warnings.warn(f"nothing more is kept to go on from: {error}", BlurrerankWarning, stacklevel=2)
         now = time.monotonic()
         self._due = now + max(SECONDS, min(_PAUSES * (now - began), _LONGEST * SECONDS))
 

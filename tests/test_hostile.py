@@ -217,21 +217,53 @@ def test_one_number_that_stands_for_all_is_refused(refused, little_memory):
     assert "would unpack 4 bytes to 2,400,000,000" in refused("convert", "dump.pt", "out.h5")
 
 
+def element(kind: int, data: bytes) -> bytes:
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def matrix(kind: int, name: bytes, body: bytes, shape: tuple[int, int] = (1, 1)) -> bytes:
+    """A variable of MATLAB v5."""
+    head = element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack("<ii", *shape))
+    return element(14, head + element(1, name) + body)
+
+
+MATLAB = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+
+
+def cells(depth: int) -> bytes:
+    found = matrix(6, b"", element(9, bytes(8)))
+    for _ in range(depth):
+        found = matrix(1, b"qf", found)
+    return found
+
+
+def packed(name: bytes, size: int) -> bytes:
+    data = zlib.compress(matrix(6, name, element(2, bytes(size)), (1, size)))
+    return struct.pack("<II", 15, len(data)) + data
+
+
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        (cells(40), "damaged"),
+        (matrix(4, b"qf", element(4, b""), (1, 1 << 30)), "damaged"),  # characters that are not there
+        (matrix(6, b"qf", struct.pack("<II", 9, 1 << 20) + bytes(8)), "damaged"),  # longer than the variable
+        (matrix(6, b"qf", element(9, bytes(8)), (-1, -1)), "damaged"),
+        (b"".join(packed(name, 100 << 20) for name in (b"qf", b"gf", b"xf")), "would unpack"),
+    ],
+)
+def test_matlab_files_that_scipy_would_believe_are_refused(variables, why, refused, little_memory):
+    Path("dump.mat").write_bytes(MATLAB + variables)
+    assert why in refused("convert", "dump.mat", "out.h5")
+
+
 @pytest.mark.parametrize("first", ["struct", "sound"])
 def test_two_variables_of_one_name_are_refused(first, refused):
     """Of the struct scipy would read numbers of a kind that does not exist, and crash."""
 
-    def element(kind, data):
-        return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
-
-    def matrix(kind, name, body):
-        flags, sizes = struct.pack("<II", kind, 0), struct.pack("<ii", 1, 1)
-        return element(14, element(6, flags) + element(5, sizes) + element(1, name) + body)
-
     field = element(5, struct.pack("<i", 4)) + element(1, b"f\0\0\0") + matrix(6, b"", element(50, bytes(8)))
     both = [matrix(2, b"qf", field), matrix(6, b"qf", element(9, bytes(8)))]
-    head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
-    Path("dump.mat").write_bytes(head + b"".join(both if first == "struct" else both[::-1]))
+    Path("dump.mat").write_bytes(MATLAB + b"".join(both if first == "struct" else both[::-1]))
     assert "holds two variables of one name" in refused("convert", "dump.mat", "out.h5")
 
 
@@ -508,6 +540,7 @@ def test_what_is_shared_is_read():
             "a change of what reads it",
         ),
         (b"ccollections\nOrderedDict\nN}(X\x06\x00\x00\x00updateI1\nu\x86b.", "a change of what reads it"),
+        (b"c_codecs\nencode\nX\x01\0\0\0aX\x05\0\0\0utf-7\x86R.", "text as 'utf-7'"),
         (b"ccollections\nOrderedDict\n)R}(X\x06\x00\x00\x00updateI1\nub.", "OrderedDict with attributes"),
     ],
 )

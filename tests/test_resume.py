@@ -1,6 +1,8 @@
 """Going on from what an interrupted run left. What kills do to files is in test_faults.py."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,11 +68,13 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["out.h5", "out.trec", "out.jsonl", "out.csv", "out.npz"])
+# Formats do not know of methods.
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("out.h5", method) for method in METHODS]
+    + [(f"out.{end}", "lbr") for end in ("trec", "jsonl", "csv", "npz")],
+)
 def test_the_file_is_that_of_a_run_without_interruption(name, method, cli, feats, interrupted, tmp_path):
-    if name != "out.h5" and method != "lbr":
-        pytest.skip("formats do not know of methods")
     options = METHODS[method]
     assert cli("run", feats, "-o", f"whole-{name}", "--metrics", "whole.json", *SMALL, *options)[0] == 0
     code, out, err = interrupted(2, "-o", name, "--metrics", "out.json", *options)
@@ -356,3 +360,31 @@ def test_what_is_kept_is_told_however_a_run_ends(error, cli, feats, monkeypatch)
     assert "note: what was done of out.h5 is kept; the same command with --resume goes on\n" in err
     code, _, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume", "--sigma", 0.3)
     assert (code, "goes on" in err) == (1, False)
+
+
+def test_after_a_block_that_could_not_be_kept_no_more_are(interrupted, monkeypatch, tmp_path):
+    """What came behind the gap could not be used."""
+    written = []
+    save = np.savez
+
+    def savez(file, **arrays):
+        written.append(int(arrays["start"]))
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(file, **arrays)
+
+    monkeypatch.setattr(np, "savez", savez)
+    code, _, err = interrupted(4, "-o", "out.h5")
+    assert code == 130
+    assert err.count("nothing more is kept to go on from") == 1
+    assert len(written) == 2
+    assert len([name for name in names(tmp_path / ".out.h5.blurrerank") if name.startswith("kept-")]) == 1
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(cli, feats, monkeypatch, tmp_path):
+    seen = []
+    fsync, link = os.fsync, os.link
+    monkeypatch.setattr(os, "fsync", lambda number: (seen.append(os.fstat(number).st_ino), fsync(number))[1])
+    monkeypatch.setattr(os, "link", lambda *paths: (seen.append("named"), link(*paths))[1])
+    assert cli("run", feats, "-o", "out.h5")[0] == 0
+    assert seen == [(tmp_path / "out.h5").stat().st_ino, "named", tmp_path.stat().st_ino]

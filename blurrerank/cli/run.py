@@ -80,7 +80,9 @@ if TYPE_CHECKING:
     "metrics_file", "--metrics", type=FILE, metavar="FILE", help="Also write the metrics to this JSON file."
 )
 @click.option(
-    "--force", is_flag=True, help="Replace files that exist, and start over what an interrupted run left."
+    "--force",
+    is_flag=True,
+    help="Replace files that exist; without --resume, also start over what an interrupted run left.",
 )
 @click.option(
     "--resume",
