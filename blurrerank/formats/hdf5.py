@@ -36,6 +36,8 @@ _ONE_LIMIT = threading.Lock()
 _LINKS = 16
 # Bytes of text at a time whose length is not known before.
 _TEXT_BYTES = 64 << 20
+# What the system's allocator sets aside for a thread that begins to allocate, and something for itself.
+_THREAD_BYTES = 256 << 20
 # Codes of filters.
 _GZIP, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 
@@ -161,7 +163,7 @@ def _room_for(size: int) -> Iterator[None]:
     with _ONE_LIMIT:
         before = resource.getrlimit(resource.RLIMIT_AS)
         used = int(_STATM.read_text().split()[0]) * resource.getpagesize()
-        most = used + size + _TEXT_BYTES
+        most = used + size + _TEXT_BYTES + (threading.active_count() - 1) * _THREAD_BYTES
         if before[0] == resource.RLIM_INFINITY or most < before[0]:
             resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
         try:
