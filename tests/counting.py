@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 
 import blurrerank as br
@@ -14,6 +16,12 @@ cases: Counter[str] = Counter()
 def add(kind: str, number: int = 1) -> None:
     """Count cases."""
     cases[kind] += number
+
+
+def tell(seed: int, outcomes: Mapping[str, Mapping[str, int]], failures: Sequence[str]) -> None:
+    """Print what a program of cases found, as JSON."""
+    number = sum(sum(counts.values()) for counts in outcomes.values())
+    print(json.dumps({"seed": seed, "cases": number, "outcomes": outcomes, "failures": failures}, indent=2))
 
 
 @contextmanager

@@ -11,7 +11,6 @@ Commands run in forks of this process, which has everything imported but has com
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import matplotlib.figure  # noqa: F401  (here, so that no fork has to)
 import numpy as np
+from counting import tell
 
 import blurrerank as br
 import blurrerank.checkpoint
@@ -418,10 +418,7 @@ def main() -> None:
             outcomes.setdefault(command.name, Counter())[outcome] += 1
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    cases = sum(sum(counts.values()) for counts in outcomes.values())
-    print(
-        json.dumps({"seed": options.seed, "cases": cases, "outcomes": outcomes, "failures": failures}, indent=2)
-    )
+    tell(options.seed, outcomes, failures)
     sys.exit(bool(failures))
 
 

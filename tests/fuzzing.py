@@ -40,6 +40,7 @@ import PIL.Image
 import scipy.io  # noqa: F401  (here, so that no fork has to)
 import test_convert
 import torch
+from counting import tell
 
 import blurrerank as br
 import blurrerank.checkpoint
@@ -424,10 +425,7 @@ def main() -> None:
             print(f"{place + 1} of {len(readers)}: {reader.name} {dict(counts)}", file=sys.stderr)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    cases = sum(sum(counts.values()) for counts in outcomes.values())
-    print(
-        json.dumps({"seed": options.seed, "cases": cases, "outcomes": outcomes, "failures": failures}, indent=2)
-    )
+    tell(options.seed, outcomes, failures)
     sys.exit(bool(failures))
 
 

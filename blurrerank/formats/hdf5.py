@@ -188,7 +188,7 @@ def check_dataset(dataset: Any, where: str) -> None:
             _check_settings(dataset, where)
         if dataset.shape is None:
             return
-        declared = math.prod(map(int, dataset.shape)) * _stored_size(dataset)
+        declared = _bytes(dataset, dataset.shape)
         stored = dataset.id.get_storage_size()
         size = os.stat(dataset.file.filename).st_size
         if stored > size or (stored < declared and (plain or not _filters(dataset))):
@@ -200,9 +200,7 @@ def check_dataset(dataset: Any, where: str) -> None:
             return
         check_unpacked(declared, stored, where)
         if dataset.chunks:
-            check_unpacked(
-                math.prod(map(int, dataset.chunks)) * _stored_size(dataset), max(stored, declared), where
-            )
+            check_unpacked(_bytes(dataset, dataset.chunks), max(stored, declared), where)
 
 
 def _check_settings(dataset: Any, where: str) -> None:
@@ -240,6 +238,10 @@ def read(dataset: Any, where: str, selection: Any = ()) -> NDArray[Any]:
         InputError: as `check_dataset`, and if the file does not give them.
     """
     check_dataset(dataset, where)
+    return _values(dataset, where, selection)
+
+
+def _values(dataset: Any, where: str, selection: Any = ()) -> NDArray[Any]:
     with reading(where):
         if dataset.shape and _is_variable(dataset.dtype):
             return np.asarray(_texts(dataset, where)[selection])
@@ -263,9 +265,9 @@ class Budget:
             InputError: as `read`, and if all that was read is too much.
         """
         check_dataset(dataset, where)
-        self._total += math.prod(map(int, dataset.shape)) * _stored_size(dataset)
+        self._total += _bytes(dataset, dataset.shape)
         check_unpacked(self._total, self._size, self._path)
-        return read(dataset, where)
+        return _values(dataset, where)
 
 
 def _sizes(dataset: Any) -> str:
@@ -290,6 +292,11 @@ def _stored_size(dataset: Any) -> int:
         # A length, an address and a number.
         return 8 + _widths(dataset)[0]
     return int(dataset.id.get_type().get_size())
+
+
+def _bytes(dataset: Any, shape: tuple[int, ...]) -> int:
+    """What entries of such a shape take in the file, unpacked."""
+    return math.prod(map(int, shape)) * _stored_size(dataset)
 
 
 def _texts(dataset: Any, where: str) -> NDArray[Any]:

@@ -23,14 +23,10 @@ from ..formats import hdf5
 from ..formats.features_h5 import StoredFeatures
 from ..formats.unpacking import check_archive
 from . import pickles
-from .matlab5 import read_matlab_5
+from .matlab5 import DEEPEST, read_matlab_5
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How files of torch.save begin that were written before 1.6: a pickle of a number."""
-
-
-# Cells in cells.
-_DEEPEST = 16
 
 
 @dataclass(frozen=True)
@@ -192,7 +188,7 @@ class _Cells:
         values = self._budget.read(item, where)
         if known.get("MATLAB_class") == "cell":
             self._left -= values.size
-            if depth > _DEEPEST or self._left < 0:
+            if depth > DEEPEST or self._left < 0:
                 raise InputError(f"{where} holds cells in cells without end: it is damaged")
             cells = [self.value(self._at(reference, where), depth + 1) for reference in values.T.ravel()]
             return pickles.of_objects(cells).reshape(values.T.shape)

@@ -25,7 +25,7 @@ _KINDS = {_CHAR: {1, 2, 3, 4, 16, 17, 18}} | {kind: {1, 2, 3, 4, 5, 6, 7, 9, 12,
 # What comes before the numbers of a variable takes no more.
 _HEAD = 1024
 # Cells in cells, and characters for which there may be no bytes.
-_DEEPEST, _BLANKS = 16, 1024
+DEEPEST, _BLANKS = 16, 1024
 
 
 class _DamagedError(Exception):
@@ -126,7 +126,7 @@ class _Matrix:
         return True
 
     def _cells_are_sound(self) -> bool:
-        if self._depth > _DEEPEST or self._count > self._size // 8:
+        if self._depth > DEEPEST or self._count > self._size // 8:
             raise _DamagedError
         sound = True
         for _ in range(self._count):
