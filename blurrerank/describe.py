@@ -39,8 +39,8 @@ def describe(
     """
     contents = inspect(path, gallery, memory=memory)
     described: dict[str, Any] = {
-        "probe": contents.probe and _side(contents.probe, contents.images.get("probe")),
-        "gallery": contents.gallery and _side(contents.gallery, contents.images.get("gallery")),
+        "probe": _side(contents.probe, contents.images.get("probe")),
+        "gallery": _side(contents.gallery, contents.images.get("gallery")),
         "attributes": {name: _plain(value) for name, value in contents.attributes.items()},
         "problems": contents.problems,
         "warnings": [],
@@ -77,7 +77,9 @@ def describe_index(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _side(side: Side, images: tuple[int, ...] | None) -> dict[str, Any]:
+def _side(side: Side | None, images: tuple[int, ...] | None) -> dict[str, Any] | None:
+    if side is None:
+        return None
     described: dict[str, Any] = {
         "features": list(side.features.shape),
         "dtype": str(side.features.dtype).removeprefix("torch."),

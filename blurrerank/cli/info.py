@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import Runtime, features_argument, json_option, runtime_options
+from .options import Runtime, features_argument, json_option, printable, runtime_options
 from .tables import method_label, print_json
 
 
@@ -36,7 +36,7 @@ def info(ctx: click.Context, feats: str, gallery: str | None, as_json: bool, run
     if as_json:
         print_json(described)
     else:
-        click.echo(_table(described))
+        click.echo(printable(_table(described)))
     if described["problems"]:
         ctx.exit(1)
 
@@ -55,7 +55,8 @@ def _table(described: dict[str, Any]) -> str:
         ["images", *(" x ".join(map(str, side["images"])) if side.get("images") else "-" for side in sides)],
     ]
     lines = [tabulate(rows, headers=["", "probe", "gallery"], disable_numparse=True)]
-    lines += [f"\n{name}: {value}" for name, value in described["attributes"].items()]
+    # A value may have lines of its own.
+    lines += ["\n" + f"{name}: {value}".replace("\n", "\\n") for name, value in described["attributes"].items()]
     if described["problems"]:
         lines += ["\nproblems:", *(f"  - {problem}" for problem in described["problems"])]
     else:

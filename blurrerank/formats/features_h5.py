@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..features import DEFAULT_MEMORY, FeatureSet, Side, find_problems
+from .hdf5 import Budget, check_dataset, member, open_hdf5, reading
 from .hdf5 import attributes as attributes_of
-from .hdf5 import check_dataset, member, open_hdf5, read, reading
 from .sink import new_hdf5
 from .targets import replacing
 
@@ -205,6 +205,7 @@ class _Reader:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
+        self.unpacked: dict[str, Budget] = {}
         self.problems: list[str] = []
         self.images: dict[str, tuple[int, ...]] = {}
 
@@ -215,7 +216,7 @@ class _Reader:
             return None
         self._look_at_images(group, where, name)
         try:
-            features = self._held(StoredFeatures(stored, f"{where}/features"))
+            features = self._held(stored, StoredFeatures(stored, f"{where}/features"))
         except InputError as error:
             self.problems += error.problems
             return None
@@ -240,7 +241,7 @@ class _Reader:
         mine = processes.share(len(stored))
         ids = cams = names = None
         try:
-            features = self._held(StoredFeatures(stored, f"{where}/features", mine))
+            features = self._held(stored, StoredFeatures(stored, f"{where}/features", mine))
             if processes.rank == 0:
                 ids, cams, names = (self._labels(group, where, name) for name in ("ids", "cams", "names"))
                 held_ids = None if ids is None else np.atleast_1d(ids)[mine]
@@ -273,11 +274,17 @@ class _Reader:
         check_dataset(stored, f"{where}/features")
         return stored
 
-    def _held(self, features: StoredFeatures) -> Any:
+    def _unpacked(self, stored: Any) -> Budget:
+        """What was read of a file, of both sides if it has both."""
+        path = stored.file.filename
+        return self.unpacked.setdefault(path, Budget(path))
+
+    def _held(self, stored: Any, features: StoredFeatures) -> Any:
         """The features in memory, if they fit."""
         size = math.prod(features.shape) * features.dtype.itemsize
         if size > self.budget or features.shape == ():
             return features
+        self._unpacked(stored).take(size)
         self.budget -= size
         return features[:]
 
@@ -289,7 +296,8 @@ class _Reader:
                 return None
             if not isinstance(stored, h5py.Dataset) or stored.shape is None:
                 raise InputError(f"{where} is not an array")
-            values = read(stored, where, part if part is not None and stored.shape else ())
+            selection = part if part is not None and stored.shape else ()
+            values = self._unpacked(stored).read(stored, where, selection)
             return decoded(values, where) if name == "names" else values
         except InputError as error:
             self.problems += error.problems

@@ -32,8 +32,7 @@ from .. import __version__
 from ..errors import InputError
 from ..features import FeatureSet
 from ..ranking import Positions, Ranking, index_dtype
-from .hdf5 import attributes, member, open_hdf5, reading
-from .hdf5 import read as read_values
+from .hdf5 import Budget, attributes, member, open_hdf5, reading
 from .rankings import RankingWriter, RunInfo
 from .sink import Sink
 
@@ -128,11 +127,13 @@ def read(path: Path, data: FeatureSet) -> Ranking:
         if not isinstance(version, int | np.integer) or not 1 <= version <= VERSION:
             raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
 
+        budget = Budget(path)
+
         def values(name: str) -> Any:
             dataset = member(file, name)
             if not isinstance(dataset, h5py.Dataset):
                 raise InputError(f"{path} is a damaged {FORMAT} file: it has no {name}")
-            return read_values(dataset, f"{path}::/{name}")
+            return budget.read(dataset, f"{path}::/{name}")
 
         positions = None
         if member(file, "positions") is not None:

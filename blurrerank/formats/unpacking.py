@@ -15,6 +15,11 @@ _MOST = 1032
 """How many times its size deflate can unpack anything to."""
 
 
+def is_too_much(unpacked: int, packed: int) -> bool:
+    """Whether so many bytes of so many were made to fill the memory: no features are packed so tightly."""
+    return unpacked > _LARGE and unpacked > _TIMES * packed
+
+
 def check_unpacked(unpacked: int, packed: int, where: str) -> None:
     """Refuse what was made to fill the memory: no features, labels or lists are packed so tightly.
 
@@ -26,7 +31,7 @@ def check_unpacked(unpacked: int, packed: int, where: str) -> None:
     Raises:
         InputError: if it is large, and more than a hundred times what is stored.
     """
-    if unpacked > _LARGE and unpacked > _TIMES * packed:
+    if is_too_much(unpacked, packed):
         raise InputError(
             f"{where} would unpack {packed:,} bytes to {unpacked:,}: no features are packed so tightly; if it "
             "is what you mean, write it unpacked"

@@ -1,0 +1,134 @@
+"""Text of any length in HDF5 files: it lies in heaps, and a dataset says where, and how long each is."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .heaps import all_heaps_end, heaps_end
+from .room import room_for
+
+# Bytes of text at a time whose length is not known before.
+_TEXT_BYTES = 64 << 20
+# Codes of filters.
+_GZIP, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
+
+
+def filters_of(dataset: Any) -> list[int]:
+    """Codes of the filters that a dataset is packed by, in their order."""
+    settings = dataset.id.get_create_plist()
+    return [settings.get_filter(number)[0] for number in range(settings.get_nfilters())]
+
+
+def is_variable(dtype: Any) -> bool:
+    """Whether the entries are of different lengths, and lie elsewhere in the file."""
+    text = h5py.check_string_dtype(dtype)
+    return text is not None and text.length is None
+
+
+def _widths(item: Any) -> tuple[int, int]:
+    """Bytes of an address and of a length in its file."""
+    address, length = item.file.id.get_create_plist().get_sizes()
+    return int(address), int(length)
+
+
+def check_heaps(item: Any, where: str) -> None:
+    """Refuse a file in which anything that looks like a heap has no end.
+
+    It costs a pass over the file, and is for texts of which HDF5 alone knows where they lie.
+
+    Raises:
+        InputError: if one has none.
+    """
+    if not all_heaps_end(item.file.filename, _widths(item)[1]):
+        raise _endless(where)
+
+
+def _endless(where: str) -> InputError:
+    return InputError(f"{where} lies in a heap of text without an end: the file is damaged")
+
+
+def entry_bytes(dataset: Any) -> int:
+    """Bytes of an entry in the file."""
+    if is_variable(dataset.dtype):
+        # A length, an address and a number.
+        return 8 + _widths(dataset)[0]
+    return int(dataset.id.get_type().get_size())
+
+
+def read_texts(dataset: Any, where: str) -> NDArray[Any]:
+    """The entries of a dataset of any length, which in a sound file are not longer, together, than the file.
+
+    Raises:
+        InputError: if they are longer, or lie in a heap without an end.
+    """
+    if not dataset.size:
+        return np.empty(dataset.shape, object)
+    path = dataset.file.filename
+    size = os.stat(path).st_size
+    damaged = InputError(f"{where} holds more text than the file has bytes: it is damaged")
+    total, pieces = 0, _references(dataset)
+    if dataset.id.get_offset() is not None and not heaps_end(path, _heaps(dataset), _widths(dataset)[1]):
+        raise _endless(where)
+    if pieces is not None:
+        for references in pieces:
+            total += int(references[:, :4].copy().view("<u4").sum(dtype=np.uint64))
+            if total > size:
+                raise damaged
+        return np.asarray(dataset[()], object)
+    # Kept in an unusual way: a few at a time, for each may be as long as the file.
+    with room_for(size):
+        if not dataset.shape:
+            return np.asarray(dataset[()], object)
+        step = max(1, _TEXT_BYTES // size * dataset.shape[0] // dataset.size)
+        found = []
+        for start in range(0, dataset.shape[0], step):
+            found.append(np.asarray(dataset[start : start + step], object))
+            total += sum(map(len, found[-1].flat))
+            if total > size:
+                raise damaged
+        return np.concatenate(found)
+
+
+def _heaps(dataset: Any) -> list[int]:
+    """Where in the file the heaps are that a dataset of one piece points to."""
+    width = _widths(dataset)[0]
+    references = next(_references(dataset) or iter(()))
+    places = np.zeros((len(references), 8), np.uint8)
+    places[:, :width] = references[:, 4 : 4 + width]
+    return [int(place) + dataset.file.userblock_size for place in np.unique(places.view("<u8")) if place]
+
+
+def _references(dataset: Any) -> Iterator[NDArray[np.uint8]] | None:
+    """What the file keeps in the place of entries of any length: their lengths, and where they are."""
+    offset, width = dataset.id.get_offset(), entry_bytes(dataset)
+    if offset is not None:
+        count = dataset.size * width
+        references = np.fromfile(dataset.file.filename, np.uint8, count, offset=offset).reshape(-1, width)
+        return iter([references])
+    filters = filters_of(dataset)
+    # HDF5 has told where chunks are since 1.12.3.
+    told = dataset.chunks and hasattr(dataset.id, "chunk_iter")
+    if not told or filters not in ([], [_GZIP], [_SHUFFLE, _GZIP]):
+        return None
+    places: list[tuple[int, ...]] = []
+    dataset.id.chunk_iter(lambda info: places.append(info.chunk_offset))
+    return (_chunk(dataset, place, filters, width).reshape(-1, width) for place in places)
+
+
+def _chunk(dataset: Any, place: tuple[int, ...], filters: list[int], width: int) -> NDArray[np.uint8]:
+    size = math.prod(dataset.chunks) * width
+    skipped, data = dataset.id.read_direct_chunk(place)
+    applied = [code for place, code in enumerate(filters) if not skipped >> place & 1]
+    if _GZIP in applied:
+        data = zlib.decompressobj().decompress(data, size)
+    values = np.frombuffer(data[: len(data) // width * width], np.uint8)
+    return values.reshape(width, -1).T if _SHUFFLE in applied else values
