@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FILE, Runtime, json_option, talking_options
+from .options import FILE, Runtime, json_option, printable, talking_options
 from .tables import print_json
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def convert(
             {"source": found.source, **found.found, "notes": found.notes, "warnings": doubts, "output": out}
         )
     else:
-        click.echo(_table(found))
+        click.echo(printable(_table(found)))
         for doubt in doubts:
             runtime.note(f"warning: {doubt}")
     data = found.data

@@ -20,7 +20,7 @@ probes first, unless the names say query and gallery.
     .fbin .hbin         features alone, a file a side; likewise .npy, and .csv without a header
 
 Pickles are read by `convert --allow-pickle` only: arrays, numbers, text and plain containers. Nothing in them
-is run. A file of torch.save is read with weights_only.
+is run. Files of torch.save are read in the same way, without that option.
 
 Features keep their type and norm. Labels become integers: whole numbers as they are, text numbered from 1, but
 for -1 and 0. Labels of OML that count from 0 get 1 more. An array (D, N) is turned round where the labels, or

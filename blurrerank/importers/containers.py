@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
-import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +12,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
@@ -24,6 +20,7 @@ from ..formats.features_h5 import StoredFeatures
 from ..formats.unpacking import check_archive
 from . import pickles
 from .matlab5 import DEEPEST, read_matlab_5
+from .torch_files import read_torch
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How files of torch.save begin that were written before 1.6: a pickle of a number."""
@@ -102,7 +99,7 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
         if head.startswith(b"PK\x03\x04"):
             return _zip(path)
         if head.startswith(_TORCH_LEGACY):
-            return Opened(path, "torch.save", _torch(path), {})
+            return Opened(path, "torch.save", read_torch(path), {})
         if _is_pickle(path, head):
             if not allow_pickle:
                 raise InputError(
@@ -207,7 +204,7 @@ class _Cells:
 def _zip(path: Path) -> Opened:
     names = check_archive(path, str(path))
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        return Opened(path, "torch.save", _torch(path), {})
+        return Opened(path, "torch.save", read_torch(path), {})
     if not names or not all(name.endswith(".npy") for name in names):
         raise InputError(f"{path} is a zip archive, but neither NumPy's nor torch's")
     with np.load(path, allow_pickle=False) as arrays:
@@ -221,33 +218,6 @@ def _zip(path: Path) -> Opened:
                     "save it again as numbers or text, np.asarray(values, dtype=...)"
                 ) from None
     return Opened(path, "NumPy archive", fields, {})
-
-
-def _torch(path: Path) -> Any:
-    # Labels are often NumPy arrays beside tensors.
-    arrays: list[Any] = [(maker, ".".join(name)) for name, maker in pickles.NUMPY.items()]
-    size = path.stat().st_size
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for item in archive.infolist():
-                    if item.filename.rpartition("/")[2] == "data.pkl":
-                        pickles.check_program(io.BytesIO(archive.read(item)), item.file_size)
-        else:
-            with open(path, "rb") as file:
-                # A number, the version, the machine, what was saved, and the names of its tensors.
-                pickles.check_program(file, size, programs=5)
-        with torch.serialization.safe_globals(arrays):
-            return pickles.finished(torch.load(path, map_location="cpu", weights_only=True), size)
-    except Exception as error:
-        unknown = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if unknown is None and not isinstance(error, pickles.NotData):
-            raise
-        what = unknown[1] if unknown else error
-        raise InputError(
-            f"{path} holds {what}, and only tensors, NumPy arrays and plain containers are read of a file of "
-            "torch.save; nothing in it was run"
-        ) from None
 
 
 def _is_pickle(path: Path, head: bytes) -> bool:

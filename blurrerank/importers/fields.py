@@ -113,7 +113,7 @@ def named(files: Sequence[Opened]) -> Layout | None:
         _average_queries(found, several, listed(file.path for file in files))
     rest = [name for _, name, _ in spare if name not in {parts["features"].origin for parts in sides.values()}]
     if rest:
-        found.notes.append(f"not taken: {', '.join(rest)}")
+        found.notes.append(f"not taken: {listed(rest)}")
     return found
 
 

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..formats.unpacking import check_unpacked
 from .containers import Opened
 from .pickles import of_objects
 
@@ -72,19 +70,20 @@ def as_array(values: Any, where: str) -> Any:
     Raises:
         InputError: if rows have different lengths, say.
     """
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        # One number may stand for all of a row, or of all rows.
-        check_unpacked(values.numel() * values.element_size(), values.untyped_storage().nbytes(), where)
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    if isinstance(values, list | tuple):
-        if values and all(isinstance(value, torch.Tensor) for value in values):
-            values = [as_array(value, where) for value in values]
-        try:
-            return np.asarray(values)
-        except ValueError:
-            raise InputError(f"{where}: its {len(values)} rows are of different lengths") from None
-    return values
+    if not isinstance(values, list | tuple):
+        return values
+    try:
+        # Where one text is long, NumPy would make all others as long as that.
+        return np.array(values, dtype=object if _has_text(values) else None)
+    except ValueError:
+        raise InputError(f"{where}: its {len(values)} rows are of different lengths") from None
+
+
+def _has_text(values: Iterable[Any]) -> bool:
+    return any(
+        isinstance(value, str | bytes) or (isinstance(value, list | tuple) and _has_text(value))
+        for value in values
+    )
 
 
 _LARGEST = np.iinfo(np.int64).max

@@ -12,21 +12,24 @@ import pickle
 import re
 import reprlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..formats.unpacking import is_too_much
 
 
 class NotData(Exception):
     """What a file holds that is no array of numbers, text or objects; its message goes on after "holds"."""
 
 
-# How many values there may be for each byte of the program, and how many anyhow.
-_SHARED, _MANY = 16, 1_000_000
+# Parts of a key, and bits of a number in it.
+_KEY_PARTS, _KEY_BITS = 16, 64
+# What a value takes in memory, about: a reference, and what it refers to.
+_VALUE_BYTES = 64
 
 _SIMPLE = re.compile(r"[<>|=]?(?:f[248]|[iu][1248]|b1|[US]\d{0,6}|O8?)")
 
@@ -49,7 +52,7 @@ class _Type:
             self.dtype = self.dtype.newbyteorder("<" if order == "<" else ">")
 
 
-class _Array:
+class Array:
     """A NumPy array in the making."""
 
     values: Any = None
@@ -74,19 +77,21 @@ def _filled(data: Any, kind: Any, shape: Any, order: Any) -> Any:
     return flat.reshape(tuple(shape), order=order)
 
 
-def _reconstruct(*_: Any) -> _Array:
-    """An array that `_Array.__setstate__` fills."""
-    return _Array()
+def _reconstruct(*_: Any) -> Array:
+    """An array that `Array.__setstate__` fills."""
+    return Array()
 
 
 def _from_buffer(data: Any, kind: Any, shape: Any, order: Any, *_: Any) -> Any:
-    array = _Array()
+    array = Array()
     array.values = _filled(data, kind, shape, order)
     return array
 
 
 def _scalar(kind: Any, data: Any) -> Any:
-    array = _Array()
+    if isinstance(kind, _Type) and kind.dtype.hasobject:
+        raise NotData("an object in the place of a number")
+    array = Array()
     array.values = _filled(data, kind, (1,), "C")[0]
     return array
 
@@ -98,23 +103,52 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-def _check_keys(keys: Iterable[Any]) -> None:
-    """Refuse what a dictionary or set would work at forever: containers in containers that it asks for a number
-    again and again, and numbers that were chosen to collide."""
-    for key in keys:
-        if isinstance(key, int) and not -(1 << 64) < key < 1 << 64:
+class _Int(int):
+    """A key that cannot be chosen to collide with others: text is hashed in another way by each process."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(int.__repr__(self))
+
+
+class _Float(float):
+    """Likewise; what is no number is equal to nothing, and must not collide with others of its kind."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(float.__repr__(self)) if self == self else object.__hash__(self)
+
+
+def _as_key(key: Any) -> Any:
+    """What a dictionary or set gets instead, which would work forever at some keys: containers in containers,
+    which it asks for a number again and again, and numbers that were chosen to collide."""
+    if isinstance(key, tuple) and len(key) <= _KEY_PARTS and not any(isinstance(part, tuple) for part in key):
+        return tuple(map(_as_key, key))
+    if isinstance(key, float):
+        return _Float(key)
+    if isinstance(key, int) and not isinstance(key, bool):
+        if key.bit_length() > _KEY_BITS:
             raise NotData("numbers without end as keys")
-        if not isinstance(key, str | bytes | int | float | complex | _Array | _Anything | None):
-            raise NotData(f"{type(key).__name__}s as keys")
+        return _Int(key)
+    if not isinstance(key, str | bytes | bool | Array | None):
+        raise NotData(f"{type(key).__name__}s as keys")
+    return key
 
 
-def _ordered(*pairs: Any) -> Any:
+def _ordered(*values: Any) -> Any:
     """An ordered dictionary, which protocols before 2 fill with a list of pairs."""
-    if len(pairs) > 1 or not all(isinstance(part, list) for part in pairs):
+    if len(values) > 1 or not all(isinstance(part, list) for part in values):
         raise NotData("an ordered dictionary of something else than pairs")
-    known = [tuple(pair) for part in pairs for pair in part]
-    _check_keys(pair[0] for pair in known)
-    return OrderedDict(known)
+    return OrderedDict((_as_key(key), value) for part in values for key, value in part)
+
+
+def _set(*values: Any) -> Any:
+    """A set, frozen or not, which protocols before 4 make of a list."""
+    if len(values) > 1 or not all(isinstance(part, list) for part in values):
+        raise NotData("a set of something else than a list")
+    return frozenset(_as_key(key) for part in values for key in part)
 
 
 def _no_bytes(*arguments: Any) -> bytes:
@@ -124,68 +158,66 @@ def _no_bytes(*arguments: Any) -> bytes:
     return b""
 
 
-class _Maker:
+class Maker:
     """A function of ours, which a program can call and do nothing else with."""
 
     __slots__ = ("_make",)
 
     def __init__(self, make: Callable[..., Any]) -> None:
+        """Of a function that is safe with whatever arguments."""
         self._make = make
 
     def __call__(self, *arguments: Any) -> Any:
+        """What the function makes."""
         return self._make(*arguments)
 
     def __setstate__(self, _: Any) -> None:
+        """Not changed by programs."""
         raise NotData("a change of what reads it")
 
 
-# What NumPy's names stand for, here and in what torch reads: its own would take an array of objects from raw
-# bytes, and follow them as pointers.
-NUMPY: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _Array,
+# NumPy's own functions would take an array of objects from raw bytes, and follow them as pointers.
+KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): Array,
     ("numpy", "dtype"): _Type,
     **{
         (f"numpy.{core}.{module}", name): maker
         for core in ("core", "_core")
         for module, name, maker in (
-            ("multiarray", "_reconstruct", _Maker(_reconstruct)),
-            ("multiarray", "scalar", _Maker(_scalar)),
-            ("numeric", "_frombuffer", _Maker(_from_buffer)),
+            ("multiarray", "_reconstruct", Maker(_reconstruct)),
+            ("multiarray", "scalar", Maker(_scalar)),
+            ("numeric", "_frombuffer", Maker(_from_buffer)),
         )
     },
+    ("collections", "OrderedDict"): Maker(_ordered),
+    ("_codecs", "encode"): Maker(_encode),
+    ("__builtin__", "bytes"): Maker(_no_bytes),
+    **{(module, name): Maker(_set) for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
 }
-_KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = NUMPY | {
-    ("collections", "OrderedDict"): _Maker(_ordered),
-    ("_codecs", "encode"): _Maker(_encode),
-    ("__builtin__", "bytes"): _Maker(_no_bytes),
-}
 
 
-def _check_state(stack: Sequence[Any]) -> None:
-    """Refuse attributes for what is no array and no type of one."""
-    if not hasattr(stack[-2], "__setstate__"):
-        raise NotData(f"{type(stack[-2]).__name__} with attributes")
-
-
-def _after(check: Callable[[list[Any]], None], code: bytes) -> Callable[[Any], None]:
-    """What a code of a program does, after a look at what it works on."""
+def _with_keys(code: bytes, keys: slice) -> Callable[[Any], None]:
+    """What a code of a program does, after `_as_key` has seen the keys on the stack."""
     load = pickle._Unpickler.dispatch[code[0]]
 
     def checked(unpickler: Any) -> None:
-        check(unpickler.stack)
+        unpickler.stack[keys] = list(map(_as_key, unpickler.stack[keys]))
         load(unpickler)
 
     return checked
 
 
-class _Unpickler(pickle._Unpickler):
+class Unpickler(pickle._Unpickler):
     """The one written in Python: the other takes as much memory as a program numbers its objects up to."""
 
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
+    stack: list[Any]
+    names: Mapping[tuple[str, str], Any] = KNOWN
     dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch.copy()
 
     def __init__(self, file: IO[bytes], size: int) -> None:
+        """For a program in a file of `size` bytes."""
         super().__init__(file, encoding="latin1")
         self._size = size
 
@@ -196,22 +228,28 @@ class _Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("more bytes than the file has")
         self.append(bytearray(self.read(size)))
 
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    def load_build(self) -> None:
+        """Attributes of what is here: an ordered dictionary's are left out, others must know what to do."""
+        if isinstance(self.stack[-2], OrderedDict):
+            self.stack.pop()
+            return
+        if not hasattr(self.stack[-2], "__setstate__"):
+            raise NotData(f"{type(self.stack[-2]).__name__} with attributes")
+        super().load_build()  # type: ignore[misc]
+
     dispatch |= {
-        code[0]: _after(check, code)
-        for check, code in (
-            (lambda stack: _check_keys(stack[-2:-1]), pickle.SETITEM),
-            (lambda stack: _check_keys(stack[::2]), pickle.SETITEMS),
-            (lambda stack: _check_keys(stack[::2]), pickle.DICT),
-            (_check_keys, pickle.ADDITEMS),
-            (_check_keys, pickle.FROZENSET),
-            (_check_state, pickle.BUILD),
-        )
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: _with_keys(pickle.SETITEM, slice(-2, -1)),
+        pickle.SETITEMS[0]: _with_keys(pickle.SETITEMS, slice(0, None, 2)),
+        pickle.DICT[0]: _with_keys(pickle.DICT, slice(0, None, 2)),
+        pickle.ADDITEMS[0]: _with_keys(pickle.ADDITEMS, slice(None)),
+        pickle.FROZENSET[0]: _with_keys(pickle.FROZENSET, slice(None)),
     }
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name stands for; nothing is imported."""
-        found = _KNOWN.get((module, name))
+        found = self.names.get((module, name))
         if found is None:
             raise NotData(f"{module}.{name}")
         return found
@@ -219,65 +257,6 @@ class _Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         """Nothing is kept elsewhere."""
         raise NotData("a reference to something outside the file")
-
-
-class _Anything:
-    """What a name or a reference stands for where a program is only tried."""
-
-    def __init__(self, *parts: Any) -> None:
-        """Of some parts, which may become keys."""
-        for part in parts:
-            if isinstance(part, list | tuple | dict | set | frozenset):
-                _check_keys(entry[0] if isinstance(entry, list | tuple) and entry else entry for entry in part)
-
-    def __setstate__(self, _: Any) -> None:
-        """Nothing changes."""
-
-    def __setitem__(self, *_: Any) -> None:
-        """Nothing is kept."""
-
-
-class _Trial(_Unpickler):
-    """A run of a program of torch in which nothing is made."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Torch itself says what it does not know."""
-        return _Maker(_Anything if (module, name) in _KEYED else _ignored)
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Numbers of a tensor, which torch has by its name."""
-        if not isinstance(pid, tuple):
-            raise NotData("a reference to something that is no tensor")
-        _check_keys(part for part in pid if not isinstance(part, _Maker))
-        return _Anything()
-
-
-def _ignored(*_: Any) -> _Anything:
-    return _Anything()
-
-
-# What looks up the parts that it is made of.
-_KEYED = {
-    ("collections", "OrderedDict"),
-    ("collections", "Counter"),
-    ("builtins", "set"),
-    ("__builtin__", "set"),
-}
-
-
-def check_program(file: IO[bytes], size: int, programs: int = 1) -> None:
-    """Refuse a pickle that would keep torch busy forever, as torch looks at no more than the names in it.
-
-    Args:
-        file: where the pickle begins.
-        size: bytes of the file.
-        programs: how many stand there, one behind another.
-
-    Raises:
-        NotData: naming what there is as a key.
-    """
-    for _ in range(programs):
-        _Trial(file, size).load()
 
 
 def read_pickle(data: bytes, where: str) -> Any:
@@ -290,21 +269,40 @@ def read_pickle(data: bytes, where: str) -> Any:
     Raises:
         InputError: if it holds anything else, which is neither imported nor called, or is damaged.
     """
+    return run(
+        lambda: Unpickler(io.BytesIO(data), len(data)).load(),
+        len(data),
+        where,
+        "pickle",
+        "NumPy arrays, numbers, text and plain containers (tensors are, of files of torch.save)",
+    )
+
+
+def run(load: Callable[[], Any], size: int, where: str, kind: str, known: str) -> Any:
+    """What a program makes, with arrays in the place of what stood for them.
+
+    Args:
+        load: runs it.
+        size: bytes of the file, which bound what it may make.
+        where: how messages call the file.
+        kind: what kind of file it is, in words.
+        known: what is read of such files, in words.
+
+    Raises:
+        InputError: if it makes anything else, or is damaged.
+    """
     try:
-        return finished(_Unpickler(io.BytesIO(data), len(data)).load(), len(data))
+        return _finished(load(), size)
     except NotData as error:
-        why = str(error)
-        hint = ": save tensors with torch.save" if why.startswith("torch") else ""
         raise InputError(
-            f"{where} holds {why}, and only NumPy arrays, numbers, text and plain containers are read of a "
-            f"pickle{hint}; nothing in it was run"
+            f"{where} holds {error}, and only {known} are read of a {kind}; nothing in it was run"
         ) from None
     except RecursionError:
         raise InputError(f"{where} is nested too deeply, or holds itself") from None
     except MemoryError:
         raise InputError(f"{where} is damaged: it claims more memory than there is") from None
     except Exception as error:  # whatever a damaged program of a stranger may do to the machine that reads it
-        raise InputError(f"{where} is a damaged pickle: {type(error).__name__}: {error}") from None
+        raise InputError(f"{where} is a damaged {kind}: {type(error).__name__}: {error}") from None
 
 
 def of_objects(values: Sequence[Any]) -> NDArray[Any]:
@@ -315,46 +313,43 @@ def of_objects(values: Sequence[Any]) -> NDArray[Any]:
     return found
 
 
-def finished(value: Any, size: int) -> Any:
-    """What was read, with its arrays in the place of what stood for them.
+def _finished(value: Any, size: int) -> Any:
+    """What a file of `size` bytes made, with its arrays in the place of what stood for them.
 
-    Args:
-        value: what a program of `size` bytes made.
-        size: bounds what is in it: by naming a container again and again, a short program can make one that
-            takes forever to look through.
-
-    Raises:
-        NotData: if it holds itself, or more than such a program can spell out.
+    By naming a thing again and again, a short program can make one that takes forever to look through, or
+    gigabytes to copy: what it names is counted as often as it names it.
     """
     known: dict[int, tuple[Any, int] | None] = {}
 
     def of(value: Any) -> tuple[Any, int]:
-        """The same, and how many values it holds."""
-        if not isinstance(value, dict | list | tuple | _Array):
-            return value, 1
+        """The same, and how many bytes it would take if nothing was shared."""
+        if not isinstance(value, dict | list | tuple | Array):
+            return value, _VALUE_BYTES
         if id(value) in known:
             found = known[id(value)]
             if found is None:
                 raise NotData("a container that is in itself")
             return found
         known[id(value)] = None
+        total = _VALUE_BYTES
         if isinstance(value, dict):
             parts = [of(part) for pair in value.items() for part in pair]
-            made: Any = dict(
-                zip((key for key, _ in parts[::2]), (item for item, _ in parts[1::2]), strict=True)
-            )
-        elif isinstance(value, _Array):
+            keys = (key.item() if isinstance(key, np.generic) else key for key, _ in parts[::2])
+            made: Any = dict(zip(map(_as_key, keys), (item for item, _ in parts[1::2]), strict=True))
+        elif isinstance(value, Array):
             made, parts = value.values, []
             if isinstance(made, np.ndarray) and made.dtype.hasobject:
                 parts = [of(item) for item in made.flat]
                 made = of_objects([item for item, _ in parts]).reshape(made.shape)
+            elif isinstance(made, np.ndarray):
+                total += made.nbytes
         else:
             parts = [of(item) for item in value]
             made = type(value)(item for item, _ in parts)
-        count = 1 + sum(count for _, count in parts)
-        if count > _MANY + _SHARED * size:
-            raise NotData("more than it can spell out: containers in containers, again and again")
-        known[id(value)] = made, count
-        return made, count
+        total += sum(bytes_of for _, bytes_of in parts)
+        if is_too_much(total, size):
+            raise NotData("more than it can spell out, the same again and again")
+        known[id(value)] = made, total
+        return made, total
 
     return of(value)[0]

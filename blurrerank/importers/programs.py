@@ -113,7 +113,7 @@ def oml(files: Sequence[Opened]) -> Layout | None:
             parts["names"] = Part("path", columns["path"][some])
     ignored = sorted(set(columns) - {"label", "is_query", "is_gallery", "path", "sequence"})
     if ignored:
-        found.notes.append(f"not taken: {', '.join(ignored)}")
+        found.notes.append(f"not taken: {listed(ignored)}")
     return found
 
 
