@@ -15,7 +15,6 @@ import hashlib
 import json
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -82,7 +81,7 @@ class Checkpoint:
         self._digest = hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
         self._waiting: list[Done] = []
         self._due = time.monotonic() + SECONDS
-        self._kept = self._over = False
+        self._kept = self._over = self._told = False
 
     def check(self) -> None:
         """Refuse what another run left.
@@ -121,9 +120,13 @@ class Checkpoint:
         if self._over:
             return
         self._waiting.append(some)
-        due = time.monotonic() >= self._due
-        if due or sum(done.indices.nbytes + done.scores.nbytes for done in self._waiting) > _WAITING_BYTES:
+        many = sum(done.indices.nbytes + done.scores.nbytes for done in self._waiting) > _WAITING_BYTES
+        if many or time.monotonic() >= self._due:
             self._write()
+        if many and self._waiting:
+            # They could not be written, and what came after a gap could not be used.
+            self._over = True
+            self._waiting.clear()
 
     def neighbours(self) -> Neighbours | None:
         """What is known of all images."""
@@ -162,7 +165,6 @@ class Checkpoint:
                     values = getattr(whole, field.name)
                     if values is not None:
                         joined[f"{stage}_{field.name}"] = values
-        self._waiting.clear()
 
         def write() -> None:
             path = self._folder / f"{KEPT}-{first.start:012}.npz"
@@ -170,10 +172,14 @@ class Checkpoint:
                 np.savez(file, **joined)  # type: ignore[arg-type]
                 file.check()
 
-        self._keep(write)
+        if self._keep(write):
+            self._waiting.clear()
 
-    def _keep(self, write: Callable[[], None]) -> None:
-        """Write something, after what run it is of. A run need not end because nothing can be kept of it."""
+    def _keep(self, write: Callable[[], None]) -> bool:
+        """Write something, after what run it is of; whether that went well.
+
+        A run need not end because nothing can be kept of it, and there may be room again later.
+        """
         began = time.monotonic()
         try:
             if not self._kept:
@@ -182,11 +188,14 @@ class Checkpoint:
                 self._kept = True
             write()
         except OutputError as error:
-            # What came after a gap could not be used.
-            self._over = True
-            warnings.warn(f"nothing more is kept to go on from: {error}", BlurrerankWarning, stacklevel=2)
-        now = time.monotonic()
-        self._due = now + max(SECONDS, min(_PAUSES * (now - began), _LONGEST * SECONDS))
+            if not self._told:
+                warnings.warn(f"what is done cannot be kept: {error}", BlurrerankWarning, stacklevel=2)
+            self._told = True
+            return False
+        finally:
+            now = time.monotonic()
+            self._due = now + max(SECONDS, min(_PAUSES * (now - began), _LONGEST * SECONDS))
+        return True
 
 
 @contextmanager
@@ -229,5 +238,5 @@ def _read(path: Path, digest: str) -> Done | None:
             if f"{stage}_offsets" in arrays
         }
         return Done(int(arrays["start"]), arrays["indices"], arrays["scores"], **positions)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, InputError):
+    except Exception:  # of a damaged one, zipfile and NumPy raise what they like
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import InputError, OutputError, ParameterError
+from .errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from .features import FeatureSet, Side, digest_of, find_problems
 from .formats import index_h5
 from .formats.index_h5 import Labels
@@ -237,7 +238,7 @@ def build_index(
 
     Raises:
         InputError: for features or labels that cannot be used, a damaged index, or one of other features.
-        ParameterError: for a parameter outside its range, or not that of the index.
+        ParameterError: for a parameter outside its range, or not that of the index, or a budget too small.
         OutputError: if the index cannot be written there.
     """
     path = Path(path)
@@ -260,6 +261,11 @@ def build_index(
             sides, known = [old.gallery, gallery], old.near
             labels = Labels.of(old.gallery).joined(labels, str(path), gallery.label)
         assert isinstance(method, KReciprocalOnline)
+        needed = 128 * gallery.dim  # a block of one row, as `Plan` cuts it
+        if memory is not None and memory < needed:
+            raise ParameterError(
+                f"a memory budget of {memory:,} bytes is too small for one row: raise it to {needed:,} bytes"
+            )
         plan = Plan.of_images(
             len(labels.digests), len(labels.digests), gallery.dim, where, memory, precision=precision
         )
@@ -301,6 +307,7 @@ class _Left:
         self._pool = method.pool
         self._seconds = seconds
         self._last = time.monotonic()
+        self._told = False
 
     def read(self, *, force: bool, done: str | None) -> Neighbours | None:
         """What is known of the same gallery, if anything.
@@ -332,7 +339,12 @@ class _Left:
     def write(self, answer: Callable[[], Neighbours]) -> None:
         """Keep what is known, if it is time."""
         if time.monotonic() >= self._last + self._seconds:
-            index_h5.write_partial(self._path, answer(), pool=self._pool, digest=self._digest)
+            try:
+                index_h5.write_partial(self._path, answer(), pool=self._pool, digest=self._digest)
+            except OutputError as error:
+                if not self._told:
+                    warnings.warn(f"what is done cannot be kept: {error}", BlurrerankWarning, stacklevel=2)
+                self._told = True
             self._last = time.monotonic()
 
     def remove(self) -> None:

@@ -152,9 +152,9 @@ def _run(
     **params: Any,
 ) -> None:
     """What each process does."""
-    from ..errors import InputError, ParameterError
+    from ..errors import ParameterError
     from ..formats import format_of, load, load_sharded, load_side
-    from ..formats.targets import check_target, is_kept, replacing
+    from ..formats.targets import check_target, replacing, what_is_kept
     from ..index import GalleryIndex
     from ..methods import GalleryMethod, create
     from ..runs import rerank_to
@@ -219,7 +219,7 @@ def _run(
         runtime.note(f"note: {told}")
     if isinstance(depth, int) and depth > size:
         runtime.note(f"note: depth {depth} is capped at {whole} {size} items")
-    left = leads and not piped and is_kept(path)
+    left = what_is_kept(path) if leads and not piped else {}
     try:
         outcome = rerank_to(
             sys.stdout.buffer if piped else path,
@@ -238,8 +238,9 @@ def _run(
             candidates=lists,
         )
     except BaseException as error:
-        # What was there before and is of another run is what the error is about.
-        if leads and not piped and is_kept(path) and not (left and isinstance(error, InputError)):
+        # What another run left may be what the error is about.
+        kept = what_is_kept(path) if leads and not piped else {}
+        if kept and (kept != left or not isinstance(error, Exception)):
             runtime.note(f"note: what was done of {path} is kept; the same command with --resume goes on")
         if isinstance(error, BrokenPipeError) and metrics_file:
             raise click.ClickException(

@@ -50,16 +50,17 @@ def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
         OutputError: if the folder is missing or read-only, something is there or was left by an interrupted run
             and neither `force` nor `resume` says what to do with it, or another process is writing it.
     """
-    _resolved(path)
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    target = _resolved(path)
+    parent = target.parent if path.is_symlink() else path.parent
+    if not parent.is_dir():
+        raise OutputError(f"{path}: the folder {parent} does not exist; make it first")
     if path.is_dir():
         raise OutputError(f"{path} is a folder: name a file in it")
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} is no ordinary file: write to standard output with -o - and redirect it")
     _check_free(path, force)
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path}: the folder {path.parent} is read-only; choose another with -o")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{path}: the folder {parent} is read-only; choose another with -o")
     folder = work_folder(path)
     if folder.is_dir():
         with _claimed(folder, path):
@@ -84,10 +85,11 @@ def work_folder(path: Path) -> Path:
 
 
 def _resolved(path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError):  # RuntimeError before Python 3.13
-        raise OutputError(f"{path} is a link that leads nowhere: remove it, or choose another name") from None
+    with suppress(OSError, RuntimeError):  # RuntimeError before Python 3.13, and from then on a link
+        found = path.resolve()
+        if not found.is_symlink():
+            return found
+    raise OutputError(f"{path} is a link that leads nowhere: remove it, or choose another name")
 
 
 @contextmanager
@@ -121,6 +123,8 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
                 yield temporary
                 _flush(temporary, os.O_RDWR)
                 if force:
+                    with suppress(OSError):  # nothing is there
+                        shutil.copymode(target, temporary)
                     os.replace(temporary, target)
                 else:
                     _publish(temporary, target)
@@ -156,7 +160,7 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
-def _claimed(folder: Path, path: Path) -> Iterator[bool]:
+def _claimed(folder: Path, path: Path, attempts: int = _ATTEMPTS) -> Iterator[bool]:
     """Hold the lock of `folder`, which is made if it is not there and goes when it is empty; False where the
     system has no locks.
 
@@ -165,7 +169,9 @@ def _claimed(folder: Path, path: Path) -> Iterator[bool]:
     """
     lock = None
     try:
-        for _ in range(_ATTEMPTS):
+        for attempt in range(attempts):
+            if attempt:
+                time.sleep(_PAUSE)
             with suppress(FileExistsError):
                 os.mkdir(folder)
             if folder.is_symlink():
@@ -175,7 +181,6 @@ def _claimed(folder: Path, path: Path) -> Iterator[bool]:
                 lock = _lock(folder)
             if lock is not None:
                 break
-            time.sleep(_PAUSE)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {folder}: {error.strerror}") from error
     if lock is None:
@@ -230,16 +235,22 @@ def _sweep(place: Path, but: Path) -> None:
             continue
         # What cannot be looked at, or is somebody else's, is not ours to remove.
         with suppress(OSError, OutputError):
-            if not folder.is_symlink() and (folder / _LOCK).is_file() and not _kept(folder):
-                with _claimed(folder, folder) as locked:
+            if folder.is_symlink() or _kept(folder):
+                continue
+            if not os.listdir(folder):
+                folder.rmdir()  # it was killed before it had a lock, or makes the folder again
+            elif (folder / _LOCK).is_file():
+                with _claimed(folder, folder, attempts=1) as locked:
                     if locked:
                         _clear(folder, _OUTPUT, keep=True)
 
 
-def is_kept(path: Path) -> bool:
-    """Whether there is something that a run which writes `path` could go on from."""
+def what_is_kept(path: Path) -> dict[str, int]:
+    """What a run which writes `path` could go on from: names, and when each was written."""
     folder = work_folder(path)
-    return folder.is_dir() and _kept(folder)
+    if not (folder.is_dir() and _kept(folder)):
+        return {}
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.name.startswith(KEPT)}
 
 
 def _kept(folder: Path) -> bool:
