@@ -70,7 +70,7 @@ class Side:
         """Store integer labels as int64, so that nothing downstream asks which integer they were."""
         for name in ("ids", "cams"):
             labels = getattr(self, name)
-            if labels is not None and labels.dtype.kind in "iu":
+            if labels is not None and labels.dtype.kind in "iu" and not _beyond(labels).any():
                 object.__setattr__(self, name, labels.astype(np.int64))
 
     def __len__(self) -> int:
@@ -279,6 +279,9 @@ def _label_problems(side: Side) -> Iterator[str]:
         elif labels.dtype.kind not in kinds:
             hint = " (astype('int64') makes them so)" if labels.dtype.kind == "f" else ""
             yield f"{side.label}/{name} is {labels.dtype}: expected {expected}{hint}"
+        elif name != "names" and _beyond(labels).any():
+            row = int(np.argmax(_beyond(labels)))
+            yield f"{side.label}/{name} has {labels[row]} in row {row}: expected what fits int64"
         elif name == "ids" and (labels < JUNK).any():
             row = int(np.argmax(labels < JUNK))
             yield (
@@ -288,6 +291,11 @@ def _label_problems(side: Side) -> Iterator[str]:
             row = next(row for row, label in enumerate(labels) if not _is_text(label))
             what = "a string" if not isinstance(labels[row], str) else "text that utf-8 can hold, without NUL"
             yield f"{side.label}/names has {labels[row]!r} in row {row}: expected {what}"
+
+
+def _beyond(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which numbers are too large for int64; only unsigned ones can be."""
+    return labels > np.iinfo(np.int64).max if labels.dtype.kind == "u" else np.zeros(labels.shape, bool)
 
 
 def _is_text(label: Any) -> bool:

@@ -185,6 +185,15 @@ class Positions:
         """(T,) the probe that each entry belongs to."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    def apart(self, gallery_size: int) -> bool:
+        """Whether the matches of each probe stand in places of their own, of a list of so many."""
+        there = self.ranks >= 0
+        probes, ranks = self.probes[there], self.ranks[there]
+        order = np.lexsort((ranks, probes))
+        probes, ranks = probes[order], ranks[order]
+        twice = (probes[1:] == probes[:-1]) & (ranks[1:] == ranks[:-1])
+        return bool((ranks < gallery_size).all() and not twice.any())
+
     @classmethod
     def concatenate(cls, parts: Sequence[Positions]) -> Positions:
         """Positions of consecutive batches of probes as one."""
@@ -288,6 +297,7 @@ class Ranking:
         if found is not None and (
             len(found.offsets) != len(self) + 1
             or ((found.indices < 0) | (found.indices >= self.gallery_size)).any()
+            or not found.apart(self.gallery_size)
         ):
             return "positions of the matches do not belong to the lists: the file is damaged"
         return None

@@ -26,6 +26,7 @@ from .eval import evaluate
 from .help import help_command
 from .index import index
 from .info import info
+from .options import printable
 from .plot import plot
 from .report import report
 from .run import run
@@ -106,10 +107,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a named error, 2 wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    _open_all()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
-    # Schedulers end a job with SIGTERM: leave by the same door as Ctrl-C, past what removes temporary files.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # Schedulers end a job with SIGTERM, and terminals with SIGHUP, unless nohup has it ignored: leave by the
+    # same door as Ctrl-C, past what removes temporary files.
+    for ending in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        if signal.getsignal(ending) != signal.SIG_IGN:
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         code = cli.main(arguments or ["--help"], prog_name="blurrerank", standalone_mode=False)
         sys.stdout.flush()
@@ -135,6 +140,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+def _open_all() -> None:
+    """Have standard input, output and error, whatever this was started with: no file must get their numbers."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
 def _told(error: BaseException) -> tuple[str, int]:
     """The line that says what went wrong, and the exit code."""
     if isinstance(error, SystemExit):
@@ -146,11 +161,11 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # as torch says it
         return "out of memory: try a smaller --memory", 1
     if isinstance(error, OSError):
-        return f"{error.filename or 'output'}: {error.strerror or error}", 1
+        return f"{error.filename or 'standard output'}: {error.strerror or error}", 1
     name = type(error).__name__
     return f"internal error, {name}: {error} (--debug shows where; please report)", 1
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(printable(f"error: {' '.join(message.split())}"), err=True)
     return code

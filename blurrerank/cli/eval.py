@@ -15,6 +15,7 @@ from .options import (
     features_argument,
     json_option,
     metrics_options,
+    printable,
     ranking_of,
     runtime_options,
     style_options,
@@ -104,7 +105,7 @@ def evaluate(
             print_json(told if len(told) > 1 else told[0])
         return
     labels = _labels(found)
-    click.echo(metrics_table([(labels[name], measured[name]) for name in named], style))
+    click.echo(printable(metrics_table([(labels[name], measured[name]) for name in named], style)))
     if comparison is not None and compare is not None:
         click.echo(f"\n{comparison_line(labels[compare[0]], labels[compare[1]], comparison, style)}")
 

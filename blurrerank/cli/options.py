@@ -33,6 +33,16 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", start=1)}
 
 
+def printable(text: str) -> str:
+    """The same in one piece: what a stranger's file says cannot move the cursor, or colour what follows."""
+    # NumPy makes text of any numbers, also of such as no letter has.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8", "replace")
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class Bytes(click.ParamType):  # type: ignore[type-arg]  # not subscriptable in click before 8.4
     """A size such as 512MiB or 2G, as a number of bytes."""
 
@@ -41,9 +51,10 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # not subscriptable in 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Parse, or fail as wrong usage."""
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(value), re.IGNORECASE)
-        if match is None or match[2].lower() not in _UNITS or float(match[1]) == 0:
+        size = 0.0 if match is None else float(match[1]) * _UNITS.get(match[2].lower(), 0)
+        if not 0 < size < 1 << 63:
             self.fail(f"{value!r} is not a size such as 512MiB or 2GiB", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2].lower()])
+        return int(size)
 
 
 class Depth(click.ParamType):  # type: ignore[type-arg]
@@ -89,7 +100,7 @@ class Runtime:
     def note(self, message: str) -> None:
         """Tell something on stderr that is no result."""
         if not self.quiet:
-            click.echo(message, err=True)
+            click.echo(printable(message), err=True)
 
     def _show_warning(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, BlurrerankWarning):
@@ -273,7 +284,7 @@ _COMPUTING = (
     ),
     click.option(
         "--threads",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 1024),
         metavar="N",
         **_default_from("threads"),
         help="CPU threads.  [default: torch's choice]",
