@@ -18,8 +18,9 @@ demo: install
 	rm -f omniglot.ranking.h5
 	$(BIN)/blurrerank run examples/omniglot.h5 --topn 50 --sigma 0.1
 
+# Two processes, each file's tests in one of them; more threads than cores would wait for each other.
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,8 +20,9 @@ from blurrerank.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
-# Shells start what runs in the background with interrupts ignored; what tests start should not inherit that.
+# What runs in the background, or under nohup, has signals ignored; what tests start should not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Deterministic: a failure here can be repeated anywhere.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
@@ -148,6 +150,22 @@ def check_lists(indices: np.ndarray, scores: np.ndarray, golden: np.ndarray, gol
         last = golden_scores[row, -1]
         theirs = golden_scores[row, place[0]] if len(place) else last
         assert abs(theirs - golden_scores[row, column]) < 1e-5, (row, column)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Of several processes that test, each tells the first what it counted."""
+    from counting import cases
+
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["cases"] = dict(cases)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of them has ended."""
+    from counting import cases
+
+    cases.update(getattr(node, "workeroutput", {}).get("cases", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
