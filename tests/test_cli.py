@@ -212,6 +212,12 @@ def test_info_tells_what_is_there_and_what_a_run_would_do(cli, write):
     assert told["problems"] == []
 
 
+def test_info_of_features_that_are_one_number(cli, write):
+    code, out, _ = cli("info", write("feats.h5", probe=1.0))
+    assert code == 1
+    assert "feats.h5::/probe/features has shape ()" in out
+
+
 def test_info_lists_every_problem(cli, write):
     bad = np.full((60, 8), np.nan)
     feats = write(
@@ -554,7 +560,7 @@ def test_what_is_no_file_is_not_replaced(cli, write, tmp_path):
     assert (tmp_path / "pipe.csv").is_fifo()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_run_that_is_ended_leaves_nothing(sent, code, write, tmp_path):
     feats = write(**features(probes=4000, gallery=3000))
     command = [sys.executable, "-m", "blurrerank", "run", str(feats), "-o", "lists.csv", "--depth", "all"]
@@ -567,6 +573,19 @@ def test_a_run_that_is_ended_leaves_nothing(sent, code, write, tmp_path):
     assert process.returncode == code
     assert b"Traceback" not in err
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
+
+
+def test_a_run_under_nohup_goes_on(write, tmp_path):
+    feats = write(**features(probes=2000, gallery=2000))
+    command = [sys.executable, "-m", "blurrerank", "run", str(feats), "-o", "lists.csv", "--depth", "all"]
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(["nohup", *command], cwd=tmp_path, **nowhere) as process:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 0
+    assert (tmp_path / "lists.csv").exists()
 
 
 def _small_files():

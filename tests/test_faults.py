@@ -47,7 +47,8 @@ def can_mount() -> bool:
 def test_kills_leave_the_old_file_or_the_new():
     told = cases("faults.py", "kills", "--cases", 16)
     outcomes = [outcome for counts in told["outcomes"].values() for outcome in counts]
-    assert {"as before", "complete"} == set(outcomes)
+    # Which moments come after the end is the machine's to say.
+    assert {"as before"} <= set(outcomes) <= {"as before", "complete"}
 
 
 @pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")

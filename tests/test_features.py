@@ -62,6 +62,14 @@ def spoiled(value, *rows):
             {"probe_ids": np.ones(12)},
             ["probe/ids is float64: expected integers (astype('int64') makes them so)"],
         ),
+        (
+            {"probe_ids": np.array([7] * 11 + [2**64 - 1], np.uint64)},
+            ["probe/ids has 18446744073709551615 in row 11: expected what fits int64"],
+        ),
+        (
+            {"probe_cams": np.array([2**63] * 12, np.uint64)},
+            ["probe/cams has 9223372036854775808 in row 0: expected what fits int64"],
+        ),
         ({"probe_cams": np.array(list("abcdefghijkl"))}, ["probe/cams is <U1: expected integers"]),
         (
             {"probe_ids": np.arange(12) - 5},

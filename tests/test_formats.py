@@ -297,6 +297,8 @@ def test_positions_that_contradict_themselves_are_refused(cli, write):
         ("offsets", lambda values: values[:-1]),
         ("offsets", lambda values: values[::-1]),
         ("ranks", lambda values: values - 5),
+        ("ranks", lambda values: values * 0),
+        ("ranks", lambda values: values + 60),
         ("indices", lambda values: values + 60),
         ("indices", lambda values: values[1:]),
     ):

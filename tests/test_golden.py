@@ -88,6 +88,8 @@ def test_presets_are_those_of_the_paper(data, name):
     assert ranking.depth == ranking.params["topn"]
 
 
+# Budgets of a few MiB are what is tested: that they are small is told each time.
+@pytest.mark.filterwarnings("ignore:.*times over:blurrerank.BlurrerankWarning")
 def test_lists_do_not_depend_on_blocks_threads_or_memory(data, threads):
     whole = br.rerank(data, block=len(data.gallery))
     for count in (1, 2):
@@ -108,6 +110,7 @@ def test_lists_do_not_depend_on_the_dtype_of_the_file(data, tmp_path, dtype):
     np.testing.assert_array_equal(stored.indices, br.rerank(data).indices)
 
 
+@pytest.mark.filterwarnings("ignore:.*times over:blurrerank.BlurrerankWarning")
 def test_metrics_do_not_depend_on_the_memory_budget(data):
     few = np.arange(0, 1878, 9)
     data = br.FeatureSet(

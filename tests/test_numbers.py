@@ -128,7 +128,8 @@ def ranked(probe, items, *arguments, **options):
             told = re.search("is too small for one probe: raise it to ([0-9,]+) bytes", str(error))
             assert told is not None
             enough = int(told[1].replace(",", ""))
-            assert options["memory"] < enough < 1 << 30
+            # Some 48 bytes for each pair of 2,000 items, in float64, and eight times that in a budget.
+            assert options["memory"] < enough < 8 * 49 * 2001**2
             return br.rerank(data, *arguments, **options | {"memory": enough})
     with pytest.raises(br.InputError) as error:
         br.FeatureSet.from_arrays(probe, items)

@@ -1,10 +1,12 @@
 """Going on from what an interrupted run left. What kills do to files is in test_faults.py."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from conftest import features
 import blurrerank as br
 import blurrerank.checkpoint
 from blurrerank.checkpoint import Checkpoint
+from blurrerank.formats import targets
 
 METHODS = {
     "lbr": (),
@@ -362,23 +365,143 @@ def test_what_is_kept_is_told_however_a_run_ends(error, cli, feats, monkeypatch)
     assert (code, "goes on" in err) == (1, False)
 
 
-def test_after_a_block_that_could_not_be_kept_no_more_are(interrupted, monkeypatch, tmp_path):
-    """What came behind the gap could not be used."""
-    written = []
+def full_disk(monkeypatch, fails):
+    """No room for lists where `fails` says so of how often it was tried; returns the first probe of each."""
+    tried = []
     save = np.savez
 
     def savez(file, **arrays):
-        written.append(int(arrays["start"]))
-        if len(written) == 2:
+        tried.append(int(arrays["start"]))
+        if fails(len(tried) - 1):
             raise OSError(errno.ENOSPC, "No space left on device")
         save(file, **arrays)
 
     monkeypatch.setattr(np, "savez", savez)
-    code, _, err = interrupted(4, "-o", "out.h5")
+    return tried
+
+
+def test_what_could_not_be_kept_is_kept_later(cli, feats, interrupted, monkeypatch, tmp_path):
+    assert cli("run", feats, *SMALL, "-o", "whole.h5")[0] == 0
+    tried = full_disk(monkeypatch, lambda count: count in (1, 2))
+    code, _, err = interrupted(5, "-o", "out.h5")
     assert code == 130
-    assert err.count("nothing more is kept to go on from") == 1
-    assert len(written) == 2
-    assert len([name for name in names(tmp_path / ".out.h5.blurrerank") if name.startswith("kept-")]) == 1
+    assert err.count("what is done cannot be kept") == 1
+    assert tried[1] == tried[2] == tried[3]
+    (*_, last) = left("out.h5").done()
+    code, _, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume")
+    assert code == 0
+    assert f"{last.stop} of them from before the interruption" in err
+    assert last.start > tried[3]
+    assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_after_blocks_that_could_not_be_kept_no_more_are(interrupted, monkeypatch, tmp_path):
+    """They would fill the memory, and what came behind the gap could not be used."""
+    monkeypatch.setattr(blurrerank.checkpoint, "_WAITING_BYTES", 0)
+    tried = full_disk(monkeypatch, lambda count: count == 1)
+    code, _, err = interrupted(5, "-o", "out.h5")
+    assert code == 130
+    assert err.count("what is done cannot be kept") == 1
+    assert len(tried) == 2
+    assert [name for name in names(tmp_path / ".out.h5.blurrerank") if name.startswith("kept-")] == [
+        f"kept-{tried[0]:012}.npz"
+    ]
+
+
+def test_neighbours_that_cannot_be_kept_do_not_keep_lists_from_being_kept(interrupted, monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise br.OutputError("kept-neighbours.h5 cannot be written: No space left on device")
+
+    monkeypatch.setattr(blurrerank.checkpoint, "write_partial", full)
+    code, _, err = interrupted(3, "-o", "out.h5", "--method", "k-reciprocal")
+    assert code == 130
+    assert err.count("what is done cannot be kept") == 1
+    assert len([name for name in names(tmp_path / ".out.h5.blurrerank") if name.endswith(".npz")]) == 3
+
+
+def test_kept_lists_with_any_bit_flipped_are_not_used(interrupted, monkeypatch):
+    """Neither by a different list, nor by an error of whatever kind."""
+    interrupted(1, "-o", "out.h5")
+    (path,) = Path(".out.h5.blurrerank").glob("kept-*.npz")
+    sound = path.read_bytes()
+    (known,) = left("out.h5").done()
+    rng = np.random.default_rng(0)
+    # Names and sizes are at the beginning and the end.
+    bits = {
+        *range(8 * 200),
+        *range(8 * (len(sound) - 1200), 8 * len(sound)),
+        *rng.integers(8 * len(sound), size=500),
+    }
+    for bit in bits:
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        for found in left("out.h5").done():
+            np.testing.assert_array_equal(found.indices, known.indices)
+            np.testing.assert_array_equal(found.scores, known.scores)
+
+
+def test_an_error_before_the_work_does_not_advise_to_resume(interrupted, cli, feats):
+    interrupted(2, "-o", "out.h5")
+    code, _, err = cli("run", feats, "-o", "out.h5", "--resume", *SMALL, "--memory", "1KiB")
+    assert code == 2
+    assert "goes on" not in err
+
+
+def test_many_who_write_in_one_place_do_not_wait_for_each_other(cli, feats, tmp_path, monkeypatch):
+    """Each folder that somebody holds is looked at once."""
+    paused = []
+    monkeypatch.setattr(targets.time, "sleep", paused.append)
+    with ExitStack() as stack:
+        for number in range(5):
+            folder = tmp_path / f".other{number}.blurrerank"
+            folder.mkdir()
+            fcntl.flock(stack.enter_context(open(folder / "lock", "w")), fcntl.LOCK_EX)
+        assert cli("run", feats, "-o", "out.h5")[0] == 0
+        assert not paused
+        assert len([name for name in names(tmp_path) if name.endswith(".blurrerank")]) == 5
+
+
+def test_a_folder_without_a_lock_is_swept(cli, feats, tmp_path):
+    """Its process was killed right after it had made it."""
+    (tmp_path / ".gone.h5.blurrerank").mkdir()
+    assert cli("run", feats, "-o", "out.h5")[0] == 0
+    assert ".gone.h5.blurrerank" not in names(tmp_path)
+
+
+def test_a_link_into_a_folder_that_is_not_there_is_told_before_the_work(cli, feats, tmp_path):
+    (tmp_path / "link.h5").symlink_to("nowhere/out.h5")
+    code, _, err = cli("run", feats, "-o", "link.h5")
+    assert code == 1
+    assert "nowhere does not exist; make it first" in err
+
+
+def test_a_file_that_is_replaced_stays_as_private_as_it_was(cli, feats, tmp_path):
+    assert cli("run", feats, "-o", "out.h5")[0] == 0
+    (tmp_path / "out.h5").chmod(0o600)
+    assert cli("run", feats, "-o", "out.h5", "--force")[0] == 0
+    assert (tmp_path / "out.h5").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_index_says_what_memory_it_needs(cli, feats):
+    code, _, err = cli("index", feats, "-o", "out.index.h5", "--memory", 1)
+    assert code == 2
+    needed = int(err.partition("raise it to ")[2].partition(" bytes")[0].replace(",", ""))
+    assert cli("index", feats, "-o", "out.index.h5", "--memory", needed - 1)[0] == 2
+    assert cli("index", feats, "-o", "out.index.h5", "--memory", needed)[0] == 0
+
+
+def test_an_index_is_built_though_nothing_can_be_kept_of_it(cli, feats, monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise br.OutputError("out.partial cannot be written: No space left on device")
+
+    begin = blurrerank.index._Left.__init__
+    monkeypatch.setattr(blurrerank.index._Left, "__init__", lambda *given: begin(*given[:-1], 0.0))
+    monkeypatch.setattr(blurrerank.index.index_h5, "write_partial", full)
+    code, _, err = cli("index", feats, "-o", "out.index.h5", "--memory", "200KiB")
+    assert code == 0
+    assert err.count("what is done cannot be kept") == 1
+    assert (tmp_path / "out.index.h5").exists()
 
 
 def test_what_is_written_is_on_the_disk_before_it_has_its_name(cli, feats, monkeypatch, tmp_path):

@@ -11,6 +11,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from conftest import ROOT, shell
 
@@ -148,3 +150,53 @@ def test_help_comes_without_the_libraries():
 def test_pages_made_from_the_code_are_not_stale(page):
     made = runpy.run_path(str(ROOT / "docs/generate.py"))["PAGES"][page]()
     assert made == (ROOT / "docs" / page).read_text(encoding="utf-8"), "run make docs"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_what_daemons_close_is_not_missed(closed, write, tmp_path):
+    """And no file gets the number of what is closed, and what is told with it."""
+    feats = write("feats.h5")
+    assert shell("run", feats, "-o", tmp_path / "open.h5").returncode == 0
+    command = f"{sys.executable} -m blurrerank run {feats} -o closed.h5 {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr
+    assert (tmp_path / "closed.h5").read_bytes() == (tmp_path / "open.h5").read_bytes()
+
+
+def test_standard_output_without_room_is_named(write):
+    feats = write("feats.h5")
+    command = f"{sys.executable} -m blurrerank info {feats} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
+
+
+def test_what_a_file_says_cannot_change_what_follows(write, tmp_path):
+    with h5py.File(write("feats.h5"), "r+") as file:
+        file.attrs["source"] = "model\x1b[31m\nproblems:\r\x07"
+    done = shell("info", tmp_path / "feats.h5")
+    assert done.returncode == 0
+    assert "source: model\\x1b[31m\\nproblems:\\r\\x07\n" in done.stdout
+
+
+def test_sizes_are_not_without_end(write):
+    done = shell("run", write("feats.h5"), "--memory", "9" * 400)
+    assert done.returncode == 2
+    assert "is not a size such as 512MiB or 2GiB" in done.stderr
+
+
+def test_letters_that_are_none_are_told(tmp_path, write):
+    """NumPy keeps text as numbers, of any size."""
+    info = np.frombuffer(np.array([ord("{"), 0x7FFFFFFF, 0xD800], np.uint32).tobytes(), "U3")[0]
+    np.savez(tmp_path / "lists.npz", info=info, indices=np.zeros((12, 1), np.int32), scores=np.zeros((12, 1)))
+    done = shell("eval", tmp_path / "lists.npz", write("feats.h5"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("threads", [0, 100_000, 10**20])
+def test_threads_are_not_without_end(threads, write):
+    done = shell("run", write("feats.h5"), "--threads", threads)
+    assert done.returncode == 2
+    assert "threads" in done.stderr
