@@ -483,7 +483,8 @@ def test_a_file_that_is_replaced_stays_as_private_as_it_was(cli, feats, tmp_path
     assert (tmp_path / "out.h5").stat().st_mode & 0o777 == 0o600
 
 
-def test_an_index_says_what_memory_it_needs(cli, feats):
+def test_an_index_says_what_memory_it_needs(cli, write):
+    feats = write(**features(gallery=30))
     code, _, err = cli("index", feats, "-o", "out.index.h5", "--memory", 1)
     assert code == 2
     needed = int(err.partition("raise it to ")[2].partition(" bytes")[0].replace(",", ""))
