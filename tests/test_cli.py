@@ -575,6 +575,35 @@ def test_a_run_that_is_ended_leaves_nothing(sent, code, write, tmp_path):
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
 
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_signal_that_comes_while_garbage_is_collected_ends_a_run(sent, code, write, tmp_path):
+    """Where it comes, Python can raise nothing: three times here, before it comes to where it can."""
+    program = f"""
+import os, sys, time
+import blurrerank.batches, blurrerank.cli
+search = blurrerank.batches.search
+class Garbage:
+    def __del__(self):
+        os.kill(os.getpid(), {int(sent)})
+        sum(range(10))  # where the signal is looked at
+def interrupted(*arguments, **options):
+    for _ in range(3):
+        Garbage()
+        time.sleep(0.001)
+    time.sleep(20)
+    return search(*arguments, **options)
+blurrerank.batches.search = interrupted
+blurrerank.cli.main(["run", "feats.h5"])
+"""
+    write("feats.h5")
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == code
+    assert done.stderr.strip() == ("error: interrupted" if sent == signal.SIGINT else "")
+    assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
+
+
 def test_a_run_under_nohup_goes_on(write, tmp_path):
     feats = write(**features(probes=2000, gallery=2000))
     command = [sys.executable, "-m", "blurrerank", "run", str(feats), "-o", "lists.csv", "--depth", "all"]

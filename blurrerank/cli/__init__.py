@@ -5,13 +5,15 @@ Nothing heavy is imported here; a command imports the library when it runs.
 
 from __future__ import annotations
 
+import _thread
 import io
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -32,7 +34,7 @@ from .report import report
 from .run import run
 from .sweep import sweep
 from .synth import synth
-from .together import is_first
+from .together import EndedError, is_first
 
 
 class _ReaderLeftError(Exception):
@@ -116,8 +118,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if signal.getsignal(ending) != signal.SIG_IGN:
             signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
-        code = cli.main(arguments or ["--help"], prog_name="blurrerank", standalone_mode=False)
-        sys.stdout.flush()
+        with _signals_again():
+            code = cli.main(arguments or ["--help"], prog_name="blurrerank", standalone_mode=False)
+            sys.stdout.flush()
     except click.UsageError as error:
         if error.ctx is not None and not is_first():
             # All read the same arguments. Let the first speak: torchrun ends it as soon as it sees one go.
@@ -148,6 +151,44 @@ def _open_all() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+@contextmanager
+def _signals_again() -> Iterator[None]:
+    """Have a signal come again that came where nothing can be raised, as while Python collects garbage.
+
+    Python would print the traceback, and go on as if nobody had asked for the end.
+    """
+    before = sys.unraisablehook
+    due: set[int] = set()
+
+    def tell(what: Any) -> None:
+        error = what.exc_value
+        if isinstance(error, KeyboardInterrupt):
+            number = int(signal.SIGINT)
+        elif isinstance(error, EndedError):
+            number = int(signal.SIGTERM)
+        elif isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+            number = error.code - 128
+        else:
+            before(what)
+            return
+        if number not in due:
+            due.add(number)
+            _thread.start_new_thread(again, (number,))
+
+    def again(number: int) -> None:
+        time.sleep(0.01)  # at once, it would come in `tell`
+        if number in due:
+            due.remove(number)
+            os.kill(os.getpid(), number)
+
+    sys.unraisablehook = tell
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        due.clear()
 
 
 def _told(error: BaseException) -> tuple[str, int]:
