@@ -604,6 +604,42 @@ blurrerank.cli.main(["run", "feats.h5"])
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("command", [["run", "feats.h5", "-o", "out.h5"], ["convert", "dump.npz", "out.h5"]])
+def test_a_signal_that_comes_while_hdf5_writes_ends_a_run(command, call, sent, cli, write, tmp_path):
+    """HDF5 calls Python to write, and goes on calling when that raises."""
+    program = f"""
+import os, sys
+import h5py, blurrerank.cli
+pwrite, left = os.pwrite, [{call}]
+def interrupted(*arguments):
+    left[0] -= 1
+    if left[0] == 0:
+        sys._clear_type_cache()  # or Python knows where `flush` is without looking
+        os.kill(os.getpid(), {int(sent)})
+    return pwrite(*arguments)
+os.pwrite = interrupted
+blurrerank.cli.main({command})
+"""
+    write("feats.h5")
+    arrays = features()
+    np.savez(tmp_path / "dump.npz", qf=arrays["probe"], gf=arrays["gallery"])
+    assert cli(*command)[0] == 0
+    whole = (tmp_path / "out.h5").read_bytes()
+    (tmp_path / "out.h5").unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    found = {child.name: child.read_bytes() for child in tmp_path.iterdir()}
+    # It comes again a little later, when the file may be complete.
+    assert done.returncode in (0, 128 + sent)
+    assert found.get("out.h5", b"" if done.returncode else None) in (b"", whole)
+    assert set(found) <= {"dump.npz", "feats.h5", "out.h5"}
+    assert "Traceback" not in done.stderr
+    assert ("error: " in done.stderr) == (done.returncode == 128 + signal.SIGINT)
+
+
 def test_a_run_under_nohup_goes_on(write, tmp_path):
     feats = write(**features(probes=2000, gallery=2000))
     command = [sys.executable, "-m", "blurrerank", "run", str(feats), "-o", "lists.csv", "--depth", "all"]

@@ -5,15 +5,14 @@ Nothing heavy is imported here; a command imports the library when it runs.
 
 from __future__ import annotations
 
-import _thread
 import io
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,6 +20,7 @@ import click
 
 from .. import __version__
 from ..errors import BlurrerankError, ParameterError
+from . import signals
 from .bench import bench, measure
 from .completion import completion
 from .convert import convert
@@ -34,7 +34,7 @@ from .report import report
 from .run import run
 from .sweep import sweep
 from .synth import synth
-from .together import EndedError, is_first
+from .together import is_first
 
 
 class _ReaderLeftError(Exception):
@@ -113,12 +113,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     # Schedulers end a job with SIGTERM, and terminals with SIGHUP, unless nohup has it ignored: leave by the
-    # same door as Ctrl-C, past what removes temporary files.
-    for ending in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
-        if signal.getsignal(ending) != signal.SIG_IGN:
-            signal.signal(ending, lambda number, _: sys.exit(128 + number))
+    # same door as Ctrl-C.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signals.end_by(number, KeyboardInterrupt if name == "SIGINT" else partial(SystemExit, 128 + number))
     try:
-        with _signals_again():
+        with signals.none_lost():
             code = cli.main(arguments or ["--help"], prog_name="blurrerank", standalone_mode=False)
             sys.stdout.flush()
     except click.UsageError as error:
@@ -151,44 +152,6 @@ def _open_all() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-
-
-@contextmanager
-def _signals_again() -> Iterator[None]:
-    """Have a signal come again that came where nothing can be raised, as while Python collects garbage.
-
-    Python would print the traceback, and go on as if nobody had asked for the end.
-    """
-    before = sys.unraisablehook
-    due: set[int] = set()
-
-    def tell(what: Any) -> None:
-        error = what.exc_value
-        if isinstance(error, KeyboardInterrupt):
-            number = int(signal.SIGINT)
-        elif isinstance(error, EndedError):
-            number = int(signal.SIGTERM)
-        elif isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
-            number = error.code - 128
-        else:
-            before(what)
-            return
-        if number not in due:
-            due.add(number)
-            _thread.start_new_thread(again, (number,))
-
-    def again(number: int) -> None:
-        time.sleep(0.01)  # at once, it would come in `tell`
-        if number in due:
-            due.remove(number)
-            os.kill(os.getpid(), number)
-
-    sys.unraisablehook = tell
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        due.clear()
 
 
 def _told(error: BaseException) -> tuple[str, int]:

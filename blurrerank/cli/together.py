@@ -6,9 +6,10 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import BlurrerankError
+from . import signals
 
 if TYPE_CHECKING:
     from ..group import Group
@@ -46,10 +47,8 @@ def together(device: str) -> Iterator[Group | None]:
         yield None
         return
 
-    def end(*_: Any) -> None:
-        raise EndedError
-
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.getsignal(signal.SIGTERM)
+    signals.end_by(signal.SIGTERM, EndedError)
     group = None
     try:
         group = Group()

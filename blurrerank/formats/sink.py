@@ -85,10 +85,14 @@ class Sink(io.RawIOBase):
         self._place += wanted
         return wanted
 
+    def flush(self) -> None:
+        """Nothing is held back."""
+
     def close(self) -> None:
-        """Close the file."""
-        if not self.closed:
-            os.close(self._number)
+        """Close the file. Whoever still writes then, writes nowhere: the number may soon be another file's."""
+        number, self._number = self._number, -1
+        if number >= 0:
+            os.close(number)
         super().close()
 
     def _try(self, call: Any, *arguments: Any) -> Any:
