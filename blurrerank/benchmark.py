@@ -140,7 +140,9 @@ def benchmark(
 
 def _run(task: Mapping[str, Any]) -> dict[str, Any]:
     """One run in a new process."""
-    command = [sys.executable, "-m", "blurrerank", "measure", json.dumps(task)]
+    # From where this one has its modules: `-m` would look into the current folder first.
+    program = f"import sys; sys.path[:] = {sys.path!r}; from blurrerank.cli import main; main()"
+    command = [sys.executable, "-c", program, "measure", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode < 0:
         why = ", for lack of memory probably" if done.returncode == -signal.SIGKILL else ""

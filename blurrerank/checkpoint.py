@@ -127,6 +127,8 @@ class Checkpoint:
             # They could not be written, and what came after a gap could not be used.
             self._over = True
             self._waiting.clear()
+            why = "more lists wait than can be held"
+            warnings.warn(f"nothing more is kept to go on from: {why}", BlurrerankWarning, stacklevel=2)
 
     def neighbours(self) -> Neighbours | None:
         """What is known of all images."""

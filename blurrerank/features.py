@@ -173,7 +173,7 @@ class FeatureSet:
         FeatureSet(2 probes x 3 gallery x 3, float64, with ids)
         >>> FeatureSet.from_arrays(probe, gallery, probe_ids=[1, 2.5])
         Traceback (most recent call last):
-        blurrerank.errors.InputError: probe/ids is float64: expected integers (astype('int64') makes them so)
+        blurrerank.errors.InputError: probe/ids has 2.5 in row 1: expected integers
         """
         return cls(
             Side(
@@ -276,9 +276,14 @@ def _label_problems(side: Side) -> Iterator[str]:
         if labels.shape != (rows,):
             hint = " (reshape(-1) makes it so)" if labels.size == rows else ""
             yield f"{side.label}/{name} has shape {labels.shape}: expected ({rows},), one for each row{hint}"
+        elif labels.dtype.kind == "f" and kinds == "iu" and (labels % 1 != 0).any():
+            row = int(np.argmax(labels % 1 != 0))
+            yield f"{side.label}/{name} has {labels[row]} in row {row}: expected integers"
         elif labels.dtype.kind not in kinds:
-            hint = " (astype('int64') makes them so)" if labels.dtype.kind == "f" else ""
-            yield f"{side.label}/{name} is {labels.dtype}: expected {expected}{hint}"
+            hints = {"f": " (astype('int64') makes them so)"} | dict.fromkeys("OSU", " (number them from 1)")
+            hint = hints.get(labels.dtype.kind, "")
+            what = "text" if kinds == "iu" and labels.dtype.kind in "OSU" else labels.dtype
+            yield f"{side.label}/{name} is {what}: expected {expected}{hint}"
         elif name != "names" and _beyond(labels).any():
             row = int(np.argmax(_beyond(labels)))
             yield f"{side.label}/{name} has {labels[row]} in row {row}: expected what fits int64"

@@ -215,3 +215,10 @@ def test_no_matrix_of_all_images_by_all_images(cli):
     told = json.loads(out)[0]
     assert (code, told["error"]) == (0, None)
     assert told["peak_bytes"] < 64 << 20
+
+
+def test_modules_in_the_current_folder_are_not_run(cli, write, tmp_path):
+    (tmp_path / "random.py").write_text("raise SystemExit('code in this folder was run')")
+    (tmp_path / "blurrerank").mkdir()
+    code, _, err = cli("bench", write(), "--methods", "cosine", "--repeats", 1)
+    assert code == 0, err

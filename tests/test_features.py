@@ -9,6 +9,7 @@ import torch
 from conftest import features
 
 import blurrerank as br
+import blurrerank.formats.features_h5
 
 
 def problems(**changes) -> list[str]:
@@ -70,7 +71,10 @@ def spoiled(value, *rows):
             {"probe_cams": np.array([2**63] * 12, np.uint64)},
             ["probe/cams has 9223372036854775808 in row 0: expected what fits int64"],
         ),
-        ({"probe_cams": np.array(list("abcdefghijkl"))}, ["probe/cams is <U1: expected integers"]),
+        (
+            {"probe_cams": np.array(list("abcdefghijkl"))},
+            ["probe/cams is text: expected integers (number them from 1)"],
+        ),
         (
             {"probe_ids": np.arange(12) - 5},
             ["probe/ids has -5 in row 0: expected -1 (junk), 0 (distractor) or more"],
@@ -195,3 +199,24 @@ def test_labels_of_any_integer_type_are_the_same_labels(write):
         write("small.h5", **{key: features()[key].astype(np.int16) for key in ("probe_ids", "probe_cams")})
     )
     assert small.labels_digest() == plain.labels_digest()
+
+
+@pytest.mark.parametrize("packed", [None, "gzip", "lzf"])
+def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one(write, monkeypatch, packed):
+    old = features()
+    path = write("feats.h5", probe_names=None)
+    other = write("other.h5", **features(seed=1, probes=3, gallery=5))
+    with h5py.File(path, "r+") as file:
+        names = [name + "-" * place for place, name in enumerate(old["probe_names"])]
+        file.create_dataset("probe/names", data=names, chunks=packed and (5,), compression=packed)
+    open_hdf5 = blurrerank.formats.features_h5.open_hdf5
+
+    def replaced(path):
+        file = open_hdf5(path)
+        other.replace(path)
+        return file
+
+    monkeypatch.setattr(blurrerank.formats.features_h5, "open_hdf5", replaced)
+    data = br.load(path)
+    assert data.probe.names.tolist() == names
+    np.testing.assert_array_equal(data.gallery.features, old["gallery"])

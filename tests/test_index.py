@@ -66,6 +66,15 @@ def path(data, tmp_path_factory):
     return path
 
 
+def test_to_open_an_index_takes_no_pass_over_it_and_leaves_other_threads_their_memory(path, data, monkeypatch):
+    def never(*_):
+        raise AssertionError("text of any length in an attribute would need it")
+
+    monkeypatch.setattr("blurrerank.formats.hdf5.check_heaps", never)
+    monkeypatch.setattr("blurrerank.formats.hdf5.room_for", never)
+    assert len(br.GalleryIndex.open(path, verify=False)) == len(data.gallery)
+
+
 @pytest.mark.parametrize(
     ("method", "params"),
     [
@@ -408,7 +417,7 @@ def spoil_names(file):
 
 
 def spoil_params(file):
-    file.attrs["params"] = file.attrs["params"].replace('"k2": 3', '"k2": 2')
+    file.attrs["params"] = file.attrs["params"].replace(b'"k2": 3', b'"k2": 2')
 
 
 def spoil_size(file):
@@ -637,7 +646,7 @@ def test_a_line_that_is_no_probe_is_answered_with_the_reason(tmp_path):
     strings = json.dumps(["1"] * 8)
     bad = ["nonsense", "[1, 2]", '{"name": "x"}', "[[1]]", strings, "[0, 0, 0, 0, 0, 0, 0, 0]", "7"]
     bad += [json.dumps([float("nan")] * 8), '{"features": [1, 2, 3, 4, 5, 6, 7, 8], "name": 3}']
-    bad += ['{"features": [1, 2, 3, 4, 5, 6, 7, 8], "name": "\\ud800"}', "[" * 100000]
+    bad += ['{"features": [1, 2, 3, 4, 5, 6, 7, 8], "name": "\\ud800"}', "[" * 60000]
     code, found, err = answers(index.path, "\n".join([good, *bad, good]))
     assert code == 1
     assert err == f"error: {len(bad)} of {len(bad) + 2} lines were no probes: their answers say why\n"
@@ -694,6 +703,11 @@ def test_npy_rows_are_answered_one_by_one(tmp_path, dtype):
         (npy(np.ones((2, 8), int)), "standard input has an array of int64 (2, 8): expected rows of floats"),
         (npy(np.ones((2, 8, 1))), "standard input has an array of float64 (2, 8, 1): expected rows of floats"),
         (npy(np.asfortranarray(np.ones((2, 8)))), "standard input has an array in Fortran order"),
+        (npy(np.ones((2, 9))), "standard input has rows of 9 numbers: expected 8"),
+        (
+            npy(np.ones((2, 8))).replace(b"(2, 8), }     ", b"(2, 8000000), }"),
+            "standard input has rows of 8000000",
+        ),
     ],
 )
 def test_a_stream_of_npy_that_cannot_be_read_on_ends_with_the_reason(data, said, tmp_path):
@@ -702,6 +716,20 @@ def test_a_stream_of_npy_that_cannot_be_read_on_ends_with_the_reason(data, said,
     assert code == 1
     assert err.startswith(f"error: {said}")
     assert err.count("\n") == 1
+
+
+def test_a_line_without_an_end_is_not_kept(tmp_path):
+    index = br.build_index(side(features()), tmp_path / "i.h5", **SMALL)
+    good = json.dumps(features()["probe"][0].tolist())
+    code, found, _ = answers(index.path, "\n".join([good, "1" * 5_000_000, good, "[" + " " * 100_000]))
+    assert code == 1
+    assert [one.get("error") for one in found] == [
+        None,
+        "longer than 66,048 bytes: expected 8 numbers and a name",
+        None,
+        "longer than 66,048 bytes: expected 8 numbers and a name",
+    ]
+    assert found[0]["indices"] == found[2]["indices"]
 
 
 def test_index_takes_the_options_of_its_method():

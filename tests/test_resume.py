@@ -402,6 +402,7 @@ def test_after_blocks_that_could_not_be_kept_no_more_are(interrupted, monkeypatc
     code, _, err = interrupted(5, "-o", "out.h5")
     assert code == 130
     assert err.count("what is done cannot be kept") == 1
+    assert err.count("nothing more is kept to go on from") == 1
     assert len(tried) == 2
     assert [name for name in names(tmp_path / ".out.h5.blurrerank") if name.startswith("kept-")] == [
         f"kept-{tried[0]:012}.npz"
@@ -478,9 +479,13 @@ def test_a_link_into_a_folder_that_is_not_there_is_told_before_the_work(cli, fea
 
 def test_a_file_that_is_replaced_stays_as_private_as_it_was(cli, feats, tmp_path):
     assert cli("run", feats, "-o", "out.h5")[0] == 0
+    owner = (1234, 1234) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(tmp_path / "out.h5", *owner)
     (tmp_path / "out.h5").chmod(0o600)
     assert cli("run", feats, "-o", "out.h5", "--force")[0] == 0
-    assert (tmp_path / "out.h5").stat().st_mode & 0o777 == 0o600
+    after = (tmp_path / "out.h5").stat()
+    assert after.st_mode & 0o777 == 0o600
+    assert (after.st_uid, after.st_gid) == owner
 
 
 def test_an_index_says_what_memory_it_needs(cli, write):

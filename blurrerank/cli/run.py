@@ -284,7 +284,7 @@ def _answer(index: GalleryIndex, method: Method, depth: int | str | None, runtim
 
     shown = len(index) if depth == "all" else cast("int | None", depth)
     failed = number = 0
-    for number, probe in enumerate(arriving(cast(BufferedReader, sys.stdin.buffer)), start=1):
+    for number, probe in enumerate(arriving(cast(BufferedReader, sys.stdin.buffer), index.dim), start=1):
         problem = probe.problem
         if probe.features is not None:
             try:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import h5py
 
 from ..errors import InputError
+from .same_file import open_same
 
 # Kinds of messages in the header of a group or dataset.
 _LAYOUT, _CONTINUED, _SYMBOLS = 0x08, 0x10, 0x11
@@ -31,7 +32,7 @@ def check_tree(item: Any) -> None:
         InputError: if a node has others of its own depth, or deeper ones, below it, or is below two.
     """
     file = item.file
-    with open(file.filename, "rb") as opened:
+    with open_same(item) as opened:
         tree = _Tree(opened, file.userblock_size, *map(int, file.id.get_create_plist().get_sizes()))
         # To ask for more of it than where it begins makes HDF5 go down the tree.
         low, high = h5py.h5g.get_objinfo(item.id, b".").objno

@@ -21,6 +21,7 @@ from ..errors import InputError
 from .btrees import check_tree
 from .hdf5_texts import check_heaps, entry_bytes, filters_of, is_variable, read_texts
 from .room import room_for
+from .same_file import status
 from .unpacking import check_unpacked
 
 # Soft links on the way to one object.
@@ -119,21 +120,29 @@ def members(group: Any) -> dict[str, Any]:
     return {name: item for name, item in found.items() if item is not None}
 
 
-def attributes(item: Any) -> dict[str, Any]:
-    """The attributes of a group that are numbers or text; of more than one, as a list.
+def attributes(item: Any, where: str | None = None) -> dict[str, Any]:
+    """The attributes of a group or dataset that are numbers or text; of more than one, as a list.
+
+    Args:
+        item: the group or dataset.
+        where: how messages call it. To ask it for its name takes long if a reference led to it.
 
     Raises:
         InputError: if they cannot be read.
     """
-    with reading(f"{item.file.filename}::{item.name}"), room_for(os.stat(item.file.filename).st_size):
-        found = {}
+    where = where or f"{item.file.filename}::{item.name}"
+    with reading(where):
+        found: dict[str, Any] = {}
         for name in item.attrs:
             # Of what is neither number nor text, HDF5 believes whatever the file says.
             dtype = item.attrs.get_id(name).dtype
             if not dtype.hasobject or h5py.check_string_dtype(dtype) is not None:
                 if is_variable(dtype):
-                    check_heaps(item, f"{item.file.filename}::{item.name}")
-                value = item.attrs[name]
+                    check_heaps(item, where)
+                    with room_for(status(item).st_size):
+                        value = item.attrs[name]
+                else:
+                    value = item.attrs[name]
                 value = value.tolist() if isinstance(value, np.ndarray) else value
                 found[_readable(name)] = _readable(value)
         return found
@@ -165,7 +174,7 @@ def check_dataset(dataset: Any, where: str) -> None:
             return
         declared = _bytes(dataset, dataset.shape)
         stored = dataset.id.get_storage_size()
-        size = os.stat(dataset.file.filename).st_size
+        size = status(dataset).st_size
         if stored > size or (stored < declared and (plain or not filters_of(dataset))):
             raise InputError(
                 f"{where} is {_sizes(dataset)}, {declared:,} bytes, and the file holds {min(stored, size):,} "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .heaps import all_heaps_end, heaps_end
 from .room import room_for
+from .same_file import open_same, status
 
 # Bytes of text at a time whose length is not known before.
 _TEXT_BYTES = 64 << 20
@@ -48,7 +48,7 @@ def check_heaps(item: Any, where: str) -> None:
     Raises:
         InputError: if one has none.
     """
-    if not all_heaps_end(item.file.filename, _widths(item)[1]):
+    if not all_heaps_end(item, _widths(item)[1]):
         raise _endless(where)
 
 
@@ -72,11 +72,10 @@ def read_texts(dataset: Any, where: str) -> NDArray[Any]:
     """
     if not dataset.size:
         return np.empty(dataset.shape, object)
-    path = dataset.file.filename
-    size = os.stat(path).st_size
+    size = status(dataset).st_size
     damaged = InputError(f"{where} holds more text than the file has bytes: it is damaged")
     total, pieces = 0, _references(dataset)
-    if dataset.id.get_offset() is not None and not heaps_end(path, _heaps(dataset), _widths(dataset)[1]):
+    if dataset.id.get_offset() is not None and not heaps_end(dataset, _heaps(dataset), _widths(dataset)[1]):
         raise _endless(where)
     if pieces is not None:
         for references in pieces:
@@ -89,6 +88,8 @@ def read_texts(dataset: Any, where: str) -> NDArray[Any]:
         if not dataset.shape:
             return np.asarray(dataset[()], object)
         step = max(1, _TEXT_BYTES // size * dataset.shape[0] // dataset.size)
+        if dataset.chunks:  # each is unpacked once
+            step = -(-step // dataset.chunks[0]) * dataset.chunks[0]
         found = []
         for start in range(0, dataset.shape[0], step):
             found.append(np.asarray(dataset[start : start + step], object))
@@ -112,7 +113,9 @@ def _references(dataset: Any) -> Iterator[NDArray[np.uint8]] | None:
     offset, width = dataset.id.get_offset(), entry_bytes(dataset)
     if offset is not None:
         count = dataset.size * width
-        references = np.fromfile(dataset.file.filename, np.uint8, count, offset=offset).reshape(-1, width)
+        with open_same(dataset) as file:
+            file.seek(offset)
+            references = np.frombuffer(file.read(count), np.uint8).reshape(-1, width)
         return iter([references])
     filters = filters_of(dataset)
     # HDF5 has told where chunks are since 1.12.3.

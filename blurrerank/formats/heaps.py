@@ -6,11 +6,10 @@ sizes that the file gives for its pieces. At a piece of size 0 it would stay for
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from .same_file import open_same, status
 
 _BEGIN = b"GCOL\x01"
 # Bytes of the header of a heap, and of that of each piece in it.
@@ -18,11 +17,11 @@ _HEADER = 16
 _BLOCK = 4 << 20
 
 
-def heaps_end(path: str | Path, addresses: Iterable[int], width: int = 8) -> bool:
+def heaps_end(item: Any, addresses: Iterable[int], width: int = 8) -> bool:
     """Whether HDF5 comes to the end of each of the heaps at these places in the file.
 
     Args:
-        path: the file.
+        item: an h5py file, or something in it.
         addresses: where the heaps begin, each once, in bytes from the beginning of the file. Where there is
             none, HDF5 says so itself.
         width: bytes of a length in the file.
@@ -30,8 +29,8 @@ def heaps_end(path: str | Path, addresses: Iterable[int], width: int = 8) -> boo
     Returns:
         False too if the heaps are together longer than the file: in a sound one they do not overlap.
     """
-    size = left = os.stat(path).st_size
-    with open(path, "rb", buffering=1 << 16) as file:
+    size = left = status(item).st_size
+    with open_same(item) as file:
         for heap in addresses:
             if heap + _HEADER > size:
                 continue
@@ -60,19 +59,24 @@ def _ends(file: BinaryIO, place: int, end: int, width: int) -> bool:
     return True
 
 
-def all_heaps_end(path: str | Path, width: int = 8) -> bool:
+# Whether all heaps of a file end, by its state.
+_known: dict[tuple[int, ...], bool] = {}
+_MOST_KNOWN = 16
+
+
+def all_heaps_end(item: Any, width: int = 8) -> bool:
     """`heaps_end` of whatever looks like a heap: a pass over the file, once for each state that it is in."""
-    found = os.stat(path)
-    return _all_end(str(path), width, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    found = status(item)
+    state = (width, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    if state not in _known:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[state] = heaps_end(item, _like_heaps(item), width)
+    return _known[state]
 
 
-@functools.lru_cache(maxsize=16)
-def _all_end(path: str, width: int, *_: int) -> bool:
-    return heaps_end(path, _like_heaps(path), width)
-
-
-def _like_heaps(path: str) -> Iterator[int]:
-    with open(path, "rb") as file:
+def _like_heaps(item: Any) -> Iterator[int]:
+    with open_same(item) as file:
         start, tail = 0, b""
         while block := file.read(_BLOCK):
             data = tail + block

@@ -156,7 +156,8 @@ def write(
             names.attrs["crc32"] = _checksum_of(labels.names)
         _put_neighbours(file, near)
         _put_encoded(file, encoded)
-        file.attrs.update(
+        _describe(
+            file,
             {
                 "format": FORMAT,
                 "format_version": VERSION,
@@ -165,7 +166,7 @@ def write(
                 "digest": digest,
                 "crc32": zlib.crc32(f"{method} {settings} {digest}".encode()),
                 "versions": json.dumps(versions()),
-            }
+            },
         )
 
 
@@ -177,7 +178,14 @@ def write_partial(path: Path, near: Neighbours, *, pool: int, digest: str) -> No
     """
     with replacing(path, force=True) as temporary, new_hdf5(temporary) as file:
         _put_neighbours(file, near)
-        file.attrs.update({"format": PARTIAL, "format_version": VERSION, "pool": pool, "digest": digest})
+        _describe(file, {"format": PARTIAL, "format_version": VERSION, "pool": pool, "digest": digest})
+
+
+def _describe(file: Any, about: Mapping[str, str | int]) -> None:
+    """Set attributes. Text has its length in its type: that of any length would lie in a heap, and to look for
+    heaps without an end takes a pass over the file."""
+    for name, value in about.items():
+        file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
 
 
 def is_index(path: Path) -> bool:

@@ -34,18 +34,27 @@ class Arrived:
     problem: str | None = None
 
 
-def arriving(stream: BufferedReader) -> Iterator[Arrived]:
-    """Every probe as soon as it is there.
+# Bytes of a line: of each number, and of what else is in it.
+_NUMBER, _REST = 64, 1 << 16
+
+
+def arriving(stream: BufferedReader, width: int) -> Iterator[Arrived]:
+    """Every probe as soon as it is there; it has so many dimensions.
 
     Raises:
         InputError: if the stream cannot be read any further.
     """
     if stream.peek(1)[:1] == b"\x93":
-        yield from _arrays(stream)
-    else:
-        for line in stream:
-            if line.strip():
-                yield _parsed(line)
+        yield from _arrays(stream, width)
+        return
+    most = _NUMBER * width + _REST
+    while line := stream.readline(most):
+        if len(line) == most and not line.endswith(b"\n"):
+            yield Arrived(problem=f"longer than {most:,} bytes: expected {width} numbers and a name")
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(most)
+        elif line.strip():
+            yield _parsed(line)
 
 
 def _parsed(line: bytes) -> Arrived:
@@ -63,7 +72,7 @@ def _parsed(line: bytes) -> Arrived:
         return Arrived(problem='expected [number, ...] or {"features": [number, ...], "name": "..."}')
 
 
-def _arrays(stream: BufferedReader) -> Iterator[Arrived]:
+def _arrays(stream: BufferedReader, width: int) -> Iterator[Arrived]:
     while stream.peek(1):
         try:
             version = np.lib.format.read_magic(stream)
@@ -76,6 +85,8 @@ def _arrays(stream: BufferedReader) -> Iterator[Arrived]:
         if by_columns and len(shape) == 2 and min(shape) > 1:
             raise InputError("standard input has an array in Fortran order: write np.ascontiguousarray of it")
         count, dim = (1, *shape)[-2:]
+        if dim != width:
+            raise InputError(f"standard input has rows of {dim} numbers: expected {width}")
         for row in range(count):
             data = stream.read(dim * dtype.itemsize)
             if len(data) < dim * dtype.itemsize:

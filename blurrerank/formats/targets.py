@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -85,10 +86,14 @@ def work_folder(path: Path) -> Path:
 
 
 def _resolved(path: Path) -> Path:
-    with suppress(OSError, RuntimeError):  # RuntimeError before Python 3.13, and from then on a link
+    try:
         found = path.resolve()
         if not found.is_symlink():
             return found
+    except PermissionError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+    except (OSError, RuntimeError):  # RuntimeError before Python 3.13, and from then on a link
+        pass
     raise OutputError(f"{path} is a link that leads nowhere: remove it, or choose another name")
 
 
@@ -123,8 +128,7 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
                 yield temporary
                 _flush(temporary, os.O_RDWR)
                 if force:
-                    with suppress(OSError):  # nothing is there
-                        shutil.copymode(target, temporary)
+                    _take_owner_and_mode(temporary, target)
                     os.replace(temporary, target)
                 else:
                     _publish(temporary, target)
@@ -136,6 +140,17 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
             _clear(folder, temporary.name, keep=False)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _take_owner_and_mode(path: Path, old: Path) -> None:
+    """Let those read a file who could read what it replaces, if there is something."""
+    with suppress(OSError):
+        found = old.stat()
+        # Only some may give a file away, but most to a group of theirs; Windows has neither.
+        with suppress(OSError, AttributeError):
+            os.chown(path, -1, found.st_gid)
+            os.chown(path, found.st_uid, -1)
+        path.chmod(stat.S_IMODE(found.st_mode))
 
 
 def _flush(path: Path, flags: int) -> None:

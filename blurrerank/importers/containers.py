@@ -150,7 +150,10 @@ def _hdf5(path: Path, head: bytes) -> Opened:
             variables = {name: item for name, item in items.items() if not name.startswith("#")}
             cells = _Cells(path, file)
             return Opened(
-                path, "MATLAB v7.3", {name: cells.value(item) for name, item in variables.items()}, {}
+                path,
+                "MATLAB v7.3",
+                {name: cells.value(item, f"{path}::/{name}") for name, item in variables.items()},
+                {},
             )
     if any(isinstance(items.get(side), h5py.Group) for side in ("probe", "gallery")):
         raise InputError(f"{path} is a native file: every command reads it as it is")
@@ -175,11 +178,10 @@ class _Cells:
         # A cell may be in many others, or in itself: no file has more of them than it has bytes for.
         self._left = path.stat().st_size // 8
 
-    def value(self, item: Any, depth: int = 0) -> Any:
+    def value(self, item: Any, where: str, depth: int = 0) -> Any:
         if not isinstance(item, h5py.Dataset) or item.shape is None:
             return None  # a struct
-        where = f"{self._path}::{item.name}"
-        known = hdf5.attributes(item)
+        known = hdf5.attributes(item, where)
         if "MATLAB_empty" in known:
             return np.empty((0, 0))
         values = self._budget.read(item, where)
@@ -187,7 +189,7 @@ class _Cells:
             self._left -= values.size
             if depth > DEEPEST or self._left < 0:
                 raise InputError(f"{where} holds cells in cells without end: it is damaged")
-            cells = [self.value(self._at(reference, where), depth + 1) for reference in values.T.ravel()]
+            cells = [self.value(self._at(reference, where), where, depth + 1) for reference in values.T.ravel()]
             return pickles.of_objects(cells).reshape(values.T.shape)
         if known.get("MATLAB_class") == "char":
             return np.array(["".join(map(chr, row)) for row in np.atleast_2d(values.T)])
