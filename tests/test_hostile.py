@@ -18,7 +18,6 @@ import zlib
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -305,7 +304,7 @@ def test_packed_names_are_read_and_measured(filters, feats, monkeypatch):
         del file["gallery/names"]
         file.create_dataset("gallery/names", data=names, dtype=h5py.string_dtype(), chunks=(7,), **filters)
     assert br.load(feats).gallery.names.tolist() == names
-    monkeypatch.setattr(hdf5_texts, "os", SimpleNamespace(stat=lambda path: os.stat_result([100] * 10)))
+    monkeypatch.setattr(hdf5_texts, "status", lambda item: os.stat_result([100] * 10))
     with h5py.File(feats) as file, pytest.raises(br.InputError, match="more text than the file has bytes"):
         hdf5_texts.read_texts(file["gallery/names"], "here")
 
