@@ -146,7 +146,7 @@ def material(folder: Path) -> None:
         run("run", "feats.h5", "-q", "--topn", "10", "-o", f"lists.{ending}")
     run("run", "packed.h5", "-q", "--topn", "10", "-o", "packed.lists.h5")
     for ending in ("trec", "jsonl", "csv"):
-        Path(f"lists.{ending}.gz").write_bytes(gzip.compress(Path(f"lists.{ending}").read_bytes()))
+        Path(f"lists.{ending}.gz").write_bytes(gzip.compress(Path(f"lists.{ending}").read_bytes(), mtime=0))
     near = br.rerank(data, topn=8).indices
     np.save("near.npy", near)
     np.savez("near.npz", indices=near)
@@ -241,7 +241,7 @@ def changed_inside(data: bytes, other: bytes, rng: random.Random) -> bytes:
                 after.writestr(item, changed(inside, other, rng) if item.filename == chosen else inside)
         return found.getvalue()
     if data.startswith(b"\x1f\x8b") and rng.random() < 0.5:
-        return gzip.compress(changed(gzip.decompress(data), other, rng))
+        return gzip.compress(changed(gzip.decompress(data), other, rng), mtime=0)
     return changed(data, other, rng)
 
 

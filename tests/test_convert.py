@@ -1075,7 +1075,11 @@ def refused(cli, *arguments: object) -> str:
     ("name", "content", "why"),
     [
         ("lists.trec", b"q1 Q0 g7 1 0.9 tag\nq1 Q0 g8 2 0.8 tag\n", "is a TREC run, lists and no features"),
-        ("lists.trec.gz", gzip.compress(b"q1 Q0 g7 1 0.9 tag\n"), "is a TREC run, lists and no features"),
+        (
+            "lists.trec.gz",
+            gzip.compress(b"q1 Q0 g7 1 0.9 tag\n", mtime=0),
+            "is a TREC run, lists and no features",
+        ),
         ("market.qrels", b"q1 0 g7 1\nq1 0 g8 0\n", "holds TREC judgements"),
         (
             "gt.ibin",
@@ -1095,7 +1099,7 @@ def refused(cli, *arguments: object) -> str:
         ("table.csv", b"a,b\n1,2\n3\n", "line 3 has not the 2 columns of the header"),
         ("x.npz", b"PK\x03\x04 not really", "cannot be read"),
         ("x.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "is a damaged MATLAB file"),
-        ("packed.gz", gzip.compress(b"hello"), "is compressed: unpack it"),
+        ("packed.gz", gzip.compress(b"hello", mtime=0), "is compressed: unpack it"),
     ],
 )
 def test_other_things_are_refused_by_name(name, content, why, cli, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gzip
 import io
+import itertools
 import os
 import pickle
 import re
@@ -603,7 +604,7 @@ def test_nobody_can_choose_numbers_that_collide():
 
 def test_numbers_without_end_are_no_keys(refused):
     Path("dump.pkl").write_bytes(pickle.dumps({1 << 64: 0}))
-    assert "numbers without end as keys" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
+    assert "numbers of more than 64 bits as keys" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -787,7 +788,7 @@ class Referring(pickle.Pickler):
         (rebuilt(0, (6, 10), (10,)), "a tensor without strides"),
         (rebuilt(0, (6, 10.0), (10, 1)), "a tensor without numbers or a shape"),
         (rebuilt(0, (1 << 20, 1 << 20), (0, 0)), "more than it can spell out"),
-        (rebuilt(0, (1 << 40, 1 << 40), (0, 0)), "damaged"),
+        (rebuilt(0, (1 << 40, 1 << 40), (0, 0)), "more than it can spell out"),
         (rebuilt(0, (6, 10), (1 << 61, 1)), "more numbers than there are"),
         (rebuilt(0, (6, 10), (10, 1), name="../0"), "damaged"),
         (rebuilt(0, (6, 10), (10, 1), count=-1), "a storage that is none"),
@@ -809,6 +810,94 @@ def test_tensors_stay_within_their_storage(tensor, why, tmp_path):
         return
     with pytest.raises(br.InputError, match=why):
         open_file(tmp_path / "dump.pt")
+
+
+def test_tensors_of_bfloat16_are_counted_before_they_are_made(refused):
+    torch.save({"qf": torch.zeros(1, dtype=torch.bfloat16).expand(20_000, 25_000)}, "dump.pt")
+    assert "more than it can spell out" in refused("convert", "dump.pt", "out.h5")
+    # Each alone is no more than it may be.
+    some = [torch.zeros(1, dtype=torch.bfloat16).expand(7_000, 8_000) for _ in range(3)]
+    torch.save(some, "dump.pt")
+    assert "more than it can spell out" in refused("convert", "dump.pt", "out.h5")
+    torch.save({"qf": torch.zeros((0, 4), dtype=torch.bfloat16)}, "dump.pt")
+    assert open_file(Path("dump.pt")).content["qf"].dtype == np.float32
+
+
+@pytest.mark.parametrize("change", ["conj", "neg"])
+def test_tensors_whose_signs_are_still_to_be_changed_are_refused(change, refused):
+    numbers = torch.randn(6, 4, dtype=torch.complex64)
+    torch.save({"qf": numbers.conj() if change == "conj" else numbers.conj().imag}, "dump.pt")
+    assert "holds a tensor whose signs are still to be changed" in refused("convert", "dump.pt", "out.h5")
+    torch.save({"qf": numbers.conj().imag.resolve_neg()}, "dump.pt")
+    np.testing.assert_array_equal(open_file(Path("dump.pt")).content["qf"], -numbers.imag.numpy())
+
+
+def test_programs_that_are_packed_are_refused(refused):
+    """As torch writes none; a packed one may be a thousand times as long."""
+    program = b"\x80\x02" + b"]" * 3_000_000 + b"."
+    with zipfile.ZipFile("dump.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("dump/data.pkl", program)
+    assert "holds a program that is packed" in refused("convert", "dump.pt", "out.h5")
+
+
+def _text(text):
+    return b"X" + len(text).to_bytes(4, "little") + text
+
+
+_PAIRS = b"](" + b"".join(b"K%cN\x86" % number for number in range(250)) * 4 + b"e"
+_AGAIN = {
+    "a text": (b"c_codecs\nencode\n", _text(b"x" * 100_000) + _text(b"latin1") + b"\x86"),
+    "pairs": (b"ccollections\nOrderedDict\n", _PAIRS + b"\x85"),
+    "a set": (
+        b"c__builtin__\nset\n",
+        b"](" + b"".join(b"K%c" % number for number in range(250)) * 4 + b"e\x85",
+    ),
+    "objects of an array": (
+        b"cnumpy.core.numeric\n_frombuffer\n",
+        b"(](" + b"N" * 1000 + b"ecnumpy\ndtype\n" + _text(b"O8") + b"\x85RM\xe8\x03\x85" + _text(b"C") + b"t",
+    ),
+}
+
+
+@pytest.mark.parametrize("call", _AGAIN)
+def test_calls_with_the_same_again_and_again_are_counted(call, refused):
+    function, arguments = _AGAIN[call]
+    program = b"\x80\x02" + function + b"q\x00" + arguments + b"q\x01]("
+    Path("dump.pkl").write_bytes(program + b"h\x00h\x01R" * 4 + b"e.")
+    assert "no layout that is known" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
+    Path("dump.pkl").write_bytes(program + b"h\x00h\x01R" * 30_000 + b"e.")
+    assert "more than it can spell out" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
+
+
+def test_a_long_name_again_and_again_is_counted(refused):
+    rows = np.ones((4000, 2), np.float32)
+    value = {"query_f": rows, "gallery_f": rows, "query_path": [b"y" * 100_000] * 4000}
+    Path("dump.pkl").write_bytes(pickle.dumps(value))
+    assert "more than it can spell out" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
+
+
+@pytest.mark.parametrize("number", [1 << 64, 1 << 20_000, -(1 << 20_000)], ids=int.bit_length)
+@pytest.mark.parametrize("place", ["query_label", "query_path", "num_query", None])
+def test_long_numbers_are_named(place, number, refused):
+    fields = {"query_f": np.ones((1, 2), np.float32), "gallery_f": np.ones((1, 2), np.float32)}
+    value = number if place is None else fields | {place: [number] if place.startswith("query") else number}
+    Path("dump.pkl").write_bytes(pickle.dumps(value))
+    assert "holds a number of more than 64 bits" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
+
+
+@pytest.mark.parametrize("digits", [4300, 5000])
+def test_numbers_of_thousands_of_digits_are_counted(digits, refused):
+    fields = {side: np.ones((1, 2), np.float32) for side in ("query_f", "gallery_f")}
+    np.savez("dump.npz", **fields, query_label=np.array(["9" * digits]), gallery_label=np.array(["1"]))
+    why = refused("convert", "dump.npz", "out.h5")
+    assert why.endswith(f"query_label has {digits} digits in row 0: expected what fits int64")
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+def test_axes_of_arrays_in_pickles_may_be_in_any_order(axes):
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(axes)
+    Path("dump.pkl").write_bytes(pickle.dumps({"qf": values}, protocol=5))
+    np.testing.assert_array_equal(read_pickle(Path("dump.pkl").read_bytes(), "dump.pkl")["qf"], values)
 
 
 @pytest.mark.parametrize("end", [40, 150, -8, -100])

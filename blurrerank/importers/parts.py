@@ -90,6 +90,10 @@ _LARGEST = np.iinfo(np.int64).max
 _FITTING = "what fits int64"
 
 
+# Python reads no numbers of thousands of digits.
+_DIGITS = 100
+
+
 def _is_whole(text: str) -> bool:
     return re.fullmatch(r"[+-]?[0-9]+", text) is not None
 
@@ -256,6 +260,9 @@ def are_whole(texts: NDArray[Any]) -> bool:
 
 
 def _from_text(texts: NDArray[Any], part: Part, where: str) -> NDArray[np.int64]:
+    for row, text in enumerate(texts):
+        if len(text) > _DIGITS:
+            raise InputError(f"{where}: {part.origin} has {len(text)} digits in row {row}: expected {_FITTING}")
     values = of_objects([int(text) for text in texts])
     _refuse(values, np.array([abs(value) > _LARGEST for value in values], dtype=bool), part, where, _FITTING)
     part.told.append("text made integers")
@@ -315,7 +322,8 @@ def numbered(parts: Sequence[Part], where: str, *, keep: Sequence[int] = ()) -> 
     if not all(texts):
         one, other = parts[names.index(True)].origin, parts[texts.index(False)].origin
         raise InputError(f"{where}: {one} is text and {other} is numbers: one kind of label is needed")
-    number = {text: int(text) for some in labels for text in some if _is_whole(text) and int(text) in keep}
+    whole = {text for some in labels for text in some if len(text) <= _DIGITS and _is_whole(text)}
+    number = {text: int(text) for text in whole if int(text) in keep}
     distinct = sorted(set().union(*(some.tolist() for some in labels)) - set(number))
     number |= {text: place for place, text in enumerate(distinct, start=1)}
     for part, some in zip(parts, labels, strict=True):

@@ -26,10 +26,14 @@ class NotData(Exception):
     """What a file holds that is no array of numbers, text or objects; its message goes on after "holds"."""
 
 
-# Parts of a key, and bits of a number in it.
-_KEY_PARTS, _KEY_BITS = 16, 64
+# Parts of a key, and bits of a number.
+_KEY_PARTS, _BITS = 16, 64
+_TOO_MUCH = "more than it can spell out, the same again and again"
 # What a value takes in memory, about: a reference, and what it refers to.
 _VALUE_BYTES = 64
+# What a set takes, and a place in the table of what is named again, for which a program has a byte each; and an
+# entry of a dictionary or set that a function makes.
+_SET_BYTES, _NAMED_BYTES, _ENTRY_BYTES = 216, 128, 256
 
 _SIMPLE = re.compile(r"[<>|=]?(?:f[248]|[iu][1248]|b1|[US]\d{0,6}|O8?)")
 
@@ -57,15 +61,23 @@ class Array:
 
     values: Any = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return int(getattr(self.values, "nbytes", 0))
+
     def __setstate__(self, state: Any) -> None:
         """(version, shape, type, whether in Fortran's order, bytes or a list)."""
         _, shape, kind, fortran, data = state
         self.values = _filled(data, kind, shape, "F" if fortran else "C")
 
 
-def _filled(data: Any, kind: Any, shape: Any, order: Any) -> Any:
+def _filled(data: Any, kind: Any, shape: Any, order: Any, axes: Any = None) -> Any:
     if not isinstance(kind, _Type) or not all(isinstance(size, int) for size in shape):
         raise NotData("an array without a type or a shape")
+    if order == "K" and isinstance(axes, tuple) and sorted(axes) == list(range(len(shape))):
+        # Neither rows nor columns first, but in another order of the axes.
+        return _filled(data, kind, shape, "C").transpose(axes)
     if order not in ("C", "F"):
         raise NotData("an array in no order")
     if kind.dtype.hasobject:
@@ -82,9 +94,9 @@ def _reconstruct(*_: Any) -> Array:
     return Array()
 
 
-def _from_buffer(data: Any, kind: Any, shape: Any, order: Any, *_: Any) -> Any:
+def _from_buffer(data: Any, kind: Any, shape: Any, order: Any, axes: Any = None) -> Any:
     array = Array()
-    array.values = _filled(data, kind, shape, order)
+    array.values = _filled(data, kind, shape, order, axes)
     return array
 
 
@@ -129,8 +141,8 @@ def _as_key(key: Any) -> Any:
     if isinstance(key, float):
         return _Float(key)
     if isinstance(key, int) and not isinstance(key, bool):
-        if key.bit_length() > _KEY_BITS:
-            raise NotData("numbers without end as keys")
+        if key.bit_length() > _BITS:
+            raise NotData(f"numbers of more than {_BITS} bits as keys")
         return _Int(key)
     if not isinstance(key, str | bytes | bool | Array | None):
         raise NotData(f"{type(key).__name__}s as keys")
@@ -207,8 +219,23 @@ def _with_keys(code: bytes, keys: slice) -> Callable[[Any], None]:
     return checked
 
 
+def _counted(code: bytes, size: int) -> Callable[[Any], None]:
+    """What a code of a program does, counted as so many bytes."""
+    load = pickle._Unpickler.dispatch[code[0]]
+
+    def counted(unpickler: Any) -> None:
+        unpickler.spend(size)
+        load(unpickler)
+
+    return counted
+
+
 class Unpickler(pickle._Unpickler):
-    """The one written in Python: the other takes as much memory as a program numbers its objects up to."""
+    """The one written in Python: the other takes as much memory as a program numbers its objects up to.
+
+    What functions make of what they get is counted: a program of a few bytes may call one with a large thing
+    again and again. Whatever else it makes takes no more than some ten times its own bytes.
+    """
 
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
@@ -219,7 +246,30 @@ class Unpickler(pickle._Unpickler):
     def __init__(self, file: IO[bytes], size: int) -> None:
         """For a program in a file of `size` bytes."""
         super().__init__(file, encoding="latin1")
-        self._size = size
+        self._size, self._made = size, 0
+
+    def spend(self, size: int) -> None:
+        """Count so many bytes."""
+        self._made += size
+        if is_too_much(self._made, self._size):
+            raise NotData(_TOO_MUCH)
+
+    def _spend_on(self, arguments: Any) -> None:
+        for value in arguments if isinstance(arguments, tuple | list) else ():
+            if isinstance(value, str | bytes | bytearray):
+                self.spend(len(value))
+            elif isinstance(value, list | tuple):
+                self.spend(_ENTRY_BYTES * len(value))
+
+    def load_reduce(self) -> None:
+        """Call a function."""
+        self._spend_on(self.stack[-1])
+        super().load_reduce()  # type: ignore[misc]
+
+    def _instantiate(self, klass: Any, arguments: Any) -> None:
+        """Likewise, as the first protocols do."""
+        self._spend_on(arguments)
+        super()._instantiate(klass, arguments)  # type: ignore[misc]
 
     def load_bytearray8(self) -> None:
         """Bytes that can be written to, which are there before they are filled."""
@@ -233,6 +283,7 @@ class Unpickler(pickle._Unpickler):
         if isinstance(self.stack[-2], OrderedDict):
             self.stack.pop()
             return
+        self._spend_on(self.stack[-1])
         if not hasattr(self.stack[-2], "__setstate__"):
             raise NotData(f"{type(self.stack[-2]).__name__} with attributes")
         super().load_build()  # type: ignore[misc]
@@ -240,6 +291,9 @@ class Unpickler(pickle._Unpickler):
     dispatch |= {
         pickle.BYTEARRAY8[0]: load_bytearray8,
         pickle.BUILD[0]: load_build,
+        pickle.REDUCE[0]: load_reduce,
+        pickle.EMPTY_SET[0]: _counted(pickle.EMPTY_SET, _SET_BYTES),
+        pickle.MEMOIZE[0]: _counted(pickle.MEMOIZE, _NAMED_BYTES),
         pickle.SETITEM[0]: _with_keys(pickle.SETITEM, slice(-2, -1)),
         pickle.SETITEMS[0]: _with_keys(pickle.SETITEMS, slice(0, None, 2)),
         pickle.DICT[0]: _with_keys(pickle.DICT, slice(0, None, 2)),
@@ -320,11 +374,16 @@ def _finished(value: Any, size: int) -> Any:
     gigabytes to copy: what it names is counted as often as it names it.
     """
     known: dict[int, tuple[Any, int] | None] = {}
+    made_of_arrays = 0
 
     def of(value: Any) -> tuple[Any, int]:
         """The same, and how many bytes it would take if nothing was shared."""
+        nonlocal made_of_arrays
         if not isinstance(value, dict | list | tuple | Array):
-            return value, _VALUE_BYTES
+            if isinstance(value, int) and value.bit_length() > _BITS:
+                raise NotData(f"a number of more than {_BITS} bits")
+            letters = len(value) if isinstance(value, str | bytes | bytearray) else 0
+            return value, _VALUE_BYTES + letters
         if id(value) in known:
             found = known[id(value)]
             if found is None:
@@ -337,6 +396,10 @@ def _finished(value: Any, size: int) -> Any:
             keys = (key.item() if isinstance(key, np.generic) else key for key, _ in parts[::2])
             made: Any = dict(zip(map(_as_key, keys), (item for item, _ in parts[1::2]), strict=True))
         elif isinstance(value, Array):
+            # Before there are any.
+            made_of_arrays += value.nbytes
+            if is_too_much(made_of_arrays, size):
+                raise NotData(_TOO_MUCH)
             made, parts = value.values, []
             if isinstance(made, np.ndarray) and made.dtype.hasobject:
                 parts = [of(item) for item in made.flat]
@@ -348,7 +411,7 @@ def _finished(value: Any, size: int) -> Any:
             made = type(value)(item for item, _ in parts)
         total += sum(bytes_of for _, bytes_of in parts)
         if is_too_much(total, size):
-            raise NotData("more than it can spell out, the same again and again")
+            raise NotData(_TOO_MUCH)
         known[id(value)] = made, total
         return made, total
 

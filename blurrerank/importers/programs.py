@@ -30,7 +30,7 @@ from .parts import (
 )
 from .pickles import of_objects
 
-_IMAGE = re.compile(r"(-?\d+)_c(\d+)")
+_IMAGE = re.compile(r"(-?\d{1,18})_c(\d{1,18})")
 """Identity and camera at the start of a file's name, as Market-1501, DukeMTMC and VeRi-776 have it."""
 
 

@@ -7,6 +7,7 @@ the program in such a file is run by the reader of pickles, and what tensors are
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,11 +86,16 @@ class _Tensor(Array):
         raise NotData("a tensor with attributes")
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the numbers, each for itself."""
+        return math.prod(self._shape) * (4 if self._kind.brain else np.dtype(self._kind.code).itemsize)
+
+    @property
     def values(self) -> NDArray[Any]:
         """The numbers, as the storage has them."""
         flat = np.frombuffer(self._storage.raw, self._kind.code)
         if 0 in self._shape:
-            return np.empty(self._shape, self._kind.code)
+            return np.empty(self._shape, "f4" if self._kind.brain else self._kind.code)
         steps = zip(self._shape, self._strides, strict=True)
         if self._offset + sum((size - 1) * step for size, step in steps) >= len(flat):
             raise ValueError("a tensor of more numbers than there are")
@@ -103,7 +109,16 @@ def _is_sizes(values: Any) -> bool:
     return isinstance(values, tuple) and all(isinstance(size, int) and 0 <= size < 1 << 62 for size in values)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any, kind: _Type | None = None) -> _Tensor:
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> _Tensor:
+    """A tensor; behind its strides is what is said of learning, hooks, and signs."""
+    return _strided(storage, offset, shape, strides, more[2:])
+
+
+def _strided(
+    storage: Any, offset: Any, shape: Any, strides: Any, signs: Any, kind: _Type | None = None
+) -> _Tensor:
+    if any(signs):
+        raise NotData("a tensor whose signs are still to be changed (save it .resolve_neg().resolve_conj())")
     if not isinstance(storage, _Storage) or not _is_sizes((offset,)) or not _is_sizes(shape):
         raise NotData("a tensor without numbers or a shape")
     if not _is_sizes(strides) or len(strides) != len(shape):
@@ -115,7 +130,7 @@ def _typed(storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> A
     """A tensor of a type without a storage of its own: it comes behind what is said of learning, and hooks."""
     if len(more) < 3 or not isinstance(more[2], _Type):
         raise NotData("a tensor without a type")
-    return _tensor(storage, offset, shape, strides, kind=more[2])
+    return _strided(storage, offset, shape, strides, more[3:], kind=more[2])
 
 
 def _first(value: Any, *_: Any) -> Any:
@@ -125,19 +140,21 @@ def _first(value: Any, *_: Any) -> Any:
 
 def _with_attributes(make: Any, _kind: Any, arguments: Any, *_: Any) -> Any:
     """A tensor that has attributes, which are left out."""
-    if not isinstance(make, Maker) or not isinstance(arguments, tuple):
+    if make not in _TENSORS or not isinstance(arguments, tuple):
         raise NotData("something else than a tensor with attributes")
     return make(*arguments)
 
+
+_TENSORS = (Maker(_tensor), Maker(_typed))
 
 _NAMES: Mapping[tuple[str, str], Any] = {
     **KNOWN,
     **{("torch", name): kind for name, kind in _TYPES.items()},
     **{(module, name): kind for module in ("torch", "torch.cuda") for name, kind in _STORED.items()},
     ("torch.storage", "UntypedStorage"): _RAW,
-    ("torch._utils", "_rebuild_tensor"): Maker(_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): Maker(_tensor),
-    ("torch._utils", "_rebuild_tensor_v3"): Maker(_typed),
+    ("torch._utils", "_rebuild_tensor"): _TENSORS[0],
+    ("torch._utils", "_rebuild_tensor_v2"): _TENSORS[0],
+    ("torch._utils", "_rebuild_tensor_v3"): _TENSORS[1],
     ("torch._utils", "_rebuild_parameter"): Maker(_first),
     ("torch._utils", "_rebuild_parameter_with_state"): Maker(_first),
     ("torch._tensor", "_rebuild_from_type_v2"): Maker(_with_attributes),
@@ -191,6 +208,8 @@ def _from_archive(file: IO[bytes], size: int) -> Any:
     """As torch writes since 1.6: a program, and a file for each storage."""
     with zipfile.ZipFile(file) as archive:
         (name,) = (name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+        if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+            raise NotData("a program that is packed")
         folder = name.removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise NotData("numbers of another machine, their bytes the other way round")
