@@ -175,6 +175,7 @@ def rerank_batches(
         ParameterError: for a depth or block below 1, a budget that is too small, or candidates for a method
             that does more than re-rank the head of a list.
         BlurrerankError: for a device that is not here.
+        InputError: if the file that features are read from is changed meanwhile.
     """
     if candidates is not None:
         check_method(method)
@@ -188,6 +189,7 @@ def rerank_batches(
     memory = budget(memory, where)
     full = ""
     while first < len(data.probe):
+        data.check()
         try:
             plan = plan_for(
                 data,
@@ -223,6 +225,7 @@ def rerank_batches(
             batches = _alone(data, method, plan, shown, progress, watch, first, known, checkpoint)
         try:
             for batch in batches:
+                data.check()  # rows that are mapped are not copied when they are read
                 yield batch
                 first = batch.start + len(batch.indices)
             return

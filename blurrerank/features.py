@@ -43,6 +43,17 @@ class FeatureArray(Protocol):
         """Rows as an array or a tensor."""
 
 
+class Source(Protocol):
+    """Where features lie that are read as they are needed."""
+
+    def check(self) -> None:
+        """See that they are what they were.
+
+        Raises:
+            InputError: if they were changed.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Side:
     """One side of the comparison, probe or gallery. Checked by the `FeatureSet` it enters.
@@ -54,6 +65,7 @@ class Side:
         names: (N,) strings; or None.
         label: how messages call this side, such as `feats.h5::/probe`.
         first: the number that messages give row 0, where these rows are a part of a file's.
+        sources: the files that features are mapped from, if they are.
     """
 
     unit: ClassVar[bool] = False
@@ -65,6 +77,7 @@ class Side:
     names: NDArray[Any] | None = None
     label: str = "features"
     first: int = 0
+    sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
         """Store integer labels as int64, so that nothing downstream asks which integer they were."""
@@ -81,13 +94,29 @@ class Side:
         """D, the number of dimensions of a feature vector."""
         return int(self.features.shape[1])
 
+    def check(self) -> None:
+        """See that features are what they were.
+
+        Raises:
+            InputError: if the file that they are mapped from was changed.
+        """
+        for source in self.sources:
+            source.check()
+
     def block(self, start: int, stop: int) -> torch.Tensor:
-        """Rows `start:stop` in their stored dtype, (stop - start, D)."""
+        """Rows `start:stop` in their stored dtype, (stop - start, D).
+
+        Raises:
+            InputError: if the file that they lie in was changed.
+        """
+        self.check()
         rows = self.features[start:stop]
         if isinstance(rows, torch.Tensor):
             return rows.detach()
         native = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("="))
-        return torch.from_numpy(native if native.flags.writeable else native.copy())
+        found = torch.from_numpy(native if native.flags.writeable else native.copy())
+        self.check()
+        return found
 
     def blocks(self, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """All rows in order, `rows` at a time, each block with the index of its first row."""
@@ -210,6 +239,11 @@ class FeatureSet:
         if probe and gallery:
             return f"there are no {word}"
         return f"the probes have no {word}" if probe else f"the gallery has no {word}"
+
+    def check(self) -> None:
+        """See that the features of both sides are what they were; see `Side.check`."""
+        self.probe.check()
+        self.gallery.check()
 
     def digest(self) -> str:
         """SHA-256 of both sides' digests: what a ranking was made from."""

@@ -111,6 +111,7 @@ class GalleryIndex:
             labels.cams,
             labels.names,
             label=str(path),
+            sources=() if where.type == "cuda" else (stored.source,),
             digests=labels.digests,
             stored_digest=stored.digest,
             method=method,

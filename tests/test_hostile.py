@@ -6,6 +6,7 @@ import fcntl
 import gzip
 import io
 import itertools
+import json
 import os
 import pickle
 import re
@@ -1024,6 +1025,61 @@ def test_features_that_change_while_they_are_read_are_refused(feats, tmp_path):
         file.write(b"more")
     with pytest.raises(br.InputError, match=r"feats\.h5::/gallery/features was changed while it was read"):
         data.gallery.features[0:5]
+
+
+@pytest.mark.parametrize("harm", ["written", "cut short"])
+@pytest.mark.parametrize("kind", ["npy", "fbin"])
+def test_mapped_features_that_change_while_they_are_searched_are_refused(kind, harm, tmp_path):
+    probe, gallery = np.split(np.random.default_rng(0).standard_normal((400, 32)).astype("f4"), [30])
+    for name, rows in (("probe", probe), ("gallery", gallery)):
+        if kind == "npy":
+            np.save(tmp_path / f"{name}.npy", rows)
+        else:
+            (tmp_path / f"{name}.fbin").write_bytes(np.array(rows.shape, "<i4").tobytes() + rows.tobytes())
+    paths = tmp_path / f"probe.{kind}", tmp_path / f"gallery.{kind}"
+    whole = paths[1].read_bytes()
+
+    def change(done, total):
+        if 0 < done < total:
+            paths[1].write_bytes(whole[:200] if harm == "cut short" else whole)
+
+    with pytest.raises(br.InputError, match=rf"gallery\.{kind} was changed while it was read"):
+        br.rerank(br.load(*paths), topn=2, memory=100_000, progress=change)
+
+    def replace(done, total):
+        other = tmp_path / "other"
+        other.write_bytes(whole[:200])
+        other.replace(paths[1])
+
+    paths[1].write_bytes(whole)
+    found = br.rerank(br.load(*paths), topn=2, memory=100_000, progress=replace)
+    expected = br.rerank(br.FeatureSet.from_arrays(probe, gallery), topn=2)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+
+
+@pytest.mark.parametrize("harm", ["written", "cut short"])
+def test_an_index_that_changes_while_it_is_asked_is_refused(harm, tmp_path, feats):
+    path = tmp_path / "gallery.index.h5"
+    probes = br.load(feats).probe.features
+    br.build_index(br.load(feats).gallery, path, pool=16)
+    whole = path.read_bytes()
+    asked = subprocess.Popen(
+        [sys.executable, "-m", "blurrerank", "run", "--index", path, "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    asked.stdin.write(json.dumps(probes[0].tolist()) + "\n")
+    asked.stdin.flush()
+    assert json.loads(asked.stdout.readline())["probe"] == 0
+    path.write_bytes(whole[:4096] if harm == "cut short" else whole)  # as `cp` does it
+    out, err = asked.communicate(json.dumps(probes[1].tolist()) + "\n", timeout=60)
+    assert (asked.returncode, out) == (1, "")
+    assert err.splitlines() == [
+        f"error: {path} was changed while it was read: run this again when it is complete "
+        "(a new version that is renamed into place does no harm)"
+    ]
 
 
 def test_threads_that_read_attributes_leave_the_limit_as_it_was(feats, cli):

@@ -288,13 +288,12 @@ def _answer(index: GalleryIndex, method: Method, depth: int | str | None, runtim
         problem = probe.problem
         if probe.features is not None:
             try:
-                side = Side(probe.features, label=f"probe {number - 1}")
-                found = rerank_with(
-                    method, index.features(side), depth=shown, device=index.device, memory=runtime.memory
-                )
-                answer = line(number - 1, probe.name, found.indices[0], found.scores[0], index.gallery.names)
+                data = index.features(Side(probe.features, label=f"probe {number - 1}"))
             except InputError as error:
                 problem = str(error)
+            else:
+                found = rerank_with(method, data, depth=shown, device=index.device, memory=runtime.memory)
+                answer = line(number - 1, probe.name, found.indices[0], found.scores[0], index.gallery.names)
         if problem is not None:
             failed += 1
             named = {} if probe.name is None else {"name": probe.name}

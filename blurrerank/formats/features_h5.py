@@ -14,9 +14,9 @@ its group may also be addressed itself.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,10 @@ from ..errors import InputError
 from ..features import DEFAULT_MEMORY, FeatureSet, Side, find_problems
 from .hdf5 import Budget, check_dataset, member, open_hdf5, reading
 from .hdf5 import attributes as attributes_of
+from .same_file import status
 from .sink import new_hdf5
 from .targets import replacing
+from .watched import Watched
 
 if TYPE_CHECKING:
     from ..group import Group
@@ -46,9 +48,9 @@ class StoredFeatures:
     def __init__(self, dataset: Any, where: str, part: slice | None = None) -> None:
         """Keep `dataset`, or a `part` of its rows, and its file open with it; `where` names it in messages."""
         self._dataset = dataset
-        self._file = dataset.file
         self._where = where
-        self._state = self._found()
+        # HDF5 keeps other programs that use it from writing meanwhile, and no others.
+        self._watched = Watched(partial(status, dataset), where)
         self._first = 0 if part is None else part.start
         self.shape = tuple(dataset.shape) if part is None else (part.stop - part.start, *dataset.shape[1:])
         self.dtype = dataset.dtype
@@ -62,14 +64,8 @@ class StoredFeatures:
         start, stop, _ = rows.indices(self.shape[0])
         with reading(self._where):
             found = np.asarray(self._dataset[self._first + start : self._first + stop])
-        # HDF5 keeps other programs that use it from writing meanwhile, and no others.
-        if self._found() != self._state:
-            raise InputError(f"{self._where} was changed while it was read: run this again when it is complete")
+        self._watched.check()
         return found
-
-    def _found(self) -> tuple[int, int]:
-        found = os.fstat(self._file.id.get_vfd_handle())
-        return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)

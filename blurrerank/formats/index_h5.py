@@ -51,6 +51,7 @@ from .hdf5 import read as read_values
 from .ranking_h5 import versions
 from .sink import new_hdf5
 from .targets import replacing
+from .watched import Watched
 
 FORMAT = "blurrerank-index"
 PARTIAL = "blurrerank-index-partial"
@@ -107,6 +108,7 @@ class Stored:
         params: that method's parameters.
         near: who is near whom.
         encoded: what the method made of it.
+        source: the file, from which all of this is mapped.
     """
 
     features: torch.Tensor
@@ -116,6 +118,7 @@ class Stored:
     params: Mapping[str, Any]
     near: Neighbours
     encoded: EncodedGallery
+    source: Watched
 
 
 def write(
@@ -235,7 +238,8 @@ def read(path: Path, *, verify: bool = True) -> Stored:
         method, settings = str(file.attrs["method"]), str(file.attrs["params"])
         if zlib.crc32(f"{method} {settings} {digest}".encode()) != file.attrs.get("crc32"):
             raise InputError("its attributes have another checksum than when they were written")
-        return Stored(features, labels, digest, method, json.loads(settings), file.neighbours(), encoded)
+        params, near = json.loads(settings), file.neighbours()
+        return Stored(features, labels, digest, method, params, near, encoded, file.source)
 
 
 @contextmanager
@@ -253,7 +257,7 @@ def _reading(path: Path, form: str, *, verify: bool) -> Iterator[_File]:
         try:
             # The same file, whatever stands at its path by now.
             with os.fdopen(os.dup(file.id.get_vfd_handle()), "rb") as stream:
-                yield _File(file, stream, verify)
+                yield _File(file, stream, Watched.same(stream.fileno(), str(path)), verify)
         except Exception as error:  # of a damaged file h5py raises what it likes
             raise InputError(f"{path} is a damaged {form} file: {error}; build it again") from error
     finally:
@@ -263,8 +267,9 @@ def _reading(path: Path, form: str, *, verify: bool) -> Iterator[_File]:
 class _File:
     """Datasets of an open file as tensors that are mapped into memory, checked as far as they are asked for."""
 
-    def __init__(self, file: Any, stream: BinaryIO, verify: bool) -> None:
+    def __init__(self, file: Any, stream: BinaryIO, source: Watched, verify: bool) -> None:
         self.attrs = attributes(file)
+        self.source = source
         self._file, self._stream, self._verify = file, stream, verify
         self._sizes: dict[str, int] = {}
 

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..features import DISTRACTOR, JUNK, FeatureSet, Side
+from ..features import DISTRACTOR, JUNK, FeatureSet, Side, Source
 from .containers import Opened, is_foreign, open_file
 from .fields import bare, named, pooled
 from .parts import Layout, listed, numbered, settle, shown
@@ -93,7 +93,8 @@ def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
     files = [open_file(Path(path), allow_pickle=allow_pickle) for path in paths]
     layout = _recognise(files)
     named = ", ".join(str(file.path) for file in files)
-    probe, gallery = _sides(layout, named)
+    sources = tuple(file.source for file in files if file.source is not None)
+    probe, gallery = _sides(layout, named, sources)
     kinds = " and ".join(dict.fromkeys(file.container for file in files))
     source = f"{kinds}, {layout.name}"
     data = FeatureSet(probe, gallery, {"source": f"{', '.join(file.path.name for file in files)}: {source}"})
@@ -121,7 +122,7 @@ def _recognise(files: Sequence[Opened]) -> Layout:
     )
 
 
-def _sides(layout: Layout, where: str) -> list[Side]:
+def _sides(layout: Layout, where: str, sources: tuple[Source, ...]) -> list[Side]:
     both = [layout.probe, layout.gallery]
     if not layout.settled:
         layout.unsure += settle(both, where)
@@ -143,6 +144,7 @@ def _sides(layout: Layout, where: str) -> list[Side]:
             cams,
             parts["names"].values if "names" in parts else None,
             label=f"{where}::{name}",
+            sources=sources,
         )
         for name, parts, ids, cams in zip(
             ("probe", "gallery"), both, labels["ids"], labels["cams"], strict=True

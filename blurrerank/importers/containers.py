@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..formats import hdf5
 from ..formats.features_h5 import StoredFeatures
 from ..formats.unpacking import check_archive
+from ..formats.watched import Watched
 from . import pickles
 from .matlab5 import DEEPEST, read_matlab_5
 from .torch_files import read_torch
@@ -35,12 +36,14 @@ class Opened:
         container: what kind of file, in words.
         content: fields by name, values by position, or a single array; of a table, columns of text.
         attributes: of the root, where there are any.
+        source: the file, where the content is mapped from it.
     """
 
     path: Path
     container: str
     content: Mapping[str, Any] | Sequence[Any] | Any
     attributes: Mapping[str, Any]
+    source: Watched | None = None
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -95,7 +98,8 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
         if head.startswith(b"MATLAB 5.0"):
             return Opened(path, "MATLAB v5", read_matlab_5(path), {})
         if head.startswith(b"\x93NUMPY"):
-            return Opened(path, "NumPy array", np.load(path, mmap_mode="r", allow_pickle=False), {})
+            source = Watched.open(path)
+            return Opened(path, "NumPy array", np.load(path, mmap_mode="r", allow_pickle=False), {}, source)
         if head.startswith(b"PK\x03\x04"):
             return _zip(path)
         if head.startswith(_TORCH_LEGACY):
@@ -107,9 +111,10 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
                     "--allow-pickle` reads arrays and containers of it and runs nothing"
                 )
             return Opened(path, "pickle", pickles.read_pickle(path.read_bytes(), where), {})
+        source = Watched.open(path)
         vectors = _vectors(path, head)
         if vectors is not None:
-            return Opened(path, *vectors, {})
+            return Opened(path, *vectors, {}, source)
         if head.startswith(b"\x1f\x8b"):
             with gzip.open(path) as unzipped:
                 _refuse_lists(unzipped.read(4096), where)
