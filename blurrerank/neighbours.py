@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 
 from .encoding import offsets_of, pieces
-from .precision import ceiling, error_bound, full_float32, pair_scores, product, summing_error
+from .precision import ceiling, error_bound, fine_scores, full_float32, pair_scores, product, summing_error
 from .ranking import NOBODY, fine_keys, from_fine_keys, from_sort_keys, sort_keys
 from .rows import Rows, UnitRows, blocks_of
 from .search import CHUNK_BYTES, Progress, certain, margin
@@ -270,7 +270,7 @@ def _nearest(
         first=some.start,
         held=held,
         working=working,
-        dtype=torch.float64,
+        fine=True,
     )
     at = fine_keys(fine, items, len(images)).topk(count, dim=1).indices
     found, similarities = items.gather(1, at), scores.gather(1, at)
@@ -305,7 +305,7 @@ def _greatest(
 
 def _finely(rows: torch.Tensor, queries: torch.Tensor, items: torch.Tensor, total: int) -> torch.Tensor:
     """Keys by scores in float64."""
-    return fine_keys(pair_scores(rows.to(torch.float64), queries), items, total)
+    return fine_keys(fine_scores(rows, queries), items, total)
 
 
 def pair_similarities(
@@ -317,7 +317,7 @@ def pair_similarities(
     held: int,
     working: int,
     first: int = 0,
-    dtype: torch.dtype = torch.float32,
+    fine: bool = False,
 ) -> torch.Tensor:
     """Similarity of each image with those in its list, equal for equal rows wherever they stand.
 
@@ -329,14 +329,15 @@ def pair_similarities(
         held: how many rows may be held.
         working: bytes for the products.
         first: the image that the first of `counts` is of.
-        dtype: float32 or float64, what to multiply and sum in.
+        fine: whether to tell apart what float32 cannot.
 
     Returns:
-        (T,) of that dtype.
+        (T,) float32, or float64 if they are to be fine.
     """
     total, number = len(counts), 0
     # The rows of both sides should be in cache between being gathered and being multiplied.
-    step = max(1, min(working // 3, CHUNK_BYTES[images.device.type]) // (2 * dtype.itemsize * images.dim))
+    step = max(1, min(working // 3, CHUNK_BYTES[images.device.type]) // ((40 if fine else 8) * images.dim))
+    score, dtype = (fine_scores, torch.float64) if fine else (pair_scores, torch.float32)
     found = torch.zeros(len(columns), dtype=dtype, device=images.device)
     ends = offsets_of(counts)
     width = len(others) if images.resident and len(others) <= held else max(1, held // 4)
@@ -351,8 +352,8 @@ def pair_similarities(
             if alike and 0 < end - begin <= step:
                 number += 1
                 if images.mine(number):
-                    right = block.index_select(0, some).to(dtype).view(stop - start, -1, images.dim)
-                    found[begin:end] = pair_scores(right, kept.unsqueeze(1)).flatten()
+                    right = block.index_select(0, some).view(stop - start, -1, images.dim)
+                    found[begin:end] = score(right, kept.unsqueeze(1)).flatten()
                 continue
             owner = torch.repeat_interleave(counts[start:stop])
             for pairs in torch.split(torch.nonzero((some >= low) & (some < high)).flatten(), step):
@@ -361,5 +362,5 @@ def pair_similarities(
                     continue
                 left = kept.index_select(0, owner[pairs])
                 right = block.index_select(0, some[pairs] - low)
-                found[begin + pairs] = pair_scores(left.to(dtype), right)
+                found[begin + pairs] = score(left, right)
     return images.joined(found)

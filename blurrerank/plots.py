@@ -5,6 +5,7 @@ matplotlib is an extra: `pip install "blurrerank[plot]"`. Nothing imports it bef
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,11 @@ def draw(
                 _heat_map(axis, grid)
         kind = path.suffix.lower()[1:]
         undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
-        with replacing(path, force=force) as temporary:
-            canvas.savefig(temporary, format=kind, dpi=300, metadata=undated)
+        # Not into the file: of a full disk matplotlib's PDF makes an error of its own.
+        drawn = io.BytesIO()
+        canvas.savefig(drawn, format=kind, dpi=300, metadata=undated)
+    with replacing(path, force=force) as temporary:
+        temporary.write_bytes(drawn.getvalue())
 
 
 def _cmc(axis: Any, before: Metrics, after: Metrics, method: str) -> None:

@@ -150,6 +150,24 @@ def pair_scores(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     return terms.sum(dim=-1)
 
 
+def fine_scores(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Cosine similarities of pairs in float64.
+
+    A unit row in float32 has a length that is off by its rounding, which would favour some rows over others.
+    What is left of the rounding then counts the less, the nearer the two are to each other.
+
+    Args:
+        rows: (..., D) float32.
+        queries: (..., D) float32, the same or broadcast to it.
+
+    Returns:
+        (...) float64.
+    """
+    rows, queries = rows.to(torch.float64), queries.to(torch.float64)
+    squares = pair_scores(rows.clone(), rows) * pair_scores(queries.clone(), queries)
+    return pair_scores(rows, queries) / squares.sqrt_()
+
+
 def summing_error(dim: int) -> float:
     """How far the float32 score of two unit rows of so many dimensions may lie from their cosine similarity."""
     terms = (dim + 1) * 2.0**-24

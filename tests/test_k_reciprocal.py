@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, check_lists, exact_sides, features, sides
+from conftest import ROOT, alike, check_lists, exact_sides, features, sides
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,9 +39,10 @@ def check_against_reference(probe, gallery, params, **how):
     final = reference.k_reciprocal(probe, gallery, **params)
     assert np.isfinite(final).all()
     data = br.FeatureSet.from_arrays(probe, gallery)
-    ranking = br.rerank(data, "k-reciprocal", depth=len(gallery), **params, **how)
+    with alike(probe, gallery) as tolerance:
+        ranking = br.rerank(data, "k-reciprocal", depth=len(gallery), **params, **how)
     order = np.argsort(final, axis=1, kind="stable")
-    check_lists(ranking.indices, ranking.scores, order, -np.take_along_axis(final, order, axis=1))
+    check_lists(ranking.indices, ranking.scores, order, -np.take_along_axis(final, order, axis=1), tolerance)
 
 
 @given(exact_sides(), PARAMS)
@@ -51,6 +53,41 @@ def test_ties_and_duplicates_equal_the_reference(arrays, params):
 @given(sides(), PARAMS)
 def test_any_set_equals_the_reference(arrays, params):
     check_against_reference(*arrays, params)
+
+
+def cone(width, dim, seed):
+    """Images around one direction, as a model has them that has learnt nothing yet."""
+    rng = np.random.default_rng(seed)
+    centre = rng.standard_normal(dim)
+    rows = centre / np.linalg.norm(centre) + width * rng.standard_normal((60, dim)) / np.sqrt(dim)
+    return rows[:10], rows[10:]
+
+
+@pytest.mark.parametrize("lambda_value", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("dim", [8, 128, 2048])
+@pytest.mark.parametrize("width", [0.3, 0.1, 0.03, 0.01])
+def test_images_that_are_much_alike_equal_the_reference(width, dim, lambda_value):
+    """As far as float32 tells how far apart they are, and who is near whom in any case."""
+    for seed in range(3):
+        check_against_reference(*cone(width, dim, seed), {"lambda_value": lambda_value})
+
+
+def test_images_that_float32_does_not_tell_apart_are_refused(cli, write):
+    probe, gallery = cone(0.003, 32, 0)
+    labels = dict.fromkeys(
+        f"{side}_{what}" for side in ("probe", "gallery") for what in ("ids", "cams", "names")
+    )
+    write(probe=probe, gallery=gallery, **labels)
+    code, _, err = cli("run", "feats.h5", "--method", "k-reciprocal")
+    assert code == 1
+    assert re.fullmatch(
+        r"error: features are much alike \(none of probes and gallery has a cosine similarity below 0\.99999\d "
+        r"with image \d+ of these\): float32 cannot tell how far apart they are for k-reciprocal; subtract the "
+        r"gallery's mean from all features, if that is meant",
+        err.splitlines()[-1],
+    )
+    mean = gallery.mean(axis=0)
+    check_against_reference(probe - mean, gallery - mean, {})
 
 
 @given(exact_sides(), PARAMS, st.integers(1, 70))
@@ -265,7 +302,8 @@ def test_images_that_are_nearly_equal_are_told_apart(base_distance):
     rng = np.random.default_rng(4)
     rows = rng.standard_normal(64) + 0.012 * rng.standard_normal((40, 64))
     data = br.FeatureSet.from_arrays(rows[:5], rows[5:])
-    ranking = br.rerank(data, "k-reciprocal", k1=6, k2=1, depth=35, base_distance=base_distance)
+    with alike(rows):
+        ranking = br.rerank(data, "k-reciprocal", k1=6, k2=1, depth=35, base_distance=base_distance)
     final = reference.k_reciprocal(rows[:5], rows[5:], k1=6, k2=1, base_distance=base_distance)
     ours = np.empty_like(final)
     np.put_along_axis(ours, ranking.indices, -ranking.scores.astype(float), axis=1)

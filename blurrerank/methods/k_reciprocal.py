@@ -19,6 +19,7 @@ All of it is sparse but d of the probes, which is made for a few of them at a ti
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -26,7 +27,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..encoding import CHUNK_BYTES, SparseRows, average, expand, mutual, overlaps, weighted
-from ..errors import ParameterError
+from ..errors import BlurrerankWarning, InputError, ParameterError
 from ..neighbours import Keep, Neighbours, find_neighbours, pair_similarities
 from ..plan import Plan
 from ..rows import UnitRows
@@ -36,9 +37,12 @@ from . import WholeMethod, check_count, check_share
 
 BASE_DISTANCES = ("squared", "squared-twice")
 
-# Squared distances below this may be rounding (1e-6 was seen at 20,000 dimensions): where a row has none above,
-# all images are equal.
-_EQUAL = 4e-6
+# What rounding makes of squared distances, which are differences of float32 similarities (5e-7 was seen, and
+# 1e-6 at 20,000 dimensions); where a row has none above four times this, all images are equal.
+_ROUNDING = 1e-6
+_EQUAL = 4 * _ROUNDING
+# Of distances that are divided by an image's largest: what rounding may come to untold, and what it may not.
+_TOLD, _REFUSED = 1e-5, 1e-2
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class KReciprocal(WholeMethod):
             )
         chunk = min(plan.working, CHUNK_BYTES[images.device.type])
         with watch("re-rank"):
+            _check_spread(near.lowest)
             largest = self._distance(near.lowest)
             # Their order is rounding: of equal images the lower index is nearer.
             equal = torch.nonzero(largest < self._least)
@@ -182,6 +187,27 @@ class KReciprocal(WholeMethod):
     def _least(self) -> float:
         """What the largest distance of an image must reach for its images not to be all equal."""
         return _EQUAL**2 if self.base_distance == "squared-twice" else _EQUAL
+
+
+def _check_spread(lowest: torch.Tensor) -> None:
+    """Tell of images that are so alike that rounding shows in distances over the largest, or refuse them."""
+    largest = 2 - 2 * lowest
+    least, image = (value.item() for value in largest.min(dim=0))
+    rounding = _ROUNDING / max(least, _ROUNDING)
+    if rounding <= _TOLD or largest.max() < _EQUAL:
+        return
+    alike = (
+        "features are much alike (none of probes and gallery has a cosine similarity below "
+        f"{1 - least / 2:.6f} with image {image} of these)"
+    )
+    mend = "subtract the gallery's mean from all features, if that is meant"
+    if rounding > _REFUSED:
+        raise InputError(f"{alike}: float32 cannot tell how far apart they are for k-reciprocal; {mend}")
+    warnings.warn(
+        f"{alike}: scores of k-reciprocal may be off by {rounding:.0e}; {mend}",
+        BlurrerankWarning,
+        stacklevel=2,
+    )
 
 
 METHOD = KReciprocal
