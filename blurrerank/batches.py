@@ -21,13 +21,10 @@ from .neighbours import Keep, Neighbours, find_neighbours
 from .plan import Plan, budget, pick_device
 from .positions import MatchFinder
 from .ranking import Candidates, Positions, from_sort_keys, index_dtype, strictly_decreasing
-from .rows import Gatherable
+from .rows import Gatherable, warn_of_reads
 from .search import Batch, Progress, margin, search, similarities_of
 from .stopwatch import Stopwatch
 from .tiles import best_keys
-
-# To read the gallery again for so many batches of probes is told: by then it may well be most of the time.
-_MANY_READS = 10
 
 
 @dataclass(frozen=True)
@@ -206,14 +203,9 @@ def rerank_batches(
             if full:
                 raise BlurrerankError(f"{where} is out of memory: {full}") from None
             raise
-        reads = math.ceil((len(data.probe) - first) / plan.probe_batch)
-        if candidates is None and not plan.resident and reads > _MANY_READS:
-            warnings.warn(
-                f"with a memory budget of {memory:,} bytes the gallery is read {reads:,} times over, for "
-                f"{plan.probe_batch} probes each: {math.ceil(plan.enough / 2**20):,} MiB would hold it",
-                BlurrerankWarning,
-                stacklevel=2,
-            )
+        if candidates is None and not plan.resident and not isinstance(method, WholeMethod):
+            reads = math.ceil((len(data.probe) - first) / plan.probe_batch)
+            warn_of_reads(reads, len(data.gallery), data.dim)
         if candidates is not None and isinstance(method, HeadMethod):
             batches = _given(data, method, plan, candidates, progress, watch, first)
         elif isinstance(method, HeadMethod):

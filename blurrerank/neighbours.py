@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from .encoding import offsets_of, pieces
 from .precision import ceiling, error_bound, fine_scores, full_float32, pair_scores, product, summing_error
 from .ranking import NOBODY, fine_keys, from_fine_keys, from_sort_keys, sort_keys
-from .rows import Rows, UnitRows, blocks_of
+from .rows import Rows, UnitRows, blocks_of, warn_of_reads
 from .search import CHUNK_BYTES, Progress, certain, margin
 from .tiles import greatest
 
@@ -82,6 +83,10 @@ def find_neighbours(
     block = max(1, min(_BLOCK_ROWS[device.type], int((working / 16) ** 0.5), few, held, total))
     nearest = _Candidates(images, margin(count, total - 1) if count else 0, largest=True)
     farthest = _Candidates(images, min(_FARTHEST, total), largest=False)
+    settled = _settled_rows(nearest, farthest, working)
+    if not images.resident:
+        # A stripe reads what was before it, and each part of the lists everything, twice.
+        warn_of_reads(math.ceil(total / held / 2) + 2 * math.ceil(total / settled), total, images.dim)
     errors = torch.zeros(total, device=device)
     start = 0 if known is None else len(known)
     if known is not None and start:
@@ -202,8 +207,7 @@ def _settled(
     similarities = torch.ones(met, others + 1, device=device)
     lowest = torch.empty(met, device=device)
     unproven = 0
-    width = max(1, nearest.keys.shape[1], farthest.keys.shape[1])
-    for start, stop in blocks_of(met, max(1, working // (_CANDIDATE_BYTES * width))):
+    for start, stop in blocks_of(met, _settled_rows(nearest, farthest, working)):
         some = slice(start, stop)
         scores, items = _scored(images, nearest, some, held, working)
         items, scores, failed = _nearest(
@@ -220,6 +224,11 @@ def _settled(
         *(met, str(images.dtype).removeprefix("torch."), unproven),
     )
     return Neighbours(lists, similarities, lowest)
+
+
+def _settled_rows(nearest: _Candidates, farthest: _Candidates, working: int) -> int:
+    """How many images' lists are put together at a time."""
+    return max(1, working // (_CANDIDATE_BYTES * max(1, nearest.keys.shape[1], farthest.keys.shape[1])))
 
 
 def _scored(

@@ -42,7 +42,6 @@ class Plan:
         held: rows that fit the share of the normalised gallery, whether or not these are all.
         working: bytes for working on a batch.
         dtype: what products are computed in where exact scores follow.
-        enough: bytes of a budget that would hold the normalised rows.
     """
 
     device: torch.device
@@ -52,7 +51,6 @@ class Plan:
     held: int
     working: int
     dtype: torch.dtype = torch.float32
-    enough: int = 0
 
     @classmethod
     def fit(
@@ -141,8 +139,7 @@ class Plan:
         dtype = pick_precision(precision, device)
         if precision == "auto" and asking < _FEW_PROBES:
             dtype = torch.float32
-        enough = -(-images * row * 8 // 3)
-        return cls(device, images <= held, gallery_block, 1, held, memory // 8, dtype, enough)
+        return cls(device, images <= held, gallery_block, 1, held, memory // 8, dtype)
 
     def rows(self, *sides: Side) -> UnitRows:
         """What is searched: the normalised rows of `sides`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from .errors import BlurrerankWarning
 from .features import Side
 from .precision import Rounded, rounded
 
@@ -17,6 +20,8 @@ from .precision import Rounded, rounded
 _PIECE_BYTES = 4 << 20
 
 
+# To read rows again so many times is told: by then it may well be most of the time.
+_MANY_READS = 10
 # Dimensions up to which float32 is good enough for the norm of a row.
 _LONG = 2048
 
@@ -53,6 +58,18 @@ def _norms(rows: torch.Tensor) -> torch.Tensor:
     wide = torch.float64 if rows.shape[1] > _LONG else None
     norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=wide)
     return norms.to(torch.float32)
+
+
+def warn_of_reads(times: int, count: int, dim: int) -> None:
+    """Tell that rows are read many times over because the memory budget does not hold them."""
+    if times > _MANY_READS:
+        enough = count * 4 * dim * 8 / 3  # three eighths of a budget are for them
+        warnings.warn(
+            f"the memory budget does not hold {count:,} x {dim:,} features: they are read {times:,} times over; "
+            f"{math.ceil(enough / 2**20):,} MiB would hold them",
+            BlurrerankWarning,
+            stacklevel=3,
+        )
 
 
 def blocks_of(total: int, size: int) -> Iterator[tuple[int, int]]:

@@ -431,6 +431,24 @@ def test_archives_that_unpack_to_far_more_are_refused(arguments, refused, feats,
     assert "no features are packed so tightly" in refused(*arguments)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "dump.npz", "out.h5"],
+        ["eval", "dump.npz", "feats.h5"],
+        ["run", "feats.h5", "--candidates", "dump.npz"],
+        ["convert", "dump.pt", "out.h5"],
+    ],
+)
+def test_archives_that_python_unpacks_without_a_bound_are_refused(arguments, method, refused, feats):
+    """Whatever size is declared: a thousand bytes of these become gigabytes."""
+    member = "dump/data.pkl" if "dump.pt" in arguments else "indices.npy"
+    with zipfile.ZipFile("dump.pt" if "dump.pt" in arguments else "dump.npz", "w", method) as archive:
+        archive.writestr(member, bytes(1 << 16))
+    assert "is packed by another method than deflate" in refused(*arguments)
+
+
 def test_archives_whose_parts_overlap_are_refused(refused, feats):
     with zipfile.ZipFile("dump.npz", "w") as archive:
         archive.writestr("qf.npy", bytes(1000))

@@ -109,7 +109,10 @@ def test_rows_that_are_read_again_give_the_same_lists(tmp_path, block):
     br.save_features(data, tmp_path / "feats.h5")
     whole = br.rerank(data, "k-reciprocal", k1=5, k2=3, depth=60)
     stored = br.load(tmp_path / "feats.h5", memory=1 << 17)
-    cut = br.rerank(stored, "k-reciprocal", k1=5, k2=3, depth=60, block=block, memory=1 << 17)
+    with pytest.warns(
+        br.BlurrerankWarning, match="hold 72 x 512 features: they are read 18 times over; 1 MiB would"
+    ):
+        cut = br.rerank(stored, "k-reciprocal", k1=5, k2=3, depth=60, block=block, memory=1 << 17)
     np.testing.assert_array_equal(cut.indices, whole.indices)
     np.testing.assert_array_equal(cut.scores, whole.scores)
 

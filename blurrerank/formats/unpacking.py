@@ -46,11 +46,16 @@ def check_archive(path: Path, where: str) -> list[str]:
         where: how messages call it.
 
     Raises:
-        InputError: as `check_unpacked`, or if its parts overlap.
+        InputError: as `check_unpacked`, or if its parts overlap, or are packed by anything but deflate.
         zipfile.BadZipFile: if it is none.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+    # Python unpacks the other kinds without a bound, whatever size is declared; nobody writes features so.
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        raise InputError(
+            f"{where} is packed by another method than deflate: write it by np.savez or torch.save"
+        )
     packed, size = sum(member.compress_size for member in members), path.stat().st_size
     if packed > size:
         raise InputError(f"{where} holds more than it is long: it is damaged, or was made to be too much")
