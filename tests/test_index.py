@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -429,6 +430,63 @@ def spoil_layout(file):
     reach = file["encoded/reach"][()]
     del file["encoded/reach"]
     file.create_dataset("encoded/reach", data=reach, chunks=(5,))
+
+
+def put(value, place=(0, 0)):
+    def change(values):
+        values[place[: values.ndim]] = value
+
+    return change
+
+
+def scale(values):
+    values *= 2
+
+
+NO_INDEX = "has values that no index has"
+FALSE = [
+    ("features", put(np.nan), "features has rows that are not normalised"),
+    ("features", put(np.inf), "features has rows that are not normalised"),
+    ("features", scale, "features has rows that are not normalised"),
+    ("ids", put(-2), f"ids {NO_INDEX}"),
+    ("neighbours/lists", put(60, (0, 1)), f"neighbours/lists {NO_INDEX}"),
+    ("neighbours/lists", put(-1, (0, 1)), f"neighbours/lists {NO_INDEX}"),
+    ("neighbours/similarities", put(np.nan), f"neighbours/similarities {NO_INDEX}"),
+    ("neighbours/lowest", put(-2), f"neighbours/lowest {NO_INDEX}"),
+    ("encoded/group", put(60), f"encoded/group {NO_INDEX}"),
+    ("encoded/group", put(-1), f"encoded/group {NO_INDEX}"),
+    ("encoded/blur", put(np.nan), f"encoded/blur {NO_INDEX}"),
+    ("encoded/blur", put(1e7), f"encoded/blur {NO_INDEX}"),
+    ("encoded/reach", put(np.nan), f"encoded/reach {NO_INDEX}"),
+    *(
+        (f"encoded/{part}/{name}", put(value, place), f"encoded/{part}/{name} {NO_INDEX}")
+        for part in ("halves", "encodings", "inverted")
+        for name, value, place in (
+            ("columns", 60, (0,)),
+            ("columns", -1, (0,)),
+            ("weights", -1, (0,)),
+            ("weights", (1 << 30) + 1, (0,)),
+            ("offsets", 1, (0,)),
+            ("offsets", 0, (30,)),
+        )
+    ),
+    ("encoded/encodings/weights", put(1 << 30, (slice(3),)), "encodings weigh more than they can"),
+    ("encoded/inverted/weights", put(1 << 30, (slice(3),)), "encodings weigh more than they can"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "why"), FALSE)
+def test_an_index_with_impossible_values_is_refused(name, change, why, tmp_path, write, cli):
+    """Their checksum is right: anybody can compute it."""
+    br.build_index(side(features()), tmp_path / "i.h5", **SMALL)
+    with h5py.File("i.h5", "r+") as file:
+        values = file[name][()]
+        change(values)
+        file[name][...] = values
+        file[name].attrs["crc32"] = zlib.crc32(values.data)
+    code, out, err = cli("run", "--index", "i.h5", write())
+    assert (code, out) == (1, "")
+    assert err == f"error: i.h5 is a damaged blurrerank-index file: {why}; build it again\n"
 
 
 def lose(file):

@@ -39,9 +39,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..encoding import SparseRows
+from ..encoding import CHUNK_BYTES, ONE, SparseRows
 from ..errors import BlurrerankWarning, InputError
-from ..features import Side, digest_of
+from ..features import JUNK, Side, digest_of
 from ..methods.k_reciprocal_online import EncodedGallery
 from ..neighbours import Neighbours
 from ..rows import UnitRows
@@ -56,6 +56,12 @@ from .watched import Watched
 FORMAT = "blurrerank-index"
 PARTIAL = "blurrerank-index-partial"
 VERSION = 1
+
+# Rows measured at a time; and how far the length of a unit row in float32, or a cosine of two, may be off.
+_ROWS, _OFF = 4096, 1e-3
+_COSINES = (-1 - _OFF, 1 + _OFF)
+# A weight of blurring is at most 1, divided by a norm of at least 1e-6.
+_MOST_BLUR = 1.01e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,17 +230,21 @@ def read(path: Path, *, verify: bool = True) -> Stored:
     """
     with _reading(path, FORMAT, verify=verify) as file:
         features = file.take("features", ("G", "D"), np.float32)
+        if verify and not _are_unit(features):
+            raise InputError("features has rows that are not normalised")
         digests = file.take("digests", ("G", 16), np.uint8).numpy()
         digest = str(file.attrs["digest"])
         if verify and digest_of(digests) != digest:
             raise InputError("its rows are not those of its digest")
         labels = Labels(digests, file.labels("ids"), file.labels("cams"), file.names())
         encoded = EncodedGallery(
-            file.take("encoded/group", ("G", "B")),
-            file.take("encoded/blur", ("G", "B"), np.float32),
-            file.take("encoded/reach", ("G",), np.float32),
+            file.take("encoded/group", ("G", "B"), within=file.items),
+            file.take("encoded/blur", ("G", "B"), np.float32, within=(0, _MOST_BLUR)),
+            file.take("encoded/reach", ("G",), np.float32, within=(-np.inf, np.inf)),
             *map(file.sparse_rows, ("encoded/halves", "encoded/encodings", "encoded/inverted")),
         )
+        if verify and not (_weigh_one(encoded.encodings) and _weigh_one(encoded.inverted, by_column=True)):
+            raise InputError("encodings weigh more than they can")
         method, settings = str(file.attrs["method"]), str(file.attrs["params"])
         if zlib.crc32(f"{method} {settings} {digest}".encode()) != file.attrs.get("crc32"):
             raise InputError("its attributes have another checksum than when they were written")
@@ -273,8 +283,24 @@ class _File:
         self._file, self._stream, self._verify = file, stream, verify
         self._sizes: dict[str, int] = {}
 
-    def take(self, name: str, shape: tuple[int | str, ...], dtype: Any = None) -> torch.Tensor:
-        """One dataset; a size that has a name must be the same wherever it appears."""
+    @property
+    def items(self) -> tuple[int, int]:
+        """The first item of the gallery and the last."""
+        return 0, self._sizes["G"] - 1
+
+    def take(
+        self,
+        name: str,
+        shape: tuple[int | str, ...],
+        dtype: Any = None,
+        *,
+        within: tuple[float, float] | None = None,
+    ) -> torch.Tensor:
+        """One dataset; a size that has a name must be the same wherever it appears.
+
+        Checksums say that nothing was damaged, not that the file was made here: `within` are the least and the
+        greatest value it may have.
+        """
         dataset = self._dataset(name)
         expected = [
             self._sizes.setdefault(n, found) if isinstance(n, str) else n
@@ -292,7 +318,15 @@ class _File:
             values = np.memmap(self._stream, dataset.dtype, mode="c", offset=offset, shape=dataset.shape)
         if self._verify and zlib.crc32(values.data) != attributes(dataset).get("crc32"):
             raise InputError(f"{name} has another checksum than when it was written")
+        if within is not None:
+            self._check(name, values, within)
         return torch.from_numpy(values)
+
+    def _check(self, name: str, values: NDArray[Any], within: tuple[float, float]) -> None:
+        if self._verify and values.size:
+            low, high = within
+            if not (values.min() >= low and values.max() <= high):  # nan is neither
+                raise InputError(f"{name} has values that no index has")
 
     def _dataset(self, name: str) -> Any:
         dataset = member(self._file, name)
@@ -303,7 +337,11 @@ class _File:
 
     def labels(self, name: str) -> NDArray[Any] | None:
         """`ids` or `cams`, if they are there."""
-        return None if member(self._file, name) is None else self.take(name, ("G",), np.int64).numpy()
+        if member(self._file, name) is None:
+            return None
+        most = np.iinfo(np.int64)
+        least = JUNK if name == "ids" else most.min
+        return self.take(name, ("G",), np.int64, within=(least, most.max)).numpy()
 
     def names(self) -> NDArray[Any] | None:
         """The names of the gallery."""
@@ -319,19 +357,39 @@ class _File:
 
     def neighbours(self) -> Neighbours:
         """Who is near whom."""
+        lists = self.take("neighbours/lists", ("G", "K"))
+        self._check("neighbours/lists", lists.numpy(), self.items)
         return Neighbours(
-            self.take("neighbours/lists", ("G", "K")),
-            self.take("neighbours/similarities", ("G", "K"), np.float32),
-            self.take("neighbours/lowest", ("G",), np.float32),
+            lists,
+            self.take("neighbours/similarities", ("G", "K"), np.float32, within=_COSINES),
+            self.take("neighbours/lowest", ("G",), np.float32, within=_COSINES),
         )
 
     def sparse_rows(self, name: str) -> SparseRows:
         """Sparse rows, one for each of the gallery."""
         offsets = self.take(f"{name}/offsets", (self._sizes["G"] + 1,), np.int64)
+        if self._verify and not (offsets[0] == 0 and bool((offsets.diff() >= 0).all())):
+            raise InputError(f"{name}/offsets has values that no index has")
         entries = (int(offsets[-1]),)
-        columns = self.take(f"{name}/columns", entries)
-        weights = self.take(f"{name}/weights", entries, np.int32)
+        columns = self.take(f"{name}/columns", entries, within=self.items)
+        weights = self.take(f"{name}/weights", entries, np.int32, within=(0, ONE))
         return SparseRows(offsets, columns, weights)
+
+
+def _are_unit(features: torch.Tensor) -> bool:
+    """Whether all rows have length 1, but for rounding; not those with nan."""
+    lengths = (torch.linalg.vector_norm(some, dim=1) for some in torch.split(features, _ROWS))
+    return all(bool(((some - 1).abs() < _OFF).all()) for some in lengths)
+
+
+def _weigh_one(encodings: SparseRows, *, by_column: bool = False) -> bool:
+    """Whether the weights of each row, or column, sum to no more than `ONE`, but for their rounding."""
+    sums = torch.zeros(len(encodings), dtype=torch.int64)
+    for start, stop in encodings.cut(CHUNK_BYTES["cpu"]):
+        some = encodings.rows(start, stop)
+        owners = some.columns.long() if by_column else start + torch.repeat_interleave(some.counts)
+        sums.index_add_(0, owners, some.weights.long() - 1)
+    return bool((sums <= ONE).all())
 
 
 def _checksum_of(names: NDArray[Any]) -> int:
