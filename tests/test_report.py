@@ -6,18 +6,20 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import sys
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from conftest import features
+from conftest import features, shell
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -675,6 +677,20 @@ def test_figures_are_what_their_endings_say(ending, figure, cli, write, tmp_path
         if sweep:
             for row in json.loads(Path("sweep.json").read_text())["rows"]:
                 assert f"{row['mAP']:.4f}" in text
+
+
+@pytest.mark.parametrize("room", [2_000, 6_000, 10_000, 14_000])
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_no_room_for_a_figure(ending, room, cli, write, tmp_path):
+    """A limit on the size of files stands for a full disk, which comes in the midst of what is drawn."""
+    feats = write(**many())
+    assert cli("run", feats, "-o", "lists.h5")[0] == 0
+    figure = f"figure.{ending}"
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (room, room))
+    done = shell("plot", "lists.h5", feats, "-o", figure, cwd=tmp_path, preexec_fn=limit)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"error: {figure} cannot be written: [^\n]*\n", done.stderr)
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["feats.h5", "lists.h5"]
 
 
 def test_figures_that_cannot_be_drawn_are_one_line(cli, write):
