@@ -223,7 +223,7 @@ def check_made_from(ranking: Ranking, data: FeatureSet) -> None:
     ranking.check_size(len(data.probe), len(data.gallery))
     if ranking.digest is not None and ranking.digest != data.digest():
         raise InputError(
-            "the ranking was made from other features: pass those it was made from, in the same dtype"
+            f"{ranking.source} was made from other features: pass those it was made from, in the same dtype"
         )
 
 

@@ -7,6 +7,7 @@ similarities pass by, and re-ranking a head moves only what is in that head.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class MatchFinder:
         self.single_shot = single_shot
         self._chunk = min((memory or DEFAULT_MEMORY) // 8, _CHUNK_BYTES[device.type])
         ids = data.gallery.ids
-        self._probe_ids = data.probe.ids
+        self._probe_ids, self._ids = data.probe.ids, ids
         self._order = np.argsort(ids, kind="stable")
         self._sorted_ids = ids[self._order]
         self._junk = torch.from_numpy(ids == JUNK).to(device)
@@ -111,6 +112,32 @@ class MatchFinder:
             offset += len(part.ranks)
             parts.append(part)
         return Positions.concatenate(parts)
+
+    def agrees(self, found: Positions, lists: NDArray[Any]) -> bool:
+        """Whether `found`, of all probes and the whole gallery, can be where the matches stand.
+
+        It has to name each match once, and those of the lists in the places that they have there.
+
+        Args:
+            found: positions in the full lists.
+            lists: (P, R) heads of these, -1 where a list has ended.
+        """
+        first, last = self._spans(self._probe_ids)
+        offsets = np.concatenate([[0], np.cumsum(last - first)])
+        if not np.array_equal(found.offsets, offsets) or (found.ranks < 0).any():
+            return False
+        owner = found.probes
+        matches = self._order[first[owner] + np.arange(len(owner)) - offsets[owner]]
+        counted = (lists >= 0) & ~self._junk.cpu().numpy()[np.maximum(lists, 0)]
+        items, lengths = lists[counted], counted.sum(axis=1)
+        listed = found.ranks < lengths[owner]
+        places = (np.cumsum(lengths) - lengths)[owner[listed]] + found.ranks[listed]
+        mine = np.repeat(np.where(self._probe_ids > DISTRACTOR, self._probe_ids, JUNK), lengths)
+        return (
+            np.array_equal(found.indices, matches)
+            and np.array_equal(items[places], matches[listed])
+            and np.count_nonzero(self._ids[items] == mine) == len(places)
+        )
 
     def _chunks(
         self, start: int, count: int, width: int, *, per_match: bool = False

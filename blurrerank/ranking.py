@@ -171,6 +171,7 @@ class Positions:
         sound = (
             self.offsets.ndim == self.indices.ndim == self.ranks.ndim == 1
             and len(self.offsets) > 0
+            and {self.offsets.dtype.kind, self.indices.dtype.kind, self.ranks.dtype.kind} == {"i"}
             and self.offsets[0] == 0
             and self.offsets[-1] == entries == len(self.ranks)
             and bool((np.diff(self.offsets) >= 0).all())
@@ -178,7 +179,7 @@ class Positions:
             and (self.within is None or (self.within.ndim == 2 and len(self.within) == entries))
         )
         if not sound:
-            raise InputError("positions of the matches contradict themselves: the file is damaged")
+            raise InputError("positions of the matches contradict themselves; the file is damaged: run again")
 
     @property
     def probes(self) -> NDArray[np.int64]:
@@ -224,6 +225,7 @@ class Ranking:
         digest: `FeatureSet.digest()` of the input, where known.
         labels_digest: `FeatureSet.labels_digest()` that `positions` were found with.
         positions: where the matches stand in the full list, where known.
+        source: how messages call it.
 
     Raises:
         InputError: on construction, for shapes that disagree, an index outside the gallery or twice in a list,
@@ -241,6 +243,7 @@ class Ranking:
     digest: str | None = None
     labels_digest: str | None = None
     positions: Positions | None = None
+    source: str = "the ranking"
 
     def __post_init__(self) -> None:
         """Refuse what is not a ranking."""
@@ -262,12 +265,12 @@ class Ranking:
     def __len__(self) -> int:
         return int(self.indices.shape[0])
 
-    def check_size(self, probes: int, gallery: int, where: str = "the ranking") -> None:
-        """Raise `InputError` unless this ranks `gallery` items for each of `probes`; `where` names it."""
+    def check_size(self, probes: int, gallery: int) -> None:
+        """Raise `InputError` unless this ranks `gallery` items for each of `probes`."""
         if (len(self), self.gallery_size) != (probes, gallery):
             raise InputError(
-                f"{where} is of {len(self)} probes x {self.gallery_size} gallery items and the features are "
-                f"{probes} x {gallery}: they do not belong together"
+                f"{self.source} is of {len(self)} probes x {self.gallery_size} gallery items and the features "
+                f"are {probes} x {gallery}: they do not belong together"
             )
 
     def _problem(self) -> str | None:
@@ -299,5 +302,5 @@ class Ranking:
             or ((found.indices < 0) | (found.indices >= self.gallery_size)).any()
             or not found.apart(self.gallery_size)
         ):
-            return "positions of the matches do not belong to the lists: the file is damaged"
+            return "positions of the matches do not belong to the lists; the file is damaged: run again"
         return None

@@ -299,16 +299,48 @@ def test_positions_that_contradict_themselves_are_refused(cli, write):
         ("ranks", lambda values: values - 5),
         ("ranks", lambda values: values * 0),
         ("ranks", lambda values: values + 60),
+        ("ranks", lambda values: values * 0 - 1),
+        ("ranks", lambda values: values[::-1]),
+        ("ranks", lambda values: values.astype(float)),
         ("indices", lambda values: values + 60),
         ("indices", lambda values: values[1:]),
+        ("indices", lambda values: values * 0),
+        ("indices", lambda values: (values + 1) % 60),
     ):
         shutil.copy("lists.h5", "spoiled.h5")
         with h5py.File("spoiled.h5", "r+") as file:
             values = file[f"positions/{name}"][()]
             del file[f"positions/{name}"]
             file[f"positions/{name}"] = spoil(values)
-        with pytest.raises(br.InputError, match="the file is damaged"):
+        with pytest.raises(br.InputError, match=r"^spoiled\.h5: positions .* the file is damaged: run again$"):
             br.read_ranking("spoiled.h5", data)
+
+
+@pytest.mark.parametrize("method", ["cosine", "lbr", "k-reciprocal", "k-reciprocal-online"])
+@pytest.mark.parametrize("options", [(), ("--memory", "700k"), ("--protocol", "cuhk03")])
+def test_positions_agree_with_the_lists_however_deep_these_are(method, options, cli, write):
+    feats = write()
+    data = br.load(feats)
+    for depth in (1, 7, 50, "all"):
+        arguments = ("--method", method, "--depth", depth, *options)
+        assert cli("run", feats, "-o", "lists.h5", "--force", *arguments)[0] == 0
+        assert br.read_ranking("lists.h5", data).positions is not None
+
+
+def test_what_is_wrong_with_a_ranking_names_its_file(cli, write):
+    feats = write()
+    others = write("others.h5", gallery=features(seed=1)["gallery"])
+    for name in ("good.h5", "bad.h5"):
+        assert cli("run", feats, "-o", name)[0] == 0
+    code, _, err = cli("eval", "good.h5", others)
+    assert (code, err) == (
+        1,
+        "error: good.h5 was made from other features: pass those it was made from, in the same dtype\n",
+    )
+    with h5py.File("bad.h5", "r+") as file:
+        file["indices"][0, 0] = 99
+    code, _, err = cli("eval", "good.h5", "bad.h5", feats)
+    assert (code, err) == (1, "error: bad.h5: ranking of probe 0 names gallery item 99 of 60\n")
 
 
 def test_numbers_for_names_are_never_taken_for_rows():

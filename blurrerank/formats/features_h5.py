@@ -349,7 +349,8 @@ def _check_format(root: Any, label: str, problems: list[str]) -> dict[str, Any]:
     elif not isinstance(stated, str) or stated != FORMAT:
         problems.append(f"{name} is a {stated} file: expected {FORMAT}")
     elif not isinstance(version, int | np.integer) or version > VERSION:
-        problems.append(f"{name} has format_version {version}: this program reads {VERSION}")
+        shown = repr(version) if isinstance(version, str) else version
+        problems.append(f"{name} has format_version {shown}: this program reads {VERSION}")
     return attributes
 
 

@@ -79,7 +79,7 @@ class Writer(RankingWriter):
         return member
 
 
-def read(path: Path, data: FeatureSet) -> Ranking:
+def read(path: Path, data: FeatureSet, where: str) -> Ranking:
     """Read an archive; without `info`, as of an unknown method.
 
     Raises:
@@ -91,8 +91,8 @@ def read(path: Path, data: FeatureSet) -> Ranking:
             info = json.loads(str(archive["info"])) if "info" in archive else {}
             indices, scores = archive["indices"], archive["scores"]
             info.setdefault("gallery_size", len(data.gallery))
-            return Ranking(indices, scores, **info)
+            return Ranking(indices, scores, **info, source=where)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{where}: {error}") from None
     except Exception as error:  # of a damaged one, zipfile and NumPy raise what they like
-        raise InputError(f"{path} is not a readable ranking archive: {error}") from error
+        raise InputError(f"{where} is not a readable ranking archive: {error}") from error

@@ -113,46 +113,48 @@ def made_by(path: Path) -> dict[str, str]:
     return {str(name): str(version) for name, version in stored.items()} if isinstance(stored, dict) else {}
 
 
-def read(path: Path, data: FeatureSet) -> Ranking:
-    """Read a native ranking file.
+def read(path: Path, data: FeatureSet, where: str) -> Ranking:
+    """Read a native ranking file, which messages call `where`.
 
     Raises:
         InputError: if it is none, or is damaged.
     """
-    with open_hdf5(path) as file, reading(f"{path}, a {FORMAT} file,"):
+    with open_hdf5(path) as file, reading(f"{where}, a {FORMAT} file,"):
         known = attributes(file)
         stated, version = known.get("format"), known.get("format_version")
         if stated != FORMAT:
-            raise InputError(f"{path} is {stated or 'an HDF5 file'}: expected a {FORMAT} file")
+            raise InputError(f"{where} is {stated or 'an HDF5 file'}: expected a {FORMAT} file")
         if not isinstance(version, int | np.integer) or not 1 <= version <= VERSION:
-            raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
+            shown = repr(version) if isinstance(version, str) else version
+            raise InputError(f"{where} has format_version {shown}: this program reads {VERSION}")
 
         budget = Budget(path)
 
         def values(name: str) -> Any:
             dataset = member(file, name)
             if not isinstance(dataset, h5py.Dataset):
-                raise InputError(f"{path} is a damaged {FORMAT} file: it has no {name}")
-            return budget.read(dataset, f"{path}::/{name}")
+                raise InputError(f"{where} is a damaged {FORMAT} file: it has no {name}")
+            return budget.read(dataset, f"{where}::/{name}")
 
-        positions = None
+        indices, scores, found = values("indices"), values("scores"), None
         if member(file, "positions") is not None:
-            positions = Positions(
-                values("positions/offsets"),
-                values("positions/indices"),
-                values("positions/ranks"),
-                None if member(file, "positions/within") is None else values("positions/within"),
+            found = [values(f"positions/{name}") for name in ("offsets", "indices", "ranks")]
+            if member(file, "positions/within") is not None:
+                found.append(values("positions/within"))
+        try:
+            return Ranking(
+                indices,
+                scores,
+                gallery_size=int(known["gallery_size"]),
+                method=str(known["method"]),
+                params=json.loads(known["params"]),
+                reranked_depth=int(known["reranked_depth"]),
+                cosine_tail=bool(known["cosine_tail"]),
+                candidates=known.get("candidates"),
+                digest=known.get("digest"),
+                labels_digest=known.get("labels_digest"),
+                positions=None if found is None else Positions(*found),
+                source=where,
             )
-        return Ranking(
-            values("indices"),
-            values("scores"),
-            gallery_size=int(known["gallery_size"]),
-            method=str(known["method"]),
-            params=json.loads(known["params"]),
-            reranked_depth=int(known["reranked_depth"]),
-            cosine_tail=bool(known["cosine_tail"]),
-            candidates=known.get("candidates"),
-            digest=known.get("digest"),
-            labels_digest=known.get("labels_digest"),
-            positions=positions,
-        )
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None

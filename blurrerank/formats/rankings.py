@@ -20,10 +20,12 @@ from shutil import copyfileobj
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ParameterError
 from ..features import FeatureSet
+from ..positions import MatchFinder
 from ..ranking import Positions, Ranking, index_dtype, strictly_decreasing
 from .targets import replacing
 from .unpacking import check_gzip
@@ -227,13 +229,23 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
         with _text(stream, where) as text:
             ranking: Ranking = module.read(text, data, where)
     elif path is not None:
-        ranking = module.read(path, data)
+        ranking = module.read(path, data, where)
     else:
         with tempfile.NamedTemporaryFile() as spooled:
             copyfileobj(cast(BinaryIO, source), spooled)
             spooled.flush()
-            ranking = module.read(Path(spooled.name), data)
-    ranking.check_size(len(data.probe), len(data.gallery), where)
+            try:
+                ranking = module.read(Path(spooled.name), data, where)
+            except InputError as error:
+                raise InputError(str(error).replace(spooled.name, where)) from error
+    ranking.check_size(len(data.probe), len(data.gallery))
+    # With other labels than these they are of no use, and may say what they like.
+    if ranking.positions is not None and data.has_ids and ranking.labels_digest == data.labels_digest():
+        finder = MatchFinder(data, single_shot=False, device=torch.device("cpu"))
+        if not finder.agrees(ranking.positions, ranking.indices):
+            raise InputError(
+                f"{where}: positions of the matches contradict the lists or ids; the file is damaged: run again"
+            )
     return ranking
 
 
@@ -297,6 +309,6 @@ def from_entries(
     table[probe, place] = score.clip(-limit, limit).astype(np.float32)
     table = np.where(indices >= 0, strictly_decreasing(table), np.float32(-np.inf))
     try:
-        return Ranking(indices, table, gallery_size=len(data.gallery))
+        return Ranking(indices, table, gallery_size=len(data.gallery), source=where)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
