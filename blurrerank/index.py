@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from .features import FeatureSet, Side, digest_of, find_problems
 from .formats import index_h5
+from .formats.access import check_readable
 from .formats.index_h5 import Labels
 from .formats.targets import check_target, replacing
 from .methods import GalleryMethod, HeadMethod, Method, WholeMethod, check_count, create
@@ -246,6 +247,7 @@ def build_index(
     where = pick_device(device)
     gallery = _side(gallery, "gallery")
     check_target(path, force=force or append)
+    check_readable(path)
     if path.exists() and not append and not index_h5.is_index(path):
         raise OutputError(f"{path} is no index, and is not replaced by one: choose another name")
     with replacing(path, force=force or append) as temporary:

@@ -374,6 +374,7 @@ def test_a_damaged_chunk(cli, write, tmp_path):
         ),
         (("--memory", "1k"), "a memory budget of 1,000 bytes is too small for one probe: raise it to"),
         (("--threads", 0), "Invalid value for '--threads'"),
+        (("-o", ""), "Invalid value for '-o' / '--output': it is empty: name a file"),
         (("-o", "lists.txt"), "lists.txt: no format has this ending; name one (.h5, .hdf5, .trec"),
         (("-o", "-"), "standard output needs --format: h5, trec, jsonl, csv or npz"),
         (("--metrics", "-"), "metrics go to standard output by themselves, as JSON with --json"),
@@ -428,12 +429,46 @@ def test_outputs_that_cannot_be_written(cli, write, tmp_path):
     assert cli("run", feats, "-o", "kept.h5", "--force")[0] == 0
     (tmp_path / "folder.h5").mkdir()
     assert "is a folder: name a file in it" in cli("run", feats, "-o", "folder.h5", "--force")[2]
+    long = "n" * 253 + ".h5"
+    assert cli("run", feats, "-o", long) == (
+        1,
+        "",
+        f"error: {long} cannot be written: its name is too long\n",
+    )
 
 
 def _no_override():
-    """Root may write anywhere: give up that right in the child, where the tests run as root."""
-    cap_bset_drop, cap_dac_override = 24, 1
-    ctypes.CDLL(None).prctl(cap_bset_drop, cap_dac_override, 0, 0, 0)
+    """Root may read and write anywhere: give up that right in the child, where the tests run as root."""
+    cap_bset_drop, cap_dac_override, cap_dac_read_search = 24, 1, 2
+    for right in (cap_dac_override, cap_dac_read_search):
+        ctypes.CDLL(None).prctl(cap_bset_drop, right, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "info {}.h5",
+        "info {}.npz",
+        "convert {}.mat out.h5",
+        "run feats.h5 --gallery {}.h5",
+        "run feats.h5 --candidates {}.npy",
+        "run --index {}.h5 feats.h5",
+        "index feats.h5 -o {}.h5 --force",
+        "eval {}.h5 feats.h5",
+        "eval {}.npz feats.h5",
+        "eval {}.trec feats.h5",
+        "sweep feats.h5 -o {}.json",
+    ],
+)
+def test_a_file_that_may_not_be_read(command, write, tmp_path):
+    write("feats.h5")
+    words = command.format("closed").split()
+    name = next(word for word in words if word.startswith("closed"))
+    (tmp_path / name).write_text("whatever")
+    (tmp_path / name).chmod(0)
+    done = shell(*words, cwd=tmp_path, preexec_fn=_no_override if os.geteuid() == 0 else None)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {name} cannot be read: permission denied\n"
 
 
 def test_a_read_only_folder(write, tmp_path):

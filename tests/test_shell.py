@@ -179,6 +179,25 @@ def test_what_a_file_says_cannot_change_what_follows(write, tmp_path):
     assert "source: model\\x1b[31m\\nproblems:\\r\\x07\n" in done.stdout
 
 
+def test_what_a_file_says_is_shortened(write, tmp_path):
+    with h5py.File(write("feats.h5"), "r+") as file:
+        file.attrs["source"] = f"begin{'x' * 60_000}end"
+        file.attrs["words"] = "word " * 10_000
+    told = shell("info", "feats.h5", cwd=tmp_path).stdout.splitlines()
+    assert max(map(len, told)) < 5_000
+    source = next(line for line in told if line.startswith("source: "))
+    assert (source[:14], source[-4:]) == ("source: beginx", "xend")
+    assert "x[... 59,808 characters ...]x" in source
+    (tmp_path / "lists.trec").write_text(f"p000 Q0 {'y' * 10**7} 1 0.5 run\n")
+    done = shell("eval", "lists.trec", "feats.h5", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: lists.trec line 1: 'yyy")
+    assert done.stderr.endswith("yyy' is no gallery name or row number below 60\n")
+    assert len(done.stderr) < 1_000
+    deep = "/".join(["n" * 255] * 15)  # about as long as the system lets a name be
+    assert shell("info", deep, cwd=tmp_path).stderr == f"error: {deep}: no such file\n"
+
+
 def test_sizes_are_not_without_end(write):
     done = shell("run", write("feats.h5"), "--memory", "9" * 400)
     assert done.returncode == 2

@@ -28,7 +28,7 @@ from .eval import evaluate
 from .help import help_command
 from .index import index
 from .info import info
-from .options import printable
+from .options import printable, shortened
 from .plot import plot
 from .report import report
 from .run import run
@@ -164,6 +164,9 @@ def _told(error: BaseException) -> tuple[str, int]:
         return str(error), 1
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # as torch says it
         return "out of memory: try a smaller --memory", 1
+    if isinstance(error, PermissionError) and error.filename:
+        # Of an output, `targets` would have said so.
+        return f"{error.filename} cannot be read: permission denied", 1
     if isinstance(error, OSError):
         return f"{error.filename or 'standard output'}: {error.strerror or error}", 1
     name = type(error).__name__
@@ -171,5 +174,5 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(printable(f"error: {' '.join(message.split())}"), err=True)
+    click.echo(printable(shortened(f"error: {' '.join(message.split())}")), err=True)
     return code

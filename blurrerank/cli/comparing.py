@@ -11,6 +11,7 @@ import click
 
 from .options import (
     FILE,
+    File,
     Runtime,
     check_ranking,
     features_argument,
@@ -106,6 +107,4 @@ def comparison_options(command: F) -> F:
 
 def output_option(help: str) -> Callable[[F], F]:
     """-o, which must be given."""
-    return click.option(
-        "-o", "--output", required=True, metavar="FILE", type=click.Path(path_type=Path), help=help
-    )
+    return click.option("-o", "--output", required=True, metavar="FILE", type=File(Path), help=help)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FILE, Runtime, json_option, printable, talking_options
+from .options import FILE, Runtime, json_option, printable, shortened, talking_options
 from .tables import print_json
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ def _table(found: Imported) -> str:
     from tabulate import tabulate
 
     sides = (("probe", found.data.probe), ("gallery", found.data.gallery))
-    lines = [f"{found.source}", *found.notes, ""]
+    lines = [*map(shortened, (found.source, *found.notes)), ""]
     rows: list[list[Any]] = []
     for kind in ("features", "norms", "ids", "cams", "names"):
-        cells = [found.found[name].get(kind, "-") for name, _ in sides]
+        cells = [shortened(str(found.found[name].get(kind, "-"))) for name, _ in sides]
         rows.append([kind, *cells])
         if kind == "cams" and any(side.cams is not None for _, side in sides):
             rows.append(["", *(_span(side.cams) for _, side in sides)])

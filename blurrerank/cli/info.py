@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import Runtime, features_argument, json_option, printable, runtime_options
+from .options import Runtime, features_argument, json_option, printable, runtime_options, shortened
 from .tables import method_label, print_json
 
 
@@ -22,9 +22,11 @@ def info(ctx: click.Context, feats: str, gallery: str | None, as_json: bool, run
     FEATS may also be an index, which is then checked as a whole. Exits with 1 if there are problems.
     """
     from ..describe import describe, describe_index
+    from ..formats.access import check_readable
     from ..formats.index_h5 import is_index
 
     runtime.start()
+    check_readable(Path(feats))
     if gallery is None and is_index(Path(feats)):
         indexed = describe_index(feats)
         if as_json:
@@ -54,14 +56,14 @@ def _table(described: dict[str, Any]) -> str:
         ["names", *("yes" if side.get("names") else "-" for side in sides)],
         ["images", *(" x ".join(map(str, side["images"])) if side.get("images") else "-" for side in sides)],
     ]
-    lines = [tabulate(rows, headers=["", "probe", "gallery"], disable_numparse=True)]
     # A value may have lines of its own.
-    lines += ["\n" + f"{name}: {value}".replace("\n", "\\n") for name, value in described["attributes"].items()]
+    lines = ["\n" + f"{name}: {value}".replace("\n", "\\n") for name, value in described["attributes"].items()]
     if described["problems"]:
         lines += ["\nproblems:", *(f"  - {problem}" for problem in described["problems"])]
     else:
         lines += ["", *(f"warning: {doubt}" for doubt in described["warnings"]), *_run_lines(described["run"])]
-    return "\n".join(lines)
+    table = tabulate(rows, headers=["", "probe", "gallery"], disable_numparse=True)
+    return "\n".join([table, *map(shortened, lines)])
 
 
 def _index_lines(described: dict[str, Any]) -> str:

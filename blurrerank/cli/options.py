@@ -25,9 +25,10 @@ FORMAT_NAMES = ("h5", "trec", "jsonl", "csv", "npz")
 """Those of `formats.FORMATS`, which is too heavy to import for a help text; a test compares them."""
 METHOD_NAMES = ("cosine", "k-reciprocal", "k-reciprocal-online", "lbr")
 """Likewise those of `methods.available`."""
-FILE = click.Path()
-"""The name of a file, or the address of a group in it: shells complete it."""
 ANY_FORMAT = f"{', '.join(FORMAT_NAMES[:-1])} or {FORMAT_NAMES[-1]}"
+
+# Characters: a part of a file's name has up to 255 of them, and all of it up to 4096.
+_LONGEST_WORD, _LONGEST_LINE = 300, 5_000
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", start=1)}
@@ -43,6 +44,19 @@ def printable(text: str) -> str:
     )
 
 
+def shortened(line: str) -> str:
+    """The same without the middle of what is too long to read: a stranger's file may say anything."""
+    words = rf"[^\s/]{{{_LONGEST_WORD + 1},}}"
+    return _cut(re.sub(words, lambda word: _cut(word[0], _LONGEST_WORD), line), _LONGEST_LINE)
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[:end]}[... {len(text) - 2 * end:,} characters ...]{text[-end:]}"
+
+
 class Bytes(click.ParamType):  # type: ignore[type-arg]  # not subscriptable in click before 8.4
     """A size such as 512MiB or 2G, as a number of bytes."""
 
@@ -55,6 +69,23 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # not subscriptable in 
         if not 0 < size < 1 << 63:
             self.fail(f"{value!r} is not a size such as 512MiB or 2GiB", param, ctx)
         return int(size)
+
+
+class File(click.Path):
+    """The name of a file, or the address of a group in it: shells complete it."""
+
+    def __init__(self, path_type: type[Any] | None = None) -> None:
+        """Leave it to who opens the file to say that this is not allowed: that is no wrong usage."""
+        super().__init__(readable=False, path_type=path_type)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As `click.Path`, but nothing is no name."""
+        if not value:
+            self.fail("it is empty: name a file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = File()
 
 
 class Depth(click.ParamType):  # type: ignore[type-arg]
@@ -100,7 +131,7 @@ class Runtime:
     def note(self, message: str) -> None:
         """Tell something on stderr that is no result."""
         if not self.quiet:
-            click.echo(printable(message), err=True)
+            click.echo(printable(shortened(message)), err=True)
 
     def _show_warning(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, BlurrerankWarning):

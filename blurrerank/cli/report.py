@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .comparing import Request, comparison_options, output_option
-from .options import Runtime
+from .options import FILE, Runtime
 
 if TYPE_CHECKING:
     from ..features import FeatureSet
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--image-root",
-    type=click.Path(),
+    type=FILE,
     metavar="DIR",
     help="Take pictures from the files in this folder that names point to, not from FEATS.",
 )

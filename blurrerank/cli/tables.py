@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import shortened
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -88,7 +90,7 @@ def method_label(method: str, params: Mapping[str, Any]) -> str:
         words = name.removesuffix("_value").replace("_", " ")
         if (name, value) not in _UNSAID and value is not False:
             shown.append(words if value is True else f"{words} {value}")
-    return f"{method} ({', '.join(shown)})" if shown else method
+    return shortened(f"{method} ({', '.join(shown)})" if shown else method)
 
 
 def print_json(value: Any, *, err: bool = False) -> None:

@@ -27,6 +27,7 @@ from ..candidates import GivenLists
 from ..errors import BlurrerankWarning, InputError
 from ..features import FeatureSet
 from . import ranking_h5
+from .access import check_readable
 from .hdf5 import attributes, member, open_hdf5, read, reading
 from .rankings import FORMATS, GZIP_ERRORS, open_text, read_ranking
 from .unpacking import check_archive
@@ -58,6 +59,7 @@ def read_candidates(source: str | Path | BinaryIO, data: FeatureSet) -> GivenLis
         raise InputError(f"{path}: no such file")
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file in it")
+    check_readable(path)
     return _read(path, str(path), data)
 
 

@@ -27,6 +27,7 @@ from ..errors import InputError, ParameterError
 from ..features import FeatureSet
 from ..positions import MatchFinder
 from ..ranking import Positions, Ranking, index_dtype, strictly_decreasing
+from .access import check_readable
 from .targets import replacing
 from .unpacking import check_gzip
 
@@ -221,6 +222,8 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
         raise InputError(f"{path} is a folder: name a file in it")
     if path is not None and not path.is_file():
         raise InputError(f"{path} is no ordinary file: pass - and pipe it")
+    if path is not None:
+        check_readable(path)
     if chosen in _TEXT:
         try:
             stream = open_text(source) if isinstance(source, str | Path) else source

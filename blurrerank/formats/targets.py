@@ -92,8 +92,9 @@ def _resolved(path: Path) -> Path:
             return found
     except PermissionError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-    except (OSError, RuntimeError):  # RuntimeError before Python 3.13, and from then on a link
-        pass
+    except (OSError, RuntimeError) as error:  # RuntimeError before Python 3.13, and from then on a link
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise OutputError(f"{path} cannot be written: its name is too long") from error
     raise OutputError(f"{path} is a link that leads nowhere: remove it, or choose another name")
 
 

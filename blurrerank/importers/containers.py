@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..formats import hdf5
+from ..formats.access import check_readable
 from ..formats.features_h5 import StoredFeatures
 from ..formats.unpacking import check_archive
 from ..formats.watched import Watched
@@ -55,6 +56,7 @@ def is_foreign(path: Path) -> bool:
     """Whether this is a file of another tool, as far as that shows: native files are HDF5 with groups."""
     if not path.is_file():
         return path.is_dir()
+    check_readable(path)
     if not h5py.is_hdf5(path):
         # A damaged or empty file is no other tool's: the native reader says what is wrong with it.
         return path.stat().st_size > 0 and _head(path, 8) != b"\x89HDF\r\n\x1a\n"
