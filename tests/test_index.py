@@ -340,7 +340,7 @@ def test_an_interruption_says_how_to_go_on(cli, write, monkeypatch):
         patched.setattr("blurrerank.index.find_neighbours", interrupted)
         code, _, err = cli("index", feats, "-o", "i.h5")
         note = "note: i.h5.partial has what was found so far; the same command goes on"
-        assert (code, err.split("\n")) == (130, [note, "", "error: interrupted", ""])
+        assert (code, err.split("\n")) == (130, [note, "error: interrupted", ""])
     assert cli("index", feats, "-o", "i.h5")[0] == 0
     assert not Path("i.h5.partial").exists()
 

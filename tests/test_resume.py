@@ -84,7 +84,7 @@ def test_the_file_is_that_of_a_run_without_interruption(name, method, cli, feats
     assert code == 130
     assert out == ""
     told = (
-        f"note: what was done of {name} is kept; the same command with --resume goes on\n\nerror: interrupted\n"
+        f"note: what was done of {name} is kept; the same command with --resume goes on\nerror: interrupted\n"
     )
     assert err.endswith(told)
     assert not Path(name).exists()
@@ -236,8 +236,14 @@ def test_short_runs_keep_nothing(cli, feats, monkeypatch, tmp_path):
 
     monkeypatch.setattr(Checkpoint, "add", stop)
     code, _, err = cli("run", feats, *SMALL, "-o", "out.h5")
-    assert (code, err) == (130, "\nerror: interrupted\n")
+    assert (code, err) == (130, "note: nothing of out.h5 is kept\nerror: interrupted\n")
     assert names(tmp_path) == ["feats.h5", "lists.npy"]
+
+
+def test_nothing_to_resume_is_told(cli, feats):
+    code, _, err = cli("run", feats, "-o", "out.h5", "--resume")
+    assert code == 0
+    assert err.startswith("note: no interrupted run left anything of out.h5: starting from the beginning\n")
 
 
 def test_processes_go_on_from_what_one_left(cli, feats, interrupted):

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -43,11 +44,13 @@ class _ReaderLeftError(Exception):
 
 class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; click itself would make an exit with 1 of a closed pipe."""
+        """Run a command; click itself would make an exit with 1 of a closed pipe, and a line more of Ctrl-C."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             raise _ReaderLeftError from None
+        except KeyboardInterrupt:
+            raise click.Abort from None
 
 
 def _show_versions(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -117,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signals.end_by(number, KeyboardInterrupt if name == "SIGINT" else partial(SystemExit, 128 + number))
+            signals.end_by(
+                number, KeyboardInterrupt if name == "SIGINT" else partial(signals.EndedBySignalError, number)
+            )
     try:
         with signals.none_lost():
             code = cli.main(arguments or ["--help"], prog_name="blurrerank", standalone_mode=False)
@@ -133,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         code = _fail("interrupted", 130)
+    except signals.EndedBySignalError as error:
+        code = _fail(f"ended by {error.name}", error.exit_code)
     except (_ReaderLeftError, BrokenPipeError):
         # What is still buffered must go somewhere when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -174,5 +181,6 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(printable(shortened(f"error: {' '.join(message.split())}")), err=True)
+    with suppress(OSError):  # the terminal may be what was lost
+        click.echo(printable(shortened(f"error: {' '.join(message.split())}")), err=True)
     return code

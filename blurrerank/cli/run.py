@@ -220,6 +220,8 @@ def _run(
     if isinstance(depth, int) and depth > size:
         runtime.note(f"note: depth {depth} is capped at {whole} {size} items")
     left = what_is_kept(path) if leads and not piped else {}
+    if resume and leads and not left:
+        runtime.note(f"note: no interrupted run left anything of {path}: starting from the beginning")
     try:
         outcome = rerank_to(
             sys.stdout.buffer if piped else path,
@@ -242,6 +244,8 @@ def _run(
         kept = what_is_kept(path) if leads and not piped else {}
         if kept and (kept != left or not isinstance(error, Exception)):
             runtime.note(f"note: what was done of {path} is kept; the same command with --resume goes on")
+        elif leads and not piped and not isinstance(error, Exception):
+            runtime.note(f"note: nothing of {path} is kept")
         if isinstance(error, BrokenPipeError) and metrics_file:
             raise click.ClickException(
                 f"standard output was closed before the run ended: {metrics_file} was not written"

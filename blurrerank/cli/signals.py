@@ -17,6 +17,17 @@ _NOT_IN = "blurrerank.formats.sink"
 # Seconds until a signal comes again.
 _LATER = 0.01
 
+
+class EndedBySignalError(SystemExit):
+    """Somebody told this process to end; its exit code is that by which shells tell of it."""
+
+    def __init__(self, number: int) -> None:
+        """Know the signal."""
+        self.exit_code = 128 + number
+        super().__init__(self.exit_code)
+        self.name = signal.Signals(number).name
+
+
 _due: set[int] = set()
 _raised: list[tuple[int, BaseException]] = []
 
