@@ -357,6 +357,7 @@ def test_a_damaged_chunk(cli, write, tmp_path):
         (("--sigma", 0), "sigma must be a finite number above 0 (1e-30 at least), not 0.0"),
         (("--sigma", -1), "sigma must be a finite number above 0 (1e-30 at least), not -1.0"),
         (("--sigma", "nan"), "sigma must be a finite number above 0 (1e-30 at least), not nan"),
+        (("--steps", 10**8), "steps must be at most 100, not 100000000"),
         (("--depth", 0), "Invalid value for '--depth': '0' is neither a number of at least 1 nor 'all'"),
         (
             ("--method", "magic"),

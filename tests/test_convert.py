@@ -1094,9 +1094,18 @@ def refused(cli, *arguments: object) -> str:
             np.array([2, 3], dtype="<i4").tobytes() + bytes(20),
             "says 2 x 3, which takes 32: it was cut short",
         ),
+        (
+            "q.fbin",
+            b"\xff" * 8 + bytes(20),
+            "says 4,294,967,295 x 4,294,967,295, which takes 73,786,976,260,478,468,108",
+        ),
+        ("q.fbin", np.array([0, 3], dtype="<i4").tobytes(), "has no numbers: its header says 0 rows of 3"),
         ("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(300), "is no file of features that is known"),
         ("notes.txt", b"hello\nworld\n", "is text, but no table of features"),
         ("table.csv", b"a,b\n1,2\n3\n", "line 3 has not the 2 columns of the header"),
+        ("table.csv", b"\n\na,b\n1,2\n\n3\n", "line 6 has not the 2 columns of the header"),
+        ("table.csv", b"\n\n", "is empty"),
+        ("q.csv", b"1,2\n3\n", "is no table of numbers: the number of columns changed from 2 to 1 at row 2\n"),
         ("x.npz", b"PK\x03\x04 not really", "cannot be read"),
         ("x.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "is a damaged MATLAB file"),
         ("packed.gz", gzip.compress(b"hello", mtime=0), "is compressed: unpack it"),
@@ -1106,6 +1115,14 @@ def test_other_things_are_refused_by_name(name, content, why, cli, tmp_path):
     (tmp_path / name).write_bytes(content)
     assert why in refused(cli, "convert", name, "out.h5")
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+@pytest.mark.parametrize("values", [scipy.sparse.csc_matrix(np.eye(12, 7)), {"f": 1}, np.eye(12, 7) * 1j])
+def test_variables_that_are_not_read_are_told(values, cli, tmp_path, arrays):
+    scipy.io.savemat(tmp_path / "dump.mat", layumi(arrays) | {"query_f": values})
+    why = refused(cli, "convert", "dump.mat", "out.h5")
+    assert "no probe features: found MATLAB v5 with " in why
+    assert "; not read, as sparse, complex or struct: query_f\n" in why
 
 
 def test_what_is_missing_is_told(cli, tmp_path, arrays):

@@ -338,6 +338,11 @@ def test_what_is_wrong_with_a_ranking_names_its_file(cli, write):
         "error: good.h5 was made from other features: pass those it was made from, in the same dtype\n",
     )
     with h5py.File("bad.h5", "r+") as file:
+        file.attrs["format_version"] = "1"
+    code, _, err = cli("eval", "bad.h5", feats)
+    assert (code, err) == (1, "error: bad.h5 has format_version '1': this program reads 1\n")
+    with h5py.File("bad.h5", "r+") as file:
+        file.attrs["format_version"] = 1
         file["indices"][0, 0] = 99
     code, _, err = cli("eval", "good.h5", "bad.h5", feats)
     assert (code, err) == (1, "error: bad.h5: ranking of probe 0 names gallery item 99 of 60\n")

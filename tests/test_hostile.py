@@ -516,8 +516,8 @@ def test_matlab_files_are_read_as_scipy_reads_them(packed, tmp_path):
     }
     others = {"struct": {"a": 1}, "complex": np.array([1j])}
     scipy.io.savemat(tmp_path / "dump.mat", fields | others, do_compression=packed)
-    found, expected = read_matlab_5(tmp_path / "dump.mat"), scipy.io.loadmat(tmp_path / "dump.mat")
-    assert sorted(found) == sorted(fields)
+    (found, others), expected = read_matlab_5(tmp_path / "dump.mat"), scipy.io.loadmat(tmp_path / "dump.mat")
+    assert (sorted(found), sorted(others)) == (sorted(fields), ["complex", "struct"])
     for name in fields:
         np.testing.assert_array_equal(found[name], expected[name])
 

@@ -524,6 +524,14 @@ def test_pictures_from_files_stay_within_their_folder(report, visit, cli, write,
     assert "5 pictures were not found; these are tiles too" in page.inner_text("#probes")
 
 
+def test_thumbnails_without_pixels_are_told(cli, write):
+    feats = write(**{"probe_images": np.zeros((12, 0, 4), np.uint8)})
+    assert cli("run", feats, "-o", "lists.h5")[0] == 0
+    code, _, err = cli("report", "lists.h5", feats, "-o", "report.html")
+    assert code == 1
+    assert err.endswith("/probe/images is (12, 0, 4): there are no pixels\n")
+
+
 def test_what_never_ends_is_no_picture(tmp_path):
     """To open a pipe is to wait for somebody who writes."""
     os.mkfifo(tmp_path / "pipe.png")

@@ -120,7 +120,9 @@ def stored_images(address: str | Path, side: str) -> StoredImages | None:
         return None
     check_dataset(images, f"{label}/{side}/images")
     where, shape = f"{label}/{side}/images", tuple(images.shape or ())
-    if images.dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)) or 0 in shape:
+    if 0 in shape:
+        raise InputError(f"{where} is {shape}: there are no pixels")
+    if images.dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
         raise InputError(f"{where} is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3)")
     return StoredImages(images, where)
 

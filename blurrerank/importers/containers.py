@@ -38,6 +38,7 @@ class Opened:
         content: fields by name, values by position, or a single array; of a table, columns of text.
         attributes: of the root, where there are any.
         source: the file, where the content is mapped from it.
+        unread: what else is there, of a kind that is not read.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Opened:
     content: Mapping[str, Any] | Sequence[Any] | Any
     attributes: Mapping[str, Any]
     source: Watched | None = None
+    unread: Sequence[str] = ()
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -98,7 +100,8 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
         if head[:10] == b"MATLAB 7.3" or h5py.is_hdf5(path):
             return _hdf5(path, head)
         if head.startswith(b"MATLAB 5.0"):
-            return Opened(path, "MATLAB v5", read_matlab_5(path), {})
+            fields, unread = read_matlab_5(path)
+            return Opened(path, "MATLAB v5", fields, {}, unread=unread)
         if head.startswith(b"\x93NUMPY"):
             source = Watched.open(path)
             return Opened(path, "NumPy array", np.load(path, mmap_mode="r", allow_pickle=False), {}, source)
@@ -156,12 +159,9 @@ def _hdf5(path: Path, head: bytes) -> Opened:
         with file:
             variables = {name: item for name, item in items.items() if not name.startswith("#")}
             cells = _Cells(path, file)
-            return Opened(
-                path,
-                "MATLAB v7.3",
-                {name: cells.value(item, f"{path}::/{name}") for name, item in variables.items()},
-                {},
-            )
+            values = {name: cells.value(item, f"{path}::/{name}") for name, item in variables.items()}
+            known = {name: value for name, value in values.items() if value is not None}
+            return Opened(path, "MATLAB v7.3", known, {}, unread=sorted(values.keys() - known.keys()))
     if any(isinstance(items.get(side), h5py.Group) for side in ("probe", "gallery")):
         raise InputError(f"{path} is a native file: every command reads it as it is")
     fields: dict[str, Any] = {}
@@ -187,7 +187,9 @@ class _Cells:
 
     def value(self, item: Any, where: str, depth: int = 0) -> Any:
         if not isinstance(item, h5py.Dataset) or item.shape is None:
-            return None  # a struct
+            return None  # a struct, or sparse
+        if item.dtype.kind == "V":
+            return None  # complex
         known = hdf5.attributes(item, where)
         if "MATLAB_empty" in known:
             return np.empty((0, 0))
@@ -243,15 +245,17 @@ def _vectors(path: Path, head: bytes) -> tuple[str, Any] | None:
     """Rows and columns as int32, then the numbers, as cuVS and big-ann-benchmarks have it."""
     if len(head) < 8:
         return None
-    rows, columns = np.frombuffer(head[:8], dtype="<i4").tolist()
+    rows, columns = np.frombuffer(head[:8], dtype="<u4").tolist()
     size = path.stat().st_size - 8
     width = size // (rows * columns) if rows > 0 and columns > 0 and size % (rows * columns) == 0 else 0
     if width not in (2, 4):
         expected = {".fbin": 4, ".hbin": 2}.get(path.suffix.lower())
         if expected is None:
             return None
+        if not rows or not columns:
+            raise InputError(f"{path} has no numbers: its header says {rows:,} rows of {columns:,}")
         raise InputError(
-            f"{path} is {size + 8:,} bytes long and its header says {rows} x {columns}, which takes "
+            f"{path} is {size + 8:,} bytes long and its header says {rows:,} x {columns:,}, which takes "
             f"{8 + expected * rows * columns:,}: it was cut short, or is something else"
         )
     values: NDArray[Any] = np.memmap(path, dtype=f"<f{width}", mode="r", offset=8, shape=(rows, columns))
@@ -271,14 +275,18 @@ def _text(path: Path, head: bytes) -> Opened:
         raise InputError(
             f"{path} is no file of features that is known: `blurrerank help other-tools` tells what can be read"
         )
-    first = head.decode("utf-8-sig", "replace").splitlines()[0].split(",")
+    begun = (line for line in head.decode("utf-8-sig", "replace").splitlines() if line.strip())
+    first = next(begun, "").split(",")
     if all(map(_is_number, first)):
         return Opened(path, "CSV without a header", _numbers(path), {})
     with open(path, newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file)
-        header = [name.strip() for name in next(lines)]
-        rows = [row for row in lines if row]
-    wrong = next((number for number, row in enumerate(rows, 2) if len(row) != len(header)), None)
+        # Where each row ends, since lines may be empty, and text may go over several.
+        found = [(lines.line_num, row) for row in lines if row]
+    if not found:
+        raise InputError(f"{path} is empty")
+    header, rows = [name.strip() for name in found[0][1]], [row for _, row in found[1:]]
+    wrong = next((number for number, row in found if len(row) != len(header)), None)
     if len(header) < 2 or wrong is not None:
         where = "" if wrong is None else f": line {wrong} has not the {len(header)} columns of the header"
         raise InputError(
@@ -314,7 +322,11 @@ def _is_number(text: str) -> bool:
 
 
 def _numbers(path: Path) -> NDArray[Any]:
-    return np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float64, encoding="utf-8-sig")
+    try:
+        return np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float64, encoding="utf-8-sig")
+    except ValueError as error:
+        # What follows is advice to whoever calls NumPy.
+        raise InputError(f"{path} is no table of numbers: {str(error).partition(';')[0]}") from error
 
 
 def _folder(path: Path) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class _DamagedError(Exception):
     """Tags that contradict each other."""
 
 
-def read_matlab_5(path: Path) -> dict[str, Any]:
-    """The arrays, text and cells in a MATLAB v5 file; what else is in it is passed over.
+def read_matlab_5(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The arrays, text and cells in a MATLAB v5 file, and the names of what else is in it.
 
     Raises:
         InputError: if it is damaged, or would unpack to too much.
@@ -51,7 +51,8 @@ def read_matlab_5(path: Path) -> dict[str, Any]:
         # scipy would read the first of them, whichever was looked at.
         raise InputError(f"{path} holds two variables of one name: write it again with each once")
     names = [name for name, sound in found if sound]
-    return {name: value for name, value in loadmat(path, variable_names=names).items() if name in names}
+    values = {name: value for name, value in loadmat(path, variable_names=names).items() if name in names}
+    return values, [name for name, sound in found if not sound]
 
 
 def _variables(file: BinaryIO, size: int, order: str, where: str) -> Iterator[tuple[str, bool]]:

@@ -341,11 +341,17 @@ def listed(things: Iterable[Any]) -> str:
 
 def shown(file: Opened) -> str:
     """What a file holds, in words."""
+    found = f"{file.container}, {_shape(file.content)}"
     if file.fields:
-        fields = list(file.fields.items())
-        shown = [f"{name} {_shape(value)}" for name, value in fields[:12]]
-        return f"{file.container} with {', '.join(shown)}{', ...' * (len(fields) > 12)}"
-    return f"{file.container}, {_shape(file.content)}"
+        fields = [f"{name} {_shape(value)}" for name, value in file.fields.items()]
+        found = f"{file.container} with {_some(fields)}"
+    if file.unread:
+        found += f"; not read, as sparse, complex or struct: {_some(file.unread)}"
+    return found
+
+
+def _some(things: Sequence[str]) -> str:
+    return f"{listed(things[:12])}{', ...' * (len(things) > 12)}"
 
 
 def _shape(value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from .. import fused
+from ..errors import ParameterError
 from ..precision import full_float32
 from ..ranking import Candidates
 from ..rows import Gatherable
@@ -28,6 +29,9 @@ _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 # 0.3 e / sqrt(sigma), which for float32 with many dimensions, or on matrix units, would be too much.
 _FINE_SIGMA = 0.01
 
+# Long before, a random walk has forgotten where it began.
+_MOST_STEPS = 100
+
 # In a product narrower than this, BLAS libraries round equal rows differently by where they stand (seen with
 # MKL below 12), and duplicates would no longer tie.
 _LEAST_NODES = 16
@@ -42,7 +46,7 @@ class LocalBlurring(HeadMethod):
         sigma: temperature of the affinity exp(cos / sigma), above 0.
         probe_in_graph: whether the probe is a node of the graph too.
         cosine: whether transformed features are compared by cosine instead of dot product.
-        steps: how many steps of the random walk.
+        steps: how many steps of the random walk, up to 100.
     """
 
     name: ClassVar[str] = "lbr"
@@ -63,6 +67,8 @@ class LocalBlurring(HeadMethod):
         super().__post_init__()
         check_sigma(self.sigma)
         check_count("steps", self.steps)
+        if self.steps > _MOST_STEPS:
+            raise ParameterError(f"steps must be at most {_MOST_STEPS}, not {self.steps}")
         check_switch("probe_in_graph", self.probe_in_graph)
         check_switch("cosine", self.cosine)
 
