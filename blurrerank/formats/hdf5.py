@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .btrees import check_tree
-from .hdf5_texts import check_heaps, entry_bytes, filters_of, is_variable, read_texts
+from .chunks import check_chunks, filters_of
+from .hdf5_texts import check_heaps, entry_bytes, is_variable, read_texts
+from .headers import check_beginning
 from .room import room_for
 from .same_file import status
 from .unpacking import check_unpacked
@@ -43,6 +45,7 @@ def open_hdf5(path: str | Path) -> Any:
     if not os.path.isfile(path):
         raise InputError(f"{path} is no ordinary file: HDF5 is read from files alone")
     try:
+        check_beginning(path)
         file = h5py.File(path, "r")
         check_tree(file["/"])
         return file
@@ -101,12 +104,23 @@ def _resolved(group: Any, path: str, left: list[int]) -> Any:
                 raise InputError(f"{found.file.filename}::{found.name} has a link '{part}' that leads nowhere")
             found = _resolved(found, link.path, left)
         elif link is not None:
+            check_tree(found, part)
             found = found[part]
-            if isinstance(found, h5py.Group):
-                check_tree(found)
         elif part != ".":
             return None
     return found
+
+
+def at(file: Any, reference: Any, where: str) -> Any:
+    """What a reference in the file leads to.
+
+    Raises:
+        InputError: as `member`.
+    """
+    with reading(where):
+        found = file[reference]
+        check_tree(found)
+        return found
 
 
 def members(group: Any) -> dict[str, Any]:
@@ -168,7 +182,6 @@ def check_dataset(dataset: Any, where: str) -> None:
         # One piece in this file, and no filters.
         plain = dataset.id.get_offset() is not None
         if not plain:
-            check_tree(dataset)
             _check_settings(dataset, where)
         if dataset.shape is None:
             return
@@ -184,7 +197,9 @@ def check_dataset(dataset: Any, where: str) -> None:
             return
         check_unpacked(declared, stored, where)
         if dataset.chunks:
-            check_unpacked(_bytes(dataset, dataset.chunks), max(stored, declared), where)
+            size = _bytes(dataset, dataset.chunks)
+            check_unpacked(size, max(stored, declared), where)
+            check_chunks(dataset, size, where)
 
 
 def _check_settings(dataset: Any, where: str) -> None:

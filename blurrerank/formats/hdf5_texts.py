@@ -12,20 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .chunks import GZIP, SHUFFLE, filters_of, for_each_chunk
 from .heaps import all_heaps_end, heaps_end
 from .room import room_for
 from .same_file import open_same, status
 
 # Bytes of text at a time whose length is not known before.
 _TEXT_BYTES = 64 << 20
-# Codes of filters.
-_GZIP, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
-
-
-def filters_of(dataset: Any) -> list[int]:
-    """Codes of the filters that a dataset is packed by, in their order."""
-    settings = dataset.id.get_create_plist()
-    return [settings.get_filter(number)[0] for number in range(settings.get_nfilters())]
 
 
 def is_variable(dtype: Any) -> bool:
@@ -118,12 +111,10 @@ def _references(dataset: Any) -> Iterator[NDArray[np.uint8]] | None:
             references = np.frombuffer(file.read(count), np.uint8).reshape(-1, width)
         return iter([references])
     filters = filters_of(dataset)
-    # HDF5 has told where chunks are since 1.12.3.
-    told = dataset.chunks and hasattr(dataset.id, "chunk_iter")
-    if not told or filters not in ([], [_GZIP], [_SHUFFLE, _GZIP]):
+    if not dataset.chunks or filters not in ([], [GZIP], [SHUFFLE, GZIP]):
         return None
     places: list[tuple[int, ...]] = []
-    dataset.id.chunk_iter(lambda info: places.append(info.chunk_offset))
+    for_each_chunk(dataset, lambda chunk: places.append(chunk.chunk_offset))
     return (_chunk(dataset, place, filters, width).reshape(-1, width) for place in places)
 
 
@@ -131,7 +122,7 @@ def _chunk(dataset: Any, place: tuple[int, ...], filters: list[int], width: int)
     size = math.prod(dataset.chunks) * width
     skipped, data = dataset.id.read_direct_chunk(place)
     applied = [code for place, code in enumerate(filters) if not skipped >> place & 1]
-    if _GZIP in applied:
+    if GZIP in applied:
         data = zlib.decompressobj().decompress(data, size)
     values = np.frombuffer(data[: len(data) // width * width], np.uint8)
-    return values.reshape(width, -1).T if _SHUFFLE in applied else values
+    return values.reshape(width, -1).T if SHUFFLE in applied else values

@@ -38,6 +38,11 @@ def check_unpacked(unpacked: int, packed: int, where: str) -> None:
         )
 
 
+def may_be_large(packed: int) -> bool:
+    """Whether deflate could make more of so many bytes than is read without asking."""
+    return packed * _MOST > _LARGE
+
+
 def check_archive(path: Path, where: str) -> list[str]:
     """The names in a zip archive, which does not unpack to more than it may.
 
@@ -75,7 +80,7 @@ def check_gzip(path: Path, where: str) -> None:
         OSError, EOFError, zlib.error: if it is damaged.
     """
     packed, unpacked = path.stat().st_size, 0
-    if packed * _MOST <= _LARGE:
+    if not may_be_large(packed):
         return
     with gzip.open(path) as file:
         while some := file.read(1 << 20):

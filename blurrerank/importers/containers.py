@@ -198,15 +198,14 @@ class _Cells:
             self._left -= values.size
             if depth > DEEPEST or self._left < 0:
                 raise InputError(f"{where} holds cells in cells without end: it is damaged")
-            cells = [self.value(self._at(reference, where), where, depth + 1) for reference in values.T.ravel()]
+            cells = [
+                self.value(hdf5.at(self._file, reference, where), where, depth + 1)
+                for reference in values.T.ravel()
+            ]
             return pickles.of_objects(cells).reshape(values.T.shape)
         if known.get("MATLAB_class") == "char":
             return np.array(["".join(map(chr, row)) for row in np.atleast_2d(values.T)])
         return values.T
-
-    def _at(self, reference: Any, where: str) -> Any:
-        with hdf5.reading(where):
-            return self._file[reference]
 
 
 # Archives of NumPy and torch
