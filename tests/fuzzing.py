@@ -38,6 +38,7 @@ import h5py
 import numpy as np
 import PIL.Image
 import scipy.io  # noqa: F401  (here, so that no fork has to)
+import sealed
 import test_convert
 import torch
 from counting import tell
@@ -77,6 +78,9 @@ READERS = [
     Reader("native", ("feats.h5", "packed.h5", "chunked.h5"), RUN),
     Reader("native, one side", ("side.h5",), (*RUN, "--gallery", "side.h5")),
     Reader("native, info", ("feats.h5", "packed.h5"), ("info", "{}")),
+    Reader("native, latest", ("latest.h5", "latest.packed.h5", "latest.chunked.h5"), RUN),
+    Reader("native, latest, info", ("latest.h5", "latest.packed.h5", "latest.chunked.h5"), ("info", "{}")),
+    Reader("native, filters", ("lzf.h5", "szip.h5", "nbit.h5", "scaled.h5"), RUN),
     Reader("thumbnails", ("packed.h5",), ("report", "packed.lists.h5", "{}", "-o", "out.html", "--force")),
     Reader("ranking h5", ("lists.h5",), ("eval", "{}", "feats.h5")),
     Reader("ranking npz", ("lists.npz",), ("eval", "{}", "feats.h5")),
@@ -101,6 +105,7 @@ READERS = [
     Reader("torch", ("feats.pt", "feats.pth"), CONVERT),
     Reader("pickle", tuple(f"dump{protocol}.pkl" for protocol in range(6)), CONVERT),
     Reader("ann-benchmarks", ("ann.hdf5",), CONVERT),
+    Reader("ann-benchmarks, latest", ("latest.hdf5",), CONVERT),
     Reader("fbin", ("query.fbin",), (*CONVERT[:2], "gallery.fbin", *CONVERT[2:])),
     Reader("csv, OML", ("oml.csv",), (*CONVERT[:2], "oml.npy", *CONVERT[2:])),
     Reader("csv", ("rows.csv",), (*CONVERT[:2], "gallery.csv", *CONVERT[2:])),
@@ -134,6 +139,27 @@ def material(folder: Path) -> None:
                 group.create_dataset("images", data=pictures, **options)
     with h5py.File("side.h5", "w") as file:
         file["features"], file["ids"] = arrays["gallery"], arrays["gallery_ids"]
+
+    for name, options in (
+        ("latest.h5", {}),
+        ("latest.packed.h5", {"compression": "gzip", "chunks": "one", "shuffle": True}),
+        ("latest.chunked.h5", {"chunks": "two"}),
+        ("lzf.h5", {"compression": "lzf", "chunks": "two", "fletcher32": True}),
+        ("szip.h5", {"compression": "szip", "compression_opts": ("nn", 2), "chunks": "two"}),
+        ("nbit.h5", {"nbit": True, "chunks": "two"}),
+        ("scaled.h5", {"scaleoffset": 3, "chunks": "two"}),
+    ):
+        with h5py.File(name, "w", libver="latest" if name.startswith("latest") else None) as file:
+            for side in ("probe", "gallery"):
+                group = file.create_group(side)
+                keep(group, "features", arrays[side].astype(np.float32), **options)
+                keep(group, "ids", arrays[f"{side}_ids"], **options)
+                group["cams"] = arrays[f"{side}_cams"]
+                group["names"] = [str(name) for name in arrays[f"{side}_names"]]
+                group.attrs["note"], group.attrs["many"] = "some text", np.arange(3)
+    with h5py.File("latest.hdf5", "w", libver="latest") as file:
+        file["train"], file["test"] = arrays["gallery"], arrays["probe"]
+        file.attrs["distance"] = "angular"
 
     def run(*arguments: str) -> None:
         try:
@@ -199,6 +225,27 @@ def material(folder: Path) -> None:
     run("run", "named.h5", "-q", "--topn", "5", "-o", "named.lists.h5")
 
 
+def keep(group: h5py.Group, name: str, values: np.ndarray, **options: object) -> None:
+    """A dataset in one chunk or in a few, which the newer format finds without an index."""
+    parts = {"one": 1, "two": 2}.get(str(options.pop("chunks", "")))
+    if parts is None:
+        group[name] = values
+        return
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    chunk = tuple(-(-size // parts) for size in values.shape)
+    if options.get("nbit") or not options:
+        settings.set_chunk(chunk)
+        settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        if options:
+            settings.set_filter(h5py.h5z.FILTER_NBIT, 0, ())
+        kind, space = h5py.h5t.py_create(values.dtype), h5py.h5s.create_simple(values.shape)
+        h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, settings))[...] = values
+        return
+    if "scaleoffset" in options and values.dtype.kind != "f":
+        options = {"scaleoffset": 0}
+    group.create_dataset(name, data=values, chunks=chunk, **options)
+
+
 def changed(data: bytes, other: bytes, rng: random.Random) -> bytes:
     """One to four changes."""
     found = bytearray(data)
@@ -240,6 +287,15 @@ def changed_inside(data: bytes, other: bytes, rng: random.Random) -> bytes:
                 inside = before.read(item)
                 after.writestr(item, changed(inside, other, rng) if item.filename == chosen else inside)
         return found.getvalue()
+    if data.startswith(b"\x89HDF") and data[8] >= 2 and rng.random() < 0.7:
+        found = bytearray(data)
+        for _ in range(rng.choice([1, 1, 2])):
+            start, end = rng.choice(sealed.blocks(data))
+            # Behind the signature, and no longer than before.
+            piece = changed(data[start + 4 : end], other, rng)[: end - start - 4]
+            found[start + 4 : start + 4 + len(piece)] = piece
+            sealed.seal(found, start, end)
+        return bytes(found)
     if data.startswith(b"\x1f\x8b") and rng.random() < 0.5:
         return gzip.compress(changed(gzip.decompress(data), other, rng), mtime=0)
     return changed(data, other, rng)
@@ -284,7 +340,7 @@ def outcome(arguments: list[str], stdin: bytes | None) -> str:
             return f"raised: {traceback.format_exc()[-600:]}"
     lines = err.getvalue().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
-    if any("Traceback" in line or "internal error" in line for line in lines):
+    if any("Traceback" in line or line.startswith("error: internal") for line in lines):
         return f"said {lines}"
     took = most_memory() - before
     if took > MEMORY:

@@ -25,6 +25,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
+import sealed
 import torch
 from conftest import features
 
@@ -1249,3 +1250,275 @@ def test_short_names_take_more_memory_than_they_are_long(refused, little_memory)
             file[f"{side}/features"] = np.eye(3)
         file.create_dataset("probe/names", (20_000_000,), "S12", chunks=(1 << 20,), compression="gzip")
     assert "names.h5 would unpack" in refused("run", "names.h5")
+
+
+# The newer format of HDF5
+
+
+def many_links(file):
+    for number in range(20):
+        file[f"extra {number}"] = number
+
+
+def many_links_in_a_group(file):
+    for number in range(20):
+        file[f"probe/extra {number}"] = number
+
+
+def many_attributes(file):
+    for number in range(20):
+        file.attrs[f"note {number}"] = number
+
+
+def many_attributes_of_features(file):
+    for number in range(20):
+        file["probe/features"].attrs[f"note {number}"] = number
+
+
+def a_fixed_array(file):
+    del file["probe/features"]
+    file.create_dataset("probe/features", data=np.eye(40), chunks=(3, 40))
+
+
+def a_growing_array(file):
+    del file["probe/features"]
+    file.create_dataset("probe/features", data=np.eye(40), chunks=(3, 40), maxshape=(None, 40))
+
+
+def a_tree_of_chunks(file):
+    del file["probe/features"]
+    file.create_dataset("probe/features", data=np.eye(40), chunks=(3, 40), maxshape=(None, None))
+
+
+NEWER = {
+    many_links: "newer.h5::/ keeps its links as",
+    many_links_in_a_group: "newer.h5::/probe keeps its links as",
+    many_attributes: "newer.h5::/ keeps its attributes as",
+    many_attributes_of_features: "newer.h5::/probe/features keeps its attributes as",
+    a_fixed_array: "newer.h5::/probe/features keeps its chunks as",
+    a_growing_array: "newer.h5::/probe/features keeps its chunks as",
+    a_tree_of_chunks: "newer.h5::/probe/features keeps its chunks as",
+}
+
+
+@pytest.mark.parametrize("harm", ["sound", "damaged"])
+@pytest.mark.parametrize("command", ["info", "run", "convert"])
+@pytest.mark.parametrize("change", NEWER, ids=lambda change: change.__name__)
+def test_what_the_newer_format_keeps_in_heaps_and_trees_is_refused(change, command, harm, refused):
+    """HDF5 dies of some of these, and stays for ever with others."""
+    with h5py.File("newer.h5", "w", libver="latest") as file:
+        for side in ("probe", "gallery"):
+            file[f"{side}/features"] = np.eye(40)
+        change(file)
+    data = bytearray(Path("newer.h5").read_bytes())
+    kept = [place for place in sealed.blocks(bytes(data)) if data[place[0]] in b"BEF"]
+    assert kept
+    if harm == "damaged":
+        for start, end in kept:
+            data[start + 6 : end] = b"\xfe" * (end - start - 6)
+            sealed.seal(data, start, end)
+        Path("newer.h5").write_bytes(data)
+    out = ("out.h5",) * (command == "convert")
+    why = refused(command, "newer.h5", *out)
+    if command == "convert" and "::/ " not in NEWER[change]:
+        assert "newer.h5" in why
+    else:
+        assert NEWER[change] in why
+        assert "write it again" in why
+
+
+def test_links_in_their_order_are_refused_where_they_are_many(refused):
+    with h5py.File("order.h5", "w", track_order=True) as file:
+        for side in ("probe", "gallery"):
+            file[f"{side}/features"] = np.eye(3)
+    assert br.load("order.h5").gallery.features[:].shape == (3, 3)
+    with h5py.File("order.h5", "r+", track_order=True) as file:
+        many_links(file)
+    assert "order.h5::/ keeps its links as the newer format" in refused("run", "order.h5")
+
+
+def test_the_advice_helps(refused):
+    with h5py.File("newer.h5", "w", libver="latest") as file:
+        for side in ("probe", "gallery"):
+            file[f"{side}/features"] = np.eye(40)
+        for change in NEWER:
+            change(file) if change is not many_links_in_a_group else None
+    assert "write it again" in refused("run", "newer.h5")
+    with h5py.File("newer.h5") as file, h5py.File("again.h5", "w") as new:
+        for name in ("probe/features", "gallery/features"):
+            new[name] = file[name][()]
+            new[name].attrs.update(file[name].attrs)
+        new.attrs.update(file.attrs)
+    np.testing.assert_array_equal(br.load("again.h5").probe.features[:], np.eye(40))
+
+
+@pytest.mark.parametrize("kind", [0x0F, 0x18])
+def test_tables_of_the_whole_file_are_refused_before_it_is_opened(kind, refused, monkeypatch):
+    options = {"fs_strategy": "page", "fs_persist": True, "userblock_size": 8192}
+    with h5py.File("tables.h5", "w", libver="latest", **options) as file:
+        for side in ("probe", "gallery"):
+            file[f"{side}/features"] = np.eye(3)
+    br.load("tables.h5")
+    data = bytearray(Path("tables.h5").read_bytes())
+    extension = 8192 + int.from_bytes(data[8192 + 20 : 8192 + 28], "little")
+    start, end = next(place for place in sealed.blocks(bytes(data)) if place[0] == extension)
+    place = data.index(b"\x17", start + 6, end)
+    data[place] = kind
+    sealed.seal(data, start, end)
+    Path("tables.h5").write_bytes(data)
+    monkeypatch.setattr(h5py, "File", None)
+    assert "tables.h5 has tables for the whole file" in refused("run", "tables.h5")
+
+
+@pytest.mark.parametrize("userblock", [0, 512])
+@pytest.mark.parametrize("version", ["earliest", "v108", "latest"])
+def test_what_needs_none_of_this_is_read_in_each_version(version, userblock, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((40, 8))
+    with h5py.File(tmp_path / "sound.h5", "w", libver=version, userblock_size=userblock) as file:
+        file["probe/features"] = rows
+        file.create_dataset("gallery/features", data=rows, chunks=(40, 8), compression="gzip", shuffle=True)
+        early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        early.set_chunk((7,))
+        early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        space = h5py.h5s.create_simple((40,))
+        ids = h5py.h5d.create(file["gallery"].id, b"ids", h5py.h5t.STD_I64LE, space, early)
+        h5py.Dataset(ids)[...] = np.arange(40)
+        file["gallery/names"] = [f"name {row}" for row in range(40)]
+        file["again"] = h5py.SoftLink("/gallery")
+        for number in range(5):
+            file["gallery"].attrs[f"note {number}"] = "x" * 1000
+    found = br.load(tmp_path / "sound.h5")
+    np.testing.assert_array_equal(found.probe.features[:], rows)
+    np.testing.assert_array_equal(found.gallery.features[:], rows)
+    assert found.gallery.ids.tolist() == list(range(40))
+    assert found.gallery.names[-1] == "name 39"
+
+
+@pytest.mark.parametrize("harm", ["itself", "more than there is"])
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_a_header_without_an_end(version, harm, refused):
+    with h5py.File("sound.h5", "w", libver=version) as file:
+        for side in ("probe", "gallery"):
+            file[f"{side}/features"] = np.eye(3)
+            for number in range(7):
+                file[f"{side}/features"].attrs[f"note {number}"] = "x" * 500
+    data = bytearray(Path("sound.h5").read_bytes())
+    assert br.load("sound.h5").gallery.features[:].shape == (3, 3)
+    newer = version == "latest"
+    head = re.compile(rb"\x10\x10\0[\0-\x0f]" if newer else rb"\x10\0\x10\0.\0\0\0(?!\xff{8})")
+    for match in list(head.finditer(data)):
+        place, size = match.end(), len(match.group()) + 16
+        if int.from_bytes(data[place : place + 8], "little") < len(data):
+            itself = (match.start() - 4 * newer, size + 8 * newer)
+            struct.pack_into("<QQ", data, place, *(itself if harm == "itself" else (64, 1 << 62)))
+    for start, end in sealed.blocks(Path("sound.h5").read_bytes()):
+        sealed.seal(data, start, end)
+    Path("sound.h5").write_bytes(data)
+    assert "/probe/features has a header without an end: the file is damaged" in refused("run", "sound.h5")
+
+
+# Packed chunks of HDF5
+
+
+def packed_by(name, filters, values, stored=None):
+    """Features of one chunk that is packed by these filters, as it would be, or as it is given."""
+    with h5py.File(name, "w") as file:
+        for side in ("probe", "gallery"):
+            settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            settings.set_chunk(values.shape)
+            for code, options in filters:
+                settings.set_filter(code, h5py.h5z.FLAG_OPTIONAL, options)
+            kind, space = h5py.h5t.py_create(values.dtype), h5py.h5s.create_simple(values.shape)
+            made = h5py.h5d.create(file.create_group(side).id, b"features", kind, space, settings)
+            h5py.Dataset(made)[...] = values
+            if stored is not None:
+                made.write_direct_chunk((0, 0), stored)
+
+
+GZIP, SHUFFLE, FLETCHER, SZIP, NBIT, SCALED, LZF = 1, 2, 3, 4, 5, 6, 32000
+ROWS = np.random.default_rng(0).integers(0, 9, (64, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        [(GZIP, (9,))],
+        [(SHUFFLE, ()), (GZIP, (1,)), (FLETCHER, ())],
+        [(FLETCHER, ()), (GZIP, (1,))],
+        [(SHUFFLE, ()), (LZF, ()), (FLETCHER, ())],
+        [(SZIP, (4, 8))],
+        [(NBIT, ())],
+        [(SCALED, (0, 3))],
+        [(SHUFFLE, ()), (FLETCHER, ())],
+    ],
+)
+@pytest.mark.parametrize("noise", [False, True])
+def test_packed_features_are_read(noise, filters):
+    """Also what does not get smaller, and takes a little more."""
+    rows = np.random.default_rng(1).standard_normal((600, 256)).astype(np.float32) if noise else ROWS
+    packed_by("packed.h5", filters, rows)
+    atol = 1e-3 * any(code == SCALED for code, _ in filters)
+    np.testing.assert_allclose(br.load("packed.h5").probe.features[:], rows, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("again", [(GZIP, (9,)), (LZF, ()), (SZIP, (4, 8)), (NBIT, ()), (SCALED, (0, 3))])
+@pytest.mark.parametrize("first", [False, True])
+def test_filters_on_top_of_each_other_are_refused(first, again, refused):
+    """A deflate of a deflate makes 1.7 GiB of 11 KB."""
+    packed_by("twice.h5", [again, (GZIP, (9,))] if first else [(GZIP, (9,)), again], ROWS)
+    why = refused("run", "twice.h5")
+    assert why.endswith("/features is packed by 2 filters on top of each other: write it with gzip alone")
+
+
+def deflated(size):
+    """Some zeros, packed."""
+    packer = zlib.compressobj(1)
+    pieces = [packer.compress(bytes(1 << 20)) for _ in range(size >> 20)]
+    return b"".join(pieces) + packer.flush()
+
+
+@pytest.mark.parametrize("rows", [64, 40_000], ids=["longer than a chunk", "not longer"])
+@pytest.mark.parametrize("others", [[], [(SHUFFLE, ())], [(SHUFFLE, ()), (FLETCHER, ())]])
+def test_a_chunk_that_unpacks_to_more_than_a_chunk(others, rows, refused):
+    values = np.random.default_rng(0).standard_normal((rows, 16)).astype(np.float32)
+    filters = [*others, (GZIP, (1,))]
+    packed_by("bomb.h5", filters, values, deflated(400 << 20))
+    peak = PeakMemory(torch.device("cpu"))
+    why = refused("info", "bomb.h5")
+    peak.stop()
+    assert f"has a chunk that would unpack to more than its {rows * 64:,} bytes" in why
+    assert peak.host is None or peak.host < 64 << 20
+
+
+def test_a_chunk_that_is_stored_as_it_is():
+    """A mask says that the filter was left out, for this chunk alone."""
+    values = np.random.default_rng(0).standard_normal((40_000, 16)).astype(np.float32)
+    packed_by("plain.h5", [(GZIP, (1,))], values)
+    with h5py.File("plain.h5", "r+") as file:
+        file["probe/features"].id.write_direct_chunk((0, 0), values.tobytes(), 1)
+    np.testing.assert_array_equal(br.load("plain.h5").probe.features[:], values)
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "before", "place"),
+    [
+        (LZF, (), struct.pack("<2I", 261, 64 * 16 * 4), 4),
+        (NBIT, (), struct.pack("<4I", 64 * 16, 1, 4, 0), 0),
+        (SCALED, (0, 3), struct.pack("<3I", 64 * 16, 1, 4), 0),
+    ],
+)
+def test_filters_that_would_make_room_for_gigabytes(code, options, before, place, refused, little_memory):
+    packed_by("room.h5", [(code, options)], ROWS)
+    data = Path("room.h5").read_bytes()
+    assert before in data
+    after = before[:place] + struct.pack("<I", 1 << 30) + before[place + 4 :]
+    Path("room.h5").write_bytes(data.replace(before, after))
+    assert "has a chunk that would unpack to more than its 4,096 bytes" in refused("run", "room.h5")
+
+
+def test_szip_that_says_gigabytes(refused, little_memory):
+    packed_by("szip.h5", [(SZIP, (4, 8))], ROWS)
+    with h5py.File("szip.h5", "r+") as file:
+        stored = file["probe/features"].id
+        stored.write_direct_chunk((0, 0), struct.pack("<I", 1 << 31) + stored.read_direct_chunk((0, 0))[1][4:])
+    assert "has a chunk that would unpack to more than its 4,096 bytes" in refused("run", "szip.h5")

@@ -60,11 +60,14 @@ class _Tree(Headers):
                 self._go_down(self.number(body), self.length)
             elif kind == _LAYOUT and len(body) > 2:
                 self._check_layout(body)
-            # Behind two bytes, and the largest number of a link or an attribute where they are numbered.
-            elif kind == _LINKS and self.defined(body[2 + 8 * (body[1:2] >= b"\1" and body[1] & 1) :]):
+            elif kind == _LINKS and self._names_a_heap(body, 8):
                 raise _newer("its links")
-            elif kind == _ATTRIBUTES and self.defined(body[2 + 2 * (body[1:2] >= b"\1" and body[1] & 1) :]):
+            elif kind == _ATTRIBUTES and self._names_a_heap(body, 2):
                 raise _newer("its attributes")
+
+    def _names_a_heap(self, body: bytes, numbered: int) -> bool:
+        """Behind version, flags and, if links or attributes are numbered, the largest number of so many bytes."""
+        return len(body) > 2 and self.defined(body[2 + numbered * (body[1] & 1) :])
 
     def _check_layout(self, body: bytes) -> None:
         if body[0] > 3:
@@ -105,6 +108,6 @@ class _Tree(Headers):
 def _newer(what: str) -> InputError:
     return InputError(
         f"keeps {what} as the newer format of HDF5 does, over which HDF5 may crash if they are damaged: "
-        "write it again, values by values, with h5py's default libver and without track_order (h5repack may "
-        "keep what it is)"
+        "write it again with h5py's default libver and without track_order, new[name] = old[name][()] "
+        "(h5repack and copies of groups may keep it as it is)"
     )
