@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from .errors import BlurrerankWarning, InputError, OutputError
 from .formats.index_h5 import read_partial, write_partial
 from .formats.sink import Sink
-from .formats.targets import KEPT, replacing, work_folder
+from .formats.targets import KEPT, opener, replacing, work_folder
 from .neighbours import Neighbours
 from .ranking import Positions
 
@@ -185,8 +185,11 @@ class Checkpoint:
         began = time.monotonic()
         try:
             if not self._kept:
-                with replacing(self._folder / f"{KEPT}.json", force=True) as temporary:
-                    temporary.write_text(json.dumps(self._run, indent=2) + "\n", encoding="utf-8")
+                with (
+                    replacing(self._folder / f"{KEPT}.json", force=True) as temporary,
+                    open(temporary, "w", encoding="utf-8", opener=opener) as file,
+                ):
+                    file.write(json.dumps(self._run, indent=2) + "\n")
                 self._kept = True
             write()
         except OutputError as error:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .before_after import BeforeAfter, Grid, grid_of
 from .errors import BlurrerankError, InputError, ParameterError
-from .formats.targets import check_target, replacing
+from .formats.targets import check_target, opener, replacing
 from .metrics import Metrics
 from .sweep import Sweep
 
@@ -105,8 +105,8 @@ def draw(
         # Not into the file: of a full disk matplotlib's PDF makes an error of its own.
         drawn = io.BytesIO()
         canvas.savefig(drawn, format=kind, dpi=300, metadata=undated)
-    with replacing(path, force=force) as temporary:
-        temporary.write_bytes(drawn.getvalue())
+    with replacing(path, force=force) as temporary, open(temporary, "wb", opener=opener) as file:
+        file.write(drawn.getvalue())
 
 
 def _cmc(axis: Any, before: Metrics, after: Metrics, method: str) -> None:

@@ -154,7 +154,7 @@ def _run(
     """What each process does."""
     from ..errors import ParameterError
     from ..formats import format_of, load, load_sharded, load_side
-    from ..formats.targets import check_target, replacing, what_is_kept
+    from ..formats.targets import check_target, opener, replacing, what_is_kept
     from ..index import GalleryIndex
     from ..methods import GalleryMethod, create
     from ..runs import rerank_to
@@ -258,8 +258,11 @@ def _run(
 
     summary = outcome.summary() | found_by | {"output": "-" if piped else str(path)}
     if metrics_file:
-        with replacing(Path(metrics_file), force=force) as temporary:
-            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        with (
+            replacing(Path(metrics_file), force=force) as temporary,
+            open(temporary, "w", encoding="utf-8", opener=opener) as metrics,
+        ):
+            metrics.write(json.dumps(summary, indent=2) + "\n")
     # Standard output belongs to the lists when they go there.
     if as_json:
         print_json(summary, err=piped)

@@ -66,7 +66,7 @@ class _Tree(Headers):
                 raise _newer("its attributes")
 
     def _names_a_heap(self, body: bytes, numbered: int) -> bool:
-        """Behind version, flags and, if links or attributes are numbered, the largest number of so many bytes."""
+        """Behind version, flags and, where links or attributes are numbered, the largest number."""
         return len(body) > 2 and self.defined(body[2 + numbered * (body[1] & 1) :])
 
     def _check_layout(self, body: bytes) -> None:

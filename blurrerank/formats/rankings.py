@@ -28,7 +28,7 @@ from ..features import FeatureSet
 from ..positions import MatchFinder
 from ..ranking import Positions, Ranking, index_dtype, strictly_decreasing
 from .access import check_readable
-from .targets import replacing
+from .targets import opener, replacing
 from .unpacking import check_gzip
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _writer(
     module: Any, path: Path, data: FeatureSet, depth: int, format: str, method: str
 ) -> Iterator[RankingWriter]:
     if format in _TEXT:
-        with open(path, "w", encoding="utf-8", newline="") as text:
+        with open(path, "w", encoding="utf-8", newline="", opener=opener) as text:
             yield module.Writer(text, data, depth, method)
     else:
         writer = module.Writer(path, data, depth, method)

@@ -16,12 +16,14 @@ from typing import Any
 
 import h5py
 
+from .targets import opener
+
 
 class Sink(io.RawIOBase):
     """A new file that never refuses to be written to.
 
     Args:
-        path: the file, which is emptied if it is there.
+        path: the file, which is emptied if it is there; a link is refused.
 
     Raises:
         OSError: if it cannot be opened; later from `check` alone.
@@ -30,7 +32,7 @@ class Sink(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         """Open the file."""
         self._error: OSError | None = None
-        self._number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._number = opener(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self._place = self._size = 0
 
     def check(self) -> None:

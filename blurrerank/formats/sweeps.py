@@ -20,7 +20,7 @@ from ..methods import check_count
 from ..metrics import MEANS
 from ..spectral import check_sigma
 from ..sweep import Sweep
-from .targets import replacing
+from .targets import opener, replacing
 
 FORMAT = "blurrerank-sweep"
 VERSION = 1
@@ -74,8 +74,11 @@ def save_sweep(sweep: Sweep, path: str | Path, known: Sweep | None = None) -> No
         writer.writerow({"method": "cosine", "topn": "", "sigma": "", **sweep.cosine, **of})
         writer.writerows({"method": "lbr", **_row(sweep, setting), **of} for setting in sweep.rows)
         text = lines.getvalue()
-    with replacing(path, force=known is not None) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+    with (
+        replacing(path, force=known is not None) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="", opener=opener) as file,
+    ):
+        file.write(text)
 
 
 def read_sweep(path: str | Path) -> Sweep:

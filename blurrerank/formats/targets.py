@@ -3,6 +3,9 @@
 While `NAME` is written, a folder `.NAME.blurrerank` stands beside it, with a lock that the system lets go of
 however the process ends. Of a process that was killed the folder stays: the next that writes a file in the same
 place removes it, unless it holds what a run can go on from.
+
+Where others may write, they may have made that folder first, and would own what is written in it: it is used
+only if it is this user's, nobody else can look into it, and only what was made there gets the file's name.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ _LONGEST = 240
 _PAUSE, _ATTEMPTS = 0.05, 6
 # What systems say that have no such locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+# Windows has no such flag.
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
@@ -63,7 +68,7 @@ def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{path}: the folder {parent} is read-only; choose another with -o")
     folder = work_folder(path)
-    if folder.is_dir():
+    if os.path.lexists(folder):
         with _claimed(folder, path):
             if _kept(folder) and not (force or resume):
                 raise OutputError(
@@ -105,6 +110,8 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
     It stands in `work_folder(path)`, where the block may keep further files, `KEPT` at the beginning of their
     names, which stay if it ends otherwise. Of a symbolic link, the file it points to is replaced.
 
+    The temporary is there, and empty: the block opens it with `opener`, and puts nothing else in its place.
+
     Args:
         path: the file.
         force: replace what is there.
@@ -123,18 +130,23 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
             # Where there are no locks others may be at work here, who see from the file that somebody is.
             temporary = folder / (_OUTPUT if locked else f"{_OUTPUT}-{secrets.token_hex(8)}")
             _clear(folder, temporary.name, keep=resume)
-            if not locked:
-                temporary.touch()
             try:
-                yield temporary
-                _flush(temporary, os.O_RDWR)
+                with _new(temporary, 0o600) as number:
+                    mode = _ordinary_mode(folder)
+                    yield temporary
+                    if not os.path.samestat(temporary.lstat(), os.fstat(number)):
+                        raise OutputError(
+                            f"{path} cannot be written: something else was put in the place of {temporary}; "
+                            "choose a folder where only you can write"
+                        )
+                    os.fsync(number)
+                    _set_owner_and_mode(number, target if force else None, mode)
                 if force:
-                    _take_owner_and_mode(temporary, target)
                     os.replace(temporary, target)
                 else:
                     _publish(temporary, target)
                 with suppress(OSError):  # not all systems know how to flush a folder
-                    _flush(target.parent, os.O_RDONLY)
+                    _flush(target.parent)
             except BaseException:
                 _clear(folder, temporary.name, keep=True)
                 raise
@@ -143,20 +155,49 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _take_owner_and_mode(path: Path, old: Path) -> None:
-    """Let those read a file who could read what it replaces, if there is something."""
-    with suppress(OSError):
-        found = old.stat()
-        # Only some may give a file away, but most to a group of theirs; Windows has neither.
-        with suppress(OSError, AttributeError):
-            os.chown(path, -1, found.st_gid)
-            os.chown(path, found.st_uid, -1)
-        path.chmod(stat.S_IMODE(found.st_mode))
+def opener(path: str | Path, flags: int) -> int:
+    """For `open`: what `replacing` gave, and no file that a link in its place leads to."""
+    return os.open(path, flags | _NO_LINK, 0o600)
 
 
-def _flush(path: Path, flags: int) -> None:
-    """Have the system write it to the disk."""
-    number = os.open(path, flags)
+@contextmanager
+def _new(path: Path, mode: int) -> Iterator[int]:
+    """The number of a file that is made where there is none, not by a link either."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, mode)
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
+def _ordinary_mode(folder: Path) -> int:
+    """Who may read a new file. To ask for the umask is to set it, for all threads: a file tells it, too."""
+    path = folder / f"{_OUTPUT}-{secrets.token_hex(8)}"
+    try:
+        with _new(path, 0o666) as number:
+            return os.fstat(number).st_mode & 0o777
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _set_owner_and_mode(number: int, old: Path | None, mode: int) -> None:
+    """Let those read an open file who could read the `old` one; if there is none, those `mode` names."""
+    # Windows has no owners, and may not know `fchmod`. Where the mode cannot be set, it stays this user's.
+    with suppress(OSError, AttributeError):
+        with suppress(FileNotFoundError):
+            if old is not None:
+                found = old.lstat()
+                mode = found.st_mode & 0o777  # what is written now is no program that runs as its owner
+                # Only some may give a file away, but most to a group of theirs.
+                with suppress(OSError):
+                    os.fchown(number, -1, found.st_gid)
+                    os.fchown(number, found.st_uid, -1)
+        os.fchmod(number, mode)
+
+
+def _flush(folder: Path) -> None:
+    """Have the system write the names in it to the disk."""
+    number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:
@@ -181,19 +222,22 @@ def _claimed(folder: Path, path: Path, attempts: int = _ATTEMPTS) -> Iterator[bo
     system has no locks.
 
     Raises:
-        OutputError: if another process holds it.
+        OutputError: if another process holds it, or the folder is not this user's.
     """
     lock = None
     try:
         for attempt in range(attempts):
             if attempt:
                 time.sleep(_PAUSE)
-            with suppress(FileExistsError):
-                os.mkdir(folder)
-            if folder.is_symlink():
-                raise OutputError(f"{path} cannot be written: {folder} is a link; remove it")
             # Whoever had it may be done just now, and take the folder away.
             with suppress(FileNotFoundError):
+                try:
+                    # Some network file systems give all that is made to nobody: what was made just now is ours.
+                    os.mkdir(folder, 0o700)
+                except FileExistsError:
+                    why = _why_not_ours(folder)
+                    if why:
+                        raise OutputError(f"{path} cannot be written: {folder} {why}") from None
                 lock = _lock(folder)
             if lock is not None:
                 break
@@ -211,6 +255,18 @@ def _claimed(folder: Path, path: Path, attempts: int = _ATTEMPTS) -> Iterator[bo
         os.close(lock[0])
 
 
+def _why_not_ours(folder: Path) -> str | None:
+    """What is wrong with a folder if it is none that this user made; None if nothing is."""
+    found = folder.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        return "is a link; remove it"
+    if not stat.S_ISDIR(found.st_mode):
+        return "is no folder; remove it"
+    if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
+        return "is another user's, who may be writing it: wait or have it removed, or choose another name"
+    return None
+
+
 def _lock(folder: Path) -> tuple[int, bool] | None:
     """The open lock of a folder, held until it is closed, and whether the system has such locks; None if
     another process holds it.
@@ -219,7 +275,7 @@ def _lock(folder: Path) -> tuple[int, bool] | None:
         FileNotFoundError: if the folder, or the lock, was removed meanwhile.
         OSError: if it cannot be opened.
     """
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
     locked = fcntl is not None
     try:
         if fcntl is not None:
@@ -251,7 +307,7 @@ def _sweep(place: Path, but: Path) -> None:
             continue
         # What cannot be looked at, or is somebody else's, is not ours to remove.
         with suppress(OSError, OutputError):
-            if folder.is_symlink() or _kept(folder):
+            if _why_not_ours(folder):
                 continue
             if not os.listdir(folder):
                 folder.rmdir()  # it was killed before it had a lock, or makes the folder again
@@ -264,7 +320,8 @@ def _sweep(place: Path, but: Path) -> None:
 def what_is_kept(path: Path) -> dict[str, int]:
     """What a run which writes `path` could go on from: names, and when each was written."""
     folder = work_folder(path)
-    if not (folder.is_dir() and _kept(folder)):
+    # Somebody else's is told where the file is to be written.
+    if not os.path.lexists(folder) or _why_not_ours(folder) or not _kept(folder):
         return {}
     return {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.name.startswith(KEPT)}
 

@@ -23,7 +23,7 @@ from .. import __version__
 from ..before_after import DROPPED, IS_JUNK, RIGHT, WRONG, BeforeAfter, grid_of
 from ..errors import InputError
 from ..formats.images import Pictures
-from ..formats.targets import replacing
+from ..formats.targets import opener, replacing
 from ..metrics import Metrics
 from ..sweep import Sweep
 from .charts import change_chart, cmc_chart, heat_map
@@ -131,8 +131,8 @@ def write_report(
     )
     # A lone surrogate, as damaged names have, is no text.
     content = text.encode("utf-8", "replace")
-    with replacing(Path(path), force=force) as temporary:
-        temporary.write_bytes(content)
+    with replacing(Path(path), force=force) as temporary, open(temporary, "wb", opener=opener) as file:
+        file.write(content)
     return strips.written(len(content))
 
 
