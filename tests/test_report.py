@@ -525,7 +525,7 @@ def test_pictures_from_files_stay_within_their_folder(report, visit, cli, write,
 
 
 def test_thumbnails_without_pixels_are_told(cli, write):
-    feats = write(**{"probe_images": np.zeros((12, 0, 4), np.uint8)})
+    feats = write(probe_images=np.zeros((12, 0, 4), np.uint8))
     assert cli("run", feats, "-o", "lists.h5")[0] == 0
     code, _, err = cli("report", "lists.h5", feats, "-o", "report.html")
     assert code == 1
