@@ -1213,6 +1213,28 @@ def test_one_text_that_is_said_to_be_gigabytes(place, refused, little_memory):
     assert "note.h5::/note " in refused("convert", "note.h5", "out.h5")
 
 
+@pytest.mark.parametrize("place", ["dataset", "attribute"])
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_letters_of_many_bytes_are_refused(version, place, refused, little_memory):
+    """HDF5 would make room for as many for each letter."""
+    with h5py.File("letters.h5", "w", libver=version) as file:
+        file["train"] = file["test"] = np.eye(3)
+        if place == "dataset":
+            file["note"] = ["some text"] * 3
+        else:
+            file.attrs["distance"] = "some text"
+    data = bytearray(Path("letters.h5").read_bytes())
+    blocks = sealed.blocks(bytes(data))
+    kind = data.index(bytes.fromhex("19010100 10000000 10000000 01000000 00000800"))
+    data[kind + 12 : kind + 16] = struct.pack("<I", 1 << 24)
+    for start, end in blocks:
+        sealed.seal(data, start, end)
+    Path("letters.h5").write_bytes(data)
+    # Where there are no checksums, HDF5 looks too.
+    expected = {"latest": "is text of letters that are none", "earliest": "the file is damaged"}
+    assert expected[version] in refused("convert", "letters.h5", "out.h5")
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (0, 2)])
 def test_text_of_any_shape_is_read(shape, tmp_path):
     with h5py.File(tmp_path / "text.h5", "w") as file:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .btrees import check_tree
 from .chunks import check_chunks, filters_of
-from .hdf5_texts import check_heaps, entry_bytes, is_variable, read_texts
+from .hdf5_texts import check_heaps, check_letters, entry_bytes, is_variable, read_texts
 from .headers import check_beginning
 from .room import room_for
 from .same_file import status
@@ -152,6 +152,7 @@ def attributes(item: Any, where: str | None = None) -> dict[str, Any]:
             dtype = item.attrs.get_id(name).dtype
             if not dtype.hasobject or h5py.check_string_dtype(dtype) is not None:
                 if is_variable(dtype):
+                    check_letters(item.attrs.get_id(name).get_type(), where)
                     check_heaps(item, where)
                     with room_for(status(item).st_size):
                         value = item.attrs[name]
@@ -179,6 +180,8 @@ def check_dataset(dataset: Any, where: str) -> None:
         dtype = dataset.dtype
         if dtype.hasobject and not (h5py.check_string_dtype(dtype) or h5py.check_ref_dtype(dtype)):
             raise InputError(f"{where} is of parts of many kinds: expected numbers or text")
+        if is_variable(dtype):
+            check_letters(dataset.id.get_type(), where)
         # One piece in this file, and no filters.
         plain = dataset.id.get_offset() is not None
         if not plain:

@@ -27,6 +27,21 @@ def is_variable(dtype: Any) -> bool:
     return text is not None and text.length is None
 
 
+def check_letters(kind: Any, where: str) -> None:
+    """Refuse text whose letters are said to be of many bytes: HDF5 makes room for these.
+
+    Args:
+        kind: the type of a dataset or an attribute, as h5py has it.
+        where: how messages call it.
+
+    Raises:
+        InputError: if they are.
+    """
+    # Two bytes, then the type as in a file: class and size, and behind these class and size of a letter.
+    if kind.encode()[14:18] != b"\1\0\0\0":
+        raise InputError(f"{where} is text of letters that are none: the file is damaged")
+
+
 def _widths(item: Any) -> tuple[int, int]:
     """Bytes of an address and of a length in its file."""
     address, length = item.file.id.get_create_plist().get_sizes()
