@@ -9,6 +9,9 @@
 Root attributes: `format` and `format_version`, always written, not required; anything else is provenance.
 `file.h5::/group` addresses a group inside a file, which then stands for the root. Where one side is asked for,
 its group may also be addressed itself.
+
+What h5py writes with its default settings is read, also packed by one filter. With libver="latest", groups and
+datasets with more than 8 links or attributes, or of several chunks, are refused; with track_order, more than 8.
 """
 
 from __future__ import annotations
