@@ -198,6 +198,16 @@ def test_what_a_file_says_is_shortened(write, tmp_path):
     assert shell("info", deep, cwd=tmp_path).stderr == f"error: {deep}: no such file\n"
 
 
+def test_what_a_file_is_called_stays_in_one_line(cli, write):
+    feats, name = write("feats.h5"), "a\nb\x1b[31m.trec"
+    assert cli("run", feats, "-o", name)[2] == "wrote a\\nb\\x1b[31m.trec: 12 lists of 50\n"
+    assert cli("run", feats, "-o", name)[2].startswith("error: a b\\x1b[31m.trec exists: pass --force ")
+    code, out, _ = cli("eval", name, feats)
+    assert code == 0
+    assert out.splitlines()[-1].startswith("a\\nb\\x1b[31m.trec ")
+    assert cli("info", "no\nfile")[2] == "error: no file: no such file\n"
+
+
 def test_sizes_are_not_without_end(write):
     done = shell("run", write("feats.h5"), "--memory", "9" * 400)
     assert done.returncode == 2

@@ -64,7 +64,7 @@ def convert(
             {"source": found.source, **found.found, "notes": found.notes, "warnings": doubts, "output": out}
         )
     else:
-        click.echo(printable(_table(found)))
+        click.echo(printable(_table(found), lines=True))
         for doubt in doubts:
             runtime.note(f"warning: {doubt}")
     data = found.data
@@ -75,7 +75,7 @@ def _table(found: Imported) -> str:
     from tabulate import tabulate
 
     sides = (("probe", found.data.probe), ("gallery", found.data.gallery))
-    lines = [*map(shortened, (found.source, *found.notes)), ""]
+    lines = [*(printable(shortened(line)) for line in (found.source, *found.notes)), ""]
     rows: list[list[Any]] = []
     for kind in ("features", "norms", "ids", "cams", "names"):
         cells = [shortened(str(found.found[name].get(kind, "-"))) for name, _ in sides]

@@ -105,7 +105,7 @@ def evaluate(
             print_json(told if len(told) > 1 else told[0])
         return
     labels = _labels(found)
-    click.echo(printable(metrics_table([(labels[name], measured[name]) for name in named], style)))
+    click.echo(printable(metrics_table([(labels[name], measured[name]) for name in named], style), lines=True))
     if comparison is not None and compare is not None:
         click.echo(f"\n{comparison_line(labels[compare[0]], labels[compare[1]], comparison, style)}")
 
@@ -118,5 +118,5 @@ def _labels(found: list[dict[str, Any]]) -> dict[str, str]:
         label = "standard input" if one["ranking"] == "-" else one["ranking"]
         if one["method"] != "unknown":
             label = f"{label}, {method}" if methods.count(method) > 1 else method
-        labels[one["ranking"]] = label
+        labels[one["ranking"]] = printable(label)
     return labels

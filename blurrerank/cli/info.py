@@ -38,7 +38,7 @@ def info(ctx: click.Context, feats: str, gallery: str | None, as_json: bool, run
     if as_json:
         print_json(described)
     else:
-        click.echo(printable(_table(described)))
+        click.echo(printable(_table(described), lines=True))
     if described["problems"]:
         ctx.exit(1)
 
@@ -59,9 +59,13 @@ def _table(described: dict[str, Any]) -> str:
     # A value may have lines of its own.
     lines = ["\n" + f"{name}: {value}".replace("\n", "\\n") for name, value in described["attributes"].items()]
     if described["problems"]:
-        lines += ["\nproblems:", *(f"  - {problem}" for problem in described["problems"])]
+        lines += ["\nproblems:", *(f"  - {printable(problem)}" for problem in described["problems"])]
     else:
-        lines += ["", *(f"warning: {doubt}" for doubt in described["warnings"]), *_run_lines(described["run"])]
+        lines += [
+            "",
+            *(f"warning: {printable(doubt)}" for doubt in described["warnings"]),
+            *_run_lines(described["run"]),
+        ]
     table = tabulate(rows, headers=["", "probe", "gallery"], disable_numparse=True)
     return "\n".join([table, *map(shortened, lines)])
 

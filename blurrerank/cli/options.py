@@ -34,12 +34,15 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", start=1)}
 
 
-def printable(text: str) -> str:
-    """The same in one piece: what a stranger's file says cannot move the cursor, or colour what follows."""
+def printable(text: str, *, lines: bool = False) -> str:
+    """The same in one line, or in the `lines` of a table: what a stranger's file says, or is called, cannot
+    move the cursor, or colour what follows.
+    """
     # NumPy makes text of any numbers, also of such as no letter has.
     text = text.encode("utf-8", "backslashreplace").decode("utf-8", "replace")
+    spared = "\n" if lines else ""
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        letter if letter.isprintable() or letter in spared else letter.encode("unicode_escape").decode()
         for letter in text
     )
 
