@@ -277,6 +277,7 @@ def rerank_to(
                 "depth": shown,
                 "format": format,
                 "protocol": protocol,
+                "device": pick_device(device).type,  # others may differ in the last bit of a score
                 "versions": versions(),
             }
             checkpoint = stack.enter_context(keeping(target, run))

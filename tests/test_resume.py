@@ -8,14 +8,16 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import features
 
 import blurrerank as br
 import blurrerank.checkpoint
-from blurrerank.checkpoint import Checkpoint
+from blurrerank.checkpoint import Checkpoint, Done, keeping
 from blurrerank.formats import targets
 
 METHODS = {
@@ -523,3 +525,109 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(cli, feats, monke
     monkeypatch.setattr(os, "link", lambda *paths: (seen.append("named"), link(*paths))[1])
     assert cli("run", feats, "-o", "out.h5")[0] == 0
     assert seen == [(tmp_path / "out.h5").stat().st_ino, "named", tmp_path.stat().st_ino]
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """One block that an earlier run kept, and a clock that is set by hand."""
+
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(blurrerank.checkpoint, "time", clock)
+    (tmp_path / ".out.blurrerank").mkdir()
+    first = Checkpoint(tmp_path / ".out.blurrerank", {"method": "lbr"}, tmp_path / "out")
+    clock.now += blurrerank.checkpoint.SECONDS
+    first.add(block(0))
+    return clock
+
+
+def block(start):
+    lists = np.zeros((5, 3), np.int32)
+    return Done(start, lists, lists.astype(np.float32))
+
+
+def starts(path):
+    return [int(name[5:17]) for name in names(path / ".out.blurrerank") if name.endswith(".npz")]
+
+
+def test_a_run_that_went_on_keeps_what_it_did_when_it_is_interrupted_again(kept, tmp_path):
+    """However short it was; but for a first run that was short, nothing is kept."""
+    with pytest.raises(KeyboardInterrupt), keeping(tmp_path / "out", {"method": "lbr"}) as checkpoint:
+        checkpoint.add(block(5))
+        assert starts(tmp_path) == [0]
+        raise KeyboardInterrupt
+    assert starts(tmp_path) == [0, 5]
+    with pytest.raises(KeyboardInterrupt), keeping(tmp_path / "new", {"method": "lbr"}) as checkpoint:
+        checkpoint.add(block(0))
+        raise KeyboardInterrupt
+    assert names(tmp_path) == [".out.blurrerank"]
+
+
+def test_keeping_takes_a_tenth_of_the_time_but_is_not_put_off_for_ever(kept, tmp_path, monkeypatch):
+    took = [20.0, 5000.0, 0.0, 0.0]
+    save = np.savez
+
+    def savez(file, **arrays):
+        kept.now += took.pop(0)
+        save(file, **arrays)
+
+    monkeypatch.setattr(np, "savez", savez)
+    checkpoint = Checkpoint(tmp_path / ".out.blurrerank", {"method": "lbr"}, tmp_path / "out")
+    begun = []
+    # Half a minute at first, nine times 20 s, no more than twenty times half a minute, and half a minute again.
+    for number, wait in enumerate((30, 180, 600, 30), start=1):
+        kept.now += wait - 1
+        checkpoint.add(block(10 * number))
+        begun.append(starts(tmp_path))
+        kept.now += 1
+        checkpoint.add(block(10 * number + 5))
+        begun.append(starts(tmp_path))
+    assert begun == [[0], *([0, 10, 20, 30, 40][:many] for many in (2, 2, 3, 3, 4, 4, 5))]
+
+
+def test_neighbours_of_another_run_are_not_used(kept, tmp_path):
+    near = br.neighbours.Neighbours(torch.zeros((4, 2), dtype=torch.int32), torch.ones((4, 2)), torch.zeros(4))
+    ours, theirs = (
+        Checkpoint(tmp_path / ".out.blurrerank", {"method": name}, tmp_path / "out")
+        for name in ("lbr", "other")
+    )
+    kept.now += blurrerank.checkpoint.SECONDS
+    ours.keep_neighbours(lambda: near)
+    assert len(ours.neighbours()) == 4
+    assert theirs.neighbours() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "why"),
+    [
+        ("versions", lambda: {"blurrerank": "0.0"}, "with versions {"),
+        ("pick_device", lambda _: SimpleNamespace(type="cuda"), "with device cpu, not cuda;"),
+    ],
+)
+def test_lists_of_other_versions_or_devices_are_refused(name, other, why, cli, feats, interrupted, monkeypatch):
+    """They may differ in the last bit of a score."""
+    assert interrupted(1, "-o", "out.h5")[0] == 130
+    monkeypatch.setattr(blurrerank.runs, "rerank_measured", None)
+    monkeypatch.setattr(blurrerank.runs, name, other)
+    code, out, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: out.h5: an interrupted run left lists {why}")
+    assert err.endswith("; start over with --force and without --resume, or choose another name\n")
+
+
+def test_half_an_output_beside_kept_lists_is_swept(cli, feats, interrupted, tmp_path):
+    """As a kill leaves it. What can be gone on from stays."""
+    assert interrupted(2, "-o", "out.h5")[0] == 130
+    folder = tmp_path / ".out.h5.blurrerank"
+    before = names(folder)
+    (folder / "output").write_bytes(b"half of it")
+    (folder / "lock").touch()
+    assert cli("run", feats, *SMALL, "-o", "another.h5")[0] == 0
+    assert names(folder) == sorted({*before, "lock"})
+    assert cli("run", feats, *SMALL, "-o", "out.h5", "--resume")[0] == 0
+    assert names(tmp_path) == ["another.h5", "feats.h5", "lists.npy", "out.h5"]
