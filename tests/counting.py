@@ -18,10 +18,19 @@ def add(kind: str, number: int = 1) -> None:
     cases[kind] += number
 
 
-def tell(seed: int, outcomes: Mapping[str, Mapping[str, int]], failures: Sequence[str]) -> None:
-    """Print what a program of cases found, as JSON."""
-    number = sum(sum(counts.values()) for counts in outcomes.values())
-    print(json.dumps({"seed": seed, "cases": number, "outcomes": outcomes, "failures": failures}, indent=2))
+def tell(
+    seed: int,
+    outcomes: Mapping[str, Mapping[str, int]],
+    failures: Sequence[str],
+    missed: Sequence[str] = (),
+) -> None:
+    """Print what a program of cases found, as JSON; those of a `missed` outcome are counted apart."""
+    both = [0, 0]
+    for counts in outcomes.values():
+        for outcome, number in counts.items():
+            both[outcome in missed] += number
+    found = {"seed": seed, "cases": both[0], "missed": both[1], "outcomes": outcomes, "failures": failures}
+    print(json.dumps(found, indent=2))
 
 
 @contextmanager

@@ -4,7 +4,8 @@
     python tests/faults.py full-disk --cases 200 --seed 0
     python tests/faults.py meetings --cases 50 --seed 0
 
-Prints JSON: the number of cases by command and outcome, and every failure with what repeats it.
+Prints JSON: the number of cases by command and outcome, and every failure with what repeats it. What ended
+before its signal came, or had room enough, is no case: it is counted apart, and more are tried instead.
 Commands run in forks of this process, which has everything imported but has computed nothing.
 """
 
@@ -22,7 +23,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,10 @@ blurrerank.checkpoint.SECONDS = 0.0
 blurrerank.index.build_index.__kwdefaults__["checkpoint_seconds"] = 0.0
 
 TIMEOUT = 60.0
+# Outcomes of what was to meet with something, and did not; and how many times the cases may be tried for it.
+EARLY, ROOM, NO_ROOM = "ended before the signal", "had room", "no room for what is there before"
+MISSED = (EARLY, ROOM, NO_ROOM)
+TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -293,10 +298,12 @@ def kill(bench: Bench, command: Command, rng: random.Random) -> str:
         where = f"{how.name} after {moment:.3f} of {known.seconds:.3f} s"
         assert found in (known.before, known.after), f"{where}: {command.target} is neither old nor new"
         assert code in (0, -how, 128 + how) or (code == 1 and how != signal.SIGKILL), f"{where}: {code} {lines}"
-        if code == 0:
-            assert found == known.after, f"{where}: ended with 0 and wrote nothing"
         wrong = problem(lines, code)
         assert wrong is None, f"{where}: {wrong}"
+        if code == 0:
+            assert found == known.after, f"{where}: ended with 0 and wrote nothing"
+            assert left(folder, bench.source, command) == [], f"{where}: {left(folder, bench.source, command)}"
+            return EARLY
         done = found == known.after
         if not (done and command.first):
             finished(folder, (*command.arguments, *command.again), bench.told)
@@ -314,29 +321,30 @@ def fill(bench: Bench, command: Command, rng: random.Random) -> str:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={4 * room}k", "tmpfs", place], check=True)
     try:
         where = f"a disk of {4 * room} KiB, {len(known.after)} bytes to write"
-        try:
-            context = bench.folder(command, place)
-            folder = context.__enter__()
-        except OSError:
-            return "no room for what is there before"
-        child = Child(folder, command.arguments, bench.told)
-        code, lines = child.code(), child.lines()
-        found = content(folder / command.target)
-        if code == 0:
-            assert found == known.after, f"{where}: ended with 0 and wrote something else"
-            outcome = "complete"
-        else:
-            assert code == 1, f"{where}: {code} {lines}"
-            assert found == known.before, f"{where}: what was there is not there any more"
-            outcome = "as before"
-        wrong = problem(lines, code)
-        assert wrong is None, f"{where}: {wrong}"
-        for name in left(folder, bench.source, command):
-            # What can be gone on from, and nothing else.
-            some = folder / name
-            kept = name.endswith(".partial") or any(one.name.startswith("kept") for one in some.iterdir())
-            assert kept, f"{where}: {name} is left, with {sorted(one.name for one in some.iterdir())}"
-        return outcome
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(bench.folder(command, place))
+            except OSError:
+                return NO_ROOM
+            child = Child(folder, command.arguments, bench.told)
+            code, lines = child.code(), child.lines()
+            found = content(folder / command.target)
+            if code == 0:
+                assert found == known.after, f"{where}: ended with 0 and wrote something else"
+                outcome = ROOM
+            else:
+                assert code == 1, f"{where}: {code} {lines}"
+                assert "No space left on device" in lines[-1], f"{where}: {lines}"
+                assert found == known.before, f"{where}: what was there is not there any more"
+                outcome = "as before"
+            wrong = problem(lines, code)
+            assert wrong is None, f"{where}: {wrong}"
+            for name in left(folder, bench.source, command):
+                # What can be gone on from, and nothing else.
+                some = folder / name
+                kept = name.endswith(".partial") or any(one.name.startswith("kept") for one in some.iterdir())
+                assert kept, f"{where}: {name} is left, with {sorted(one.name for one in some.iterdir())}"
+            return outcome
     finally:
         subprocess.run(["umount", "-l", place], check=True)
 
@@ -387,7 +395,7 @@ def main() -> None:
     """Run cases of one kind."""
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--cases", type=int, default=200, help="so many that met with it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="this case alone")
     parser.add_argument("--seconds", type=float, help="stop after so long")
@@ -399,12 +407,14 @@ def main() -> None:
     case, commands = KINDS[options.kind]
     outcomes: dict[str, Counter[str]] = {}
     failures = []
+    met = 0
     began = time.monotonic()
     root = Path(tempfile.mkdtemp())
     try:
         bench = Bench(root)
-        for number in range(options.cases) if options.only is None else [options.only]:
-            if options.seconds is not None and time.monotonic() > began + options.seconds:
+        for number in range(TRIES * options.cases) if options.only is None else [options.only]:
+            late = options.seconds is not None and time.monotonic() > began + options.seconds
+            if late or met == options.cases:
                 break
             command = commands[number % len(commands)]
             try:
@@ -416,9 +426,12 @@ def main() -> None:
                     f"--only {number}"
                 )
             outcomes.setdefault(command.name, Counter())[outcome] += 1
+            met += outcome not in MISSED
+        if options.only is None and options.seconds is None and met < options.cases:
+            failures.append(f"only {met} of {options.cases} cases came about in {TRIES * options.cases} tries")
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    tell(options.seed, outcomes, failures)
+    tell(options.seed, outcomes, failures, MISSED)
     sys.exit(bool(failures))
 
 

@@ -30,6 +30,8 @@ def cases(program: str, *arguments: object) -> dict:
     told = json.loads(found.stdout)
     kind = program.removesuffix(".py") if arguments[0] == "--cases" else str(arguments[0])
     counting.add(f"{kind}, seed {SEED}", told["cases"])
+    if told["missed"]:
+        counting.add(f"{kind}, that were to be and did not come about", told["missed"])
     assert told["failures"] == []
     return told
 
@@ -46,15 +48,20 @@ def can_mount() -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="kills are timed by what Linux tells")
 def test_kills_leave_the_old_file_or_the_new():
     told = cases("faults.py", "kills", "--cases", 16)
-    outcomes = [outcome for counts in told["outcomes"].values() for outcome in counts]
+    outcomes = {outcome for counts in told["outcomes"].values() for outcome in counts}
     # Which moments come after the end is the machine's to say.
-    assert {"as before"} <= set(outcomes) <= {"as before", "complete"}
+    assert {"as before"} <= outcomes <= {"as before", "complete", "ended before the signal"}
+    assert told["cases"] == 16
 
 
-@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
 def test_a_full_disk_leaves_the_old_file_or_the_new():
+    if not can_mount():
+        said = "no file system can be mounted here: unshare --map-root-user --mount is refused"
+        if os.environ.get("CI"):
+            pytest.fail(said)
+        pytest.skip(said)
     told = cases("faults.py", "full-disk", "--cases", 16)
-    assert sum(counts.get("as before", 0) for counts in told["outcomes"].values()) > 5
+    assert sum(counts.get("as before", 0) for counts in told["outcomes"].values()) == told["cases"] == 16
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="as above")
