@@ -243,16 +243,27 @@ def _claimed(folder: Path, path: Path, attempts: int = _ATTEMPTS) -> Iterator[bo
                 break
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {folder}: {error.strerror}") from error
+    except (KeyboardInterrupt, SystemExit):
+        with suppress(OSError):
+            lock = lock or _lock(folder)
+            if lock is not None:
+                _let_go(folder, lock[0])
+        raise
     if lock is None:
         raise OutputError(f"{path} is being written by another process: wait for it, or choose another name")
     try:
         yield lock[1]
     finally:
-        with suppress(OSError):  # somebody is there already
-            if os.listdir(folder) == [_LOCK]:
-                (folder / _LOCK).unlink()
-                folder.rmdir()
-        os.close(lock[0])
+        _let_go(folder, lock[0])
+
+
+def _let_go(folder: Path, lock: int) -> None:
+    """Close the lock, and take the folder away if nothing else is in it."""
+    with suppress(OSError):  # somebody is there already
+        if os.listdir(folder) == [_LOCK]:
+            (folder / _LOCK).unlink()
+            folder.rmdir()
+    os.close(lock)
 
 
 def _why_not_ours(folder: Path) -> str | None:
