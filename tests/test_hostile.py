@@ -335,6 +335,22 @@ def test_a_heap_without_an_end_is_refused(piece, refused, feats):
     assert refused("run", feats).endswith("/names lies in a heap of text without an end: the file is damaged")
 
 
+@pytest.mark.parametrize("command", ["run", "convert"])
+def test_virtual_data_are_refused_before_their_heap_is_walked_through(command, refused):
+    """HDF5 does as soon as such a dataset is opened."""
+    layout = h5py.VirtualLayout((3, 3), np.float32)
+    layout[:] = h5py.VirtualSource("secret.h5", "features", (3, 3))
+    with h5py.File("virtual.h5", "w") as file:
+        file.create_virtual_dataset("probe/features" if command == "run" else "test", layout)
+        file["gallery/features" if command == "run" else "train"] = np.eye(3)
+    data = bytearray(Path("virtual.h5").read_bytes())
+    heap = data.index(b"GCOL\x01")
+    data[heap + 16 : heap + 32] = bytes(16)
+    Path("virtual.h5").write_bytes(data)
+    out = ("out.h5",) * (command == "convert")
+    assert "is kept in another file, which is not opened" in refused(command, "virtual.h5", *out)
+
+
 def test_heaps_are_found_behind_a_block_of_the_user(refused, feats):
     with h5py.File(feats) as file, h5py.File("block.h5", "w", userblock_size=512) as copy:
         for side in ("probe", "gallery"):

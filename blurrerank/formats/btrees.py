@@ -18,9 +18,10 @@ from .same_file import open_same
 
 # Kinds of messages in the header of a group or dataset.
 _LINKS, _LAYOUT, _SYMBOLS, _ATTRIBUTES = 0x02, 0x08, 0x11, 0x15
-_CHUNKED = 2
+_CHUNKED, _VIRTUAL = 2, 3
 # How the newer format finds chunks: by a fixed or a growing array, or by a tree of the second version.
 _NEWER = (3, 4, 5)
+ELSEWHERE = "is kept in another file, which is not opened: copy its values into this one"
 _ENDLESS = "lies in a tree without an end: the file is damaged"
 
 
@@ -71,6 +72,8 @@ class _Tree(Headers):
 
     def _check_layout(self, body: bytes) -> None:
         if body[0] > 3:
+            if body[1] == _VIRTUAL:  # to open it, HDF5 walks through a heap
+                raise InputError(ELSEWHERE)
             # Version, class, flags, how many dimensions, bytes of the size of each, these, the kind of index.
             place = 5 + body[3] * body[4] if len(body) > 4 else len(body)
             if body[1] == _CHUNKED and place < len(body) and body[place] in _NEWER:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .btrees import check_tree
+from .btrees import ELSEWHERE, check_tree
 from .chunks import check_chunks, filters_of
 from .hdf5_texts import check_heaps, check_letters, entry_bytes, is_variable, read_texts
 from .headers import check_beginning
@@ -209,10 +209,8 @@ def _check_settings(dataset: Any, where: str) -> None:
     # To ask for the settings makes HDF5 read what stands for values that were never written.
     if is_variable(dataset.dtype):
         check_heaps(dataset, where)
-    if dataset.external or dataset.is_virtual:
-        raise InputError(
-            f"{where} is kept in another file, which is not opened: copy it into this one, with h5repack"
-        )
+    if dataset.external:
+        raise InputError(f"{where} {ELSEWHERE}")
     settings = dataset.id.get_create_plist()
     for number in range(settings.get_nfilters()):
         code, _, _, name = settings.get_filter(number)
