@@ -225,6 +225,19 @@ def test_a_lock_that_was_taken_away_meanwhile_is_none(tmp_path, monkeypatch):
     third[0].close()
 
 
+def test_a_signal_leads_into_no_folder_but_ones_own(tmp_path, monkeypatch):
+    def mkdir(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/lock").write_text("precious")
+    (tmp_path / ".out.blurrerank").symlink_to("private")
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(KeyboardInterrupt):
+        targets.check_target(tmp_path / "out", force=True)
+    assert (tmp_path / "private/lock").read_text() == "precious"
+
+
 def test_a_sink_writes_all_though_the_system_takes_a_part_at_a_time(tmp_path, monkeypatch):
     write = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda number, data, place: write(number, data[:7], place))

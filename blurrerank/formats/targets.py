@@ -245,7 +245,8 @@ def _claimed(folder: Path, path: Path, attempts: int = _ATTEMPTS) -> Iterator[bo
         raise OutputError(f"{path} cannot be written: {folder}: {error.strerror}") from error
     except (KeyboardInterrupt, SystemExit):
         with suppress(OSError):
-            lock = lock or _lock(folder)
+            if lock is None and not _why_not_ours(folder):
+                lock = _lock(folder)
             if lock is not None:
                 _let_go(folder, lock[0])
         raise
