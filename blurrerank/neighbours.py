@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 
 from .encoding import offsets_of, pieces
-from .precision import ceiling, error_bound, fine_scores, full_float32, pair_scores, product, summing_error
+from .precision import ceiling, error_bound, fine_scores, full_float32, order_error, pair_scores, product
 from .ranking import NOBODY, fine_keys, from_fine_keys, from_sort_keys, sort_keys
 from .rows import Rows, UnitRows, blocks_of, warn_of_reads
 from .search import CHUNK_BYTES, Progress, certain, margin
@@ -266,7 +266,8 @@ def _nearest(
         return items[:, :0], scores[:, :0], 0
     unsure = torch.zeros_like(scores, dtype=torch.bool)
     ordered, order = scores.sort(dim=1, descending=True)
-    close = ordered[:, :-1] - ordered[:, 1:] <= 2 * summing_error(images.dim)
+    slack = order_error(images.dim)
+    close = ordered[:, :-1] - ordered[:, 1:] <= slack
     unsure[:, :-1] |= close
     unsure[:, 1:] |= close
     unsure = torch.zeros_like(unsure).scatter_(1, order, unsure)
@@ -283,7 +284,6 @@ def _nearest(
     )
     at = fine_keys(fine, items, len(images)).topk(count, dim=1).indices
     found, similarities = items.gather(1, at), scores.gather(1, at)
-    slack = 2 * summing_error(images.dim)
     complete = torch.isfinite(scores).sum(dim=1) == met - 1
     failed = torch.nonzero(~complete & (similarities[:, -1] <= most + slack)).flatten()
     step = max(1, min(_CERTAIN_ROWS, working // (8 * images.dim * (count + 1))))

@@ -174,6 +174,14 @@ def summing_error(dim: int) -> float:
     return terms / (1 - min(0.5, terms)) * (1 + (dim + 4) * 2.0**-22)
 
 
+def order_error(dim: int) -> float:
+    """How far apart float32 scores of two items must be for their `fine_scores` to be in the same order.
+
+    Both sums may be off, and the lengths of both rows by what a few roundings leave.
+    """
+    return 2 * summing_error(dim) + 2.0**-21
+
+
 def ceiling(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The most that a number may have been before it was rounded to one of `values`, float32.
 

@@ -122,6 +122,7 @@ def test_a_local_matrix_alone_is_taken_as_it_is(case, parameters):
     np.testing.assert_allclose(found, authors(whole, probes, *parameters), atol=2e-6)
 
 
+@pytest.mark.filterwarnings("ignore:features are much alike:blurrerank.BlurrerankWarning")
 @given(sides())
 def test_both_ways_to_call_agree_with_the_plain_version(case):
     """On features as they come; their squared distances, and those squared again as torchreid does."""

@@ -38,6 +38,11 @@ from blurrerank.memory import PeakMemory
 
 
 @pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
 def soon():
     """A reader that waits for ever is interrupted."""
 

@@ -82,6 +82,7 @@ def test_lists_are_those_of_exact_scores(precision, arrays, topn, block):
         np.testing.assert_array_equal(lists[1], expected[1][list(part)])
 
 
+@pytest.mark.filterwarnings("ignore:features are much alike:blurrerank.BlurrerankWarning")
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=25)
 @given(st.one_of(near_ties(), sides()))
@@ -390,6 +391,7 @@ def test_what_goes_wrong_while_reading_ahead_is_told():
 
 
 @settings(max_examples=40)
+@pytest.mark.filterwarnings("ignore:.*times over:blurrerank.BlurrerankWarning")
 @given(
     st.one_of(near_ties(), sides()),
     st.integers(0, 30),
@@ -410,6 +412,7 @@ def test_neighbours_are_those_of_exact_similarities(arrays, count, held, dtype):
         for resident in (True, False)
     ]
     unit = unit_rows(torch.from_numpy(rows)).double()
+    unit /= torch.linalg.vector_norm(unit, dim=1, keepdim=True)
     similar = torch.stack([(unit * row).sum(dim=1) for row in unit])
     lowest = similar.amin(dim=1)
     similar.fill_diagonal_(-2)
