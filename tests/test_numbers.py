@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import counting
 import numpy as np
 import pytest
-from conftest import alike, check_lists, exact_sides, sides
+from conftest import alike, check_lists, exact_sides, sides, spread
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -266,6 +266,11 @@ def test_methods_that_give_everything_new_scores(method, kind):
         plain, extreme = data.draw(scaled(data.draw(kind())))
         params = data.draw(PARAMS[method])
         depth = len(plain[1])
+        if method == "k-reciprocal" and 2e-6 < spread(*plain) < 1.1e-4:
+            if 8e-6 < spread(*plain) < 0.9e-4:  # and not where rounding decides
+                with pytest.raises(br.InputError, match="features are much alike"):
+                    br.rerank(br.FeatureSet.from_arrays(*extreme), method, depth=depth, **params)
+            return
         with alike(*plain) if method == "k-reciprocal" else nullcontext(1e-5) as tolerance:
             found = br.rerank(br.FeatureSet.from_arrays(*extreme), method, depth=depth, **params)
         check_form(found, depth, depth)
