@@ -19,9 +19,9 @@ from tabulate import tabulate
 from torch.nn.functional import normalize
 
 import blurrerank as br
-from blurrerank import fused
-from blurrerank.batches import rerank_batches
+from blurrerank.engine.batches import rerank_batches
 from blurrerank.methods.lbr import LocalBlurring
+from blurrerank.spectral import fused
 
 TOPN, SIGMA = 50, 0.1
 REPEATS = 30

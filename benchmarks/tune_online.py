@@ -21,7 +21,7 @@ import numpy as np
 from tabulate import tabulate
 
 import blurrerank as br
-from blurrerank.synth import PRESETS, synthesize
+from blurrerank.studies.synth import PRESETS, synthesize
 
 METHOD = "k-reciprocal-online"
 GRID = {"blur": (1, 6, 8, 10), "k1": (12, 15, 18), "k2": (4, 6), "lambda_value": (0.2, 0.3)}

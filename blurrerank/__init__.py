@@ -15,55 +15,55 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .approximate import faiss_candidates as faiss_candidates
-    from .approximate import recall as recall
-    from .before_after import before_and_after as before_and_after
+    from .data.features import FeatureSet as FeatureSet
+    from .data.features import Side as Side
+    from .data.ranking import Ranking as Ranking
+    from .engine.pipeline import evaluate as evaluate
+    from .engine.pipeline import local_blurring as local_blurring
+    from .engine.pipeline import rerank as rerank
     from .errors import BlurrerankError as BlurrerankError
     from .errors import BlurrerankWarning as BlurrerankWarning
     from .errors import InputError as InputError
     from .errors import OutputError as OutputError
     from .errors import ParameterError as ParameterError
-    from .features import FeatureSet as FeatureSet
-    from .features import Side as Side
-    from .formats import load as load
-    from .formats import read_candidates as read_candidates
-    from .formats import read_ranking as read_ranking
-    from .formats import save_features as save_features
-    from .formats import save_ranking as save_ranking
-    from .importers import import_features as import_features
-    from .index import GalleryIndex as GalleryIndex
-    from .index import build_index as build_index
-    from .metrics import Metrics as Metrics
-    from .pipeline import evaluate as evaluate
-    from .pipeline import local_blurring as local_blurring
-    from .pipeline import rerank as rerank
-    from .plots import draw as draw
-    from .ranking import Ranking as Ranking
+    from .evaluation.metrics import Metrics as Metrics
+    from .evaluation.significance import Comparison as Comparison
+    from .evaluation.significance import compare as compare
+    from .files import load as load
+    from .files import read_candidates as read_candidates
+    from .files import read_ranking as read_ranking
+    from .files import save_features as save_features
+    from .files import save_ranking as save_ranking
+    from .files.foreign import import_features as import_features
+    from .index.gallery_index import GalleryIndex as GalleryIndex
+    from .index.gallery_index import build_index as build_index
     from .report import write_report as write_report
-    from .significance import Comparison as Comparison
-    from .significance import compare as compare
-    from .spectral import SpectralFeatureTransform as SpectralFeatureTransform
-    from .spectral import affinity as affinity
-    from .spectral import spectral_transform as spectral_transform
-    from .spectral import transition as transition
+    from .report.plots import draw as draw
+    from .search.approximate import faiss_candidates as faiss_candidates
+    from .search.approximate import recall as recall
+    from .spectral.transform import SpectralFeatureTransform as SpectralFeatureTransform
+    from .spectral.transform import affinity as affinity
+    from .spectral.transform import spectral_transform as spectral_transform
+    from .spectral.transform import transition as transition
+    from .studies.before_after import before_and_after as before_and_after
 
 # Where each public name lives. Names are looked up when first used, so that `import blurrerank`, and with it
 # `blurrerank --help`, costs nothing.
 _HOMES = {
-    "approximate": ("faiss_candidates", "recall"),
-    "before_after": ("before_and_after",),
+    "data.features": ("FeatureSet", "Side"),
+    "data.ranking": ("Ranking",),
+    "engine.pipeline": ("evaluate", "local_blurring", "rerank"),
     "errors": ("BlurrerankError", "BlurrerankWarning", "InputError", "OutputError", "ParameterError"),
-    "features": ("FeatureSet", "Side"),
-    "formats": ("load", "read_candidates", "read_ranking", "save_features", "save_ranking"),
-    "importers": ("import_features",),
-    "index": ("GalleryIndex", "build_index"),
-    "metrics": ("Metrics",),
-    "pipeline": ("evaluate", "local_blurring", "rerank"),
-    "plots": ("draw",),
-    "ranking": ("Ranking",),
+    "evaluation.metrics": ("Metrics",),
+    "evaluation.significance": ("Comparison", "compare"),
+    "files": ("load", "read_candidates", "read_ranking", "save_features", "save_ranking"),
+    "files.foreign": ("import_features",),
+    "index.gallery_index": ("GalleryIndex", "build_index"),
     "report": ("write_report",),
-    "significance": ("Comparison", "compare"),
-    "spectral": ("SpectralFeatureTransform", "affinity", "spectral_transform", "transition"),
+    "report.plots": ("draw",),
+    "search.approximate": ("faiss_candidates", "recall"),
+    "spectral.transform": ("SpectralFeatureTransform", "affinity", "spectral_transform", "transition"),
+    "studies.before_after": ("before_and_after",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .batches import rerank_batches
-from .encoding import CHUNK_BYTES, SparseRows, overlaps
+from .data.features import FeatureSet
+from .data.ranking import Ranking, sort_keys, strictly_decreasing
+from .engine.batches import rerank_batches
+from .engine.pipeline import rerank
 from .errors import InputError
-from .features import FeatureSet
+from .graph.encoding import CHUNK_BYTES, SparseRows, overlaps
 from .methods import create
 from .methods.k_reciprocal import KReciprocal
-from .pipeline import rerank
-from .ranking import Ranking, sort_keys, strictly_decreasing
-from .rows import blocks_of
+from .search.rows import blocks_of
 
 Matrix = ArrayLike | torch.Tensor
 

@@ -32,19 +32,19 @@ import numpy as np
 from counting import tell
 
 import blurrerank as br
-import blurrerank.checkpoint
 import blurrerank.cli
-import blurrerank.index
+import blurrerank.engine.checkpoint
+import blurrerank.engine.runs
+import blurrerank.index.gallery_index
 import blurrerank.methods.k_reciprocal
 import blurrerank.methods.k_reciprocal_online
 import blurrerank.methods.lbr
-import blurrerank.runs
 
 for name in br.__all__:
     getattr(br, name)
 # What can be gone on from is kept all the time.
-blurrerank.checkpoint.SECONDS = 0.0
-blurrerank.index.build_index.__kwdefaults__["checkpoint_seconds"] = 0.0
+blurrerank.engine.checkpoint.SECONDS = 0.0
+blurrerank.index.gallery_index.build_index.__kwdefaults__["checkpoint_seconds"] = 0.0
 
 TIMEOUT = 60.0
 # Outcomes of what was to meet with something, and did not; and how many times the cases may be tried for it.

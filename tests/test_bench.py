@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from blurrerank import benchmark as bench
 from blurrerank.methods import available, create
+from blurrerank.studies import benchmark as bench
 
 FEATS = ROOT / "examples/omniglot.h5"
 MEANS = ("mAP", "mINP", "rank1", "rank5", "rank10", "rank20")

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import blurrerank as br
-from blurrerank import approximate, reference
-from blurrerank.candidates import GivenLists, listed_scores
+from blurrerank import reference
 from blurrerank.cli.candidates import _FACTORY
-from blurrerank.rows import UnitRows
-from blurrerank.search import search
+from blurrerank.search import approximate
+from blurrerank.search.exact import search
+from blurrerank.search.given import GivenLists, listed_scores
+from blurrerank.search.rows import UnitRows
 
 SIMILAR = features(seed=5, probes=30, gallery=200, dim=16)
 

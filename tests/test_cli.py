@@ -540,9 +540,9 @@ def test_the_default_name_is_of_the_format(cli, write):
 
 
 def test_choices_are_those_of_the_library(cli):
-    from blurrerank.formats import FORMATS
-    from blurrerank.metrics import AP_KINDS
-    from blurrerank.protocols import PROTOCOLS
+    from blurrerank.evaluation.metrics import AP_KINDS
+    from blurrerank.evaluation.protocols import PROTOCOLS
+    from blurrerank.files import FORMATS
 
     shown = cli("run", "--help")[1]
     for choices in (FORMATS, PROTOCOLS, AP_KINDS):
@@ -617,8 +617,8 @@ def test_a_signal_that_comes_while_garbage_is_collected_ends_a_run(sent, code, w
     """Where it comes, Python can raise nothing: three times here, before it comes to where it can."""
     program = f"""
 import os, sys, time
-import blurrerank.batches, blurrerank.cli
-search = blurrerank.batches.search
+import blurrerank.engine.batches, blurrerank.cli
+search = blurrerank.engine.batches.search
 class Garbage:
     def __del__(self):
         os.kill(os.getpid(), {int(sent)})
@@ -629,7 +629,7 @@ def interrupted(*arguments, **options):
         time.sleep(0.001)
     time.sleep(20)
     return search(*arguments, **options)
-blurrerank.batches.search = interrupted
+blurrerank.engine.batches.search = interrupted
 blurrerank.cli.main(["run", "feats.h5"])
 """
     write("feats.h5")
@@ -755,12 +755,12 @@ def test_no_traceback_without_debug(write, tmp_path):
 
 
 def test_an_unforeseen_error_is_one_line_too(cli, write, monkeypatch):
-    import blurrerank.runs
+    import blurrerank.engine.runs
 
     def broken(*_, **__):
         raise KeyError("unforeseen")
 
-    monkeypatch.setattr(blurrerank.runs, "rerank_batches", broken)
+    monkeypatch.setattr(blurrerank.engine.runs, "rerank_batches", broken)
     code, _, err = cli("run", write())
     assert (code, err) == (
         1,

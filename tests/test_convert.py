@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import blurrerank as br
-from blurrerank.importers import import_features
-from blurrerank.importers.containers import open_file
-from blurrerank.importers.pickles import read_pickle
+from blurrerank.files.foreign import import_features
+from blurrerank.files.foreign.containers import open_file
+from blurrerank.files.foreign.pickles import read_pickle
 
 SIDES = {"probe": "query", "gallery": "gallery"}
 

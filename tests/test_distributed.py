@@ -17,10 +17,10 @@ import torch
 from conftest import ROOT, features, shell
 
 import blurrerank as br
-from blurrerank.formats.features_h5 import StoredFeatures
-from blurrerank.group import expected
+from blurrerank.compute.processes import expected
+from blurrerank.engine.runs import rerank_to
+from blurrerank.files.features_h5 import StoredFeatures
 from blurrerank.methods import create
-from blurrerank.runs import rerank_to
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no torch.distributed"

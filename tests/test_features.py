@@ -9,7 +9,7 @@ import torch
 from conftest import features
 
 import blurrerank as br
-import blurrerank.formats.features_h5
+import blurrerank.files.features_h5
 
 
 def problems(**changes) -> list[str]:
@@ -91,7 +91,7 @@ def test_a_problem_is_named_with_side_and_row(changes, expected):
 
 
 def test_values_are_looked_at_in_every_block(monkeypatch):
-    monkeypatch.setattr("blurrerank.features._SCAN_BYTES", 8 * 8 * 7)
+    monkeypatch.setattr("blurrerank.data.features._SCAN_BYTES", 8 * 8 * 7)
     assert problems(gallery=spoiled(np.nan, 2, 31, 59)) == [
         "gallery/features has NaN or infinity in 3 rows (2, 31, 59): mend or remove them"
     ]
@@ -209,14 +209,14 @@ def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one(write, monkeypa
     with h5py.File(path, "r+") as file:
         names = [name + "-" * place for place, name in enumerate(old["probe_names"])]
         file.create_dataset("probe/names", data=names, chunks=packed and (5,), compression=packed)
-    open_hdf5 = blurrerank.formats.features_h5.open_hdf5
+    open_hdf5 = blurrerank.files.features_h5.open_hdf5
 
     def replaced(path):
         file = open_hdf5(path)
         other.replace(path)
         return file
 
-    monkeypatch.setattr(blurrerank.formats.features_h5, "open_hdf5", replaced)
+    monkeypatch.setattr(blurrerank.files.features_h5, "open_hdf5", replaced)
     data = br.load(path)
     assert data.probe.names.tolist() == names
     np.testing.assert_array_equal(data.gallery.features, old["gallery"])

@@ -55,7 +55,7 @@ def test_an_existing_file_is_replaced_only_on_request(form, tmp_path, data):
 
 
 def test_a_file_that_appears_meanwhile_is_not_lost(tmp_path):
-    from blurrerank.formats.targets import replacing
+    from blurrerank.files.targets import replacing
 
     with (
         pytest.raises(br.OutputError, match="written by another process meanwhile"),
@@ -69,7 +69,7 @@ def test_a_file_that_appears_meanwhile_is_not_lost(tmp_path):
 
 def test_a_file_that_appears_before_the_lock_is_had_ends_a_run_before_its_work(tmp_path, monkeypatch):
     """It would be refused at the end otherwise, after hours."""
-    from blurrerank.formats import targets
+    from blurrerank.files import targets
 
     monkeypatch.setattr(targets, "_sweep", lambda *_, **__: (tmp_path / "out").write_text("theirs"))
     with pytest.raises(br.OutputError, match="exists"), targets.replacing(tmp_path / "out", force=False):
@@ -80,7 +80,7 @@ def test_a_file_that_appears_before_the_lock_is_had_ends_a_run_before_its_work(t
 def test_where_there_are_no_locks_the_later_wins_whole(tmp_path, monkeypatch):
     import fcntl
 
-    from blurrerank.formats.targets import replacing
+    from blurrerank.files.targets import replacing
 
     def flock(*_):
         raise OSError(errno.ENOSYS, "no locks")
@@ -104,7 +104,7 @@ def test_where_there_are_no_locks_the_later_wins_whole(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_run_that_fails_leaves_nothing(form, tmp_path, data):
-    from blurrerank.formats import open_ranking
+    from blurrerank.files import open_ranking
 
     with (
         pytest.raises(RuntimeError, match="halfway"),

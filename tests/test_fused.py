@@ -17,10 +17,11 @@ import torch
 from conftest import ROOT, check_lists, features
 
 import blurrerank as br
-from blurrerank import fused, reference
+from blurrerank import reference
+from blurrerank.data.ranking import Candidates
 from blurrerank.methods.lbr import LocalBlurring
-from blurrerank.ranking import Candidates
-from blurrerank.rows import UnitRows
+from blurrerank.search.rows import UnitRows
+from blurrerank.spectral import fused
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HERE = [
@@ -201,7 +202,7 @@ def test_it_compiles_for_cards_that_are_not_here(nodes, capability, tmp_path, mo
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from blurrerank.fused_kernel import blur_kernel
+    from blurrerank.spectral.fused_kernel import blur_kernel
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = ["*fp32", "*i64", "*fp32", "*fp32", "i32", "fp32", *["constexpr"] * 3]

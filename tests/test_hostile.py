@@ -30,11 +30,11 @@ import torch
 from conftest import features
 
 import blurrerank as br
-from blurrerank.formats import hdf5, hdf5_texts
-from blurrerank.formats.heaps import all_heaps_end
-from blurrerank.importers.containers import open_file
-from blurrerank.importers.pickles import read_pickle
-from blurrerank.memory import PeakMemory
+from blurrerank.compute.peak_memory import PeakMemory
+from blurrerank.files import hdf5, hdf5_texts
+from blurrerank.files.foreign.containers import open_file
+from blurrerank.files.foreign.pickles import read_pickle
+from blurrerank.files.heaps import all_heaps_end
 
 
 @pytest.fixture(autouse=True)
@@ -523,7 +523,7 @@ def test_matlab_tags_that_scipy_would_follow_are_refused(refused):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_matlab_files_are_read_as_scipy_reads_them(packed, tmp_path):
-    from blurrerank.importers.matlab5 import read_matlab_5
+    from blurrerank.files.foreign.matlab5 import read_matlab_5
 
     names = np.empty((1, 2), dtype=object)
     names[0] = ["a.jpg", "longer name.jpg"]
@@ -637,7 +637,7 @@ def test_what_takes_forever_to_look_up_is_refused(save, end, refused):
 
 def test_nobody_can_choose_numbers_that_collide():
     """Where a number stands in Python's own dictionary, everybody knows."""
-    code = "from blurrerank.importers.pickles import read_pickle; import pickle; "
+    code = "from blurrerank.files.foreign.pickles import read_pickle; import pickle; "
     code += "print([hash(key) for key in read_pickle(pickle.dumps({5: 0, 2.5: 0, (7, 8): 0}), 'here')])"
     found = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in "ab"}
     assert len(found) == 2
@@ -1009,7 +1009,7 @@ def test_names_that_no_file_holds_are_refused(name):
 def test_a_picture_that_unpacks_to_far_more_is_left_out(tmp_path):
     from PIL import Image
 
-    from blurrerank.formats.images import ImageFiles
+    from blurrerank.files.images import ImageFiles
 
     Image.new("1", (20000, 20000)).save(tmp_path / "large.png")
     Image.new("RGB", (20, 10)).save(tmp_path / "small.png")
@@ -1135,7 +1135,7 @@ def test_memory_that_torch_does_not_get_is_told_in_one_line(refused, feats, monk
     def greedy(*_, **__):
         torch.empty(1 << 60)
 
-    monkeypatch.setattr("blurrerank.batches.search", greedy)
+    monkeypatch.setattr("blurrerank.engine.batches.search", greedy)
     assert refused("run", feats) == "error: out of memory: try a smaller --memory"
 
 

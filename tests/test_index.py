@@ -71,8 +71,8 @@ def test_to_open_an_index_takes_no_pass_over_it_and_leaves_other_threads_their_m
     def never(*_):
         raise AssertionError("text of any length in an attribute would need it")
 
-    monkeypatch.setattr("blurrerank.formats.hdf5.check_heaps", never)
-    monkeypatch.setattr("blurrerank.formats.hdf5.room_for", never)
+    monkeypatch.setattr("blurrerank.files.hdf5.check_heaps", never)
+    monkeypatch.setattr("blurrerank.files.hdf5.room_for", never)
     assert len(br.GalleryIndex.open(path, verify=False)) == len(data.gallery)
 
 
@@ -251,7 +251,7 @@ def test_a_killed_build_goes_on_when_it_is_started_again(tmp_path, write):
 _BUILD = """
 import os, signal, sys
 import blurrerank as br
-from blurrerank.formats import load_side
+from blurrerank.files import load_side
 def progress(done, total):
     if os.path.exists(sys.argv[2] + ".partial"):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -337,7 +337,7 @@ def test_an_interruption_says_how_to_go_on(cli, write, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("blurrerank.index.find_neighbours", interrupted)
+        patched.setattr("blurrerank.index.gallery_index.find_neighbours", interrupted)
         code, _, err = cli("index", feats, "-o", "i.h5")
         note = "note: i.h5.partial has what was found so far; the same command goes on"
         assert (code, err.split("\n")) == (130, [note, "error: interrupted", ""])

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank import reference
-from blurrerank.batches import plan_for
-from blurrerank.encoding import SparseRows, pieces, ranges
+from blurrerank.engine.batches import plan_for
+from blurrerank.graph.encoding import SparseRows, pieces, ranges
 from blurrerank.methods import create
 
 # Bytes that docs/search.md says encodings take at k1 20 and k2 6.

@@ -131,7 +131,7 @@ def test_single_shot_on_lists_that_end_early_is_right_up_to_their_end(arrays, de
 @pytest.mark.filterwarnings("ignore::blurrerank.BlurrerankWarning")
 @given(labelled(), st.sampled_from(["market1501", "cuhk03", "plain"]))
 def test_valid_probes_are_known_without_a_ranking(arrays, protocol):
-    from blurrerank.metrics import valid_probes
+    from blurrerank.evaluation.metrics import valid_probes
 
     data = br.FeatureSet.from_arrays(**arrays)
     expected = br.evaluate(br.rerank(data), data, protocol=protocol).valid_probes
@@ -264,7 +264,7 @@ def test_labels_may_change_after_the_ranking_was_made():
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
 def test_strictly_decreasing_keeps_the_order_and_touches_ties_alone(values):
-    from blurrerank.ranking import strictly_decreasing
+    from blurrerank.data.ranking import strictly_decreasing
 
     scores = -np.sort(-np.array([values], dtype=np.float32))
     lowered = strictly_decreasing(scores)

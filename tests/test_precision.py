@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank import reference
-from blurrerank.batches import rerank_batches
-from blurrerank.features import Side
-from blurrerank.index import build_index
+from blurrerank.data.features import Side
+from blurrerank.data.ranking import NOBODY, fine_keys, from_fine_keys
+from blurrerank.engine.batches import rerank_batches
+from blurrerank.graph.neighbours import find_neighbours
+from blurrerank.index.gallery_index import build_index
 from blurrerank.methods import create
-from blurrerank.neighbours import find_neighbours
-from blurrerank.precision import ceiling, error_bound, pair_scores, pick_precision, product, rounded
-from blurrerank.ranking import NOBODY, fine_keys, from_fine_keys
-from blurrerank.rows import PassingRows, UnitRows, unit_rows
-from blurrerank.search import nearest, search
-from blurrerank.tiles import greatest
+from blurrerank.search.exact import nearest, search
+from blurrerank.search.precision import ceiling, error_bound, pair_scores, pick_precision, product, rounded
+from blurrerank.search.rows import PassingRows, UnitRows, unit_rows
+from blurrerank.search.tiles import greatest
 
 CPU = torch.device("cpu")
 LOW = torch.bfloat16
@@ -219,7 +219,7 @@ def test_precisions_that_are_none(cli, write):
 
 def test_auto_stays_with_float32_for_few_probes():
     data = br.FeatureSet.from_arrays(np.eye(3, 8), np.eye(8))
-    from blurrerank.batches import plan_for
+    from blurrerank.engine.batches import plan_for
 
     assert plan_for(data, create("lbr")).dtype == torch.float32
     assert plan_for(data, create("lbr"), precision="bfloat16").dtype == LOW

@@ -24,7 +24,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import blurrerank as br
-from blurrerank.formats.images import ImageFiles
+from blurrerank.files.images import ImageFiles
 
 CHROMIUM = shutil.which("chromium")
 # Nothing that asks the network, and no sandbox of its own, which root has not.

@@ -16,9 +16,9 @@ import torch
 from conftest import features
 
 import blurrerank as br
-import blurrerank.checkpoint
-from blurrerank.checkpoint import Checkpoint, Done, keeping
-from blurrerank.formats import targets
+import blurrerank.engine.checkpoint
+from blurrerank.engine.checkpoint import Checkpoint, Done, keeping
+from blurrerank.files import targets
 
 METHODS = {
     "lbr": (),
@@ -47,7 +47,7 @@ def interrupted(cli, feats, monkeypatch):
     """Run until so many blocks of probes are kept, and then no further."""
 
     def interrupted(blocks, *arguments):
-        monkeypatch.setattr(blurrerank.checkpoint, "SECONDS", 0.0)
+        monkeypatch.setattr(blurrerank.engine.checkpoint, "SECONDS", 0.0)
         left = iter(range(blocks - 1))
         add = Checkpoint.add
 
@@ -113,7 +113,7 @@ def test_blocks_that_are_kept_are_not_done_again(cli, feats, interrupted, monkey
 
 def test_neighbours_of_all_images_are_kept(cli, feats, monkeypatch):
     """k-reciprocal finds these before it comes to the first probe."""
-    monkeypatch.setattr(blurrerank.checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(blurrerank.engine.checkpoint, "SECONDS", 0.0)
     options = ("--memory", "2MiB", *METHODS["k-reciprocal"])
     assert cli("run", feats, "-o", "whole.h5", *options)[0] == 0
     keep = Checkpoint.keep_neighbours
@@ -276,8 +276,8 @@ def test_out_of_memory_halves_the_budget_and_goes_on(method, memory, room, feats
     if method == "candidates":
         options["candidates"] = np.load(tmp_path / "lists.npy")
     expected = br.rerank(data, **options)
-    where = "blurrerank.batches." + ("look_up" if method == "candidates" else "search")
-    plain = getattr(br.batches, where.rpartition(".")[2])
+    where = "blurrerank.engine.batches." + ("look_up" if method == "candidates" else "search")
+    plain = getattr(br.engine.batches, where.rpartition(".")[2])
     batches = []
 
     def little_room(*arguments, batch, first, **others):
@@ -302,7 +302,7 @@ def test_out_of_memory_with_one_probe_is_the_end(feats, monkeypatch, tmp_path):
     def no_room(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
 
-    monkeypatch.setattr("blurrerank.batches.search", no_room)
+    monkeypatch.setattr("blurrerank.engine.batches.search", no_room)
     with (
         pytest.warns(br.BlurrerankWarning),
         pytest.raises(br.BlurrerankError, match=r"^cpu is out of memory: CUDA out of memory$"),
@@ -358,7 +358,7 @@ def test_targets_that_are_links_in_a_circle_or_have_long_names(cli, feats, tmp_p
     "error", [MemoryError(), br.BlurrerankError("out of memory"), br.InputError("it changed")]
 )
 def test_what_is_kept_is_told_however_a_run_ends(error, cli, feats, monkeypatch):
-    monkeypatch.setattr(blurrerank.checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(blurrerank.engine.checkpoint, "SECONDS", 0.0)
     add = Checkpoint.add
 
     def add_and_fail(self, done):
@@ -405,7 +405,7 @@ def test_what_could_not_be_kept_is_kept_later(cli, feats, interrupted, monkeypat
 
 def test_after_blocks_that_could_not_be_kept_no_more_are(interrupted, monkeypatch, tmp_path):
     """They would fill the memory, and what came behind the gap could not be used."""
-    monkeypatch.setattr(blurrerank.checkpoint, "_WAITING_BYTES", 0)
+    monkeypatch.setattr(blurrerank.engine.checkpoint, "_WAITING_BYTES", 0)
     tried = full_disk(monkeypatch, lambda count: count == 1)
     code, _, err = interrupted(5, "-o", "out.h5")
     assert code == 130
@@ -421,7 +421,7 @@ def test_neighbours_that_cannot_be_kept_do_not_keep_lists_from_being_kept(interr
     def full(*_, **__):
         raise br.OutputError("kept-neighbours.h5 cannot be written: No space left on device")
 
-    monkeypatch.setattr(blurrerank.checkpoint, "write_partial", full)
+    monkeypatch.setattr(blurrerank.engine.checkpoint, "write_partial", full)
     code, _, err = interrupted(3, "-o", "out.h5", "--method", "k-reciprocal")
     assert code == 130
     assert err.count("what is done cannot be kept") == 1
@@ -509,9 +509,11 @@ def test_an_index_is_built_though_nothing_can_be_kept_of_it(cli, feats, monkeypa
     def full(*_, **__):
         raise br.OutputError("out.partial cannot be written: No space left on device")
 
-    begin = blurrerank.index._Left.__init__
-    monkeypatch.setattr(blurrerank.index._Left, "__init__", lambda *given: begin(*given[:-1], 0.0))
-    monkeypatch.setattr(blurrerank.index.index_h5, "write_partial", full)
+    begin = blurrerank.index.gallery_index._Left.__init__
+    monkeypatch.setattr(
+        blurrerank.index.gallery_index._Left, "__init__", lambda *given: begin(*given[:-1], 0.0)
+    )
+    monkeypatch.setattr(blurrerank.index.gallery_index.index_h5, "write_partial", full)
     code, _, err = cli("index", feats, "-o", "out.index.h5", "--memory", "200KiB")
     assert code == 0
     assert err.count("what is done cannot be kept") == 1
@@ -538,10 +540,10 @@ def kept(tmp_path, monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(blurrerank.checkpoint, "time", clock)
+    monkeypatch.setattr(blurrerank.engine.checkpoint, "time", clock)
     (tmp_path / ".out.blurrerank").mkdir()
     first = Checkpoint(tmp_path / ".out.blurrerank", {"method": "lbr"}, tmp_path / "out")
-    clock.now += blurrerank.checkpoint.SECONDS
+    clock.now += blurrerank.engine.checkpoint.SECONDS
     first.add(block(0))
     return clock
 
@@ -596,7 +598,7 @@ def test_neighbours_of_another_run_are_not_used(kept, tmp_path):
         Checkpoint(tmp_path / ".out.blurrerank", {"method": name}, tmp_path / "out")
         for name in ("lbr", "other")
     )
-    kept.now += blurrerank.checkpoint.SECONDS
+    kept.now += blurrerank.engine.checkpoint.SECONDS
     ours.keep_neighbours(lambda: near)
     assert len(ours.neighbours()) == 4
     assert theirs.neighbours() is None
@@ -612,8 +614,8 @@ def test_neighbours_of_another_run_are_not_used(kept, tmp_path):
 def test_lists_of_other_versions_or_devices_are_refused(name, other, why, cli, feats, interrupted, monkeypatch):
     """They may differ in the last bit of a score."""
     assert interrupted(1, "-o", "out.h5")[0] == 130
-    monkeypatch.setattr(blurrerank.runs, "rerank_measured", None)
-    monkeypatch.setattr(blurrerank.runs, name, other)
+    monkeypatch.setattr(blurrerank.engine.runs, "rerank_measured", None)
+    monkeypatch.setattr(blurrerank.engine.runs, name, other)
     code, out, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume")
     assert (code, out) == (1, "")
     assert err.startswith(f"error: out.h5: an interrupted run left lists {why}")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank import reference
-from blurrerank.spectral import blurred_scores
+from blurrerank.spectral.transform import blurred_scores
 
 GROUPS = st.tuples(st.integers(1, 3), st.integers(1, 8), st.integers(1, 6), st.integers(0, 2**32))
 

@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, features
 
 import blurrerank as br
-from blurrerank import sweep as sweeping
-from blurrerank.formats.sweeps import read_sweep, save_sweep
+from blurrerank.studies import sweep as sweeping
+from blurrerank.studies.sweep_files import read_sweep, save_sweep
 
 FEATS = ROOT / "examples/omniglot.h5"
 

@@ -12,7 +12,7 @@ import pytest
 
 import blurrerank as br
 from blurrerank.cli.synth import PRESET_NAMES
-from blurrerank.synth import PRESETS, Size, synthesize
+from blurrerank.studies.synth import PRESETS, Size, synthesize
 
 
 def test_presets_are_those_of_the_help():

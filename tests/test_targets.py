@@ -12,9 +12,9 @@ import pytest
 from conftest import features
 
 import blurrerank as br
-from blurrerank.formats import targets
-from blurrerank.formats.sink import Sink
-from blurrerank.formats.targets import opener, replacing
+from blurrerank.files import targets
+from blurrerank.files.sink import Sink
+from blurrerank.files.targets import opener, replacing
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 as_root = pytest.mark.skipif(not ROOT, reason="only root can be somebody else")

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from blurrerank.cli import main
-from blurrerank.formats import load_sharded
-from blurrerank.group import Group
+from blurrerank.compute.processes import Group
+from blurrerank.engine.runs import rerank_to
+from blurrerank.files import load_sharded
 from blurrerank.methods import create
-from blurrerank.runs import rerank_to
 
 
 def run(cases: list[dict]) -> None:

@@ -22,9 +22,9 @@ from .options import (
 from .tables import comparison_line, method_label, print_json, table
 
 if TYPE_CHECKING:
-    from ..benchmark import Contender, Result
+    from ..evaluation.significance import Comparison
     from ..methods import Method
-    from ..significance import Comparison
+    from ..studies.benchmark import Contender, Result
 
 _MEANS = ("mAP", "mINP", "rank1", "rank5", "rank10")
 _STAGES = ("index", "search", "re-rank", "metrics")
@@ -94,12 +94,12 @@ def bench(
     blurrerank bench feats.h5 --compare lbr cosine
     blurrerank bench probes.h5 --index gallery.index.h5
     """
-    from ..batches import plan_for
-    from ..benchmark import REFERENCES, Contender, benchmark
+    from ..engine.batches import plan_for
     from ..errors import InputError, ParameterError
-    from ..formats import load
+    from ..evaluation.protocols import get_protocol
+    from ..files import load
     from ..methods import HeadMethod, available, create
-    from ..protocols import get_protocol
+    from ..studies.benchmark import REFERENCES, Contender, benchmark
 
     runtime.start()
     if index is not None:
@@ -185,9 +185,9 @@ def _latencies(
     import numpy as np
     import torch
 
-    from ..benchmark import latency
-    from ..formats import load_side
-    from ..index import GalleryIndex
+    from ..files import load_side
+    from ..index.gallery_index import GalleryIndex
+    from ..studies.benchmark import latency
 
     index = GalleryIndex.open(path, device=runtime.device)
     probe = load_side(feats, "probe", memory=runtime.memory)
@@ -238,7 +238,7 @@ def _latencies(
 @click.argument("task")
 def measure(task: str) -> None:
     """One run of `bench`, in a process of its own: TASK is JSON, and so is the answer."""
-    from ..benchmark import measure as run
+    from ..studies.benchmark import measure as run
 
     click.echo(json.dumps(run(json.loads(task))))
 
@@ -270,7 +270,7 @@ def _label(contender: Contender) -> str:
 
 def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     """A result, ready for JSON."""
-    from ..benchmark import ours
+    from ..studies.benchmark import ours
 
     told: dict[str, Any] = {
         "method": result.contender.method.name,
@@ -314,8 +314,8 @@ def _compared(results: Sequence[Result], methods: Sequence[Method]) -> Compariso
     """The comparison of two methods, unless one of them failed."""
     import numpy as np
 
-    from ..benchmark import Contender
-    from ..significance import compare_ap
+    from ..evaluation.significance import compare_ap
+    from ..studies.benchmark import Contender
 
     ran = {result.contender: result.runs[0] for result in results if result.runs}
     runs = [ran.get(Contender(method)) for method in methods]

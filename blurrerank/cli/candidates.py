@@ -13,9 +13,9 @@ from ..errors import ParameterError
 from .options import FILE, Runtime
 
 if TYPE_CHECKING:
-    from ..candidates import GivenLists
-    from ..features import FeatureSet
+    from ..data.features import FeatureSet
     from ..methods import Method
+    from ..search.given import GivenLists
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,7 +74,7 @@ class Source:
         Raises:
             ParameterError: saying which.
         """
-        from ..candidates import check_method
+        from ..search.given import check_method
 
         if self.file is not None and self.search is not None:
             raise ParameterError("--candidates brings the lists and --search looks for them: choose one")
@@ -97,7 +97,7 @@ class Source:
         if self.exact:
             return None, {"search": "exact"}
         if self.file is not None:
-            from ..formats.candidates import read_candidates
+            from ..files.candidates import read_candidates
 
             lists = read_candidates(sys.stdin.buffer if self.file == "-" else self.file, data)
             return lists, {"search": None, "shortest_list": lists.shortest, "longest_list": lists.depth}
@@ -106,7 +106,7 @@ class Source:
     def _faiss(
         self, data: FeatureSet, method: Method, depth: int | str | None, runtime: Runtime
     ) -> tuple[GivenLists, dict[str, Any]]:
-        from ..approximate import faiss_candidates, recall
+        from ..search.approximate import faiss_candidates, recall
 
         factory, size = _FACTORY if self.index_factory is None else self.index_factory, len(data.gallery)
         topn = method.depth(size)

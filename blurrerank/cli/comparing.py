@@ -22,8 +22,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..before_after import BeforeAfter
-    from ..sweep import Sweep
+    from ..studies.before_after import BeforeAfter
+    from ..studies.sweep import Sweep
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,9 +48,9 @@ class Request:
         Raises:
             BlurrerankError: for anything that cannot be used or written.
         """
-        from ..before_after import before_and_after, grid_of
-        from ..formats import load
-        from ..formats.targets import check_target
+        from ..files import load
+        from ..files.targets import check_target
+        from ..studies.before_after import before_and_after, grid_of
 
         check_ranking(self.ranking, self.format)
         check_target(self.output, force=self.force)
@@ -73,7 +73,7 @@ class Request:
 
 def _read_sweep(path: str) -> Sweep:
     from ..errors import InputError
-    from ..formats.sweeps import read_sweep
+    from ..studies.sweep_files import read_sweep
 
     try:
         return read_sweep(path)

@@ -12,7 +12,7 @@ from .options import FILE, Runtime, json_option, printable, shortened, talking_o
 from .tables import print_json
 
 if TYPE_CHECKING:
-    from ..importers import Imported
+    from ..files.foreign import Imported
 
 
 @click.command(short_help="Make a feature file of what another tool wrote.")
@@ -45,10 +45,10 @@ def convert(
     blurrerank convert market_88_test.pkl market.h5 --allow-pickle
     """
     from ..errors import ParameterError
-    from ..formats import save_features
-    from ..formats.targets import check_target
-    from ..importers import import_features
-    from ..importers.traps import label_doubts
+    from ..files import save_features
+    from ..files.foreign import import_features
+    from ..files.foreign.traps import label_doubts
+    from ..files.targets import check_target
 
     runtime.start()
     if not out.lower().endswith((".h5", ".hdf5")):
@@ -95,7 +95,7 @@ def _span(cams: Any) -> str:
 def _people(ids: Any) -> str:
     import numpy as np
 
-    from ..features import DISTRACTOR, JUNK
+    from ..data.features import DISTRACTOR, JUNK
 
     if ids is None:
         return "-"

@@ -67,10 +67,10 @@ def evaluate(
     blurrerank eval cosine.h5 lbr.h5 feats.h5 --latex
     blurrerank eval feats.h5 --compare lbr.h5 cosine.h5
     """
+    from ..engine.pipeline import evaluate as measure
     from ..errors import BlurrerankWarning, ParameterError
-    from ..formats import load
-    from ..pipeline import evaluate as measure
-    from ..significance import compare as test
+    from ..evaluation.significance import compare as test
+    from ..files import load
 
     runtime.start()
     named = list(dict.fromkeys([*rankings, *(compare or ())]))

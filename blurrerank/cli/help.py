@@ -10,13 +10,13 @@ from importlib.resources import files
 import click
 
 TOPICS: Mapping[str, tuple[str, ...]] = {
-    "features": ("formats/features_h5",),
-    "rankings": ("formats/ranking_h5", "formats/trec", "formats/jsonl", "formats/csv_lists", "formats/npz"),
-    "candidates": ("formats/candidates",),
-    "index-files": ("formats/index_h5",),
-    "probes": ("formats/probes",),
-    "sweeps": ("formats/sweeps",),
-    "other-tools": ("importers/__init__",),
+    "features": ("files/features_h5",),
+    "rankings": ("files/ranking_h5", "files/trec", "files/jsonl", "files/csv_lists", "files/npz"),
+    "candidates": ("files/candidates",),
+    "index-files": ("index/index_h5",),
+    "probes": ("files/probes",),
+    "sweeps": ("studies/sweep_files",),
+    "other-tools": ("files/foreign/__init__",),
 }
 """Topic -> the modules whose docstrings tell of it."""
 

@@ -46,8 +46,8 @@ def index(
     blurrerank index more.h5 -o gallery.index.h5 --append
     """
     from ..errors import ParameterError
-    from ..formats import load_side
-    from ..index import build_index, partial_of
+    from ..files import load_side
+    from ..index.gallery_index import build_index, partial_of
 
     runtime.start()
     if append and force:

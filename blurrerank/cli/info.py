@@ -21,9 +21,9 @@ def info(ctx: click.Context, feats: str, gallery: str | None, as_json: bool, run
 
     FEATS may also be an index, which is then checked as a whole. Exits with 1 if there are problems.
     """
-    from ..describe import describe, describe_index
-    from ..formats.access import check_readable
-    from ..formats.index_h5 import is_index
+    from ..files.access import check_readable
+    from ..index.index_h5 import is_index
+    from ..studies.describe import describe, describe_index
 
     runtime.start()
     check_readable(Path(feats))

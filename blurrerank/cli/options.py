@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import BlurrerankWarning, ParameterError
-from ..protocols import PROTOCOLS
+from ..evaluation.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
-    from ..features import FeatureSet
-    from ..ranking import Ranking
+    from ..data.features import FeatureSet
+    from ..data.ranking import Ranking
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -194,7 +194,7 @@ def ranking_of(ranking: str, data: FeatureSet, format: str | None) -> Ranking:
     Raises:
         InputError: if it cannot be read as one.
     """
-    from ..formats import read_ranking
+    from ..files import read_ranking
 
     return read_ranking(sys.stdin.buffer if ranking == "-" else ranking, data, format=format)
 

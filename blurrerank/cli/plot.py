@@ -28,7 +28,7 @@ def plot(request: Request, figure: str, runtime: Runtime) -> None:
     blurrerank plot feats.ranking.h5 feats.h5 -o figure.pdf
     blurrerank plot feats.ranking.h5 feats.h5 -o cmc.svg --figure cmc
     """
-    from ..plots import check_figure, draw
+    from ..report.plots import check_figure, draw
 
     runtime.start()
     check_figure(request.output, figure, sweep=request.sweep is not None)

@@ -11,8 +11,8 @@ from .comparing import Request, comparison_options, output_option
 from .options import FILE, Runtime
 
 if TYPE_CHECKING:
-    from ..features import FeatureSet
-    from ..formats.images import Pictures
+    from ..data.features import FeatureSet
+    from ..files.images import Pictures
 
 
 @click.command(short_help="Show a ranking in one HTML page, probe by probe.")
@@ -48,8 +48,8 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
     blurrerank report feats.ranking.h5 feats.h5 -o report.html
     blurrerank report feats.ranking.h5 feats.h5 -o report.html --image-root market/ --sweep sweep.json
     """
-    from ..formats.images import pillow
-    from ..formats.rankings import format_of
+    from ..files.images import pillow
+    from ..files.rankings import format_of
     from ..report import write_report
 
     runtime.start()
@@ -62,7 +62,7 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
     if request.gallery is not None:
         facts["gallery"] = Path(request.gallery).name
     if request.ranking != "-" and format_of(request.ranking, request.format) == "h5":
-        from ..formats.ranking_h5 import made_by
+        from ..files.ranking_h5 import made_by
 
         made = made_by(Path(request.ranking))
         facts["made with"] = ", ".join(f"{name} {version}" for name, version in made.items())
@@ -96,7 +96,7 @@ def _pictures(
 ) -> tuple[Pictures | None, Pictures | None]:
     """Where pictures of probes and of the gallery come from."""
     from ..errors import InputError
-    from ..formats.images import ImageFiles, stored_images
+    from ..files.images import ImageFiles, stored_images
 
     if image_root is None:
         return stored_images(request.feats, "probe"), stored_images(request.gallery or request.feats, "gallery")

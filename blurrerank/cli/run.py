@@ -30,9 +30,9 @@ from .tables import method_label, metrics_table, print_json
 from .together import together
 
 if TYPE_CHECKING:
-    from ..features import FeatureSet
-    from ..group import Group
-    from ..index import GalleryIndex
+    from ..compute.processes import Group
+    from ..data.features import FeatureSet
+    from ..index.gallery_index import GalleryIndex
     from ..methods import Method
 
 
@@ -152,12 +152,12 @@ def _run(
     **params: Any,
 ) -> None:
     """What each process does."""
+    from ..engine.runs import rerank_to
     from ..errors import ParameterError
-    from ..formats import format_of, load, load_sharded, load_side
-    from ..formats.targets import check_target, opener, replacing, what_is_kept
-    from ..index import GalleryIndex
+    from ..files import format_of, load, load_sharded, load_side
+    from ..files.targets import check_target, opener, replacing, what_is_kept
+    from ..index.gallery_index import GalleryIndex
     from ..methods import GalleryMethod, create
-    from ..runs import rerank_to
 
     runtime.start()
     given = {name: value for name, value in params.items() if value is not None}
@@ -283,11 +283,11 @@ def _answer(index: GalleryIndex, method: Method, depth: int | str | None, runtim
     """Answer each probe on standard input as soon as it is there."""
     from io import BufferedReader
 
+    from ..data.features import Side
+    from ..engine.pipeline import rerank_with
     from ..errors import InputError
-    from ..features import Side
-    from ..formats.jsonl import line
-    from ..formats.probes import arriving
-    from ..pipeline import rerank_with
+    from ..files.jsonl import line
+    from ..files.probes import arriving
 
     shown = len(index) if depth == "all" else cast("int | None", depth)
     failed = number = 0

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 # HDF5 calls what is in here, and calls again whatever that raises: something else comes of it.
-_NOT_IN = "blurrerank.formats.sink"
+_NOT_IN = "blurrerank.files.sink"
 # Seconds until a signal comes again.
 _LATER = 0.01
 

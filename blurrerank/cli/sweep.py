@@ -7,18 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import (
-    Runtime,
-    features_argument,
-    json_option,
-    metrics_options,
-    runtime_options,
-    style_options,
-)
+from .options import Runtime, features_argument, json_option, metrics_options, runtime_options, style_options
 from .tables import print_json, remark, table
 
 if TYPE_CHECKING:
-    from ..sweep import Sweep
+    from ..studies.sweep import Sweep
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -89,10 +82,10 @@ def sweep(
     blurrerank sweep feats.h5
     blurrerank sweep feats.h5 --topn 10,20,30 --sigma 0.05,0.1 -o sweep.csv
     """
-    from ..formats import load
-    from ..formats.sweeps import as_dict, check_name, read_sweep, save_sweep
-    from ..formats.targets import check_target
-    from ..sweep import sweep as measure
+    from ..files import load
+    from ..files.targets import check_target
+    from ..studies.sweep import sweep as measure
+    from ..studies.sweep_files import as_dict, check_name, read_sweep, save_sweep
 
     runtime.start()
     known = None
@@ -128,7 +121,7 @@ def sweep(
 
 
 def _table(found: Sweep, style: str | None) -> str:
-    from ..metrics import MEANS
+    from ..evaluation.metrics import MEANS
 
     rows = [["cosine", "", *(f"{found.cosine[name]:.4f}" for name in MEANS)]]
     for setting, means in found.rows.items():

@@ -50,7 +50,7 @@ def synth(
     blurrerank synth market.h5 --preset market1501
     blurrerank synth small.h5 --probes 100 --gallery 1000 --ids 50 --distractors 100 --junk 0 --dim 128
     """
-    from ..synth import PRESETS, synthesize
+    from ..studies.synth import PRESETS, synthesize
 
     if out == "-" or "::" in out:
         raise click.UsageError(f"{out}: name an HDF5 file to write")

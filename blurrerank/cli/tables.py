@@ -12,8 +12,8 @@ from .options import shortened
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..metrics import Metrics
-    from ..significance import Comparison
+    from ..evaluation.metrics import Metrics
+    from ..evaluation.significance import Comparison
 
 
 # Variants of a method that are not the usual one are said; the usual one is not.
@@ -53,7 +53,7 @@ def remark(line: str, style: str | None = None) -> str:
 
 def metrics_table(rows: Sequence[tuple[str, Metrics]], style: str | None = None) -> str:
     """What was measured, and one row for each ranking."""
-    from ..metrics import CMC_RANKS
+    from ..evaluation.metrics import CMC_RANKS
 
     first = rows[0][1]
     depths = {m.depth for _, m in rows}

@@ -12,7 +12,7 @@ from ..errors import BlurrerankError
 from . import signals
 
 if TYPE_CHECKING:
-    from ..group import Group
+    from ..compute.processes import Group
 
 
 class EndedError(BlurrerankError):
@@ -41,7 +41,7 @@ def together(device: str) -> Iterator[Group | None]:
     if "MASTER_ADDR" in os.environ:
         # Before torch is imported: it would add its stack to each connection that another process closed.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from ..group import Group, expected
+    from ..compute.processes import Group, expected
 
     if expected() == 1:
         yield None

@@ -19,12 +19,12 @@ from ..errors import ParameterError
 if TYPE_CHECKING:
     import torch
 
-    from ..neighbours import Keep, Neighbours
-    from ..plan import Plan
-    from ..ranking import Candidates
-    from ..rows import Gatherable, UnitRows
-    from ..search import Progress
-    from ..stopwatch import Stopwatch
+    from ..compute.stopwatch import Stopwatch
+    from ..data.ranking import Candidates
+    from ..engine.plan import Plan
+    from ..graph.neighbours import Keep, Neighbours
+    from ..search.exact import Progress
+    from ..search.rows import Gatherable, UnitRows
     from .k_reciprocal_online import EncodedGallery
 
 _DEPTH = 50

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from ..ranking import Candidates
-from ..rows import Gatherable
+from ..data.ranking import Candidates
+from ..search.rows import Gatherable
 from . import HeadMethod
 
 

@@ -26,13 +26,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..encoding import CHUNK_BYTES, SparseRows, average, expand, mutual, overlaps, weighted
+from ..compute.stopwatch import Stopwatch
+from ..engine.plan import Plan
 from ..errors import BlurrerankWarning, InputError, ParameterError
-from ..neighbours import Keep, Neighbours, find_neighbours, pair_similarities
-from ..plan import Plan
-from ..rows import UnitRows
-from ..search import Progress
-from ..stopwatch import Stopwatch
+from ..graph.encoding import CHUNK_BYTES, SparseRows, average, expand, mutual, overlaps, weighted
+from ..graph.neighbours import Keep, Neighbours, find_neighbours, pair_similarities
+from ..search.exact import Progress
+from ..search.rows import UnitRows
 from . import WholeMethod, check_count, check_share
 
 BASE_DISTANCES = ("squared", "squared-twice")

@@ -33,12 +33,12 @@ from typing import ClassVar
 
 import torch
 
-from ..encoding import CHUNK_BYTES, ONE, WHOLE, SparseRows, average, expand, mutual, offsets_of, overlaps
+from ..data.ranking import Candidates, from_sort_keys, sort_keys
 from ..errors import ParameterError
-from ..neighbours import Neighbours, pair_similarities
-from ..ranking import Candidates, from_sort_keys, sort_keys
-from ..rows import UnitRows, blocks_of
-from ..spectral import check_sigma
+from ..graph.encoding import CHUNK_BYTES, ONE, WHOLE, SparseRows, average, expand, mutual, offsets_of, overlaps
+from ..graph.neighbours import Neighbours, pair_similarities
+from ..search.rows import UnitRows, blocks_of
+from ..spectral.transform import check_sigma
 from . import GalleryMethod, check_count, check_share
 
 # exp((c - c1) / sigma) is then no denormal number even for opposite features, so that float32 keeps the order.

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from .. import fused
+from ..data.ranking import Candidates
 from ..errors import ParameterError
-from ..precision import full_float32
-from ..ranking import Candidates
-from ..rows import Gatherable
-from ..spectral import blurred_scores, check_sigma
-from ..tiles import widen
+from ..search.precision import full_float32
+from ..search.rows import Gatherable
+from ..search.tiles import widen
+from ..spectral import fused
+from ..spectral.transform import blurred_scores, check_sigma
 from . import HeadMethod, check_count, check_switch
 
 # Bytes worked on at a time: on a CPU they should stay in the last-level cache between

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..before_after import DROPPED, IS_JUNK, RIGHT, WRONG, BeforeAfter, grid_of
 from ..errors import InputError
-from ..formats.images import Pictures
-from ..formats.targets import opener, replacing
-from ..metrics import Metrics
-from ..sweep import Sweep
+from ..evaluation.metrics import Metrics
+from ..files.images import Pictures
+from ..files.targets import opener, replacing
+from ..studies.before_after import DROPPED, IS_JUNK, RIGHT, WRONG, BeforeAfter, grid_of
+from ..studies.sweep import Sweep
 from .charts import change_chart, cmc_chart, heat_map
 from .sprites import Sheets, make_sheets
 

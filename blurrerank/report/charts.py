@@ -8,8 +8,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from ..before_after import BeforeAfter, Grid
-from ..metrics import Metrics
+from ..evaluation.metrics import Metrics
+from ..studies.before_after import BeforeAfter, Grid
 
 _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 344, 12, 192

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats.images import Pictures, Thumbnail, pillow
+from ..files.images import Pictures, Thumbnail, pillow
 
 EDGE = 64
 """Pictures are scaled to fit this many pixels each way."""

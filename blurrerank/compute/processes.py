@@ -1,0 +1,295 @@
+"""The processes that `torchrun` started for one run, and what they say to each other.
+
+Everything that travels goes through the few methods of `Group`. Each of them is called by all processes, in
+the same order, and waits; a process that is gone ends the waiting with `LostError`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..errors import BlurrerankError
+
+SILENCE = 30.0
+"""Seconds without a sign of life after which a process counts as lost. One that dies is noticed at once, since
+its connections close; this is for a machine that fell silent."""
+ARRIVAL = 300.0
+"""Seconds within which all processes of a run must have started."""
+
+_BEAT = 4.0
+# Processes wait for each other however long the slowest works, as long as it gives signs of life.
+_PATIENCE = timedelta(days=7)
+_ANSWER = timedelta(seconds=SILENCE)
+
+
+class LostError(BlurrerankError):
+    """Another process of the run is gone, or gave up."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this run was lost: nothing was written; start it again")
+
+
+def expected() -> int:
+    """How many processes the environment says this run has; 1 outside `torchrun`."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return 1
+    return int(os.environ["WORLD_SIZE"])
+
+
+class Group:
+    """The processes of one run.
+
+    Attributes:
+        rank: which this is, from 0.
+        size: how many there are, 2 or more.
+        device: where this one computes, once they are connected.
+        closed: whether they have parted.
+    """
+
+    device: str = "cpu"
+    closed: bool = False
+
+    def __init__(self, arrival: float = ARRIVAL) -> None:
+        """Meet the others, at the address that the environment names.
+
+        Args:
+            arrival: seconds to wait for the others.
+
+        Raises:
+            LostError: if not all of them come.
+        """
+        # Not every build of torch has these.
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        stores: Any = dist  # which does not say that it exports them
+        try:
+            self._meeting, self.rank, self.size = next(rendezvous("env://", timeout=timedelta(seconds=arrival)))
+            # A connection of our own to the same store: one that waits for somebody answers nobody else.
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            own = stores.TCPStore(address, port, is_master=False, timeout=_ANSWER)
+            self._store = PrefixStore(f"blurrerank/{attempt}", own)
+            self._meet(arrival)
+        except RuntimeError as error:
+            raise LostError from error
+        self._pulse = _Pulse(self._store, self.rank, self.size)
+        self._pulse.start()
+
+    def connect(self, device: str) -> None:
+        """Make ready to compute together; NCCL carries what lies on a GPU, gloo the rest.
+
+        Args:
+            device: `auto`, `cpu` or `cuda`; with GPUs, each process of a machine takes its own.
+
+        Raises:
+            BlurrerankError: if there are more processes than GPUs on this machine.
+            LostError: if a process is gone.
+        """
+        from torch.distributed.distributed_c10d import PrefixStore
+
+        self.device = _device_for(device)
+        if self.device.startswith("cuda"):
+            torch.cuda.set_device(self.device)
+        failed: list[Exception] = []
+
+        def connect() -> None:
+            try:
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if self.device.startswith("cuda") else "gloo",
+                    store=PrefixStore("group", self._meeting),
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=_PATIENCE,
+                )
+            except Exception as error:
+                failed.append(error)
+
+        # It waits for the others, deaf to signals: let a thread wait.
+        thread = threading.Thread(target=connect, daemon=True, name="connect")
+        thread.start()
+        while thread.is_alive():
+            if self._pulse.lost:
+                raise LostError
+            thread.join(0.01)
+        if failed:
+            raise LostError from failed[0]
+
+    def _meet(self, arrival: float) -> None:
+        """Wait until all are there. Not in one call, which would keep signals waiting too."""
+        self._store.set(_beat_of(self.rank), "0")
+        names = [_beat_of(rank) for rank in range(self.size)]
+        limit = time.monotonic() + arrival
+        while not self._store.check(names):
+            if time.monotonic() > limit:
+                raise LostError
+            time.sleep(0.02)
+
+    def claim(self, what: str) -> bool:
+        """Whether this process is the first of the group to ask for `what`; without the others' help."""
+        try:
+            return bool(self._store.add(f"claim/{what}", 1) == 1)
+        except RuntimeError:  # whoever kept the count is gone
+            return True
+
+    def claimed(self, what: str) -> bool:
+        """Whether a process of the group has claimed `what`."""
+        try:
+            return bool(self._store.check([f"claim/{what}"]))
+        except RuntimeError:
+            return False
+
+    def give_up(self) -> None:
+        """Let those who wait for this process wait no longer."""
+        try:
+            self._store.set("lost", str(self.rank))
+        except RuntimeError:  # then they know
+            return
+        finally:
+            self._pulse.stop()
+
+    def close(self) -> None:
+        """Part, everything being done."""
+        if self.closed:
+            return
+        self.closed = True
+        self._pulse.stop()
+        dist.destroy_process_group()
+
+    def _wait(self, start: Callable[[], Any]) -> None:
+        """Begin a collective operation and wait for its end, with an eye on whether the others live."""
+        pause = 1e-5
+        try:
+            work = start()
+            while not work.is_completed():
+                if self._pulse.lost:
+                    raise LostError
+                time.sleep(pause)  # short: signals are seen between two of them
+                pause = min(2 * pause, 2e-3)
+            work.wait()
+        except RuntimeError as error:
+            raise LostError from error
+
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+        self.reduced(torch.zeros(1), "sum")
+
+    def reduced(self, values: torch.Tensor, how: str) -> torch.Tensor:
+        """The `sum`, `min` or `max` over the processes, element by element; `values` is overwritten with it."""
+        op = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}[how]
+        values = values.contiguous()
+        if values.numel():
+            self._wait(lambda: dist.all_reduce(values, op, async_op=True))
+        return values
+
+    def agreed(self, numbers: Sequence[int]) -> list[int]:
+        """The smallest of each number over the processes."""
+        smallest: list[int] = self.reduced(torch.tensor(numbers, dtype=torch.int64), "min").tolist()
+        return smallest
+
+    def sent(self, values: torch.Tensor, source: int) -> torch.Tensor:
+        """`values` of process `source`; those of the others, of the same shape and dtype, are overwritten."""
+        self._wait(lambda: dist.broadcast(values, source, async_op=True))
+        return values
+
+    def exchanged(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Hand one tensor to each process.
+
+        Args:
+            parts: for each process an (n, ...) tensor; n may differ, and be 0, the rest of the shape not.
+
+        Returns:
+            What each process had for this one, likewise.
+        """
+        counts = torch.tensor([len(part) for part in parts], dtype=torch.int64)
+        coming = torch.empty_like(counts)
+        self._wait(lambda: dist.all_to_all_single(coming, counts, async_op=True))
+        given = torch.cat(list(parts))
+        found = given.new_empty(int(coming.sum()), *given.shape[1:])
+        self._wait(
+            lambda: dist.all_to_all_single(found, given, coming.tolist(), counts.tolist(), async_op=True)
+        )
+        return list(torch.split(found, coming.tolist()))
+
+    def gathered(self, rows: torch.Tensor) -> torch.Tensor:
+        """The (n, ...) `rows` of all processes, one after another, everywhere; n may differ."""
+        return torch.cat(self.exchanged([rows] * self.size))
+
+    def to_first(self, rows: torch.Tensor) -> torch.Tensor:
+        """The (n, ...) `rows` of all processes, one after another, on the first; nothing on the others."""
+        return torch.cat(self.exchanged([rows, *[rows[:0]] * (self.size - 1)]))
+
+    def messages(self, text: str) -> list[str]:
+        """What each process says, everywhere."""
+        said = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else _NOTHING
+        return [bytes(part.tolist()).decode() for part in self.exchanged([said] * self.size)]
+
+    def share(self, count: int, rank: int | None = None) -> slice:
+        """Which of `count` things are this process's, or those of `rank`: contiguous, in order of rank."""
+        rank = self.rank if rank is None else rank
+        return slice(count * rank // self.size, count * (rank + 1) // self.size)
+
+
+_NOTHING = torch.empty(0, dtype=torch.uint8)
+
+
+class _Pulse(threading.Thread):
+    """Shows that this process lives, and watches the next one: a silent machine closes no connection.
+
+    Attributes:
+        lost: whether some process is gone, as far as is known here.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        super().__init__(daemon=True, name="pulse")
+        self.lost = False
+        self._store, self._rank, self._watched = store, rank, (rank + 1) % size
+        self._over = threading.Event()
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join(timeout=2 * _BEAT)
+
+    def run(self) -> None:
+        beat, seen, since = 0, b"", time.monotonic()
+        while not self._over.wait(_BEAT):
+            beat += 1
+            try:
+                self._store.set(_beat_of(self._rank), str(beat))
+                theirs = self._store.get(_beat_of(self._watched))
+                if theirs != seen:
+                    seen, since = theirs, time.monotonic()
+                elif time.monotonic() - since > SILENCE:
+                    self._store.set("lost", str(self._watched))
+                self.lost = self._store.check(["lost"])
+            except RuntimeError:  # who kept the store is gone
+                self.lost = True
+            if self.lost:
+                return
+
+
+def _beat_of(rank: int) -> str:
+    return f"beat/{rank}"
+
+
+def _device_for(name: str) -> str:
+    """The device of this process by what was asked for."""
+    if name == "auto" and not torch.cuda.is_available():
+        return "cpu"
+    if name not in ("auto", "cuda"):
+        return name
+    local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    if local >= torch.cuda.device_count():
+        raise BlurrerankError(
+            f"torch sees {torch.cuda.device_count()} GPUs and there are more processes on this machine: each "
+            "needs its own; start fewer, or use --device cpu"
+        )
+    return f"cuda:{local}"

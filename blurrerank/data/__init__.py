@@ -1,0 +1,1 @@
+"""The values that everything else passes on: features with their labels, lists, rankings."""

@@ -1,0 +1,1 @@
+"""How the work is cut and carried out: one run from features to lists."""

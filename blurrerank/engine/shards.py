@@ -1,0 +1,215 @@
+"""Features of which each process of a `Group` holds a part of the gallery; rows that come from their owners.
+
+The gallery is cut into contiguous slices in order of rank, so that global indices are local ones plus an
+offset, and whatever is joined in order of rank is in order of index. Probes are read by every process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ..compute.processes import Group
+from ..data.features import FeatureSet, Side, find_problems, label_problems
+from ..data.ranking import NOBODY
+from ..errors import InputError
+from ..search.rows import UnitRows
+
+# Row digests that travel at a time, of 16 bytes each.
+_DIGESTS = 4 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedGallery(Side):
+    """The whole gallery: its size everywhere, its labels on the first process, its features nowhere.
+
+    Attributes:
+        features: (G, D), where they are stored; not to be read from here.
+        shard: the rows of this process.
+        group: the processes.
+    """
+
+    shard: Side = field(kw_only=True)
+    group: Group = field(kw_only=True)
+
+    def digest(self) -> str:
+        """SHA-256 over the digests of all rows, as of one that is not cut; empty but on the first process."""
+        mine = torch.from_numpy(self.shard.row_digests().copy())
+        whole = hashlib.sha256()
+        for rank in range(self.group.size):
+            rows = self.group.share(len(self), rank)
+            for start in range(0, rows.stop - rows.start, _DIGESTS):
+                piece = mine[start : start + _DIGESTS] if rank == self.group.rank else mine[:0]
+                whole.update(self.group.to_first(piece).numpy().data)
+        return "" if self.group.rank else whole.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedSet(FeatureSet):
+    """A `FeatureSet` whose gallery is cut among processes; the first of them knows all labels.
+
+    Raises:
+        InputError: on construction, everywhere, whichever process found the problems.
+    """
+
+    gallery: ShardedGallery
+
+    def __post_init__(self) -> None:
+        """Let each process check what it holds, and tell the others."""
+        # With fewer items than processes some hold none, which is no problem of the file.
+        held = self.shard.features.shape[0:1] != (0,) or self.gallery.features.shape[0:1] == (0,)
+        unlabelled = replace(self.shard, ids=None)
+        problems = find_problems(self.probe, unlabelled if held else None)
+        problems += label_problems(self.gallery)
+        raise_everywhere(problems, self.group)
+
+    @property
+    def group(self) -> Group:
+        """The processes."""
+        return self.gallery.group
+
+    @property
+    def shard(self) -> Side:
+        """The gallery rows of this process."""
+        return self.gallery.shard
+
+    @property
+    def part(self) -> FeatureSet:
+        """Probes and the gallery rows of this process, which may be none."""
+        return _Part(self.probe, self.shard)
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether both sides carry identities."""
+        return self.probe.ids is not None and self.shard.ids is not None
+
+
+class _Part(FeatureSet):
+    """Checked with the whole it is a part of."""
+
+    def __post_init__(self) -> None:
+        """Nothing to check."""
+
+
+def raise_everywhere(problems: list[str], group: Group) -> None:
+    """Raise `InputError` in all processes if any of them found problems; each is named once."""
+    said = group.messages("\n".join(" ".join(problem.split("\n")) for problem in problems))
+    found = dict.fromkeys(line for text in said for line in text.splitlines())
+    if found:
+        raise InputError(list(found))
+
+
+class FetchedRows:
+    """The gallery rows that some candidates need, brought from the processes that hold them.
+
+    Args:
+        indices: int64, any shape, into the whole gallery; all that `gather` will be asked for.
+        shard: the rows of this process.
+        size: G, how many items the whole gallery has.
+        group: the processes, all of which must come here.
+    """
+
+    def __init__(self, indices: torch.Tensor, shard: UnitRows, size: int, group: Group) -> None:
+        """Ask the owners."""
+        self.device, self.dim, self._size = shard.device, shard.dim, size
+        self._distinct = torch.unique(indices)
+        starts = [group.share(size, rank).start for rank in range(group.size)]
+        cuts = torch.searchsorted(self._distinct, torch.tensor(starts, device=self.device)).tolist()
+        wanted = [
+            self._distinct[start:stop]
+            for start, stop in zip(cuts, [*cuts[1:], len(self._distinct)], strict=True)
+        ]
+        asked = group.exchanged(wanted)
+        table, places = shard.gather(torch.cat(asked) - starts[group.rank])
+        answers = torch.split(table.index_select(0, places), [len(part) for part in asked])
+        self._table = torch.cat(group.exchanged(answers))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `UnitRows.gather`, of rows that were fetched."""
+        return self._table, torch.searchsorted(self._distinct, indices)
+
+
+class ShardedImages(UnitRows):
+    """Probes and gallery one after another; gallery rows come from their owners when they are asked for.
+
+    All processes must ask for the same rows in the same order.
+    """
+
+    def __init__(self, data: ShardedSet, shard: UnitRows, *, block: int) -> None:
+        """Prepare to read `block` rows of probes at a time; `shard` are the gallery rows of this process."""
+        self.group, self._shard = data.group, shard
+        self._gallery = len(data.gallery)
+        super().__init__(
+            data.probe, data.gallery, device=shard.device, block=block, resident=False, dtype=shard.dtype
+        )
+
+    def spans(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
+        """The rows of each `(start, stop)` in turn, from their owners."""
+        for start, stop in spans:
+            yield self._brought(start, stop)
+
+    def _brought(self, start: int, stop: int) -> torch.Tensor:
+        rows = torch.empty(stop - start, self.dim, device=self.device)
+        probes = len(self.sides[0])
+        if start < probes:
+            some = UnitRows(self.sides[0], device=self.device, block=self.block, resident=False)
+            rows[: min(stop, probes) - start] = some.rows(start, min(stop, probes))
+        for rank in range(self.group.size):
+            held = self.group.share(self._gallery, rank)
+            first, last = max(start - probes, held.start), min(stop - probes, held.stop)
+            if first < last:
+                piece = rows[probes + first - start : probes + last - start]
+                if rank == self.group.rank:
+                    piece.copy_(self._shard.rows(first - held.start, last - held.start))
+                self.group.sent(piece, rank)
+        return rows
+
+    def mine(self, number: int) -> bool:
+        """Whether this process does this piece of the work."""
+        return bool(self.group.rank == number % self.group.size)
+
+    def joined(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the processes."""
+        return self.group.reduced(values, "sum")
+
+    def best(self, keys: torch.Tensor) -> torch.Tensor:
+        """The best keys of all processes, in pieces, so that little more than `keys` is held."""
+        for some in torch.split(keys, self.block):
+            some.copy_(merged(some, some.shape[1], self.group))
+        return keys
+
+    def scored(self, probes: int) -> slice:
+        """The gallery rows of this process."""
+        held = self.group.share(self._gallery)
+        return slice(probes + held.start, probes + held.stop)
+
+
+def merged(keys: torch.Tensor, count: int, group: Group) -> torch.Tensor:
+    """The best `count` of each row's sort keys over all processes, everywhere.
+
+    Each process merges its share of the rows, so that a key travels to one process, and a winner to all.
+
+    Args:
+        keys: (p, n) int64, of the same p rows in all processes; n may differ.
+        count: how many to keep, up to as many as there are.
+        group: the processes.
+
+    Returns:
+        (p, count) int64, best first.
+    """
+    return group.gathered(best_of_share(keys, count, group))
+
+
+def best_of_share(keys: torch.Tensor, count: int, group: Group) -> torch.Tensor:
+    """As `merged`, but of the rows that are this process's share alone, and here alone."""
+    # n is told by lists of one length: a process with a short gallery fills up with keys that lose.
+    widened = torch.full((len(keys), count), NOBODY, dtype=torch.int64, device=keys.device)
+    widened[:, : keys.shape[1]] = keys[:, :count]
+    found = group.exchanged([widened[group.share(len(keys), rank)] for rank in range(group.size)])
+    return torch.cat(found, dim=1).topk(count, dim=1).values if count else found[0]

@@ -1,0 +1,1 @@
+"""Protocols, where the matches stand, metrics, and significance."""

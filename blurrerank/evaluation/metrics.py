@@ -1,0 +1,253 @@
+"""CMC, average precision and inverse negative penalty, from where the matches stand.
+
+Sources: AP and CMC as in the Market-1501 protocol (Zheng et al., "Scalable Person Re-identification: A
+Benchmark", ICCV 2015); INP from Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook",
+TPAMI 2021, arXiv:2001.04193.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.features import DISTRACTOR, JUNK, FeatureSet, Side
+from ..data.ranking import Positions
+from ..errors import BlurrerankWarning, ParameterError
+from .match_finder import MAX_RANK
+from .protocols import Protocol, get_protocol
+
+AP_KINDS = ("plain", "trapezoid")
+CMC_RANKS = (1, 5, 10, 20)
+MEANS = ("mAP", "mINP", *(f"rank{rank}" for rank in CMC_RANKS))
+"""What `Metrics.means` holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """How good a ranking is: means over the probes that have a match, as fractions.
+
+    Attributes:
+        mAP: mean average precision; NaN if no probe has a match, like all means here.
+        mINP: mean inverse negative penalty.
+        cmc: (K,) cumulative match curve; `cmc[k - 1]` is rank-k.
+        valid_probes: probes that have a match in the gallery; the means are over these.
+        probes: all probes.
+        protocol: the protocol's name.
+        ap_kind: `plain` or `trapezoid`.
+        depth: None for the whole gallery; otherwise the length of the shortest list, and a match that is not
+            listed counts as missed.
+        ap: (P,) average precision of each probe, NaN for one without a match.
+        inp: (P,) likewise its inverse negative penalty.
+        first_match: (P,) likewise the rank, from 1, of its first match; infinity if that is not listed.
+    """
+
+    mAP: float
+    mINP: float
+    cmc: NDArray[np.float64]
+    valid_probes: int
+    probes: int
+    protocol: str
+    ap_kind: str
+    depth: int | None
+    ap: NDArray[np.float64]
+    inp: NDArray[np.float64]
+    first_match: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name}={value:.4f}" for name, value in self.means().items())
+        return f"Metrics({means}, {self.valid_probes} valid of {self.probes} probes, {self.protocol})"
+
+    def rank(self, k: int) -> float:
+        """Rank-k: the share of valid probes with a match among the first k, 1 to 50.
+
+        Raises:
+            ParameterError: for any other k.
+        """
+        if not 1 <= k <= len(self.cmc):
+            raise ParameterError(f"rank-{k} is not measured: the curve goes from 1 to {len(self.cmc)}")
+        return float(self.cmc[k - 1])
+
+    def means(self) -> dict[str, float]:
+        """mAP, mINP and rank-k for each of `CMC_RANKS`, by `MEANS`."""
+        return dict(zip(MEANS, (self.mAP, self.mINP, *map(self.rank, CMC_RANKS)), strict=True))
+
+    def summary(self) -> dict[str, Any]:
+        """The means and what they are means of, ready for JSON (NaN as None)."""
+        return {
+            **{name: None if np.isnan(value) else value for name, value in self.means().items()},
+            "valid_probes": self.valid_probes,
+            "probes": self.probes,
+            "protocol": self.protocol,
+            "ap": self.ap_kind,
+            "depth": self.depth,
+        }
+
+
+def check_ap(ap: str) -> None:
+    """Raise `ParameterError` unless `ap` is a kind of average precision."""
+    if ap not in AP_KINDS:
+        raise ParameterError(f"AP {ap!r} is not known: use {' or '.join(AP_KINDS)}")
+
+
+def measure(
+    positions: Positions,
+    data: FeatureSet,
+    protocol: Protocol,
+    *,
+    ap: str = "plain",
+    depth: int | None = None,
+) -> Metrics:
+    """Measure a ranking by the positions of its matches.
+
+    With r_1 < ... < r_m the ranks (from 1) of a probe's m matches after the protocol has dropped its items:
+
+        AP (plain)      = 1/m sum_i  i / r_i
+        AP (trapezoid)  = 1/m sum_i  (i / r_i + (i - 1) / (r_i - 1)) / 2, where 0 / 0 is 1
+        INP             = m / r_m
+        rank-k          = 1 if r_1 <= k; single-shot: its expectation over the draws
+
+    Args:
+        positions: of all probes of `data`.
+        data: for cameras.
+        protocol: which items are dropped.
+        ap: `plain` (torchreid, fast-reid) or `trapezoid` (Market-1501 toolbox).
+        depth: of the lists the positions were found in, where these do not reach the end of the gallery.
+
+    Raises:
+        ParameterError: for an unknown kind of AP.
+    """
+    check_ap(ap)
+    probes, owner = len(data.probe), positions.probes
+    ranks = np.where(positions.ranks < 0, np.inf, positions.ranks + 1.0)
+    order = np.lexsort((ranks, owner))
+    owner, ranks = owner[order], ranks[order]
+    dropped = _dropped(positions, data, protocol)[order]
+
+    # Ranks as they are once the dropped items ahead are gone.
+    starts = positions.offsets[:-1]
+    ranks = ranks - _running(dropped, owner, starts)
+    owner, ranks = owner[~dropped], ranks[~dropped]
+    matches = np.bincount(owner, minlength=probes)
+    starts = np.concatenate([[0], np.cumsum(matches)[:-1]])
+    hits = _running(np.ones(len(owner)), owner, starts)
+
+    precision = hits / ranks
+    if ap == "trapezoid":
+        before = np.where(ranks > 1, (hits - 1) / np.maximum(ranks - 1, 1), 1.0)
+        precision = (precision + before) / 2
+
+    valid = matches > 0
+    # Invalid probes divide by NaN: no answer, and no warning.
+    number = np.where(valid, matches, np.nan)
+    last, first = np.full(probes, np.nan), np.full(probes, np.nan)
+    last[valid] = ranks[(starts + matches - 1)[valid]]
+    first[valid] = ranks[starts[valid]]
+    average = np.bincount(owner, weights=precision, minlength=probes) / number
+    inp = number / last
+
+    reached = first[:, None] <= np.arange(1, MAX_RANK + 1)
+    curve = np.where(valid[:, None], reached, np.nan)
+    if protocol.single_shot:
+        assert positions.within is not None
+        within = positions.within[order][~dropped]
+        drawn = np.zeros((probes, MAX_RANK))
+        np.add.at(drawn, owner, within)
+        curve = drawn / number[:, None]
+
+    return Metrics(
+        mAP=_mean(average[valid]),
+        mINP=_mean(inp[valid]),
+        cmc=curve[valid].mean(axis=0) if valid.any() else np.full(MAX_RANK, np.nan),
+        valid_probes=int(valid.sum()),
+        probes=probes,
+        protocol=protocol.name,
+        ap_kind=ap,
+        depth=depth,
+        ap=average,
+        inp=inp,
+        first_match=first,
+    )
+
+
+def _dropped(positions: Positions, data: FeatureSet, protocol: Protocol) -> NDArray[np.bool_]:
+    if not protocol.drops_same_camera or data.probe.cams is None or data.gallery.cams is None:
+        return np.zeros(len(positions.ranks), dtype=bool)
+    same: NDArray[np.bool_] = data.probe.cams[positions.probes] == data.gallery.cams[positions.indices]
+    return same
+
+
+def _running(values: NDArray[Any], owner: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sum of `values` up to and including each entry, within its owner."""
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    running: NDArray[np.float64] = total[1:] - total[starts[owner]]
+    return running
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def valid_probes(data: FeatureSet, protocol: str) -> int:
+    """How many probes have a match in the gallery once `protocol` has dropped its items; `data` has ids."""
+    assert data.probe.ids is not None
+    assert data.gallery.ids is not None
+    same_camera = np.zeros(len(data.probe), dtype=np.int64)
+    if get_protocol(protocol).drops_same_camera and data.has_cams:
+        both = np.stack(
+            [
+                np.concatenate([data.probe.ids, data.gallery.ids]),
+                np.concatenate([data.probe.cams, data.gallery.cams]),
+            ],
+            axis=1,
+        )
+        _, pair = np.unique(both, axis=0, return_inverse=True)
+        pair = pair.ravel()
+        same_camera = np.bincount(pair[len(data.probe) :], minlength=pair.max() + 1)[pair[: len(data.probe)]]
+    ids, counts = np.unique(data.gallery.ids, return_counts=True)
+    place = np.searchsorted(ids, data.probe.ids).clip(max=len(ids) - 1)
+    matches = np.where((ids[place] == data.probe.ids) & (data.probe.ids > DISTRACTOR), counts[place], 0)
+    return int((matches > same_camera).sum())
+
+
+def cameras(side: Side) -> NDArray[np.int64]:
+    """The distinct cameras of a side that has cameras, ascending, but for junk, which no protocol looks at."""
+    assert side.cams is not None
+    return np.unique(side.cams if side.ids is None else side.cams[side.ids != JUNK])
+
+
+def doubts(data: FeatureSet, protocol: Protocol, valid_probes: int) -> list[str]:
+    """What in the labels makes metrics say something else than was probably meant, one line each."""
+    found = []
+    if protocol.drops_same_camera:
+        if data.probe.cams is None or data.gallery.cams is None:
+            found.append(f"{data.lacking('cams')}: protocol {protocol.name} drops nothing but junk")
+        elif len(np.union1d(cameras(data.probe), cameras(data.gallery))) == 1:
+            found.append(
+                f"one camera everywhere: protocol {protocol.name} drops every match; "
+                "if there is only one, measure with protocol plain"
+            )
+    nobody = int(np.count_nonzero(data.probe.ids == DISTRACTOR))
+    if nobody:
+        found.append(
+            f"{nobody} probes have id 0, which marks distractors: they count as having no match; "
+            "number identities from 1"
+        )
+    if not valid_probes:
+        found.append("no probe has a match in the gallery: there is nothing to measure")
+    return found
+
+
+def warn_about(metrics: Metrics, data: FeatureSet) -> None:
+    """Warn, with `BlurrerankWarning`, of `doubts` and of lists that end before the gallery does."""
+    found = doubts(data, get_protocol(metrics.protocol), metrics.valid_probes)
+    if metrics.depth is not None:
+        found.append(
+            f"the shortest list ends at rank {metrics.depth} of {len(data.gallery)}: "
+            "matches that are not listed count as missed"
+        )
+    for message in found:
+        warnings.warn(message, BlurrerankWarning, stacklevel=3)

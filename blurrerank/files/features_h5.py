@@ -1,0 +1,368 @@
+"""Native feature files, `blurrerank-features` version 1.
+
+    /probe, /gallery        one group a side
+        features            (N, D) float16, float32 or float64
+        ids, cams           (N,) integers, optional
+        names               (N,) utf-8 strings, optional
+        images              (N, H, W) or (N, H, W, 3) uint8 thumbnails, optional
+
+Root attributes: `format` and `format_version`, always written, not required; anything else is provenance.
+`file.h5::/group` addresses a group inside a file, which then stands for the root. Where one side is asked for,
+its group may also be addressed itself.
+
+What h5py writes with its default settings is read, also packed by one filter. With libver="latest", groups and
+datasets with more than 8 links or attributes, or of several chunks, are refused; with track_order, more than 8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.features import DEFAULT_MEMORY, FeatureSet, Side, find_problems
+from ..errors import InputError
+from .hdf5 import Budget, check_dataset, member, open_hdf5, reading
+from .hdf5 import attributes as attributes_of
+from .same_file import status
+from .sink import new_hdf5
+from .targets import replacing
+from .watched import Watched
+
+if TYPE_CHECKING:
+    from ..compute.processes import Group
+    from ..engine.shards import ShardedGallery, ShardedSet
+    from .foreign import Imported
+
+FORMAT = "blurrerank-features"
+VERSION = 1
+
+
+class StoredFeatures:
+    """Features that stay on disk: slices are read when asked for."""
+
+    def __init__(self, dataset: Any, where: str, part: slice | None = None) -> None:
+        """Keep `dataset`, or a `part` of its rows, and its file open with it; `where` names it in messages."""
+        self._dataset = dataset
+        self._where = where
+        # HDF5 keeps other programs that use it from writing meanwhile, and no others.
+        self._watched = Watched(partial(status, dataset), where)
+        self._first = 0 if part is None else part.start
+        self.shape = tuple(dataset.shape) if part is None else (part.stop - part.start, *dataset.shape[1:])
+        self.dtype = dataset.dtype
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Read rows.
+
+        Raises:
+            InputError: if the file does not give them, or was changed since it was opened.
+        """
+        start, stop, _ = rows.indices(self.shape[0])
+        with reading(self._where):
+            found = np.asarray(self._dataset[self._first + start : self._first + stop])
+        self._watched.check()
+        return found
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was found in one or two files, usable or not.
+
+    Attributes:
+        probe: the probe side, if it can be read at all.
+        gallery: likewise the gallery.
+        data: both, if there are no problems.
+        problems: everything that keeps them from being a `FeatureSet`.
+        attributes: root attributes of the probe file.
+        images: side name -> shape of its thumbnails.
+        imported: what was recognised, if the files are another tool's.
+    """
+
+    probe: Side | None
+    gallery: Side | None
+    data: FeatureSet | None
+    problems: list[str]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    imported: Imported | None = None
+
+
+def load_sharded(
+    path: str | Path, gallery: str | Path | None = None, *, group: Group, memory: int | None = None
+) -> ShardedSet:
+    """As `load`, in all processes of `group`; each reads the probes and its share of the gallery.
+
+    Labels of the gallery: each reads the ids of its share, and the first process all labels.
+
+    Raises:
+        InputError: in all processes, naming the problems that any of them found.
+    """
+    from ..engine.shards import ShardedSet, raise_everywhere
+
+    reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
+    attributes: dict[str, Any] = {}
+    probe, found = None, None
+    try:
+        for one in (path, gallery):
+            _refuse_foreign(one)
+        root, label = open_group(path)
+        attributes = _check_format(root, label, reader.problems)
+        probe = reader.side(root, label, "probe", alone=gallery is not None)
+        if gallery is not None:
+            root, label = open_group(gallery)
+            _check_format(root, label, reader.problems)
+        found = reader.sharded(root, label, "gallery", group, alone=gallery is not None)
+    except InputError as error:
+        reader.problems += error.problems
+    raise_everywhere(reader.problems, group)
+    assert probe is not None
+    assert found is not None
+    return ShardedSet(probe, found, attributes)
+
+
+def load_side(path: str | Path, name: str, *, memory: int | None = None) -> Side:
+    """Read one side of a native HDF5 file, not yet checked for its values.
+
+    Args:
+        path: `feats.h5`, with a group of that name or the side's datasets themselves; or `feats.h5::/group`.
+        name: `probe` or `gallery`.
+        memory: budget in bytes (2 GiB by default); features above a quarter of it stay on disk.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    _refuse_foreign(path)
+    reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
+    root, label = open_group(path)
+    _check_format(root, label, reader.problems)
+    side = reader.side(root, label, name, alone=True)
+    if reader.problems or side is None:
+        raise InputError(reader.problems)
+    return side
+
+
+def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> Contents:
+    """Look at everything in native files and collect the problems instead of raising them.
+
+    Args and errors as for `load`, except that only a file that cannot be opened at all raises `InputError`.
+    """
+    reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
+    root, label = open_group(path)
+    attributes = _check_format(root, label, reader.problems)
+    probe = reader.side(root, label, "probe", alone=gallery is not None)
+    if gallery is not None:
+        root, label = open_group(gallery)
+        _check_format(root, label, reader.problems)
+    found = reader.side(root, label, "gallery", alone=gallery is not None)
+    data, problems = None, reader.problems
+    if problems or probe is None or found is None:
+        problems = problems + find_problems(probe, found)
+    else:
+        try:
+            data = FeatureSet(probe, found, attributes)
+        except InputError as error:
+            problems = error.problems
+    return Contents(probe, found, data, problems, attributes, reader.images)
+
+
+def save_features(data: FeatureSet, path: str | Path, *, force: bool = False, **provenance: Any) -> None:
+    """Write a native feature file, block by block.
+
+    Args:
+        data: what to write, in the dtype it has.
+        path: the file; written beside itself and renamed into place.
+        force: replace an existing file.
+        **provenance: further root attributes.
+
+    Raises:
+        OutputError: if it cannot be written there.
+    """
+    with replacing(Path(path), force=force) as temporary, new_hdf5(temporary) as file:
+        file.attrs.update({**data.provenance, **provenance, "format": FORMAT, "format_version": VERSION})
+        for name, side in (("probe", data.probe), ("gallery", data.gallery)):
+            group = file.create_group(name)
+            dtype = str(side.features.dtype).removeprefix("torch.")
+            features = group.create_dataset("features", (len(side), side.dim), dtype=dtype)
+            for start, block in side.blocks(side.scan_rows()):
+                features[start : start + len(block)] = block.cpu().numpy()
+            for label in ("ids", "cams"):
+                if getattr(side, label) is not None:
+                    group[label] = getattr(side, label)
+            if side.names is not None:
+                group.create_dataset("names", data=list(side.names), dtype=h5py.string_dtype())
+
+
+class _Reader:
+    """Collects sides, their problems and their images from one or two files."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.unpacked: dict[str, Budget] = {}
+        self.problems: list[str] = []
+        self.images: dict[str, tuple[int, ...]] = {}
+
+    def side(self, root: Any, label: str, name: str, *, alone: bool) -> Side | None:
+        group, where = self._group(root, label, name, alone=alone)
+        stored = None if group is None else self._stored(group, where)
+        if stored is None:
+            return None
+        self._look_at_images(group, where, name)
+        try:
+            features = self._held(stored, StoredFeatures(stored, f"{where}/features"))
+        except InputError as error:
+            self.problems += error.problems
+            return None
+        ids, cams, names = (self._labels(group, where, name) for name in ("ids", "cams", "names"))
+        return Side(features, ids, cams, names, label=where)
+
+    def sharded(
+        self, root: Any, label: str, name: str, processes: Group, *, alone: bool
+    ) -> ShardedGallery | None:
+        """A side of which this process reads its share, and all labels if it is the first."""
+        from ..engine.shards import ShardedGallery
+
+        group, where = self._group(root, label, name, alone=alone)
+        stored = None if group is None else self._stored(group, where)
+        if stored is None:
+            return None
+        if len(stored.shape) != 2 or 0 in stored.shape:
+            # Nothing can be shared out, and the problem is told when the side is checked.
+            side = Side(StoredFeatures(stored, f"{where}/features"), label=where)
+            return ShardedGallery(side.features, label=where, shard=side, group=processes)
+        self._look_at_images(group, where, name)
+        mine = processes.share(len(stored))
+        ids = cams = names = None
+        try:
+            features = self._held(stored, StoredFeatures(stored, f"{where}/features", mine))
+            if processes.rank == 0:
+                ids, cams, names = (self._labels(group, where, name) for name in ("ids", "cams", "names"))
+                held_ids = None if ids is None else np.atleast_1d(ids)[mine]
+            else:
+                held_ids = self._labels(group, where, "ids", mine)
+        except InputError as error:
+            self.problems += error.problems
+            return None
+        shard = Side(features, held_ids, label=where, first=mine.start)
+        whole = StoredFeatures(stored, f"{where}/features")
+        return ShardedGallery(whole, ids, cams, names, label=where, shard=shard, group=processes)
+
+    def _group(self, root: Any, label: str, name: str, *, alone: bool) -> tuple[Any, str]:
+        group = member(root, name)
+        where = f"{label}/{name}"
+        if group is None and alone and member(root, "features") is not None:
+            group, where = root, label
+        if not isinstance(group, h5py.Group):
+            found = _listed(root)
+            hint = "; address a group inside it as FILE::/GROUP" if member(root, "features") is None else ""
+            self.problems.append(f"{label} has no group /{name} (it has {found}){hint}")
+            return None, where
+        return group, where
+
+    def _stored(self, group: Any, where: str) -> Any:
+        stored = member(group, "features")
+        if not isinstance(stored, h5py.Dataset) or stored.shape is None:
+            self.problems.append(f"{where} has no dataset 'features'")
+            return None
+        check_dataset(stored, f"{where}/features")
+        return stored
+
+    def _unpacked(self, stored: Any) -> Budget:
+        """What was read of a file, of both sides if it has both."""
+        path = stored.file.filename
+        return self.unpacked.setdefault(path, Budget(path))
+
+    def _held(self, stored: Any, features: StoredFeatures) -> Any:
+        """The features in memory, if they fit."""
+        size = math.prod(features.shape) * features.dtype.itemsize
+        if size > self.budget or features.shape == ():
+            return features
+        self._unpacked(stored).take(size)
+        self.budget -= size
+        return features[:]
+
+    def _labels(self, group: Any, where: str, name: str, part: slice | None = None) -> NDArray[Any] | None:
+        where = f"{where}/{name}"
+        try:
+            stored = member(group, name)
+            if stored is None:
+                return None
+            if not isinstance(stored, h5py.Dataset) or stored.shape is None:
+                raise InputError(f"{where} is not an array")
+            selection = part if part is not None and stored.shape else ()
+            values = self._unpacked(stored).read(stored, where, selection)
+            return decoded(values, where) if name == "names" else values
+        except InputError as error:
+            self.problems += error.problems
+            return None
+
+    def _look_at_images(self, group: Any, where: str, name: str) -> None:
+        images = member(group, "images")
+        if not isinstance(images, h5py.Dataset):
+            return
+        shape, rows = tuple(images.shape or ()), tuple(member(group, "features").shape[:1])
+        right = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
+        if images.dtype != np.uint8 or not right or shape[:1] != rows:
+            self.problems.append(
+                f"{where}/images is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3), one a row"
+            )
+        else:
+            self.images[name] = shape
+
+
+def _refuse_foreign(path: str | Path | None) -> None:
+    """What reads one side, or a share of it, reads native files alone."""
+    from .foreign import is_foreign
+
+    if path is not None and "::" not in str(path) and is_foreign(Path(path)):
+        raise InputError(f"{path} is no native file: `blurrerank convert` makes one of other tools' files")
+
+
+def open_group(address: str | Path) -> tuple[Any, str]:
+    """The file or the group in it that `address` names, and how messages call it."""
+    path, _, group = str(address).partition("::")
+    file = open_hdf5(path)
+    if group.strip("/") == "":
+        return file, f"{path}::"
+    root = member(file, group)
+    if not isinstance(root, h5py.Group):
+        raise InputError(f"{path} has no group {group} (it has {_listed(file)})")
+    return root, f"{path}::/{group.strip('/')}"
+
+
+def _listed(root: Any) -> str:
+    with reading(root.file.filename):
+        return ", ".join(f"/{key}" for key in root) or "nothing"
+
+
+def _check_format(root: Any, label: str, problems: list[str]) -> dict[str, Any]:
+    """The root's attributes, with a problem for each that says this is something else."""
+    attributes = attributes_of(root)
+    stated = attributes.pop("format", FORMAT)
+    version = attributes.pop("format_version", VERSION)
+    name = label.removesuffix("::")
+    if stated == "blurrerank-index":
+        problems.append(f"{name} is an index: pass it to `run` with --index")
+    elif not isinstance(stated, str) or stated != FORMAT:
+        problems.append(f"{name} is a {stated} file: expected {FORMAT}")
+    elif not isinstance(version, int | np.integer) or version > VERSION:
+        shown = repr(version) if isinstance(version, str) else version
+        problems.append(f"{name} has format_version {shown}: this program reads {VERSION}")
+    return attributes
+
+
+def decoded(names: NDArray[Any], where: str) -> NDArray[Any]:
+    """Strings from the bytes that HDF5 gives."""
+    try:
+        decoded = [name.decode() if isinstance(name, bytes) else name for name in names.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not utf-8: {error}") from None
+    result = np.empty(names.size, dtype=object)
+    result[:] = decoded
+    return result.reshape(names.shape)

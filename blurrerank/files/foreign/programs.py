@@ -1,0 +1,247 @@
+"""Layouts that take files as a whole: tables, dictionaries by file name, values by position, lists of rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ...data.features import DISTRACTOR
+from ...errors import InputError
+from .containers import Opened
+from .parts import (
+    Layout,
+    Part,
+    Parts,
+    are_whole,
+    as_array,
+    as_integers,
+    entries,
+    listed,
+    matrices,
+    only_matrix,
+    plain,
+    settle,
+    taken,
+    two_sides,
+)
+from .pickles import of_objects
+
+_IMAGE = re.compile(r"(-?\d{1,18})_c(\d{1,18})")
+"""Identity and camera at the start of a file's name, as Market-1501, DukeMTMC and VeRi-776 have it."""
+
+
+def ann_benchmarks(files: Sequence[Opened]) -> Layout | None:
+    """HDF5 with `train` and `test`."""
+    if len(files) != 1 or not {"train", "test"} <= set(files[0].fields):
+        return None
+    file = files[0]
+    found = Layout(
+        "ann-benchmarks",
+        {"features": Part("test", file.fields["test"])},
+        {"features": Part("train", file.fields["train"])},
+    )
+    distance = file.attributes.get("distance")
+    if isinstance(distance, str) and distance != "angular":
+        found.doubts.append(f"its distance is {distance}, and lists are made here by cosine similarity")
+    if "neighbors" in file.fields:
+        found.notes.append("neighbors are not taken: `run --candidates` reads them from this file")
+    return found
+
+
+def oml(files: Sequence[Opened]) -> Layout | None:
+    """A table with is_query and is_gallery, and its features beside it."""
+    tables = [file for file in files if {"label", "is_query", "is_gallery"} <= set(file.fields)]
+    if not tables:
+        return None
+    table, others = tables[0], [file for file in files if file is not tables[0]]
+    if len(others) != 1:
+        raise InputError(
+            f"{table.path} is OML's table: name it and the file of its features, one row for each of its rows"
+        )
+    vectors = only_matrix(others[0])
+    columns = {name: np.array(values, dtype=object) for name, values in table.fields.items()}
+    chosen = {
+        side: _flags(columns[f"is_{word}"], table)
+        for side, word in (("probe", "query"), ("gallery", "gallery"))
+    }
+    rows = len(columns["label"])
+    used = chosen["probe"] | chosen["gallery"]
+    values = as_array(vectors.values, vectors.origin)
+    found = Layout("OML", {}, {})
+    if values.shape[0] == used.sum() != rows:
+        found.notes.append(f"features are of the {used.sum()} rows that are query or gallery, of {rows}")
+        place = np.cumsum(used) - 1
+    elif values.shape[0] == rows:
+        place = np.arange(rows)
+        if not used.all():
+            found.notes.append(f"{rows - used.sum()} of {rows} rows are neither query nor gallery")
+    else:
+        raise InputError(
+            f"{others[0].path} has {values.shape[0]} rows and {table.path} has {rows}: these do not belong "
+            "together"
+        )
+    ids = Part("label", columns["label"])
+    if are_whole(ids.values):
+        ids.values = as_integers(ids, str(table.path))
+        if (ids.values[chosen["probe"]] == DISTRACTOR).any():
+            ids.values = ids.values + (ids.values >= DISTRACTOR)
+            ids.told.append("1 added to each that is not negative, for 0 marks distractors, and probes have it")
+    cams = None
+    sequences = _sequences(columns["sequence"], found) if "sequence" in columns else np.array([])
+    if any(sequences):
+        cams = Part("sequence", of_objects([some or f"row {row}" for row, some in enumerate(sequences)]))
+        mixed = [some for some in set(sequences) - {""} if len(set(columns["label"][sequences == some])) > 1]
+        if mixed:
+            found.doubts.append(
+                f"sequence {min(mixed)} holds several identities: OML ignores all of a probe's sequence, "
+                "protocol market1501 only what is of its identity"
+            )
+    elif (chosen["probe"] & chosen["gallery"]).any():
+        cams = Part("row number", np.arange(rows))
+        cams.told.append("so that no image is its own match")
+    for side, parts in (("probe", found.probe), ("gallery", found.gallery)):
+        some = np.flatnonzero(chosen[side])
+        parts["features"] = Part(vectors.origin, np.asarray(values[:])[place[some]])
+        parts["ids"] = replace(ids, values=ids.values[some], told=[*ids.told])
+        if cams is not None:
+            parts["cams"] = replace(cams, values=cams.values[some], told=[*cams.told])
+        if "path" in columns:
+            parts["names"] = Part("path", columns["path"][some])
+    ignored = sorted(set(columns) - {"label", "is_query", "is_gallery", "path", "sequence"})
+    if ignored:
+        found.notes.append(f"not taken: {listed(ignored)}")
+    return found
+
+
+def _sequences(column: Any, found: Layout) -> Any:
+    """The column, empty where pandas wrote that there is nothing."""
+    nothing = np.array([text.strip().lower() == "nan" for text in column], dtype=bool)
+    if nothing.any():
+        found.notes.append(f"sequence is {column[nothing][0]} in {nothing.sum()} rows: taken for none")
+    return np.where(nothing, "", column)
+
+
+def _flags(column: Any, table: Opened) -> Any:
+    known = {
+        "true": True,
+        "1": True,
+        "1.0": True,
+        "false": False,
+        "0": False,
+        "0.0": False,
+        "": False,
+        "nan": False,
+    }
+    for row, text in enumerate(column):
+        if text.strip().lower() not in known:
+            raise InputError(
+                f"{table.path} has {text!r} in row {row} of is_query or is_gallery: expected True or False"
+            )
+    return np.array([known[text.strip().lower()] for text in column])
+
+
+def vectors_by_name(files: Sequence[Opened]) -> Layout | None:
+    """Two dictionaries, name of an image -> vector, as GCN_rerank has them; labels are in the names."""
+    if len(files) != 2 or not all(file.fields and all(map(_is_vector, file.fields.values())) for file in files):
+        return None
+    probe, gallery, told = two_sides(files)
+    found = Layout("vectors by file name", _parsed(probe), _parsed(gallery), notes=told)
+    for side, parts in (("probe", found.probe), ("gallery", found.gallery)):
+        bad = [name for name in parts["names"].values if not _IMAGE.match(_base(name))]
+        if bad:
+            found.doubts.append(
+                f"{len(bad)} {side} names are not like 0002_c1s1_000451_03.jpg ({', '.join(bad[:3])}): their "
+                "images are marked as junk, id -1"
+            )
+    return found
+
+
+def _is_vector(value: Any) -> bool:
+    shape = tuple(getattr(value, "shape", ()))
+    return "float" in str(getattr(value, "dtype", "")) and (
+        len(shape) == 1 or (len(shape) == 2 and shape[0] == 1)
+    )
+
+
+def _base(name: str) -> str:
+    return re.split(r"[/\\]", name)[-1]
+
+
+def _parsed(file: Opened) -> Parts:
+    names = [str(name) for name in file.fields]
+    rows = [np.ravel(as_array(value, str(file.path))) for value in file.fields.values()]
+    parsed = [_IMAGE.match(_base(name)) for name in names]
+    return {
+        "features": Part("vectors", as_array(rows, str(file.path))),
+        "ids": Part("of the names", np.array([int(match[1]) if match else -1 for match in parsed])),
+        "cams": Part("of the names", np.array([int(match[2]) if match else -1 for match in parsed])),
+        "names": Part("names", of_objects(names)),
+    }
+
+
+def by_position(files: Sequence[Opened]) -> Layout | None:
+    """Features, identities and cameras of the probes, then of the gallery, as in CoinCheung's SFT-ReID."""
+    if len(files) != 1 or not isinstance(files[0].content, list | tuple) or len(files[0].content) != 6:
+        return None
+    six = [as_array(value, str(files[0].path)) for value in files[0].content]
+    if any(np.ndim(six[place]) != 2 for place in (0, 3)) or any(
+        np.ndim(six[place]) > 2 for place in (1, 2, 4, 5)
+    ):
+        return None
+    kinds = ("features", "ids", "cams")
+    probe, gallery = (
+        {kind: Part(f"place {first + place}", six[first + place]) for place, kind in enumerate(kinds)}
+        for first in (0, 3)
+    )
+    return Layout("by position, as CoinCheung's SFT-ReID", probe, gallery)
+
+
+def indexed(files: Sequence[Opened]) -> Layout | None:
+    """Lists of rows for both sides, from 1, over features of all images, as CUHK03-NP has them."""
+    fields = {plain(name): Part(name, value) for file in files for name, value in file.fields.items()}
+    if not {"queryidx", "galleryidx"} <= set(fields):
+        return None
+    labels = {
+        kind: _first(fields, names)
+        for kind, names in (
+            ("ids", ("labels", "ids")),
+            ("cams", ("camid", "camids", "cams")),
+            ("names", ("filelist",)),
+        )
+    }
+    known = {plain(part.origin) for part in labels.values() if part is not None}
+    known |= {name for name in fields if name.endswith("idx")}
+    spare = [
+        Part(*entry)
+        for entry in matrices(
+            entry for file in files for entry in entries(file) if plain(entry[0]) not in known
+        )
+    ]
+    where = listed(file.path for file in files)
+    if labels["ids"] is None or len(spare) != 1:
+        raise InputError(
+            f"{where}: query_idx and gallery_idx need labels and one array of features of all images, and "
+            f"there are {len(spare)}: name its file too"
+        )
+    parts = {"features": spare[0]} | {kind: part for kind, part in labels.items() if part is not None}
+    unsure = settle([parts], where)
+    images = parts["features"].values.shape[0]
+    sides = []
+    for name in ("queryidx", "galleryidx"):
+        numbers = as_integers(fields[name], where)
+        outside = numbers[(numbers < 1) | (numbers > images)]
+        if len(outside):
+            raise InputError(f"{where}: {fields[name].origin} names image {outside[0]}: expected 1 to {images}")
+        side = taken(parts, numbers - 1)
+        side["features"].told.append(f"rows of {fields[name].origin}")
+        sides.append(side)
+    probe, gallery = sides
+    return Layout("CUHK03-NP", probe, gallery, notes=["row numbers count from 1"], unsure=unsure, settled=True)
+
+
+def _first(fields: Mapping[str, Part], names: Sequence[str]) -> Part | None:
+    return next((fields[name] for name in names if name in fields), None)

@@ -1,0 +1,88 @@
+"""JSON lines: one object a probe, `{"probe": 0, "indices": [...], "scores": [...]}`.
+
+With names, also `"name"` and `"names"`. Row numbers are from 0, best first.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.features import FeatureSet
+from ..data.ranking import Ranking
+from ..errors import InputError
+from .rankings import RankingWriter, from_entries
+
+
+class Writer(RankingWriter):
+    """Writes JSON lines."""
+
+    def __init__(self, text: TextIO, data: FeatureSet, depth: int, method: str) -> None:
+        """Write to `text`."""
+        self._text = text
+        self._probe_names = data.probe.names
+        self._names = data.gallery.names
+
+    def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
+        """Lists of consecutive probes."""
+        for row in range(len(indices)):
+            name = None if self._probe_names is None else self._probe_names[start + row]
+            self._text.write(line(start + row, name, indices[row], scores[row], self._names))
+
+
+def line(
+    probe: int, name: str | None, indices: NDArray[Any], scores: NDArray[np.float32], names: NDArray[Any] | None
+) -> str:
+    """The line of one probe.
+
+    Args:
+        probe: its row.
+        name: its name, if it has one.
+        indices: (R,) gallery rows, -1 past the end of the list.
+        scores: (R,).
+        names: (G,) of the gallery, if it has names.
+    """
+    listed = indices >= 0
+    entry: dict[str, Any] = {"probe": probe}
+    if name is not None:
+        entry["name"] = name
+    entry["indices"] = indices[listed].tolist()
+    # The shortest decimal that is the same float32.
+    entry["scores"] = [float(str(score)) for score in scores[listed]]
+    if names is not None:
+        entry["names"] = names[indices[listed]].tolist()
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
+    """Read JSON lines; the order is that of the scores.
+
+    Raises:
+        InputError: naming the first line that is not a list for these features.
+    """
+    probes, items, scores = array("q"), array("q"), array("d")
+    for number, line in enumerate(text, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            probe, listed, values = entry["probe"], entry["indices"], entry["scores"]
+            if not isinstance(probe, int) or len(listed) != len(values):
+                raise ValueError
+            items.extend(listed)
+            scores.extend(values)
+            probes.extend([probe] * len(listed))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            raise InputError(
+                f'{where} line {number}: expected {{"probe": row, "indices": [...], "scores": [...]}}'
+            ) from None
+        if not 0 <= probe < len(data.probe) or not all(0 <= item < len(data.gallery) for item in listed):
+            raise InputError(
+                f"{where} line {number} names a row outside {len(data.probe)} probes x "
+                f"{len(data.gallery)} gallery items"
+            )
+    return from_entries(probes, items, scores, data, where)

@@ -1,0 +1,68 @@
+"""Reading features, whoever wrote them: native files, and those of other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..data.features import FeatureSet
+from ..errors import InputError
+from . import features_h5
+from .features_h5 import Contents
+
+
+def load(
+    path: str | Path,
+    gallery: str | Path | None = None,
+    *,
+    memory: int | None = None,
+    told: Callable[[str], None] | None = None,
+) -> FeatureSet:
+    """Read features from a native HDF5 file, or from files of another tool.
+
+    Args:
+        path: `feats.h5`, `feats.h5::/group`, or what `importers.import_features` reads, pickles excepted.
+        gallery: another file to take the gallery from; `path` then gives the probes alone.
+        memory: budget in bytes (2 GiB by default); features of native files above a quarter of it stay on disk.
+        told: called with lines that say what another tool's files were taken for, and what in them is doubtful.
+
+    Raises:
+        InputError: naming every problem at once, with path and row; or for files of another tool that could be
+            read in two ways.
+    """
+    contents = inspect(path, gallery, memory=memory)
+    if contents.data is None:
+        raise InputError(contents.problems)
+    if contents.imported is not None and told is not None:
+        told(f"note: read {contents.data.provenance['source']}")
+        for doubt in contents.imported.doubts:
+            told(f"warning: {doubt}")
+    return contents.data
+
+
+def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> Contents:
+    """Look at everything `load` would read and collect the problems instead of raising them.
+
+    Args and errors as for `load`, except that of a native file only one that cannot be opened at all raises
+    `InputError`.
+    """
+    from .foreign import import_features, is_foreign
+
+    paths = [path] if gallery is None else [path, gallery]
+    foreign = [one for one in paths if "::" not in str(one) and is_foreign(Path(one))]
+    if not foreign:
+        return features_h5.inspect(path, gallery, memory=memory)
+    if len(foreign) < len(paths):
+        raise InputError(
+            f"{foreign[0]} is another tool's file and the other is native: make it native too, with "
+            "`blurrerank convert`"
+        )
+    imported = import_features(*paths)
+    data = imported.data
+    problems = [
+        f"{', '.join(map(str, paths))}: {line}; look at it with `blurrerank convert`"
+        for line in imported.unsure
+    ]
+    return Contents(
+        data.probe, data.gallery, None if problems else data, problems, data.provenance, imported=imported
+    )

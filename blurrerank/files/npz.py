@@ -1,0 +1,98 @@
+"""NumPy archives: `indices` (P, R), `scores` (P, R) and `info`, a JSON string.
+
+`info` holds what a native file has as root attributes.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.features import FeatureSet
+from ..data.ranking import Ranking, index_dtype
+from ..errors import InputError
+from .rankings import RankingWriter, RunInfo
+from .sink import Sink
+from .unpacking import check_archive
+
+
+class Writer(RankingWriter):
+    """Writes an archive, list by list: the indices straight into it, the scores by way of a spool."""
+
+    def __init__(self, path: Path, data: FeatureSet, depth: int, method: str) -> None:
+        """Open the archive for all probes of `data`."""
+        self._gallery_size = len(data.gallery)
+        self._shape = (len(data.probe), depth)
+        self._index_type = np.dtype(index_dtype(self._gallery_size))
+        self._sink = Sink(path)
+        self._archive = zipfile.ZipFile(self._sink, "w")
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115
+        self._indices = self._member("indices.npy", self._index_type)
+
+    def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
+        """Lists of consecutive probes, which must come in order."""
+        self._indices.write(np.ascontiguousarray(indices, dtype=self._index_type).tobytes())
+        self._spool.write(np.ascontiguousarray(scores).tobytes())
+        self._sink.check()
+
+    def finish(self, info: RunInfo) -> None:
+        """The scores, and what is known at the end."""
+        self._indices.close()
+        self._spool.seek(0)
+        with self._member("scores.npy", np.dtype(np.float32)) as scores:
+            copyfileobj(self._spool, scores)
+        known = {
+            "gallery_size": self._gallery_size,
+            "method": info.method,
+            "params": dict(info.params),
+            "reranked_depth": info.reranked_depth,
+            "cosine_tail": info.cosine_tail,
+            "candidates": info.candidates,
+            "digest": info.digest,
+        }
+        with self._archive.open("info.npy", "w") as member:
+            np.lib.format.write_array(member, np.array(json.dumps(known)), allow_pickle=False)
+
+    def close(self) -> None:
+        """Close the archive."""
+        with self._sink:
+            self._spool.close()
+            self._indices.close()
+            self._archive.close()
+            self._sink.check()
+
+    def _member(self, name: str, dtype: np.dtype[Any]) -> Any:
+        member = self._archive.open(name, "w", force_zip64=True)
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": self._shape,
+        }
+        np.lib.format.write_array_header_1_0(member, header)
+        return member
+
+
+def read(path: Path, data: FeatureSet, where: str) -> Ranking:
+    """Read an archive; without `info`, as of an unknown method.
+
+    Raises:
+        InputError: if it is none, or is damaged.
+    """
+    try:
+        check_archive(path, str(path))
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            info = json.loads(str(archive["info"])) if "info" in archive else {}
+            indices, scores = archive["indices"], archive["scores"]
+            info.setdefault("gallery_size", len(data.gallery))
+            return Ranking(indices, scores, **info, source=where)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    except Exception as error:  # of a damaged one, zipfile and NumPy raise what they like
+        raise InputError(f"{where} is not a readable ranking archive: {error}") from error

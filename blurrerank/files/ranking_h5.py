@@ -1,0 +1,160 @@
+"""Native ranking files, `blurrerank-ranking` version 1.
+
+    indices         (P, R) int32 or int64 into the gallery, best first, -1 past the end of a list
+    scores          (P, R) float32, strictly decreasing along each list, -inf past its end
+    positions/      optional: where the matches stand in the full lists, however short R is
+        offsets     (P + 1,) int64: probe p owns entries offsets[p] to offsets[p + 1]
+        indices     (T,) gallery items of the probe's identity
+        ranks       (T,) int64, zero-based, junk not counted
+        within      (T, 50) float64, optional, for protocol cuhk03
+    metrics/        optional: groups `before` and `after`
+        ap, inp, first_match    (P,) float64, NaN for probes without a match
+        cmc                     (50,) float64
+
+Root attributes: `format`, `format_version`, `gallery_size`, `method`, `params` (JSON), `reranked_depth`,
+`cosine_tail`, `candidates` (where the lists came from, if not from a search of the whole gallery), `digest`,
+`labels_digest`, `versions` (JSON). Attributes of the groups in `metrics`: the means.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..data.features import FeatureSet
+from ..data.ranking import Positions, Ranking, index_dtype
+from ..errors import InputError
+from .hdf5 import Budget, attributes, member, open_hdf5, reading
+from .rankings import RankingWriter, RunInfo
+from .sink import Sink
+
+FORMAT = "blurrerank-ranking"
+VERSION = 1
+
+
+class Writer(RankingWriter):
+    """Writes one native ranking file."""
+
+    def __init__(self, path: Path, data: FeatureSet, depth: int, method: str) -> None:
+        """Lay out the lists of all probes of `data`."""
+        self.data = data
+        self._sink = Sink(path)
+        self._file = h5py.File(self._sink, "w")
+        shape = (len(data.probe), depth)
+        self._indices = self._file.create_dataset("indices", shape, index_dtype(len(data.gallery)))
+        self._scores = self._file.create_dataset("scores", shape, np.float32)
+
+    def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
+        """Lists of consecutive probes."""
+        self._indices[start : start + len(indices)] = indices
+        self._scores[start : start + len(scores)] = scores
+        self._sink.check()
+
+    def finish(self, info: RunInfo) -> None:
+        """Everything that is known only at the end."""
+        attributes = {
+            "format": FORMAT,
+            "format_version": VERSION,
+            "gallery_size": len(self.data.gallery),
+            "method": info.method,
+            "params": json.dumps(dict(info.params)),
+            "reranked_depth": info.reranked_depth,
+            "cosine_tail": info.cosine_tail,
+            "candidates": info.candidates,
+            "digest": info.digest,
+            "labels_digest": info.labels_digest,
+            "versions": json.dumps(versions()),
+        }
+        self._file.attrs.update({name: value for name, value in attributes.items() if value is not None})
+        if info.positions is not None:
+            group = self._file.create_group("positions")
+            for name in ("offsets", "indices", "ranks", "within"):
+                if getattr(info.positions, name) is not None:
+                    group[name] = getattr(info.positions, name)
+        for stage, metrics in info.metrics.items():
+            group = self._file.create_group(f"metrics/{stage}")
+            group.attrs.update({name: value for name, value in metrics.summary().items() if value is not None})
+            for name in ("ap", "inp", "first_match", "cmc"):
+                group[name] = getattr(metrics, name)
+
+    def close(self) -> None:
+        """Close the file; HDF5 writes the last of it here."""
+        with self._sink:
+            self._file.close()
+            self._sink.check()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {
+        "blurrerank": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "h5py": h5py.__version__,
+    }
+
+
+def made_by(path: Path) -> dict[str, str]:
+    """The `versions()` that a native ranking file was made with; empty if it does not say."""
+    try:
+        with open_hdf5(path) as file:
+            stored = json.loads(attributes(file).get("versions", "{}"))
+    except (InputError, ValueError, TypeError, RecursionError):
+        return {}
+    return {str(name): str(version) for name, version in stored.items()} if isinstance(stored, dict) else {}
+
+
+def read(path: Path, data: FeatureSet, where: str) -> Ranking:
+    """Read a native ranking file, which messages call `where`.
+
+    Raises:
+        InputError: if it is none, or is damaged.
+    """
+    with open_hdf5(path) as file, reading(f"{where}, a {FORMAT} file,"):
+        known = attributes(file)
+        stated, version = known.get("format"), known.get("format_version")
+        if stated != FORMAT:
+            raise InputError(f"{where} is {stated or 'an HDF5 file'}: expected a {FORMAT} file")
+        if not isinstance(version, int | np.integer) or not 1 <= version <= VERSION:
+            shown = repr(version) if isinstance(version, str) else version
+            raise InputError(f"{where} has format_version {shown}: this program reads {VERSION}")
+
+        budget = Budget(path)
+
+        def values(name: str) -> Any:
+            dataset = member(file, name)
+            if not isinstance(dataset, h5py.Dataset):
+                raise InputError(f"{where} is a damaged {FORMAT} file: it has no {name}")
+            return budget.read(dataset, f"{where}::/{name}")
+
+        indices, scores, found = values("indices"), values("scores"), None
+        if member(file, "positions") is not None:
+            found = [values(f"positions/{name}") for name in ("offsets", "indices", "ranks")]
+            if member(file, "positions/within") is not None:
+                found.append(values("positions/within"))
+        try:
+            return Ranking(
+                indices,
+                scores,
+                gallery_size=int(known["gallery_size"]),
+                method=str(known["method"]),
+                params=json.loads(known["params"]),
+                reranked_depth=int(known["reranked_depth"]),
+                cosine_tail=bool(known["cosine_tail"]),
+                candidates=known.get("candidates"),
+                digest=known.get("digest"),
+                labels_digest=known.get("labels_digest"),
+                positions=None if found is None else Positions(*found),
+                source=where,
+            )
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None

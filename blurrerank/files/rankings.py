@@ -1,0 +1,317 @@
+"""Ranking files of every format: which there are, and one way to write and to read them.
+
+A format is a module with `write` and `read`. Text formats are written to a stream as the lists come, so that
+they pipe; binary ones to a file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
+from shutil import copyfileobj
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..data.features import FeatureSet
+from ..data.ranking import Positions, Ranking, index_dtype, strictly_decreasing
+from ..errors import InputError, ParameterError
+from ..evaluation.match_finder import MatchFinder
+from .access import check_readable
+from .targets import opener, replacing
+from .unpacking import check_gzip
+
+if TYPE_CHECKING:
+    from ..evaluation.metrics import Metrics
+
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "h5": (".h5", ".hdf5"),
+    "trec": (".trec", ".run"),
+    "jsonl": (".jsonl",),
+    "csv": (".csv",),
+    "npz": (".npz",),
+}
+"""Format name -> the file name endings that mean it."""
+
+GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
+_MODULES = {"h5": "ranking_h5", "trec": "trec", "jsonl": "jsonl", "csv": "csv_lists", "npz": "npz"}
+_TEXT = ("trec", "jsonl", "csv")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known of a ranking besides its lists; see `Ranking` for the fields they share."""
+
+    method: str
+    params: Mapping[str, Any]
+    reranked_depth: int
+    cosine_tail: bool
+    digest: str | None = None
+    labels_digest: str | None = None
+    positions: Positions | None = None
+    candidates: str | None = None
+    metrics: Mapping[str, Metrics] = field(default_factory=dict)
+
+
+class RankingWriter(ABC):
+    """Writes the lists of one ranking in order, then what is known at the end."""
+
+    @abstractmethod
+    def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
+        """Write the (p, R) lists of consecutive probes, the first of them `start`."""
+
+    def finish(self, info: RunInfo) -> None:  # noqa: B027  (most formats have no place for it)
+        """Write what is known at the end, where the format has a place for it."""
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of the file."""
+
+
+def format_of(path: str | Path, name: str | None = None) -> str:
+    """The format called `name`, or the one that the ending of `path` means.
+
+    Raises:
+        ParameterError: if neither says one.
+    """
+    if name is not None:
+        if name not in FORMATS:
+            raise ParameterError(f"format {name!r} is not known: use {' or '.join(FORMATS)}")
+        return name
+    for known, endings in FORMATS.items():
+        if str(path).lower().endswith(endings):
+            return known
+    endings = tuple(ending for some in FORMATS.values() for ending in some)
+    raise ParameterError(f"{path}: no format has this ending; name one ({', '.join(endings)}) or pass --format")
+
+
+@contextmanager
+def open_ranking(
+    target: Path | BinaryIO,
+    data: FeatureSet,
+    depth: int,
+    *,
+    format: str,
+    method: str,
+    force: bool = False,
+    resume: bool = False,
+) -> Iterator[RankingWriter]:
+    """A writer to a file, which appears only when the block ends well, or to a binary stream.
+
+    Args:
+        target: the file, or a stream such as standard output.
+        data: what was ranked, for its size and names.
+        depth: R, the length of each list.
+        format: a name from `FORMATS`.
+        method: the method's name.
+        force: replace an existing file.
+        resume: leave what an interrupted run kept; see `replacing`.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    module = import_module(f".{_MODULES[format]}", __package__)
+    if isinstance(target, Path):
+        with (
+            replacing(target, force=force, resume=resume) as temporary,
+            _writer(module, temporary, data, depth, format, method) as writer,
+        ):
+            yield writer
+    elif format in _TEXT:
+        text = TextIOWrapper(target, encoding="utf-8", newline="", write_through=False)
+        try:
+            yield module.Writer(text, data, depth, method)
+            text.flush()
+        finally:
+            text.detach()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder, "ranking")
+            with _writer(module, temporary, data, depth, format, method) as writer:
+                yield writer
+            with open(temporary, "rb") as written:
+                copyfileobj(written, target)
+
+
+@contextmanager
+def _writer(
+    module: Any, path: Path, data: FeatureSet, depth: int, format: str, method: str
+) -> Iterator[RankingWriter]:
+    if format in _TEXT:
+        with open(path, "w", encoding="utf-8", newline="", opener=opener) as text:
+            yield module.Writer(text, data, depth, method)
+    else:
+        writer = module.Writer(path, data, depth, method)
+        try:
+            yield writer
+        except BaseException as error:
+            try:
+                writer.close()
+            except OSError as cause:
+                # What else went wrong with the file did so because the disk did not take it.
+                if isinstance(error, RuntimeError):
+                    raise cause from error
+            except (RuntimeError, ValueError):
+                pass  # it would hide why
+            raise
+        writer.close()
+
+
+def save_ranking(
+    ranking: Ranking, data: FeatureSet, path: str | Path, *, format: str | None = None, force: bool = False
+) -> None:
+    """Write a ranking.
+
+    Args:
+        ranking: of the probes of `data`, lists of equal length.
+        data: what was ranked.
+        path: the file; its ending says the format unless `format` does.
+        format: a name from `FORMATS`.
+        force: replace an existing file.
+
+    Raises:
+        OutputError: if it cannot be written there.
+        ParameterError: if the format is not known.
+    """
+    path = Path(path)
+    chosen = format_of(path, format)
+    with open_ranking(path, data, ranking.depth, format=chosen, method=ranking.method, force=force) as writer:
+        writer.write(0, ranking.indices, ranking.scores)
+        writer.finish(
+            RunInfo(
+                ranking.method,
+                ranking.params,
+                ranking.reranked_depth,
+                ranking.cosine_tail,
+                ranking.digest,
+                ranking.labels_digest,
+                ranking.positions,
+                ranking.candidates,
+            )
+        )
+
+
+def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str | None = None) -> Ranking:
+    """Read a ranking of the probes of `data`, also one made by another tool.
+
+    Args:
+        source: the file, of text formats also compressed as .gz, or a binary stream such as standard input.
+        data: what was ranked: probes and gallery items are found in it by name or by row number.
+        format: a name from `FORMATS`; by default what the file's ending means.
+
+    Raises:
+        InputError: if the file cannot be read or does not fit `data`; names the line where there are lines.
+        ParameterError: if the format is not known.
+    """
+    path = Path(source) if isinstance(source, str | Path) else None
+    where = "standard input" if path is None else str(path)
+    chosen = format_of(where.removesuffix(".gz"), format)
+    module = import_module(f".{_MODULES[chosen]}", __package__)
+    if path is not None and not path.exists():
+        raise InputError(f"{path}: no such file")
+    if path is not None and path.is_dir():
+        raise InputError(f"{path} is a folder: name a file in it")
+    if path is not None and not path.is_file():
+        raise InputError(f"{path} is no ordinary file: pass - and pipe it")
+    if path is not None:
+        check_readable(path)
+    if chosen in _TEXT:
+        try:
+            stream = open_text(source) if isinstance(source, str | Path) else source
+        except GZIP_ERRORS as error:
+            raise InputError(f"{where} is a damaged gzip file: {error}") from None
+        with _text(stream, where) as text:
+            ranking: Ranking = module.read(text, data, where)
+    elif path is not None:
+        ranking = module.read(path, data, where)
+    else:
+        with tempfile.NamedTemporaryFile() as spooled:
+            copyfileobj(cast(BinaryIO, source), spooled)
+            spooled.flush()
+            try:
+                ranking = module.read(Path(spooled.name), data, where)
+            except InputError as error:
+                raise InputError(str(error).replace(spooled.name, where)) from error
+    ranking.check_size(len(data.probe), len(data.gallery))
+    # With other labels than these they are of no use, and may say what they like.
+    if ranking.positions is not None and data.has_ids and ranking.labels_digest == data.labels_digest():
+        finder = MatchFinder(data, single_shot=False, device=torch.device("cpu"))
+        if not finder.agrees(ranking.positions, ranking.indices):
+            raise InputError(
+                f"{where}: positions of the matches contradict the lists or ids; the file is damaged: run again"
+            )
+    return ranking
+
+
+def open_text(path: str | Path) -> BinaryIO:
+    """A file of text to read as bytes, unpacked if it is compressed by gzip.
+
+    Raises:
+        InputError: if it is no ordinary file, or would unpack to too much.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path} is no ordinary file: pass - and pipe it")
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    if packed:
+        check_gzip(Path(path), str(path))
+    return cast(BinaryIO, gzip.open(path) if packed else open(path, "rb"))
+
+
+@contextmanager
+def _text(stream: BinaryIO, where: str) -> Iterator[TextIO]:
+    # -sig: a byte order mark, as some editors leave, is no part of the text.
+    with TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+        try:
+            yield text
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} is not utf-8 text: {error.reason} at byte {error.start}") from None
+        except GZIP_ERRORS as error:
+            raise InputError(f"{where} is a damaged gzip file: {error}") from None
+
+
+def from_entries(
+    probes: ArrayLike, items: ArrayLike, scores: ArrayLike, data: FeatureSet, where: str
+) -> Ranking:
+    """A ranking from loose entries, sorted again by score; ties go to the lower gallery index.
+
+    Args:
+        probes: (T,) probe rows.
+        items: (T,) gallery rows.
+        scores: (T,) higher is better.
+        data: what was ranked.
+        where: how messages call the source.
+
+    Raises:
+        InputError: if there are no entries, a score is NaN, or an item is listed twice for a probe.
+    """
+    probe, item = np.asarray(probes, dtype=np.int64), np.asarray(items, dtype=np.int64)
+    score = np.asarray(scores, dtype=np.float64)
+    if not len(probe):
+        raise InputError(f"{where} has no entries")
+    if np.isnan(score).any():
+        raise InputError(f"{where} has a score that is not a number (entry {int(np.argmax(np.isnan(score)))})")
+    order = np.lexsort((item, -score, probe))
+    probe, item, score = probe[order], item[order], score[order]
+    counts = np.bincount(probe, minlength=len(data.probe))
+    place = np.arange(len(probe)) - np.repeat(np.cumsum(counts) - counts, counts)
+    indices = np.full((len(counts), counts.max()), -1, dtype=index_dtype(len(data.gallery)))
+    table = np.full(indices.shape, -np.inf, dtype=np.float32)
+    indices[probe, place] = item
+    # Far below float32 only the order is left of a score: there must be room to lower each of a list further.
+    limit = 3e38
+    table[probe, place] = score.clip(-limit, limit).astype(np.float32)
+    table = np.where(indices >= 0, strictly_decreasing(table), np.float32(-np.inf))
+    try:
+        return Ranking(indices, table, gallery_size=len(data.gallery), source=where)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None

@@ -1,0 +1,1 @@
+"""A gallery that is indexed once and answers probes as they come."""

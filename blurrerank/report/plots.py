@@ -1,0 +1,169 @@
+"""The figures of a report for print, by matplotlib.
+
+matplotlib is an extra: `pip install "blurrerank[plot]"`. Nothing imports it before a figure is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BlurrerankError, InputError, ParameterError
+from ..evaluation.metrics import Metrics
+from ..files.targets import check_target, opener, replacing
+from ..studies.before_after import BeforeAfter, Grid, grid_of
+from ..studies.sweep import Sweep
+
+ENDINGS = (".png", ".pdf", ".svg")
+FIGURES = ("cmc", "ap", "sweep", "all")
+
+_PANEL = (4.2, 3.1)  # inches
+# Okabe and Ito's colours, which differ for colour-blind readers and in print.
+_BEFORE, _AFTER, _BETTER, _WORSE = "#5f6b76", "#0072b2", "#009e73", "#d55e00"
+
+
+def check_figure(path: str | Path, figure: str, *, sweep: bool) -> None:
+    """Refuse, before any work, a figure that could not be drawn.
+
+    Raises:
+        ParameterError: for another ending than `ENDINGS`, an unknown figure, or `sweep` without a sweep.
+        BlurrerankError: naming the extra, if matplotlib is not installed.
+    """
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise ParameterError(f"{path}: a figure is written as {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+    if figure not in FIGURES:
+        raise ParameterError(f"figure {figure!r} is not known: use {' or '.join(FIGURES)}")
+    if figure == "sweep" and not sweep:
+        raise ParameterError(
+            "the heat map needs a sweep: pass --sweep FILE, as `blurrerank sweep -o` writes it"
+        )
+    if figure in ("cmc", "ap") and sweep:
+        raise ParameterError(f"--figure {figure} draws no sweep: leave --sweep out, or pass --figure all")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise BlurrerankError(
+            "figures need matplotlib, which is not installed: pip install 'blurrerank[plot]'"
+        ) from None
+
+
+def draw(
+    *,
+    comparison: BeforeAfter,
+    path: str | Path,
+    figure: str = "all",
+    sweep: Sweep | None = None,
+    force: bool = False,
+) -> None:
+    """Draw figures into one file; no display is needed.
+
+    Args:
+        comparison: what to show, from `before_and_after`.
+        path: the file, `.png` (300 dots per inch), `.pdf` or `.svg`.
+        figure: `cmc`, `ap` (each probe's change of AP, sorted), `sweep` (heat map of mAP), or `all` of these
+            side by side, the last if there is a sweep.
+        sweep: of the same features.
+        force: replace an existing file.
+
+    Raises:
+        ParameterError: see `check_figure`.
+        InputError: without ids or a match on both sides, or if the sweep is of something else.
+        OutputError: if it cannot be written there.
+        BlurrerankError: if matplotlib, the extra `plot`, is not installed.
+    """
+    path = Path(path)
+    check_figure(path, figure, sweep=sweep is not None)
+    check_target(path, force=force)
+    if comparison.measured is None:
+        raise InputError(f"{comparison.data.lacking('ids')}: nothing can be measured, and no figure drawn")
+    before, after = comparison.measured
+    if not after.valid_probes:
+        raise InputError("no probe has a match in the gallery: there is nothing to draw")
+    grid = None if sweep is None else grid_of(sweep, comparison)
+
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    panels = [name for name in FIGURES[:-1] if figure in (name, "all") and (name != "sweep" or grid)]
+    # Text as text in PDF and SVG, which journals ask for, and the same bytes from the same numbers.
+    style: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "blurrerank", "font.size": 9}
+    with rc_context(style):
+        canvas = Figure(figsize=(_PANEL[0] * len(panels), _PANEL[1]), layout="constrained")
+        axes = canvas.subplots(1, len(panels), squeeze=False)[0]
+        for name, axis in zip(panels, axes, strict=True):
+            if name == "cmc":
+                _cmc(axis, before, after, comparison.ranking.method)
+            elif name == "ap":
+                _changes(axis, comparison)
+            elif grid is not None:
+                _heat_map(axis, grid)
+        kind = path.suffix.lower()[1:]
+        undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+        # Not into the file: of a full disk matplotlib's PDF makes an error of its own.
+        drawn = io.BytesIO()
+        canvas.savefig(drawn, format=kind, dpi=300, metadata=undated)
+    with replacing(path, force=force) as temporary, open(temporary, "wb", opener=opener) as file:
+        file.write(drawn.getvalue())
+
+
+def _cmc(axis: Any, before: Metrics, after: Metrics, method: str) -> None:
+    ranks = np.arange(1, len(after.cmc) + 1)
+    label = "the ranking" if method == "unknown" else method
+    axis.plot(ranks, before.cmc, color=_BEFORE, linestyle="--", label="cosine")
+    # A method's name comes from a file: no mathematics in it.
+    axis.plot(ranks, after.cmc, color=_AFTER, label=label.replace("$", r"\$").lstrip("_"))
+    axis.set(xlabel="rank k", ylabel="probes with a match by rank k", xlim=(1, len(ranks)))
+    axis.set_ylim(top=1.0)
+    axis.set_xticks([1, 10, 20, 30, 40, 50])
+    axis.legend(loc="lower right", frameon=False)
+    _plain(axis)
+
+
+def _changes(axis: Any, comparison: BeforeAfter) -> None:
+    change, counts = comparison.sorted_change(), comparison.counts()
+    # A step for each probe.
+    edges = np.arange(len(change) + 1)
+    for values, colour in ((change.clip(0), _BETTER), (change.clip(None, 0), _WORSE)):
+        axis.stairs(values, edges, fill=True, color=colour, linewidth=0)
+    axis.axhline(0, color="black", linewidth=0.8)
+    limit = max(0.05, 1.08 * float(np.abs(change).max()))
+    axis.set(xlabel="probes with a match, by change", ylabel="change of AP", xlim=(0, len(change)))
+    axis.set_ylim(-limit, limit)
+    axis.text(0.03, 0.44, f"{counts['better']:,} better", transform=axis.transAxes)
+    axis.text(0.97, 0.54, f"{counts['worse']:,} worse", transform=axis.transAxes, ha="right")
+    _plain(axis)
+
+
+def _heat_map(axis: Any, grid: Grid) -> None:
+    from matplotlib.patches import Rectangle
+
+    low, high = np.nanmin(grid.values), np.nanmax(grid.values)
+    axis.imshow(grid.values, cmap="Blues", aspect="auto", vmin=low, vmax=high + (high == low))
+    for (row, column), value in np.ndenumerate(grid.values):
+        if np.isnan(value):
+            continue
+        best = (row, column) == grid.best
+        dark = high > low and (value - low) / (high - low) > 0.6
+        axis.text(
+            *(column, row, f"{value:.4f}" + ("\nbest" if best else "")),
+            ha="center",
+            va="center",
+            color="white" if dark else "black",
+            weight="bold" if best else "normal",
+        )
+    row, column = grid.best
+    axis.add_patch(
+        Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, edgecolor="black", linewidth=2)
+    )
+    axis.set_xticks(range(len(grid.topns)), [str(topn) for topn in grid.topns])
+    axis.set_yticks(range(len(grid.sigmas)), [f"{sigma:g}" for sigma in grid.sigmas])
+    axis.set(xlabel="topn", ylabel="sigma", title="mAP")
+
+
+def _plain(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(color="#e1e6eb", linewidth=0.6)
+    axis.set_axisbelow(True)

@@ -1,0 +1,1 @@
+"""The best n of the gallery by cosine similarity: exact, given from elsewhere, or by FAISS."""

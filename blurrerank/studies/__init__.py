@@ -1,0 +1,1 @@
+"""Many runs: sweeps, benchmarks, before and after, generated data."""

@@ -1,0 +1,118 @@
+"""What is in a feature file, what is wrong with it, and what a run would make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.features import DISTRACTOR, JUNK, FeatureSet, Side
+from ..engine.batches import plan_for
+from ..evaluation.metrics import valid_probes
+from ..evaluation.protocols import PROTOCOLS
+from ..files.foreign.traps import label_doubts, side_doubts
+from ..files.loading import inspect
+from ..index.gallery_index import GalleryIndex
+from ..methods import create
+
+
+def describe(
+    path: str | Path, gallery: str | Path | None = None, *, device: str = "auto", memory: int | None = None
+) -> dict[str, Any]:
+    """Describe feature files, usable or not.
+
+    Args:
+        path: as for `load`.
+        gallery: as for `load`.
+        device: where a run would compute.
+        memory: its budget in bytes.
+
+    Returns:
+        A dictionary ready for JSON: `probe` and `gallery` (None if unreadable), `attributes`, `problems`,
+        `warnings` of what is probably not meant, as of `convert`, and `run`, what the default run would do,
+        None if there are problems.
+
+    Raises:
+        InputError: if a file cannot be opened at all.
+    """
+    contents = inspect(path, gallery, memory=memory)
+    described: dict[str, Any] = {
+        "probe": _side(contents.probe, contents.images.get("probe")),
+        "gallery": _side(contents.gallery, contents.images.get("gallery")),
+        "attributes": {name: _plain(value) for name, value in contents.attributes.items()},
+        "problems": contents.problems,
+        "warnings": [],
+        "run": None,
+    }
+    data = contents.data
+    if data is not None:
+        described["run"] = _default_run(data, device, memory)
+        dumped = side_doubts(data) if contents.imported is None else contents.imported.doubts
+        described["warnings"] = dumped + label_doubts(data)
+    return described
+
+
+def describe_index(path: str | Path) -> dict[str, Any]:
+    """Describe an index, whose checksums are compared.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A dictionary ready for JSON: `gallery`, as of `describe`; `method`, `params`, `digest`, and the `bytes`
+        of the file.
+
+    Raises:
+        InputError: if it is no index, or is damaged.
+    """
+    index = GalleryIndex.open(path, device="cpu")
+    return {
+        "gallery": _side(index.gallery, None),
+        "method": index.method.name,
+        "params": index.method.params(),
+        "digest": index.gallery.digest(),
+        "bytes": Path(path).stat().st_size,
+    }
+
+
+def _side(side: Side | None, images: tuple[int, ...] | None) -> dict[str, Any] | None:
+    if side is None:
+        return None
+    described: dict[str, Any] = {
+        "features": list(side.features.shape),
+        "dtype": str(side.features.dtype).removeprefix("torch."),
+        "in_memory": isinstance(side.features, np.ndarray | torch.Tensor),
+    }
+    if side.ids is not None and side.ids.dtype.kind == "i":
+        people = np.unique(side.ids[side.ids > DISTRACTOR])
+        described["identities"] = len(people)
+        described["junk"] = int((side.ids == JUNK).sum())
+        described["distractors"] = int((side.ids == DISTRACTOR).sum())
+    if side.cams is not None:
+        described["cameras"] = len(np.unique(side.cams))
+    described["names"] = side.names is not None
+    described["images"] = None if images is None else list(images)
+    return described
+
+
+def _default_run(data: FeatureSet, device: str, memory: int | None) -> dict[str, Any]:
+    method = create("lbr")
+    plan = plan_for(data, method, full_rows=data.has_ids, device=device, memory=memory)
+    return {
+        "method": method.name,
+        "params": method.params() | {"topn": method.depth(len(data.gallery))},
+        "device": str(plan.device),
+        "gallery_resident": plan.resident,
+        "gallery_block": plan.gallery_block,
+        "probe_batch": plan.probe_batch,
+        "valid_probes": {name: valid_probes(data, name) for name in PROTOCOLS} if data.has_ids else None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON takes numbers and strings; it has no NaN, and anything stranger goes by its text."""
+    simple = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    finite = isinstance(simple, int | str) or (isinstance(simple, float) and np.isfinite(simple))
+    return simple if finite else str(value)

@@ -1,0 +1,156 @@
+"""Local blurring over a grid of neighbourhood sizes and temperatures, from one search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..data.features import FeatureSet
+from ..data.ranking import Positions
+from ..engine.batches import plan_for
+from ..errors import InputError, ParameterError
+from ..evaluation.match_finder import MatchFinder
+from ..evaluation.metrics import MEANS, check_ap, measure, warn_about
+from ..evaluation.protocols import get_protocol
+from ..methods import check_count
+from ..methods.lbr import LocalBlurring
+from ..search.exact import Progress, search
+from ..spectral.transform import check_sigma
+
+_OTHER = {"digest": "other features", "labels_digest": "other ids or cameras"}
+
+Setting = tuple[int, float]
+"""topn and sigma."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What local blurring gives at each setting.
+
+    Attributes:
+        digest: `FeatureSet.digest()` of the features.
+        labels_digest: `FeatureSet.labels_digest()` of the same.
+        protocol: by which it was measured.
+        ap: the kind of average precision.
+        probes: all probes.
+        valid_probes: those with a match, over which the means are.
+        cosine: mean -> value without re-ranking.
+        rows: setting -> mean -> value.
+    """
+
+    digest: str
+    labels_digest: str
+    protocol: str
+    ap: str
+    probes: int
+    valid_probes: int
+    cosine: Mapping[str, float]
+    rows: Mapping[Setting, Mapping[str, float]] = field(default_factory=dict)
+
+    def best(self) -> dict[str, Setting]:
+        """For each mean the setting where it is highest; of equal ones the smaller topn, then sigma."""
+        return {
+            name: min(self.rows, key=lambda setting: (-self.rows[setting][name], setting)) for name in MEANS
+        }
+
+
+def sweep(
+    data: FeatureSet,
+    topns: Sequence[int],
+    sigmas: Sequence[float],
+    *,
+    known: Sweep | None = None,
+    protocol: str = "market1501",
+    ap: str = "plain",
+    device: str = "auto",
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Measure local blurring at every pair of `topns` and `sigmas`.
+
+    The gallery is searched once, and the similarities within a neighbourhood are computed once for all sigmas.
+
+    Args:
+        data: features with ids.
+        topns: sizes of the neighbourhood; capped at the gallery.
+        sigmas: temperatures, above 0.
+        known: an earlier sweep of the same features: what it holds is kept and not measured again.
+        protocol: `market1501`, `cuhk03` or `plain`.
+        ap: `plain` or `trapezoid`.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        memory: budget in bytes; see `rerank`.
+        progress: called with (images done, images in all).
+
+    Returns:
+        Every setting asked for or known, in order.
+
+    Raises:
+        InputError: without ids or any match, or if `known` is of other features, labels or metrics.
+        ParameterError: for a parameter outside its range.
+    """
+    rules = get_protocol(protocol)
+    check_ap(ap)
+    if not topns or not sigmas:
+        raise ParameterError("a sweep needs at least one topn and one sigma")
+    for topn in topns:
+        check_count("topn", topn)
+    for sigma in sigmas:
+        check_sigma(sigma)
+    if not data.has_ids:
+        raise InputError(f"{data.lacking('ids')}: settings cannot be compared without metrics")
+    made_from = {
+        "digest": data.digest(),
+        "labels_digest": data.labels_digest(),
+        "protocol": protocol,
+        "ap": ap,
+    }
+    for name, value in made_from.items():
+        if known is not None and getattr(known, name) != value:
+            raise InputError(
+                f"the earlier sweep is of {_OTHER.get(name) or f'{name} {getattr(known, name)}'}: "
+                "choose another name for this one"
+            )
+    wanted = {(min(topn, len(data.gallery)), float(sigma)) for topn in topns for sigma in sigmas}
+    missing = sorted(wanted - set(known.rows if known else ()))
+    if known is not None and not missing:
+        return known
+    sigmas_of = {topn: [sigma for n, sigma in missing if n == topn] for topn, _ in missing}
+    widest = LocalBlurring(max(sigmas_of), min(sigmas))
+    plan = plan_for(data, widest, full_rows=True, device=device, memory=memory)
+    finder = MatchFinder(data, single_shot=rules.single_shot, device=plan.device, memory=memory)
+    gallery = plan.rows(data.gallery)
+    located: dict[Setting | None, list[Positions]] = {setting: [] for setting in (None, *missing)}
+    for batch in search(
+        plan.probes(data.probe),
+        gallery,
+        widest.depth(len(data.gallery)),
+        batch=plan.probe_batch,
+        full_rows=True,
+        progress=progress,
+    ):
+        assert batch.similarities is not None
+        before = finder.by_similarity(batch.start, batch.similarities)
+        located[None].append(before)
+        for topn, some in sigmas_of.items():
+            near = batch.candidates.head(topn)
+            for sigma, scores in zip(
+                some, LocalBlurring(topn).rescore_each(batch.probe, near, gallery, some), strict=True
+            ):
+                lists = near.sorted_by(scores).indices
+                located[topn, sigma].append(finder.in_lists(batch.start, lists, before=before))
+    measured = {
+        setting: measure(Positions.concatenate(parts), data, rules, ap=ap) for setting, parts in located.items()
+    }
+    cosine = measured.pop(None)
+    warn_about(cosine, data)
+    if not cosine.valid_probes:
+        raise InputError("no probe has a match in the gallery: settings cannot be compared without metrics")
+    rows = dict(known.rows if known else {})
+    rows |= {setting: metrics.means() for setting, metrics in measured.items() if setting is not None}
+    return Sweep(
+        **made_from,
+        probes=len(data.probe),
+        valid_probes=cosine.valid_probes,
+        cosine=cosine.means(),
+        rows=dict(sorted(rows.items())),
+    )
