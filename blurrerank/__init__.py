@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .data.features import FeatureSet as FeatureSet
-    from .data.features import Side as Side
     from .data.ranking import Ranking as Ranking
+    from .data.side import Side as Side
     from .engine.pipeline import evaluate as evaluate
     from .engine.pipeline import local_blurring as local_blurring
     from .engine.pipeline import rerank as rerank

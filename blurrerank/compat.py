@@ -13,7 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .data.features import FeatureSet
-from .data.ranking import Ranking, sort_keys, strictly_decreasing
+from .data.ranking import Ranking
+from .data.sort_keys import sort_keys, strictly_decreasing
 from .engine.batches import rerank_batches
 from .engine.pipeline import rerank
 from .errors import InputError

@@ -181,7 +181,7 @@ def material(folder: Path) -> None:
         file["neighbors"] = near
     run("index", "feats.h5", "-o", "gallery.index.h5", "--pool", "15", "-q")
     index = br.GalleryIndex.open("gallery.index.h5")
-    from blurrerank.index.index_h5 import write_partial
+    from blurrerank.files.neighbours_h5 import write_partial
 
     write_partial(Path("new.h5.partial"), index.near, pool=15, digest=data.gallery.digest())
     for ending in ("json", "csv"):

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 import blurrerank as br
 from blurrerank import reference
 from blurrerank.cli.candidates import _FACTORY
+from blurrerank.data.given_lists import GivenLists
 from blurrerank.search import approximate
 from blurrerank.search.exact import search
-from blurrerank.search.given import GivenLists, listed_scores
+from blurrerank.search.given import listed_scores
 from blurrerank.search.rows import UnitRows
 
 SIMILAR = features(seed=5, probes=30, gallery=200, dim=16)

@@ -19,7 +19,7 @@ from conftest import ROOT, features, shell
 import blurrerank as br
 from blurrerank.compute.processes import expected
 from blurrerank.engine.runs import rerank_to
-from blurrerank.files.features_h5 import StoredFeatures
+from blurrerank.files.stored_features import StoredFeatures
 from blurrerank.methods import create
 
 pytestmark = pytest.mark.skipif(

@@ -91,7 +91,7 @@ def test_a_problem_is_named_with_side_and_row(changes, expected):
 
 
 def test_values_are_looked_at_in_every_block(monkeypatch):
-    monkeypatch.setattr("blurrerank.data.features._SCAN_BYTES", 8 * 8 * 7)
+    monkeypatch.setattr("blurrerank.data.side._SCAN_BYTES", 8 * 8 * 7)
     assert problems(gallery=spoiled(np.nan, 2, 31, 59)) == [
         "gallery/features has NaN or infinity in 3 rows (2, 31, 59): mend or remove them"
     ]

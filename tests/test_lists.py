@@ -237,7 +237,7 @@ def test_options_given_win_over_the_preset():
 
 
 def test_sort_keys_order_as_the_lists_do():
-    from blurrerank.data.ranking import from_sort_keys, sort_keys
+    from blurrerank.data.sort_keys import from_sort_keys, sort_keys
 
     scores = torch.tensor([-0.0, 0.0, 1.0, -1.0, 1e-45, -1e-45, float("inf"), -0.0, 1.0])
     order = sort_keys(scores, torch.arange(9)).argsort(descending=True)
@@ -248,7 +248,7 @@ def test_sort_keys_order_as_the_lists_do():
 
 
 def test_what_are_no_candidates_is_refused():
-    from blurrerank.data.ranking import Candidates
+    from blurrerank.data.candidates import Candidates
 
     indices, scores = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3)
     Candidates(indices, scores)

@@ -264,7 +264,7 @@ def test_labels_may_change_after_the_ranking_was_made():
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
 def test_strictly_decreasing_keeps_the_order_and_touches_ties_alone(values):
-    from blurrerank.data.ranking import strictly_decreasing
+    from blurrerank.data.sort_keys import strictly_decreasing
 
     scores = -np.sort(-np.array([values], dtype=np.float32))
     lowered = strictly_decreasing(scores)

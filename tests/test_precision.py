@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank import reference
-from blurrerank.data.features import Side
-from blurrerank.data.ranking import NOBODY, fine_keys, from_fine_keys
+from blurrerank.data.side import Side
+from blurrerank.data.sort_keys import NOBODY, fine_keys, from_fine_keys
 from blurrerank.engine.batches import rerank_batches
 from blurrerank.graph.neighbours import find_neighbours
 from blurrerank.index.gallery_index import build_index

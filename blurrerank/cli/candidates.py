@@ -14,8 +14,8 @@ from .options import FILE, Runtime
 
 if TYPE_CHECKING:
     from ..data.features import FeatureSet
+    from ..data.given_lists import GivenLists
     from ..methods import Method
-    from ..search.given import GivenLists
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,7 +74,7 @@ class Source:
         Raises:
             ParameterError: saying which.
         """
-        from ..search.given import check_method
+        from ..engine.given import check_method
 
         if self.file is not None and self.search is not None:
             raise ParameterError("--candidates brings the lists and --search looks for them: choose one")

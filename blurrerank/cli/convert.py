@@ -95,7 +95,7 @@ def _span(cams: Any) -> str:
 def _people(ids: Any) -> str:
     import numpy as np
 
-    from ..data.features import DISTRACTOR, JUNK
+    from ..data.labels import DISTRACTOR, JUNK
 
     if ids is None:
         return "-"

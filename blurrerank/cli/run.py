@@ -283,7 +283,7 @@ def _answer(index: GalleryIndex, method: Method, depth: int | str | None, runtim
     """Answer each probe on standard input as soon as it is there."""
     from io import BufferedReader
 
-    from ..data.features import Side
+    from ..data.side import Side
     from ..engine.pipeline import rerank_with
     from ..errors import InputError
     from ..files.jsonl import line

@@ -13,18 +13,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..compute.device import budget, pick_device
+from ..compute.progress import Progress
 from ..compute.stopwatch import Stopwatch
+from ..data.candidates import Candidates
+from ..data.checks import check_count
 from ..data.features import FeatureSet
-from ..data.ranking import Candidates, Positions, from_sort_keys, index_dtype, strictly_decreasing
+from ..data.given_lists import GivenLists
+from ..data.positions import Positions
+from ..data.sort_keys import from_sort_keys, index_dtype, strictly_decreasing
 from ..errors import BlurrerankError, BlurrerankWarning, ParameterError
 from ..evaluation.match_finder import MatchFinder
 from ..graph.neighbours import Keep, Neighbours, find_neighbours
-from ..methods import GalleryMethod, HeadMethod, Method, WholeMethod, check_count
-from ..search.exact import Batch, Progress, margin, search, similarities_of
-from ..search.given import GivenLists, check_method, look_up, rescore
+from ..methods import GalleryMethod, HeadMethod, Method, WholeMethod
+from ..search.exact import Batch, margin, search, similarities_of
+from ..search.given import look_up
+from ..search.plan import Plan
 from ..search.rows import Gatherable, warn_of_reads
 from ..search.tiles import best_keys
-from .plan import Plan, budget, pick_device
+from .given import check_method, rescore
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.ranking import Positions
+from ..data.positions import Positions
 from ..errors import BlurrerankWarning, InputError, OutputError
+from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.sink import Sink
 from ..files.targets import KEPT, opener, replacing, work_folder
 from ..graph.neighbours import Neighbours
-from ..index.index_h5 import read_partial, write_partial
 
 SECONDS = 30.0
 """How often a run writes what it has done, and after which time first."""

@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..compute.device import pick_device
+from ..compute.progress import Progress
 from ..data.features import FeatureSet
-from ..data.ranking import Positions, Ranking
+from ..data.given_lists import GivenLists
+from ..data.positions import Positions
+from ..data.ranking import Ranking
 from ..errors import InputError
 from ..evaluation.match_finder import MatchFinder
 from ..evaluation.metrics import Metrics, check_ap, measure, warn_about
 from ..evaluation.protocols import Protocol, get_protocol
 from ..methods import HeadMethod, Method, available, create
 from ..methods.lbr import LocalBlurring
-from ..search.exact import Progress
-from ..search.given import GivenLists, check_method
 from .batches import rerank_batches
-from .plan import pick_device
+from .given import check_method
 
 
 def rerank(

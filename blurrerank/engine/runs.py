@@ -11,23 +11,25 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..compute.device import pick_device
+from ..compute.progress import Progress
 from ..compute.stopwatch import Stopwatch
 from ..data.features import FeatureSet
-from ..data.ranking import Positions
+from ..data.given_lists import GivenLists
+from ..data.positions import Positions
+from ..data.sharded import ShardedSet
 from ..errors import ParameterError
 from ..evaluation.match_finder import MatchFinder
 from ..evaluation.metrics import Metrics, check_ap, measure, warn_about
 from ..evaluation.protocols import get_protocol
+from ..evaluation.sharded_finder import ShardFinder
 from ..files.ranking_h5 import versions
 from ..files.rankings import RankingWriter, RunInfo, open_ranking
 from ..methods import HeadMethod, Method
-from ..search.exact import Progress
-from ..search.given import GivenLists, check_method
 from .batches import RankedBatch, rerank_batches
 from .checkpoint import Checkpoint, Done, keeping
-from .distributed import ShardFinder, rerank_sharded
-from .plan import pick_device
-from .shards import ShardedSet
+from .distributed import rerank_sharded
+from .given import check_method
 
 
 @dataclass(frozen=True)

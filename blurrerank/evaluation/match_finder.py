@@ -14,8 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import pad
 
-from ..data.features import DEFAULT_MEMORY, DISTRACTOR, JUNK, FeatureSet
-from ..data.ranking import Positions, sort_keys
+from ..compute.device import DEFAULT_MEMORY
+from ..data.features import FeatureSet
+from ..data.labels import DISTRACTOR, JUNK
+from ..data.positions import Positions
+from ..data.sort_keys import sort_keys
 
 MAX_RANK = 50
 """How far cumulative match curves reach."""

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.features import DISTRACTOR, JUNK, FeatureSet, Side
-from ..data.ranking import Positions
+from ..data.features import FeatureSet
+from ..data.labels import DISTRACTOR, JUNK
+from ..data.positions import Positions
+from ..data.side import Side
 from ..errors import BlurrerankWarning, ParameterError
 from .match_finder import MAX_RANK
 from .protocols import Protocol, get_protocol

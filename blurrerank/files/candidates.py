@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.features import FeatureSet
+from ..data.given_lists import GivenLists
 from ..errors import BlurrerankWarning, InputError
-from ..search.given import GivenLists
 from . import ranking_h5
 from .access import check_readable
 from .hdf5 import attributes, member, open_hdf5, read, reading

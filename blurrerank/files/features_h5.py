@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,48 +26,27 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.features import DEFAULT_MEMORY, FeatureSet, Side, find_problems
+from ..compute.device import DEFAULT_MEMORY
+from ..data.features import FeatureSet
+from ..data.side import Side
+from ..data.validation import find_problems
 from ..errors import InputError
 from .hdf5 import Budget, check_dataset, member, open_hdf5, reading
 from .hdf5 import attributes as attributes_of
-from .same_file import status
 from .sink import new_hdf5
+from .stored_features import StoredFeatures
 from .targets import replacing
-from .watched import Watched
 
 if TYPE_CHECKING:
     from ..compute.processes import Group
-    from ..engine.shards import ShardedGallery, ShardedSet
+    from ..data.sharded import ShardedGallery, ShardedSet
     from .foreign import Imported
 
+
 FORMAT = "blurrerank-features"
+
+
 VERSION = 1
-
-
-class StoredFeatures:
-    """Features that stay on disk: slices are read when asked for."""
-
-    def __init__(self, dataset: Any, where: str, part: slice | None = None) -> None:
-        """Keep `dataset`, or a `part` of its rows, and its file open with it; `where` names it in messages."""
-        self._dataset = dataset
-        self._where = where
-        # HDF5 keeps other programs that use it from writing meanwhile, and no others.
-        self._watched = Watched(partial(status, dataset), where)
-        self._first = 0 if part is None else part.start
-        self.shape = tuple(dataset.shape) if part is None else (part.stop - part.start, *dataset.shape[1:])
-        self.dtype = dataset.dtype
-
-    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
-        """Read rows.
-
-        Raises:
-            InputError: if the file does not give them, or was changed since it was opened.
-        """
-        start, stop, _ = rows.indices(self.shape[0])
-        with reading(self._where):
-            found = np.asarray(self._dataset[self._first + start : self._first + stop])
-        self._watched.check()
-        return found
 
 
 @dataclass(frozen=True)
@@ -104,7 +82,7 @@ def load_sharded(
     Raises:
         InputError: in all processes, naming the problems that any of them found.
     """
-    from ..engine.shards import ShardedSet, raise_everywhere
+    from ..data.sharded import ShardedSet, raise_everywhere
 
     reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
     attributes: dict[str, Any] = {}
@@ -226,7 +204,7 @@ class _Reader:
         self, root: Any, label: str, name: str, processes: Group, *, alone: bool
     ) -> ShardedGallery | None:
         """A side of which this process reads its share, and all labels if it is the first."""
-        from ..engine.shards import ShardedGallery
+        from ..data.sharded import ShardedGallery
 
         group, where = self._group(root, label, name, alone=alone)
         stored = None if group is None else self._stored(group, where)

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.features import FeatureSet
-from ..data.ranking import Ranking, index_dtype
+from ..data.ranking import Ranking
+from ..data.sort_keys import index_dtype
 from ..errors import InputError
 from .rankings import RankingWriter, RunInfo
 from .sink import Sink

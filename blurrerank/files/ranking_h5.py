@@ -30,7 +30,9 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..data.features import FeatureSet
-from ..data.ranking import Positions, Ranking, index_dtype
+from ..data.positions import Positions
+from ..data.ranking import Ranking
+from ..data.sort_keys import index_dtype
 from ..errors import InputError
 from .hdf5 import Budget, attributes, member, open_hdf5, reading
 from .rankings import RankingWriter, RunInfo

@@ -24,7 +24,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..data.features import FeatureSet
-from ..data.ranking import Positions, Ranking, index_dtype, strictly_decreasing
+from ..data.positions import Positions
+from ..data.ranking import Ranking
+from ..data.sort_keys import index_dtype, strictly_decreasing
 from ..errors import InputError, ParameterError
 from ..evaluation.match_finder import MatchFinder
 from .access import check_readable

@@ -14,8 +14,9 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.features import FeatureSet, Side
+from ..data.features import FeatureSet
 from ..data.ranking import Ranking
+from ..data.side import Side
 from ..errors import BlurrerankWarning, InputError
 from .rankings import RankingWriter, from_entries
 

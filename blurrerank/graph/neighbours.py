@@ -11,8 +11,9 @@ from itertools import pairwise
 
 import torch
 
-from ..data.ranking import NOBODY, fine_keys, from_fine_keys, from_sort_keys, sort_keys
-from ..search.exact import CHUNK_BYTES, Progress, certain, margin
+from ..compute.progress import Progress
+from ..data.sort_keys import NOBODY, fine_keys, from_fine_keys, from_sort_keys, sort_keys
+from ..search.exact import CHUNK_BYTES, certain, margin
 from ..search.precision import (
     ceiling,
     error_bound,

@@ -13,17 +13,22 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..data.features import FeatureSet, Side, digest_of, find_problems
+from ..compute.device import pick_device
+from ..compute.progress import Progress
+from ..data.checks import check_count
+from ..data.features import FeatureSet
 from ..data.ranking import Ranking
+from ..data.side import Side, digest_of
+from ..data.validation import find_problems
 from ..engine.pipeline import rerank_with
-from ..engine.plan import Plan, pick_device
 from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from ..files.access import check_readable
+from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.targets import check_target, replacing
 from ..graph.neighbours import Neighbours, find_neighbours
-from ..methods import GalleryMethod, HeadMethod, Method, WholeMethod, check_count, create
+from ..methods import GalleryMethod, HeadMethod, Method, WholeMethod, create
 from ..methods.k_reciprocal_online import EncodedGallery, KReciprocalOnline
-from ..search.exact import Progress
+from ..search.plan import Plan
 from . import index_h5
 from .index_h5 import Labels
 
@@ -325,7 +330,7 @@ class _Left:
         if not self._path.exists():
             return None
         try:
-            near, pool, digest = index_h5.read_partial(self._path)
+            near, pool, digest = read_partial(self._path)
         except InputError as error:
             if force:
                 return None
@@ -343,7 +348,7 @@ class _Left:
         """Keep what is known, if it is time."""
         if time.monotonic() >= self._last + self._seconds:
             try:
-                index_h5.write_partial(self._path, answer(), pool=self._pool, digest=self._digest)
+                write_partial(self._path, answer(), pool=self._pool, digest=self._digest)
             except OutputError as error:
                 if not self._told:
                     warnings.warn(f"what is done cannot be kept: {error}", BlurrerankWarning, stacklevel=2)

@@ -25,28 +25,24 @@ root attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` 
 from __future__ import annotations
 
 import json
-import os
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.features import JUNK, Side, digest_of
+from ..data.side import Side, digest_of
 from ..errors import BlurrerankWarning, InputError
-from ..files.features_h5 import decoded, open_group
-from ..files.hdf5 import attributes, check_dataset, member, open_hdf5
-from ..files.hdf5 import read as read_values
+from ..files.hdf5 import attributes, open_hdf5
+from ..files.mapped_h5 import OFF, VERSION, checksum_of, describe, put, put_neighbours, reading_mapped
 from ..files.ranking_h5 import versions
 from ..files.sink import new_hdf5
-from ..files.targets import replacing
 from ..files.watched import Watched
 from ..graph.encoding import CHUNK_BYTES, ONE, SparseRows
 from ..graph.neighbours import Neighbours
@@ -54,12 +50,12 @@ from ..methods.k_reciprocal_online import EncodedGallery
 from ..search.rows import UnitRows
 
 FORMAT = "blurrerank-index"
-PARTIAL = "blurrerank-index-partial"
-VERSION = 1
 
-# Rows measured at a time; and how far the length of a unit row in float32, or a cosine of two, may be off.
-_ROWS, _OFF = 4096, 1e-3
-_COSINES = (-1 - _OFF, 1 + _OFF)
+
+# Rows measured at a time.
+_ROWS = 4096
+
+
 # A weight of blurring is at most 1, divided by a norm of at least 1e-6.
 _MOST_BLUR = 1.01e6
 
@@ -156,16 +152,16 @@ def write(
             features[start : start + len(block)] = values
             checksum = zlib.crc32(values.data, checksum)
         features.attrs["crc32"] = checksum
-        _put(file, "digests", labels.digests)
+        put(file, "digests", labels.digests)
         for name in ("ids", "cams"):
             if getattr(labels, name) is not None:
-                _put(file, name, getattr(labels, name))
+                put(file, name, getattr(labels, name))
         if labels.names is not None:
             names = file.create_dataset("names", data=list(labels.names), dtype=h5py.string_dtype())
-            names.attrs["crc32"] = _checksum_of(labels.names)
-        _put_neighbours(file, near)
+            names.attrs["crc32"] = checksum_of(labels.names)
+        put_neighbours(file, near)
         _put_encoded(file, encoded)
-        _describe(
+        describe(
             file,
             {
                 "format": FORMAT,
@@ -179,24 +175,6 @@ def write(
         )
 
 
-def write_partial(path: Path, near: Neighbours, *, pool: int, digest: str) -> None:
-    """Write, or replace, what is known while an index is built.
-
-    Raises:
-        OutputError: if it cannot be written there.
-    """
-    with replacing(path, force=True) as temporary, new_hdf5(temporary) as file:
-        _put_neighbours(file, near)
-        _describe(file, {"format": PARTIAL, "format_version": VERSION, "pool": pool, "digest": digest})
-
-
-def _describe(file: Any, about: Mapping[str, str | int]) -> None:
-    """Set attributes. Text has its length in its type: that of any length would lie in a heap, and to look for
-    heaps without an end takes a pass over the file."""
-    for name, value in about.items():
-        file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
-
-
 def is_index(path: Path) -> bool:
     """Whether this is an index, sound or not."""
     if not path.is_file() or not h5py.is_hdf5(path):
@@ -206,16 +184,6 @@ def is_index(path: Path) -> bool:
             return bool(attributes(file).get("format") == FORMAT)
     except InputError:
         return False
-
-
-def read_partial(path: Path) -> tuple[Neighbours, int, str]:
-    """What is known so far, the pool, and the digest of the gallery.
-
-    Raises:
-        InputError: if it is no such file, or is damaged.
-    """
-    with _reading(path, PARTIAL, verify=True) as file:
-        return file.neighbours(), int(file.attrs["pool"]), str(file.attrs["digest"])
 
 
 def read(path: Path, *, verify: bool = True) -> Stored:
@@ -228,7 +196,7 @@ def read(path: Path, *, verify: bool = True) -> Stored:
     Raises:
         InputError: if it is none, is of a newer version, or is damaged.
     """
-    with _reading(path, FORMAT, verify=verify) as file:
+    with reading_mapped(path, FORMAT, verify=verify) as file:
         features = file.take("features", ("G", "D"), np.float32)
         if verify and not _are_unit(features):
             raise InputError("features has rows that are not normalised")
@@ -252,134 +220,10 @@ def read(path: Path, *, verify: bool = True) -> Stored:
         return Stored(features, labels, digest, method, params, near, encoded, file.source)
 
 
-@contextmanager
-def _reading(path: Path, form: str, *, verify: bool) -> Iterator[_File]:
-    """The open file, whose faults become `InputError`."""
-    file = open_group(path)[0].file
-    try:
-        known = attributes(file)
-        stated, version = known.get("format"), known.get("format_version")
-        if stated != form:
-            kind = f"a {stated} file" if stated else "an HDF5 file"
-            raise InputError(f"{path} is {kind}: expected a {form} file, such as `blurrerank index` writes")
-        if not isinstance(version, int | np.integer) or not 1 <= version <= VERSION:
-            raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
-        try:
-            # The same file, whatever stands at its path by now.
-            with os.fdopen(os.dup(file.id.get_vfd_handle()), "rb") as stream:
-                yield _File(file, stream, Watched.same(stream.fileno(), str(path)), verify)
-        except Exception as error:  # of a damaged file h5py raises what it likes
-            raise InputError(f"{path} is a damaged {form} file: {error}; build it again") from error
-    finally:
-        file.close()
-
-
-class _File:
-    """Datasets of an open file as tensors that are mapped into memory, checked as far as they are asked for."""
-
-    def __init__(self, file: Any, stream: BinaryIO, source: Watched, verify: bool) -> None:
-        self.attrs = attributes(file)
-        self.source = source
-        self._file, self._stream, self._verify = file, stream, verify
-        self._sizes: dict[str, int] = {}
-
-    @property
-    def items(self) -> tuple[int, int]:
-        """The first item of the gallery and the last."""
-        return 0, self._sizes["G"] - 1
-
-    def take(
-        self,
-        name: str,
-        shape: tuple[int | str, ...],
-        dtype: Any = None,
-        *,
-        within: tuple[float, float] | None = None,
-    ) -> torch.Tensor:
-        """One dataset; a size that has a name must be the same wherever it appears.
-
-        Checksums say that nothing was damaged, not that the file was made here: `within` are the least and the
-        greatest value it may have.
-        """
-        dataset = self._dataset(name)
-        expected = [
-            self._sizes.setdefault(n, found) if isinstance(n, str) else n
-            for n, found in zip(shape, dataset.shape, strict=True)
-        ]
-        if list(dataset.shape) != expected or (dtype is not None and dataset.dtype != dtype):
-            raise InputError(f"{name} is {dataset.dtype} {dataset.shape}")
-        offset = dataset.id.get_offset()
-        if not dataset.size:
-            values = np.empty(dataset.shape, dataset.dtype)
-        elif offset is None:
-            raise InputError(f"{name} is not stored in one piece")
-        else:
-            # Private pages are shared with every other reader until somebody writes, which nobody does.
-            values = np.memmap(self._stream, dataset.dtype, mode="c", offset=offset, shape=dataset.shape)
-        if self._verify and zlib.crc32(values.data) != attributes(dataset).get("crc32"):
-            raise InputError(f"{name} has another checksum than when it was written")
-        if within is not None:
-            self._check(name, values, within)
-        return torch.from_numpy(values)
-
-    def _check(self, name: str, values: NDArray[Any], within: tuple[float, float]) -> None:
-        if self._verify and values.size:
-            low, high = within
-            if not (values.min() >= low and values.max() <= high):  # nan is neither
-                raise InputError(f"{name} has values that no index has")
-
-    def _dataset(self, name: str) -> Any:
-        dataset = member(self._file, name)
-        if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
-            raise InputError(f"it has no {name}")
-        check_dataset(dataset, name)
-        return dataset
-
-    def labels(self, name: str) -> NDArray[Any] | None:
-        """`ids` or `cams`, if they are there."""
-        if member(self._file, name) is None:
-            return None
-        most = np.iinfo(np.int64)
-        least = JUNK if name == "ids" else most.min
-        return self.take(name, ("G",), np.int64, within=(least, most.max)).numpy()
-
-    def names(self) -> NDArray[Any] | None:
-        """The names of the gallery."""
-        if member(self._file, "names") is None:
-            return None
-        stored = self._dataset("names")
-        names = decoded(read_values(stored, "names"), "names")
-        if names.shape != (self._sizes["G"],):
-            raise InputError(f"names are {names.shape}")
-        if self._verify and _checksum_of(names) != attributes(stored).get("crc32"):
-            raise InputError("names have another checksum than when they were written")
-        return names
-
-    def neighbours(self) -> Neighbours:
-        """Who is near whom."""
-        lists = self.take("neighbours/lists", ("G", "K"))
-        self._check("neighbours/lists", lists.numpy(), self.items)
-        return Neighbours(
-            lists,
-            self.take("neighbours/similarities", ("G", "K"), np.float32, within=_COSINES),
-            self.take("neighbours/lowest", ("G",), np.float32, within=_COSINES),
-        )
-
-    def sparse_rows(self, name: str) -> SparseRows:
-        """Sparse rows, one for each of the gallery."""
-        offsets = self.take(f"{name}/offsets", (self._sizes["G"] + 1,), np.int64)
-        if self._verify and not (offsets[0] == 0 and bool((offsets.diff() >= 0).all())):
-            raise InputError(f"{name}/offsets has values that no index has")
-        entries = (int(offsets[-1]),)
-        columns = self.take(f"{name}/columns", entries, within=self.items)
-        weights = self.take(f"{name}/weights", entries, np.int32, within=(0, ONE))
-        return SparseRows(offsets, columns, weights)
-
-
 def _are_unit(features: torch.Tensor) -> bool:
     """Whether all rows have length 1, but for rounding; not those with nan."""
     lengths = (torch.linalg.vector_norm(some, dim=1) for some in torch.split(features, _ROWS))
-    return all(bool(((some - 1).abs() < _OFF).all()) for some in lengths)
+    return all(bool(((some - 1).abs() < OFF).all()) for some in lengths)
 
 
 def _weigh_one(encodings: SparseRows, *, by_column: bool = False) -> bool:
@@ -392,21 +236,6 @@ def _weigh_one(encodings: SparseRows, *, by_column: bool = False) -> bool:
     return bool((sums <= ONE).all())
 
 
-def _checksum_of(names: NDArray[Any]) -> int:
-    return zlib.crc32("\0".join(names).encode())
-
-
-def _put(file: Any, name: str, values: NDArray[Any]) -> None:
-    """One dataset with its checksum."""
-    dataset = file.create_dataset(name, data=values)
-    dataset.attrs["crc32"] = zlib.crc32(np.ascontiguousarray(values).data)
-
-
-def _put_neighbours(file: Any, near: Neighbours) -> None:
-    for name in ("lists", "similarities", "lowest"):
-        _put(file, f"neighbours/{name}", getattr(near, name).cpu().numpy())
-
-
 def _put_encoded(file: Any, encoded: EncodedGallery) -> None:
     for field in fields(encoded):
         values = getattr(encoded, field.name)
@@ -414,4 +243,4 @@ def _put_encoded(file: Any, encoded: EncodedGallery) -> None:
         if isinstance(values, SparseRows):
             parts = {f"/{part.name}": getattr(values, part.name) for part in fields(values)}
         for part, numbers in parts.items():
-            _put(file, f"encoded/{field.name}{part}", numbers.cpu().numpy())
+            put(file, f"encoded/{field.name}{part}", numbers.cpu().numpy())

@@ -11,21 +11,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..data.checks import check_count
 from ..errors import ParameterError
 
 if TYPE_CHECKING:
     import torch
 
+    from ..compute.progress import Progress
     from ..compute.stopwatch import Stopwatch
-    from ..data.ranking import Candidates
-    from ..engine.plan import Plan
+    from ..data.candidates import Candidates
     from ..graph.neighbours import Keep, Neighbours
-    from ..search.exact import Progress
+    from ..search.plan import Plan
     from ..search.rows import Gatherable, UnitRows
     from .k_reciprocal_online import EncodedGallery
+
 
 _DEPTH = 50
 
@@ -209,24 +210,6 @@ class GalleryMethod(Method):
     def reranked(self, gallery: int) -> int:
         """Everything."""
         return gallery
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise `ParameterError` unless `value` is a whole number of at least 1."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
-        raise ParameterError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
-def check_share(name: str, value: Any) -> None:
-    """Raise `ParameterError` unless `value` is a number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ParameterError(f"{name} must be a number from 0 to 1, not {value!r}")
-
-
-def check_switch(name: str, value: Any) -> None:
-    """Raise `ParameterError` unless `value` is true or false: other values count as true unnoticed."""
-    if not isinstance(value, bool):
-        raise ParameterError(f"{name} must be True or False, not {value!r}")
 
 
 def available() -> list[str]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ..data.ranking import Candidates
+from ..data.candidates import Candidates
 from ..search.rows import Gatherable
 from . import HeadMethod
 

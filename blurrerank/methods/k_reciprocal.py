@@ -26,14 +26,15 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..compute.progress import Progress
 from ..compute.stopwatch import Stopwatch
-from ..engine.plan import Plan
+from ..data.checks import check_count, check_share
 from ..errors import BlurrerankWarning, InputError, ParameterError
 from ..graph.encoding import CHUNK_BYTES, SparseRows, average, expand, mutual, overlaps, weighted
 from ..graph.neighbours import Keep, Neighbours, find_neighbours, pair_similarities
-from ..search.exact import Progress
+from ..search.plan import Plan
 from ..search.rows import UnitRows
-from . import WholeMethod, check_count, check_share
+from . import WholeMethod
 
 BASE_DISTANCES = ("squared", "squared-twice")
 

@@ -33,13 +33,14 @@ from typing import ClassVar
 
 import torch
 
-from ..data.ranking import Candidates, from_sort_keys, sort_keys
+from ..data.candidates import Candidates
+from ..data.checks import check_count, check_share, check_sigma
+from ..data.sort_keys import from_sort_keys, sort_keys
 from ..errors import ParameterError
 from ..graph.encoding import CHUNK_BYTES, ONE, WHOLE, SparseRows, average, expand, mutual, offsets_of, overlaps
 from ..graph.neighbours import Neighbours, pair_similarities
 from ..search.rows import UnitRows, blocks_of
-from ..spectral.transform import check_sigma
-from . import GalleryMethod, check_count, check_share
+from . import GalleryMethod
 
 # exp((c - c1) / sigma) is then no denormal number even for opposite features, so that float32 keeps the order.
 _LEAST_SIGMA = 0.025

@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..data.ranking import Candidates
+from ..data.candidates import Candidates
+from ..data.checks import check_count, check_sigma, check_switch
 from ..errors import ParameterError
 from ..search.precision import full_float32
 from ..search.rows import Gatherable
 from ..search.tiles import widen
 from ..spectral import fused
-from ..spectral.transform import blurred_scores, check_sigma
-from . import HeadMethod, check_count, check_switch
+from ..spectral.transform import blurred_scores
+from . import HeadMethod
 
 # Bytes worked on at a time: on a CPU they should stay in the last-level cache between
 # the gathering and the product.

@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.features import FeatureSet, Side
-from ..engine.plan import Plan, pick_device
+from ..compute.device import pick_device
+from ..compute.progress import Progress
+from ..data.checks import check_count
+from ..data.features import FeatureSet
+from ..data.given_lists import GivenLists
+from ..data.side import Side
 from ..errors import BlurrerankError, InputError, ParameterError
-from ..methods import check_count
-from .exact import Progress, margin, search
-from .given import GivenLists, listed_scores
+from .exact import margin, search
+from .given import listed_scores
+from .plan import Plan
 from .rows import UnitRows, blocks_of
 
 DEFAULT_FACTORY = "IVF1024,Flat"

@@ -13,27 +13,36 @@ from dataclasses import dataclass
 
 import torch
 
-from ..data.ranking import NOBODY, Candidates, from_sort_keys, sort_keys
+from ..compute.progress import Progress
+from ..data.candidates import Candidates
+from ..data.sort_keys import NOBODY, from_sort_keys, sort_keys
 from .precision import ceiling, error_bound, full_float32, pair_scores, product, rounded
 from .rows import Gatherable, PassingRows, UnitRows, blocks_of
 from .tiles import best_keys, greatest, multiply
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all): probes, and all images for a method that looks at them first."""
 
 Then = Callable[[torch.Tensor, Candidates, Gatherable], Candidates]
 """Called with (p, D) float32 probes, their candidates and where the rows of these are; gives another order."""
 
+
 # Candidates beyond the list that are scored too: a share of it, and at least so many.
 _SPARE_SHARE, _SPARE_LEAST = 0.3, 12
+
+
 # How much wider the second margin is, and at which share of probes that need it the first grows.
 _WIDER, _OFTEN = 4, 0.05
+
+
 # Similarities computed before the top-n reads them: few enough that they are still in cache.
 TILE_PROBES = {"cpu": 512, "cuda": 4096}
+
+
 # Bytes of candidates' rows at a time: a CPU should have them in cache still when they are used again.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+
+
 # Products at a time among which `certain` looks for pairs: bounds what it takes when every item is in reach.
 _REACH_ELEMENTS = 1 << 18
 

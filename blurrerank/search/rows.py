@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from ..data.features import Side
+from ..data.side import Side
 from ..errors import BlurrerankWarning
 from .precision import Rounded, rounded
 

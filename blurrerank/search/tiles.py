@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-from ..data.ranking import sort_keys
+from ..data.sort_keys import sort_keys
 
 # Columns whose greatest similarity is found at once.
 _GROUP = 16

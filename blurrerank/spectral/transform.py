@@ -8,21 +8,13 @@ one step of it: each a mean of those it resembles.
 
 from __future__ import annotations
 
-from numbers import Real
-
 import torch
 from torch.nn.functional import normalize
 
-from ..errors import ParameterError
+from ..data.checks import check_sigma
 
 # Transformed features shorter than this are rounding: those they are a mean of cancel each other out.
 _LEAST_NORM = 1e-6
-
-
-def check_sigma(sigma: float) -> None:
-    """Raise `ParameterError` unless `sigma` is a finite number above 0, by which float32 can divide."""
-    if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 1e-30 <= sigma < float("inf"):
-        raise ParameterError(f"sigma must be a finite number above 0 (1e-30 at least), not {sigma!r}")
 
 
 def cosines(features: torch.Tensor) -> torch.Tensor:

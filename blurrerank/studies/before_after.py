@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.features import DISTRACTOR, JUNK, FeatureSet
+from ..compute.progress import Progress
+from ..data.checks import check_count
+from ..data.features import FeatureSet
+from ..data.labels import DISTRACTOR, JUNK
 from ..data.ranking import Ranking
 from ..engine.pipeline import check_made_from, evaluate, rerank
 from ..errors import BlurrerankWarning, InputError
 from ..evaluation.metrics import Metrics, check_ap
 from ..evaluation.protocols import Protocol, get_protocol
 from ..evaluation.significance import gains
-from ..methods import check_count
-from ..search.exact import Progress
 from .sweep import Sweep
 
 UNKNOWN, RIGHT, WRONG, IS_JUNK, DROPPED = range(5)

@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..compute.progress import Progress
 from ..errors import BlurrerankError
 from ..methods import Method, create
-from ..search.exact import Progress
 
 if TYPE_CHECKING:
     import torch
 
     from ..compute.peak_memory import PeakMemory
     from ..compute.stopwatch import Stopwatch
-    from ..data.features import FeatureSet, Side
+    from ..data.features import FeatureSet
+    from ..data.side import Side
     from ..index.gallery_index import GalleryIndex
 
 REFERENCES = ("cosine", "lbr", "k-reciprocal", "k-reciprocal-online")
@@ -204,7 +205,7 @@ def latency(
         One for each method.
     """
     from ..compute.stopwatch import Stopwatch
-    from ..data.features import Side
+    from ..data.side import Side
     from ..engine.batches import rerank_batches
     from ..engine.pipeline import rerank_with
 
@@ -256,10 +257,11 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
 
     import torch
 
+    from ..compute.device import pick_device
     from ..compute.peak_memory import PeakMemory
     from ..compute.stopwatch import Stopwatch
-    from ..data.features import FeatureSet, Side
-    from ..engine.plan import pick_device
+    from ..data.features import FeatureSet
+    from ..data.side import Side
     from ..engine.runs import rerank_measured
     from ..errors import BlurrerankWarning
     from ..files import load

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.features import DISTRACTOR, JUNK, FeatureSet, Side
+from ..data.features import FeatureSet
+from ..data.labels import DISTRACTOR, JUNK
+from ..data.side import Side
 from ..engine.batches import plan_for
 from ..evaluation.metrics import valid_probes
 from ..evaluation.protocols import PROTOCOLS

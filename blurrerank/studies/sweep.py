@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..compute.progress import Progress
+from ..data.checks import check_count, check_sigma
 from ..data.features import FeatureSet
-from ..data.ranking import Positions
+from ..data.positions import Positions
 from ..engine.batches import plan_for
 from ..errors import InputError, ParameterError
 from ..evaluation.match_finder import MatchFinder
 from ..evaluation.metrics import MEANS, check_ap, measure, warn_about
 from ..evaluation.protocols import get_protocol
-from ..methods import check_count
 from ..methods.lbr import LocalBlurring
-from ..search.exact import Progress, search
-from ..spectral.transform import check_sigma
+from ..search.exact import search
 
 _OTHER = {"digest": "other features", "labels_digest": "other ids or cameras"}
 

@@ -15,11 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..data.checks import check_count, check_sigma
 from ..errors import InputError, OutputError, ParameterError
 from ..evaluation.metrics import MEANS
 from ..files.targets import opener, replacing
-from ..methods import check_count
-from ..spectral.transform import check_sigma
 from .sweep import Sweep
 
 FORMAT = "blurrerank-sweep"

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..data.features import DISTRACTOR, JUNK
+from ..compute.progress import Progress
+from ..data.labels import DISTRACTOR, JUNK
 from ..errors import ParameterError
 from ..files.features_h5 import FORMAT, VERSION
 from ..files.sink import new_hdf5
 from ..files.targets import replacing
-from ..search.exact import Progress
 
 _LATENT = 48
 _STRETCH, _SHIFT, _NOISE = 0.45, 0.35, 0.8

@@ -36,7 +36,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...data.features import DISTRACTOR, JUNK, FeatureSet, Side, Source
+from ...data.features import FeatureSet
+from ...data.labels import DISTRACTOR, JUNK
+from ...data.side import Side, Source
 from ...errors import InputError
 from .containers import Opened, is_foreign, open_file
 from .fields import bare, named, pooled

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from .. import hdf5
 from ..access import check_readable
-from ..features_h5 import StoredFeatures
+from ..stored_features import StoredFeatures
 from ..unpacking import check_archive
 from ..watched import Watched
 from . import pickles

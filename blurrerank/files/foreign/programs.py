@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.features import DISTRACTOR
+from ...data.labels import DISTRACTOR
 from ...errors import InputError
 from .containers import Opened
 from .parts import (

@@ -7,7 +7,9 @@ import math
 import numpy as np
 import torch
 
-from ...data.features import DISTRACTOR, FeatureSet, Side
+from ...data.features import FeatureSet
+from ...data.labels import DISTRACTOR
+from ...data.side import Side
 from ...evaluation.metrics import cameras, doubts, valid_probes
 from ...evaluation.protocols import get_protocol
 

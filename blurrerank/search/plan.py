@@ -7,27 +7,27 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..data.features import DEFAULT_MEMORY, FeatureSet, Side
-from ..errors import BlurrerankError, ParameterError
-from ..search.exact import TILE_PROBES
-from ..search.precision import pick_precision
-from ..search.rows import UnitRows
+from ..compute.device import budget
+from ..data.features import FeatureSet
+from ..data.side import Side
+from ..errors import ParameterError
+from .exact import TILE_PROBES
+from .precision import pick_precision
+from .rows import UnitRows
 
 log = logging.getLogger(__name__)
 
+
 # More probes than this at a time gain nothing when the gallery need not be read again for each batch.
 _BATCH_PROBES = 1024
+
+
 # Gallery rows in a block that is read, and in one that is in memory.
 _BLOCK_READ, _BLOCK_HELD = 8192, 32768
+
+
 # For fewer probes than this, rounding the gallery takes longer than their products.
 _FEW_PROBES = 64
-
-
-def budget(memory: int | None, device: torch.device) -> int:
-    """`memory`, or by default 2 GiB, and half of what is free on a CUDA device."""
-    if memory is not None:
-        return memory
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else DEFAULT_MEMORY
 
 
 @dataclass(frozen=True)
@@ -163,27 +163,3 @@ def _block(memory: int, dim: int, resident: bool, device: torch.device) -> int:
         return max(1, min(_BLOCK_HELD, memory // 16 // (4 * max(TILE_PROBES[device.type], dim))))
     # Of a block there are the next, as it is stored, float32 rows, and what products take.
     return max(1, min(_BLOCK_READ, memory // 8 // (16 * dim)))
-
-
-def pick_device(device: str = "auto") -> torch.device:
-    """The torch device a name means: `auto`, `cpu`, `cuda` or `cuda:1`.
-
-    Raises:
-        BlurrerankError: if it is no such name, or there is no such device here.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ParameterError(f"device {device!r} is not known: use auto, cpu, cuda or cuda:1") from None
-    if chosen.type not in ("cpu", "cuda"):
-        raise ParameterError(f"device {device!r} is not supported: use auto, cpu, cuda or cuda:1")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise BlurrerankError(
-            f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
-        )
-    if chosen.type == "cuda" and chosen.index is None:
-        # As tensors name it, so that the two can be compared.
-        return torch.device("cuda", torch.cuda.current_device())
-    return chosen

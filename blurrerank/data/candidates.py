@@ -1,0 +1,53 @@
+"""The best gallery items of each probe, as search hands them to re-ranking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import InputError
+from .sort_keys import sort_keys
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The best n gallery items of each probe by cosine similarity, best first, on one device.
+
+    Attributes:
+        indices: (P, n) int64 into the gallery.
+        scores: (P, n) float32 cosine similarities, descending.
+
+    Raises:
+        InputError: on construction, for other shapes or dtypes.
+    """
+
+    indices: torch.Tensor
+    scores: torch.Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse what are no candidates."""
+        shapes = tuple(self.indices.shape), tuple(self.scores.shape)
+        if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
+            raise InputError(f"candidates have shapes {shapes[0]} and {shapes[1]}: expected one (P, n)")
+        if self.indices.dtype != torch.int64 or self.scores.dtype != torch.float32:
+            raise InputError(
+                f"candidates are {self.indices.dtype} and {self.scores.dtype}: expected int64 and float32"
+            )
+
+    def head(self, depth: int) -> Candidates:
+        """The first `depth` of each list."""
+        return Candidates(self.indices[:, :depth], self.scores[:, :depth])
+
+    def followed_by(self, deeper: Candidates) -> Candidates:
+        """These, and then the rest of `deeper` lists of which these are a head in whatever order."""
+        indices, scores = (
+            torch.cat([mine, theirs[:, mine.shape[1] :]], dim=1)
+            for mine, theirs in ((self.indices, deeper.indices), (self.scores, deeper.scores))
+        )
+        return Candidates(indices, scores)
+
+    def sorted_by(self, scores: torch.Tensor) -> Candidates:
+        """The same items with (P, n) float32 new scores, best first."""
+        order = sort_keys(scores, self.indices).argsort(dim=1, descending=True)
+        return Candidates(self.indices.gather(1, order), scores.gather(1, order))

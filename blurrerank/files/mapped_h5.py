@@ -1,0 +1,177 @@
+"""HDF5 files that are mapped into memory: each dataset in one piece, with a checksum."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..data.labels import JUNK
+from ..errors import InputError
+from ..graph.encoding import ONE, SparseRows
+from ..graph.neighbours import Neighbours
+from .features_h5 import decoded, open_group
+from .hdf5 import attributes, check_dataset, member
+from .hdf5 import read as read_values
+from .watched import Watched
+
+VERSION = 1
+OFF = 1e-3
+"""How far the length of a unit row in float32, or a cosine of two, may be off by rounding."""
+_COSINES = (-1 - OFF, 1 + OFF)
+
+
+def describe(file: Any, about: Mapping[str, str | int]) -> None:
+    """Set attributes. Text has its length in its type: that of any length would lie in a heap, and to look for
+    heaps without an end takes a pass over the file."""
+    for name, value in about.items():
+        file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
+
+
+@contextmanager
+def reading_mapped(path: Path, form: str, *, verify: bool) -> Iterator[MappedFile]:
+    """The open file, whose faults become `InputError`."""
+    file = open_group(path)[0].file
+    try:
+        known = attributes(file)
+        stated, version = known.get("format"), known.get("format_version")
+        if stated != form:
+            kind = f"a {stated} file" if stated else "an HDF5 file"
+            raise InputError(f"{path} is {kind}: expected a {form} file, such as `blurrerank index` writes")
+        if not isinstance(version, int | np.integer) or not 1 <= version <= VERSION:
+            raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
+        try:
+            # The same file, whatever stands at its path by now.
+            with os.fdopen(os.dup(file.id.get_vfd_handle()), "rb") as stream:
+                yield MappedFile(file, stream, Watched.same(stream.fileno(), str(path)), verify)
+        except Exception as error:  # of a damaged file h5py raises what it likes
+            raise InputError(f"{path} is a damaged {form} file: {error}; build it again") from error
+    finally:
+        file.close()
+
+
+class MappedFile:
+    """Datasets of an open file as tensors that are mapped into memory, checked as far as they are asked for."""
+
+    def __init__(self, file: Any, stream: BinaryIO, source: Watched, verify: bool) -> None:
+        self.attrs = attributes(file)
+        self.source = source
+        self._file, self._stream, self._verify = file, stream, verify
+        self._sizes: dict[str, int] = {}
+
+    @property
+    def items(self) -> tuple[int, int]:
+        """The first item of the gallery and the last."""
+        return 0, self._sizes["G"] - 1
+
+    def take(
+        self,
+        name: str,
+        shape: tuple[int | str, ...],
+        dtype: Any = None,
+        *,
+        within: tuple[float, float] | None = None,
+    ) -> torch.Tensor:
+        """One dataset; a size that has a name must be the same wherever it appears.
+
+        Checksums say that nothing was damaged, not that the file was made here: `within` are the least and the
+        greatest value it may have.
+        """
+        dataset = self._dataset(name)
+        expected = [
+            self._sizes.setdefault(n, found) if isinstance(n, str) else n
+            for n, found in zip(shape, dataset.shape, strict=True)
+        ]
+        if list(dataset.shape) != expected or (dtype is not None and dataset.dtype != dtype):
+            raise InputError(f"{name} is {dataset.dtype} {dataset.shape}")
+        offset = dataset.id.get_offset()
+        if not dataset.size:
+            values = np.empty(dataset.shape, dataset.dtype)
+        elif offset is None:
+            raise InputError(f"{name} is not stored in one piece")
+        else:
+            # Private pages are shared with every other reader until somebody writes, which nobody does.
+            values = np.memmap(self._stream, dataset.dtype, mode="c", offset=offset, shape=dataset.shape)
+        if self._verify and zlib.crc32(values.data) != attributes(dataset).get("crc32"):
+            raise InputError(f"{name} has another checksum than when it was written")
+        if within is not None:
+            self._check(name, values, within)
+        return torch.from_numpy(values)
+
+    def _check(self, name: str, values: NDArray[Any], within: tuple[float, float]) -> None:
+        if self._verify and values.size:
+            low, high = within
+            if not (values.min() >= low and values.max() <= high):  # nan is neither
+                raise InputError(f"{name} has values that no index has")
+
+    def _dataset(self, name: str) -> Any:
+        dataset = member(self._file, name)
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+            raise InputError(f"it has no {name}")
+        check_dataset(dataset, name)
+        return dataset
+
+    def labels(self, name: str) -> NDArray[Any] | None:
+        """`ids` or `cams`, if they are there."""
+        if member(self._file, name) is None:
+            return None
+        most = np.iinfo(np.int64)
+        least = JUNK if name == "ids" else most.min
+        return self.take(name, ("G",), np.int64, within=(least, most.max)).numpy()
+
+    def names(self) -> NDArray[Any] | None:
+        """The names of the gallery."""
+        if member(self._file, "names") is None:
+            return None
+        stored = self._dataset("names")
+        names = decoded(read_values(stored, "names"), "names")
+        if names.shape != (self._sizes["G"],):
+            raise InputError(f"names are {names.shape}")
+        if self._verify and checksum_of(names) != attributes(stored).get("crc32"):
+            raise InputError("names have another checksum than when they were written")
+        return names
+
+    def neighbours(self) -> Neighbours:
+        """Who is near whom."""
+        lists = self.take("neighbours/lists", ("G", "K"))
+        self._check("neighbours/lists", lists.numpy(), self.items)
+        return Neighbours(
+            lists,
+            self.take("neighbours/similarities", ("G", "K"), np.float32, within=_COSINES),
+            self.take("neighbours/lowest", ("G",), np.float32, within=_COSINES),
+        )
+
+    def sparse_rows(self, name: str) -> SparseRows:
+        """Sparse rows, one for each of the gallery."""
+        offsets = self.take(f"{name}/offsets", (self._sizes["G"] + 1,), np.int64)
+        if self._verify and not (offsets[0] == 0 and bool((offsets.diff() >= 0).all())):
+            raise InputError(f"{name}/offsets has values that no index has")
+        entries = (int(offsets[-1]),)
+        columns = self.take(f"{name}/columns", entries, within=self.items)
+        weights = self.take(f"{name}/weights", entries, np.int32, within=(0, ONE))
+        return SparseRows(offsets, columns, weights)
+
+
+def checksum_of(names: NDArray[Any]) -> int:
+    """CRC-32 of (N,) strings."""
+    return zlib.crc32("\0".join(names).encode())
+
+
+def put(file: Any, name: str, values: NDArray[Any]) -> None:
+    """One dataset with its checksum."""
+    dataset = file.create_dataset(name, data=values)
+    dataset.attrs["crc32"] = zlib.crc32(np.ascontiguousarray(values).data)
+
+
+def put_neighbours(file: Any, near: Neighbours) -> None:
+    """The datasets of `near`, in a group of their own."""
+    for name in ("lists", "similarities", "lowest"):
+        put(file, f"neighbours/{name}", getattr(near, name).cpu().numpy())
