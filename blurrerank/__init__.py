@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from .data.features import FeatureSet as FeatureSet
     from .data.ranking import Ranking as Ranking
     from .data.side import Side as Side
-    from .engine.pipeline import evaluate as evaluate
-    from .engine.pipeline import local_blurring as local_blurring
-    from .engine.pipeline import rerank as rerank
+    from .engine.evaluate import evaluate as evaluate
+    from .engine.graphs import neighbour_graph as neighbour_graph
+    from .engine.rerank import local_blurring as local_blurring
+    from .engine.rerank import rerank as rerank
     from .errors import BlurrerankError as BlurrerankError
     from .errors import BlurrerankWarning as BlurrerankWarning
     from .errors import InputError as InputError
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from .files import save_features as save_features
     from .files import save_ranking as save_ranking
     from .files.foreign import import_features as import_features
+    from .graph.neighbour_graph import NeighbourGraph as NeighbourGraph
+    from .graph.sparse_rows import SparseRows as SparseRows
     from .index.gallery_index import GalleryIndex as GalleryIndex
     from .index.gallery_index import build_index as build_index
     from .report import write_report as write_report
@@ -52,10 +55,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "data.features": ("FeatureSet", "Side"),
     "data.ranking": ("Ranking",),
-    "engine.pipeline": ("evaluate", "local_blurring", "rerank"),
+    "engine.evaluate": ("evaluate",),
+    "engine.graphs": ("neighbour_graph",),
+    "engine.rerank": ("local_blurring", "rerank"),
     "errors": ("BlurrerankError", "BlurrerankWarning", "InputError", "OutputError", "ParameterError"),
     "evaluation.metrics": ("Metrics",),
     "evaluation.significance": ("Comparison", "compare"),
+    "graph.neighbour_graph": ("NeighbourGraph",),
+    "graph.sparse_rows": ("SparseRows",),
     "files": ("load", "read_candidates", "read_ranking", "save_features", "save_ranking"),
     "files.foreign": ("import_features",),
     "index.gallery_index": ("GalleryIndex", "build_index"),

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .compute.compute import Compute
 from .data.features import FeatureSet
 from .data.ranking import Ranking
 from .data.sort_keys import sort_keys, strictly_decreasing
-from .engine.batches import rerank_batches
-from .engine.pipeline import rerank
+from .engine.ranking import rank_batches
+from .engine.request import Request
+from .engine.rerank import rerank
 from .errors import InputError
-from .graph.encoding import CHUNK_BYTES, SparseRows, overlaps
+from .graph.neighbour_graph import NeighbourGraph
+from .graph.sparse_rows import CHUNK_BYTES, SparseRows
 from .methods import create
 from .methods.k_reciprocal import KReciprocal
 from .search.rows import blocks_of
@@ -278,7 +281,7 @@ def _from_features(
     low, high = squares.min().sqrt(), squares.max().sqrt()
     if local is None and low > 0 and high - low <= _ONE_NORM * high:
         data = FeatureSet.from_arrays(probes, items)
-        batches = rerank_batches(data, method, device=_device_of(galFea))
+        batches = rank_batches(data, method, Request(), Compute.choose(_device_of(galFea)))
         return np.concatenate([-batch.final.cpu().numpy() for batch in batches if batch.final is not None])
 
     def rows(start: int, stop: int) -> torch.Tensor:
@@ -333,11 +336,12 @@ def _final(
         keys = sort_keys(-normalised(start, stop), everyone)
         keys.diagonal(start).fill_(torch.iinfo(torch.int64).max)
         lists[start:stop] = keys.topk(count, dim=1).indices
-    encodings = method.encode(lists, weigh, chunk)
-    inverted = encodings.rows(probes, number).transposed(number, chunk)
+    nothing = torch.empty(0, device=device)
+    encodings = method.encode(NeighbourGraph(lists, nothing, nothing), weigh)
+    inverted = encodings.rows(probes, number).transposed(number)
     final = np.empty((probes, number - probes), dtype=np.float32)
     for start, stop in blocks_of(probes, step):
-        overlap = overlaps(encodings.rows(start, stop), inverted, number - probes, chunk)
+        overlap = encodings.rows(start, stop).overlaps(inverted, number - probes)
         base = normalised(start, stop)[:, probes:]
         final[start:stop] = method.blend(overlap, base).cpu().numpy()
     return final

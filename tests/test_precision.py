@@ -21,7 +21,8 @@ from blurrerank.engine.batches import rerank_batches
 from blurrerank.graph.neighbours import find_neighbours
 from blurrerank.index.gallery_index import build_index
 from blurrerank.methods import create
-from blurrerank.search.exact import nearest, search
+from blurrerank.search.exact import search
+from blurrerank.search.nearest import nearest
 from blurrerank.search.precision import ceiling, error_bound, pair_scores, pick_precision, product, rounded
 from blurrerank.search.rows import PassingRows, UnitRows, unit_rows
 from blurrerank.search.tiles import greatest

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..methods import available
 from .options import (
     Runtime,
     features_argument,
@@ -23,7 +24,7 @@ from .tables import comparison_line, method_label, print_json, table
 
 if TYPE_CHECKING:
     from ..evaluation.significance import Comparison
-    from ..methods import Method
+    from ..methods import AnyMethod
     from ..studies.benchmark import Contender, Result
 
 _MEANS = ("mAP", "mINP", "rank1", "rank5", "rank10")
@@ -35,8 +36,10 @@ _STAGES = ("index", "search", "re-rank", "metrics")
 @click.option(
     "--methods",
     metavar="LIST",
-    help="Which, separated by commas; parameters go after colons, as in lbr:topn=20:sigma=0.2 or "
-    "k-reciprocal:preset=cuhk03.  [default: every method]",
+    help="Methods or chains, separated by commas; parameters go after colons, as in lbr:topn=20:sigma=0.2, "
+    "k-reciprocal:preset=cuhk03 or dba:k=4+lbr. Methods: "
+    + ", ".join(available())
+    + ".  [default: every method]",
 )
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Runs of each."
@@ -47,6 +50,11 @@ _STAGES = ("index", "search", "re-rank", "metrics")
     help="Also run the plain NumPy version of each method, in float32, and what lbr starts from, one float32 "
     "product and top-n of normalised features by torch alone. The plain k-reciprocal holds three matrices of "
     "all images by all images.",
+)
+@click.option(
+    "--online",
+    is_flag=True,
+    help="Rank each probe by itself, whatever the others are; refused for a method that cannot.",
 )
 @click.option(
     "--index",
@@ -66,21 +74,7 @@ _STAGES = ("index", "search", "re-rank", "metrics")
 @json_option
 @precision_option
 @runtime_options
-def bench(
-    feats: str,
-    gallery: str | None,
-    methods: str | None,
-    repeats: int,
-    reference: bool,
-    index: str | None,
-    compare: tuple[str, str] | None,
-    style: str | None,
-    protocol: str,
-    ap: str,
-    as_json: bool,
-    precision: str,
-    runtime: Runtime,
-) -> None:
+def bench(runtime: Runtime, **arguments: Any) -> None:
     """Run methods side by side on FEATS and compare quality, seconds and peak memory.
 
     Each run has a process of its own, and the repeats of all methods alternate. Seconds are the median of the
@@ -94,55 +88,103 @@ def bench(
     blurrerank bench feats.h5 --compare lbr cosine
     blurrerank bench probes.h5 --index gallery.index.h5
     """
-    from ..engine.batches import plan_for
-    from ..errors import InputError, ParameterError
-    from ..evaluation.protocols import get_protocol
-    from ..files import load
-    from ..methods import HeadMethod, available, create
-    from ..studies.benchmark import REFERENCES, Contender, benchmark
+    from ..errors import ParameterError
 
+    options = BenchOptions(**arguments)
     runtime.start()
-    if index is not None:
-        others = {"--gallery": gallery, "--reference": reference, "--compare": compare}
+    if options.index is not None:
+        others = {
+            "--gallery": options.gallery,
+            "--reference": options.reference,
+            "--compare": options.compare,
+            "--online": options.online,
+        }
         other = next((name for name, value in others.items() if value), None)
         if other is not None:
             raise ParameterError(f"{other} does not go with --index: leave one out")
-        _latencies(feats, index, methods, repeats, style, as_json, runtime)
+        _latencies(options, runtime)
         return
-    named = available() if methods is None else methods.split(",")
-    chosen = [create(name, **params) for name, params in map(_parse, named)]
+    _bench(options, runtime)
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """The options of `bench`; each is described where it is declared."""
+
+    feats: str
+    gallery: str | None
+    methods: str | None
+    repeats: int
+    reference: bool
+    online: bool
+    index: str | None
+    compare: tuple[str, str] | None
+    style: str | None
+    protocol: str
+    ap: str
+    as_json: bool
+    precision: str
+
+
+def _contenders(options: BenchOptions, chosen: Sequence[AnyMethod]) -> list[Contender]:
+    """What takes part: the methods, and what --reference adds."""
+    from ..errors import ParameterError
+    from ..evaluation.protocols import get_protocol
+    from ..methods import HeadRanker
+    from ..studies.benchmark import REFERENCES, Contender
+
     if len(set(chosen)) < len(chosen):
-        raise ParameterError(f"{methods} names a method twice with the same parameters")
-    compared = [_chosen(text, chosen) for text in compare or ()]
+        raise ParameterError(f"{options.methods} names a method twice with the same parameters")
     contenders = [Contender(method) for method in chosen]
-    if reference:
+    if options.reference and get_protocol(options.protocol).single_shot:
+        raise ParameterError(
+            f"--reference enumerates every draw of protocol {options.protocol}, which no computer ends: choose "
+            "another"
+        )
+    if options.reference:
         contenders += [Contender(method, reference=True) for method in chosen if method.name in REFERENCES]
-        heads = [method for method in chosen if isinstance(method, HeadMethod)]
+        heads = [method for method in chosen if isinstance(method, HeadRanker)]
         heads.sort(key=lambda method: method.name != "lbr")
         contenders += [Contender(method, unranked=True) for method in heads[:1]]
-    if reference and get_protocol(protocol).single_shot:
-        raise ParameterError(
-            f"--reference enumerates every draw of protocol {protocol}, which no computer ends: choose another"
-        )
-    data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
+    return contenders
+
+
+def _bench(options: BenchOptions, runtime: Runtime) -> None:
+    """Run methods side by side."""
+    from ..engine.plans import plan_for
+    from ..engine.request import Request, setting_of
+    from ..errors import InputError
+    from ..files import load
+    from ..methods import available, create, split_methods
+    from ..studies.benchmark import benchmark
+
+    named = available() if options.methods is None else split_methods(options.methods)
+    chosen = [create(name) for name in named]
+    compared = [_chosen(text, chosen) for text in options.compare or ()]
+    contenders = _contenders(options, chosen)
+    data = load(options.feats, options.gallery, memory=runtime.memory, told=runtime.note)
+    compare, reference, repeats = options.compare, options.reference, options.repeats
     if compare is not None and not data.has_ids:
         raise InputError(f"{data.lacking('ids')}: --compare has nothing to measure by")
+    request = Request(whole_rows=data.has_ids, online=options.online)
     for method in chosen:  # what one run would refuse, all would
-        plan_for(data, method, full_rows=data.has_ids, device=runtime.device, memory=runtime.memory)
+        setting_of(method, options.online)
+        plan_for(data, method.ranker, request, runtime.compute())
     size = f"{len(data.probe)} probes x {len(data.gallery)} gallery x {data.dim}"
     del data
     results = benchmark(
-        feats,
-        gallery,
+        options.feats,
+        options.gallery,
         contenders,
         repeats=repeats,
         options={
-            "protocol": protocol,
-            "ap": ap,
+            "protocol": options.protocol,
+            "ap": options.ap,
             "device": runtime.device,
             "memory": runtime.memory,
-            "precision": precision,
+            "precision": options.precision,
             "threads": runtime.threads,
+            "online": options.online,
             "per_probe": compare is not None,
         },
         progress=runtime.progress("benchmark", unit=" runs"),
@@ -151,7 +193,7 @@ def bench(
         runtime.note(f"warning: {warned}")
     first = next((result.runs[0] for result in results if result.runs), None)
     comparison = None if compare is None else _compared(results, compared)
-    if as_json:
+    if options.as_json:
         told: Any = [_plain(result, results) for result in results]
         if compare is not None:
             figures = None if comparison is None else comparison.summary()
@@ -161,44 +203,37 @@ def bench(
         runs = f"median of {repeats} runs" if repeats > 1 else "one run"
         head = (
             f"{size}; {first['device']}, {first['threads']} threads, {os.cpu_count()} cores; "
-            f"protocol {protocol}, {ap} AP; {runs}"
+            f"protocol {options.protocol}, {options.ap} AP; {runs}"
         )
-        click.echo(_table(head, results, style, reference))
+        click.echo(_table(head, results, options.style, reference))
         if comparison is not None:
             a, b = (method_label(method.name, method.params()) for method in compared)
-            click.echo(f"\n{comparison_line(a, b, comparison, style)}")
+            click.echo(f"\n{comparison_line(a, b, comparison, options.style)}")
     failed = [f"{_label(result.contender)}: {result.error}" for result in results if result.error]
     if failed:
         raise click.ClickException(f"{len(failed)} of {len(results)} failed; {'; '.join(failed)}")
 
 
-def _latencies(
-    feats: str,
-    path: str,
-    methods: str | None,
-    repeats: int,
-    style: str | None,
-    as_json: bool,
-    runtime: Runtime,
-) -> None:
+def _latencies(options: BenchOptions, runtime: Runtime) -> None:
     """Time probes against an index."""
     import numpy as np
     import torch
 
     from ..files import load_side
     from ..index.gallery_index import GalleryIndex
+    from ..methods import split_methods
     from ..studies.benchmark import latency
 
-    index = GalleryIndex.open(path, device=runtime.device)
-    probe = load_side(feats, "probe", memory=runtime.memory)
-    chosen = []
-    for name, params in map(_parse, (methods or "cosine,lbr,k-reciprocal-online").split(",")):
-        chosen.append(index.method_for(name, **params))
+    assert options.index is not None
+    index = GalleryIndex.open(options.index, device=runtime.device)
+    probe = load_side(options.feats, "probe", memory=runtime.memory)
+    named = split_methods(options.methods or "cosine,lbr,k-reciprocal-online")
+    chosen = [index.method_for(name) for name in named]
     found = latency(
         index,
         probe,
         chosen,
-        repeats=repeats,
+        repeats=options.repeats,
         memory=runtime.memory,
         progress=runtime.progress("benchmark", unit=" rounds"),
     )
@@ -215,7 +250,7 @@ def _latencies(
         }
         for one in found
     ]
-    if as_json:
+    if options.as_json:
         print_json(told)
         return
     head = (
@@ -231,7 +266,7 @@ def _latencies(
         ]
         for one, row in zip(found, told, strict=True)
     ]
-    click.echo(table(head, rows, headers, style))
+    click.echo(table(head, rows, headers, options.style))
 
 
 @click.command(hidden=True)
@@ -241,24 +276,6 @@ def measure(task: str) -> None:
     from ..studies.benchmark import measure as run
 
     click.echo(json.dumps(run(json.loads(task))))
-
-
-def _parse(text: str) -> tuple[str, dict[str, Any]]:
-    """`lbr:topn=20:sigma=0.2` as name and parameters; these are called as the options of `run` are."""
-    from ..errors import ParameterError
-
-    name, *settings = text.strip().split(":")
-    params = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ParameterError(f"{text}: {setting!r} should read NAME=VALUE, as in lbr:topn=20")
-        key = {"lambda": "lambda_value"}.get(key, key.replace("-", "_"))
-        try:
-            params[key] = ast.literal_eval({"true": "True", "false": "False"}.get(value.lower(), value))
-        except (ValueError, SyntaxError):
-            params[key] = value
-    return name, params
 
 
 def _label(contender: Contender) -> str:
@@ -298,19 +315,18 @@ def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     return told
 
 
-def _chosen(text: str, chosen: Sequence[Method]) -> Method:
+def _chosen(text: str, chosen: Sequence[AnyMethod]) -> AnyMethod:
     """The one of the chosen methods that `text` names."""
     from ..errors import ParameterError
     from ..methods import create
 
-    name, params = _parse(text)
-    method = create(name, **params)
+    method = create(text)
     if method not in chosen:
         raise ParameterError(f"--compare {text}: that is none of --methods, add it there")
     return method
 
 
-def _compared(results: Sequence[Result], methods: Sequence[Method]) -> Comparison | None:
+def _compared(results: Sequence[Result], methods: Sequence[AnyMethod]) -> Comparison | None:
     """The comparison of two methods, unless one of them failed."""
     import numpy as np
 

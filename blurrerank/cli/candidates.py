@@ -15,7 +15,7 @@ from .options import FILE, Runtime
 if TYPE_CHECKING:
     from ..data.features import FeatureSet
     from ..data.given_lists import GivenLists
-    from ..methods import Method
+    from ..methods import AnyMethod
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,13 +68,13 @@ class Source:
         """Whether the whole gallery is searched."""
         return self.file is None and self.search != "faiss"
 
-    def check(self, method: Method, *, feats: str, index: str | None) -> None:
+    def check(self, method: AnyMethod, *, feats: str, index: str | None) -> None:
         """Refuse options that contradict each other, or a method that candidates are not enough for.
 
         Raises:
             ParameterError: saying which.
         """
-        from ..engine.given import check_method
+        from ..engine.request import check_reranks_candidates
 
         if self.file is not None and self.search is not None:
             raise ParameterError("--candidates brings the lists and --search looks for them: choose one")
@@ -88,10 +88,10 @@ class Source:
                 "probes from standard input are answered as they come, and candidates are of probes in a file"
             )
         if not self.exact:
-            check_method(method)
+            check_reranks_candidates(method)
 
     def find(
-        self, data: FeatureSet, method: Method, depth: int | str | None, runtime: Runtime
+        self, data: FeatureSet, method: AnyMethod, depth: int | str | None, runtime: Runtime
     ) -> tuple[GivenLists | None, dict[str, Any]]:
         """The lists, None for exact search, and what is to be told of them, ready for JSON."""
         if self.exact:
@@ -104,7 +104,7 @@ class Source:
         return self._faiss(data, method, depth, runtime)
 
     def _faiss(
-        self, data: FeatureSet, method: Method, depth: int | str | None, runtime: Runtime
+        self, data: FeatureSet, method: AnyMethod, depth: int | str | None, runtime: Runtime
     ) -> tuple[GivenLists, dict[str, Any]]:
         from ..search.approximate import faiss_candidates, recall
 

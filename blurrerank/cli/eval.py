@@ -67,7 +67,7 @@ def evaluate(
     blurrerank eval cosine.h5 lbr.h5 feats.h5 --latex
     blurrerank eval feats.h5 --compare lbr.h5 cosine.h5
     """
-    from ..engine.pipeline import evaluate as measure
+    from ..engine.evaluate import evaluate as measure
     from ..errors import BlurrerankWarning, ParameterError
     from ..evaluation.significance import compare as test
     from ..files import load

@@ -8,10 +8,15 @@ from typing import Any
 
 import click
 
-from .options import FILE, Runtime, method_options, precision_option, runtime_options
+from .method_options import MethodCommand, given_parameters
+from .options import FILE, Runtime, precision_option, runtime_options
 
 
-@click.command(short_help="Index a gallery, so that probes can be answered as they come.")
+@click.command(
+    cls=MethodCommand,
+    method="k-reciprocal-online",
+    short_help="Index a gallery, so that probes can be answered as they come.",
+)
 @click.argument("gallery", type=FILE, metavar="GALLERY")
 @click.option(
     "-o",
@@ -22,7 +27,6 @@ from .options import FILE, Runtime, method_options, precision_option, runtime_op
 )
 @click.option("--append", is_flag=True, help="Add GALLERY to the index that is there.")
 @click.option("--force", is_flag=True, help="Replace an index that exists, and start over.")
-@method_options("pool", "blur", "sigma", "k1", "k2", "lambda_value")
 @precision_option
 @runtime_options
 def index(
@@ -68,7 +72,7 @@ def index(
             memory=runtime.memory,
             precision=precision,
             progress=runtime.progress("indexing"),
-            **{name: value for name, value in params.items() if value is not None},
+            **given_parameters(params),
         )
     except (KeyboardInterrupt, SystemExit):
         left = partial_of(path)

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +16,7 @@ from ..errors import BlurrerankWarning, ParameterError
 from ..evaluation.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
+    from ..compute.compute import Compute
     from ..data.features import FeatureSet
     from ..data.ranking import Ranking
 
@@ -23,8 +24,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FORMAT_NAMES = ("h5", "trec", "jsonl", "csv", "npz")
 """Those of `formats.FORMATS`, which is too heavy to import for a help text; a test compares them."""
-METHOD_NAMES = ("cosine", "k-reciprocal", "k-reciprocal-online", "lbr")
-"""Likewise those of `methods.available`."""
 ANY_FORMAT = f"{', '.join(FORMAT_NAMES[:-1])} or {FORMAT_NAMES[-1]}"
 
 # Characters: a part of a file's name has up to 255 of them, and all of it up to 4096.
@@ -131,6 +130,19 @@ class Runtime:
         warnings.simplefilter("always", BlurrerankWarning)
         warnings.showwarning = self._show_warning
 
+    def compute(
+        self, what: str | None = None, *, precision: str = "auto", device: str | None = None
+    ) -> Compute:
+        """How the command computes; `what` is what a progress bar says, None for no bar."""
+        from ..compute.compute import Compute
+
+        return Compute.choose(
+            device or self.device,
+            self.memory,
+            precision=precision,
+            progress=None if what is None else self.progress(what),
+        )
+
     def note(self, message: str) -> None:
         """Tell something on stderr that is no result."""
         if not self.quiet:
@@ -218,84 +230,6 @@ def metrics_options(command: F) -> F:
         help="market1501 drops gallery items of the probe's identity and camera; cuhk03 also draws one image "
         "of each identity for CMC; plain drops neither. Junk (id -1) never counts.",
     )(command)
-
-
-_OF_METHODS: Mapping[str, Callable[[Any], Any]] = {
-    "topn": click.option(
-        "--topn", type=int, metavar="N", help="How many items to re-rank; lbr, cosine.  [default: 50]"
-    ),
-    "sigma": click.option(
-        "--sigma",
-        type=float,
-        metavar="X",
-        help="Temperature of the affinity; lbr, k-reciprocal-online.  [default: 0.1]",
-    ),
-    "probe_in_graph": click.option(
-        "--probe-in-graph", is_flag=True, default=None, help="The probe is a node of the graph too; lbr."
-    ),
-    "cosine": click.option(
-        "--cosine", is_flag=True, default=None, help="Cosine, not dot product, after blurring; lbr."
-    ),
-    "steps": click.option(
-        "--steps", type=int, metavar="N", help="Steps of the random walk; lbr.  [default: 1]"
-    ),
-    "k1": click.option(
-        "--k1",
-        type=int,
-        metavar="N",
-        help="Neighbours of an image.  [default: k-reciprocal 20, k-reciprocal-online 15]",
-    ),
-    "k2": click.option(
-        "--k2",
-        type=int,
-        metavar="N",
-        help="Size of query expansion; k-reciprocal, k-reciprocal-online.  [default: 6]",
-    ),
-    "lambda_value": click.option(
-        "lambda_value",
-        "--lambda",
-        "--lambda-value",
-        type=float,
-        metavar="X",
-        help="Weight of the base distance, or of the transition from the probe.  "
-        "[default: k-reciprocal 0.3, k-reciprocal-online 0.2]",
-    ),
-    "pool": click.option(
-        "--pool",
-        type=int,
-        metavar="N",
-        help="How many items by cosine are looked at around an image; k-reciprocal-online.  [default: 50]",
-    ),
-    "blur": click.option(
-        "--blur",
-        type=int,
-        metavar="N",
-        help="How many images, itself among them, a gallery item is blurred with; k-reciprocal-online.  "
-        "[default: 8]",
-    ),
-    "base_distance": click.option(
-        "--base-distance",
-        type=click.Choice(["squared", "squared-twice"]),
-        help="Squared Euclidean, or its square as in torchreid and layumi's scripts; k-reciprocal.  "
-        "[default: squared]",
-    ),
-}
-
-
-def method_options(*names: str) -> Callable[[F], F]:
-    """The parameters of methods: those called so, or all. What is not given is None."""
-
-    def decorated(command: F) -> F:
-        for name in reversed(names or tuple(_OF_METHODS)):
-            command = _OF_METHODS[name](command)
-        return command
-
-    return decorated
-
-
-def method_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
-    """What a shell offers for the name of a method."""
-    return [name for name in METHOD_NAMES if name.startswith(incomplete)]
 
 
 def json_option(command: F) -> F:

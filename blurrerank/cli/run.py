@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from .candidates import Source, candidates_options
+from .method_options import MethodCommand, chosen_method, given_parameters, method_option
 from .options import (
     ANY_FORMAT,
     FILE,
@@ -20,8 +23,6 @@ from .options import (
     Runtime,
     features_argument,
     json_option,
-    method_names,
-    method_options,
     metrics_options,
     precision_option,
     runtime_options,
@@ -32,11 +33,17 @@ from .together import together
 if TYPE_CHECKING:
     from ..compute.processes import Group
     from ..data.features import FeatureSet
+    from ..engine.runs import Outcome
     from ..index.gallery_index import GalleryIndex
-    from ..methods import Method
+    from ..methods import AnyMethod
 
 
-@click.command(short_help="Re-rank, write the lists, print metrics before and after.")
+@click.command(
+    cls=MethodCommand,
+    method="lbr",
+    with_index="k-reciprocal-online",
+    short_help="Re-rank, write the lists, print metrics before and after.",
+)
 @features_argument
 @click.option(
     "--index",
@@ -45,20 +52,21 @@ if TYPE_CHECKING:
     help="Take the gallery from an index that `blurrerank index` wrote; FEATS then gives the probes, and - is "
     "standard input.",
 )
-@click.option(
-    "--method",
-    metavar="NAME",
-    shell_complete=method_names,
-    help="lbr (local blurring), k-reciprocal, k-reciprocal-online, or cosine (no re-ranking).  [default: lbr; "
-    "with --index, unless with --candidates, k-reciprocal-online]",
+@method_option(
+    "A method, or a chain such as dba:k=4+k-reciprocal",
+    "lbr; with --index, unless with --candidates, k-reciprocal-online",
 )
 @click.option(
     "--preset",
     metavar="NAME",
-    help="Parameters for a public data set; lbr: market1501, dukemtmc, cuhk03, msmt17; k-reciprocal: "
-    "market1501, cuhk03.",
+    help="Parameters for a public data set, such as market1501, where the method has such.",
 )
-@method_options()
+@click.option(
+    "--online",
+    is_flag=True,
+    help="Rank each probe by itself, whatever the others are; refused for a method that cannot. The output "
+    "records how probes were ranked.",
+)
 @candidates_options
 @click.option(
     "-o",
@@ -93,7 +101,7 @@ if TYPE_CHECKING:
 @json_option
 @precision_option
 @runtime_options
-def run(runtime: Runtime, **options: Any) -> None:
+def run(runtime: Runtime, **arguments: Any) -> None:
     """Rank the gallery for every probe of FEATS and re-rank the lists.
 
     FEATS is an HDF5 file with groups /probe and /gallery, or file.h5::/group. Prints metrics before and after
@@ -102,6 +110,8 @@ def run(runtime: Runtime, **options: Any) -> None:
     With --index and - for FEATS, probes are read from standard input, as JSON lines ([number, ...] or
     {"features": [...], "name": "..."}) or as .npy arrays, and each is answered on standard output by a JSON
     line as soon as it is there.
+
+    Each method has options of its own: blurrerank run --method NAME --help.
 
     With --candidates or --search faiss the lists are not of the whole gallery: metrics are to the depth they
     have, and matches that are not listed count as missed.
@@ -113,10 +123,14 @@ def run(runtime: Runtime, **options: Any) -> None:
     blurrerank run feats.h5 -o - --format trec | head
     blurrerank run probes.h5 --gallery gallery.h5 -o lists.trec
     blurrerank run --index gallery.index.h5 probes.h5
+    blurrerank run feats.h5 --method dba:k=4+k-reciprocal
     blurrerank run feats.h5 --candidates lists.ibin
     blurrerank run feats.h5 --search faiss --index-factory IVF64,Flat --nprobe 8
     torchrun --nproc-per-node 2 -m blurrerank run feats.h5
     """
+    names = RunOptions.__dataclass_fields__
+    options = RunOptions(**{name: arguments.pop(name) for name in names})
+    method = options.method or chosen_method()
     with together(runtime.device) as group:
         if group is not None:
             silent = group.rank > 0
@@ -126,145 +140,210 @@ def run(runtime: Runtime, **options: Any) -> None:
                 quiet=runtime.quiet or silent,
                 verbose=runtime.verbose and not silent,
             )
-        _run(group, runtime, **options)
+        _run(group, runtime, replace(options, method=method), given_parameters(arguments))
 
 
-def _run(
-    group: Group | None,
-    runtime: Runtime,
-    *,
-    feats: str,
-    gallery: str | None,
-    index: str | None,
-    method: str | None,
-    preset: str | None,
-    output: str | None,
-    format: str | None,
-    depth: int | str | None,
-    metrics_file: str | None,
-    force: bool,
-    resume: bool,
-    protocol: str,
-    ap: str,
-    as_json: bool,
-    precision: str,
-    source: Source,
-    **params: Any,
-) -> None:
+@dataclass(frozen=True)
+class RunOptions:
+    """The options that do not depend on the method; each is described where it is declared."""
+
+    feats: str
+    gallery: str | None
+    index: str | None
+    method: str | None
+    preset: str | None
+    online: bool
+    output: str | None
+    format: str | None
+    depth: int | str | None
+    metrics_file: str | None
+    force: bool
+    resume: bool
+    protocol: str
+    ap: str
+    as_json: bool
+    precision: str
+    source: Source
+
+    @property
+    def piped(self) -> bool:
+        """Whether lists go to standard output."""
+        return self.output == "-"
+
+    @property
+    def path(self) -> Path:
+        """The file that lists go to."""
+        return Path(self.output or f"{_file(self.feats).stem}.ranking.{self.format or 'h5'}")
+
+    def check_stream(self, indexed: bool) -> None:
+        """Refuse what probes from standard input cannot have.
+
+        Raises:
+            ParameterError: saying what.
+        """
+        from ..errors import ParameterError
+
+        if not indexed:
+            raise ParameterError("- reads probes from standard input, which needs --index: name a file")
+        if self.output not in (None, "-") or self.format not in (None, "jsonl"):
+            raise ParameterError("probes from standard input are answered on standard output, as JSON lines")
+        if self.metrics_file or self.as_json:
+            raise ParameterError("probes from standard input are answered on standard output, as JSON lines")
+        if self.resume:
+            raise ParameterError("--resume needs an output file: nothing is kept of probes from standard input")
+
+    def check_outputs(self, leads: bool) -> None:
+        """Refuse outputs that cannot be written, before any work.
+
+        Raises:
+            ParameterError: for options that contradict each other, or a file that is named twice.
+            OutputError: for a file that cannot be written.
+        """
+        from ..errors import ParameterError
+        from ..files.targets import check_target
+
+        if self.piped and self.format is None:
+            raise ParameterError(f"standard output needs --format: {ANY_FORMAT}")
+        if self.piped and self.resume:
+            raise ParameterError("--resume needs an output file: nothing is kept of what is written to a pipe")
+        if self.metrics_file == "-":
+            raise ParameterError("metrics go to standard output by themselves, as JSON with --json")
+        outputs = [] if self.piped else [self.path]
+        outputs += [Path(self.metrics_file)] if self.metrics_file else []
+        inputs = [_file(name) for name in (self.feats, self.gallery, self.index, self.source.file) if name]
+        for number, file in enumerate(outputs if leads else []):
+            check_target(file, force=self.force, resume=self.resume)
+            if any(_same(file, other) for other in (*outputs[:number], *inputs)):
+                raise ParameterError(f"{file} is named twice, as an output and as something else")
+
+
+def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
     """What each process does."""
-    from ..engine.runs import rerank_to
+    from ..engine.request import Request, setting_of
+    from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
-    from ..files import format_of, load, load_sharded, load_side
-    from ..files.targets import check_target, opener, replacing, what_is_kept
+    from ..files import format_of
     from ..index.gallery_index import GalleryIndex
-    from ..methods import GalleryMethod, create
+    from ..methods import create
 
     runtime.start()
-    given = {name: value for name, value in params.items() if value is not None}
-    method = method or ("lbr" if index is None or not source.exact else "k-reciprocal-online")
-    _check_options(method, given)
-    chosen = create(method, preset=preset, **given)
-    if group is not None and (index is not None or isinstance(chosen, GalleryMethod)):
-        raise ParameterError(
-            "an index, and k-reciprocal-online, work in one process: start this without torchrun, or choose "
-            "another method"
-        )
+    index, source = options.index, options.source
+    assert options.method is not None
+    chosen = create(options.method, preset=options.preset, **given)
+    setting_of(chosen, options.online)
+    if group is not None and index is not None:
+        raise ParameterError("an index is read by one process: start this without torchrun")
     if group is not None and not source.exact:
         raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
-    if index is not None and gallery is not None:
+    if index is not None and options.gallery is not None:
         raise ParameterError("--index and --gallery both name a gallery: choose one")
-    source.check(chosen, feats=feats, index=index)
+    source.check(chosen, feats=options.feats, index=index)
     indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
     if indexed is not None:
-        chosen = indexed.method_for(method, preset=preset, **given)
-    if feats == "-":
-        if indexed is None:
-            raise ParameterError("- reads probes from standard input, which needs --index: name a file")
-        if output not in (None, "-") or format not in (None, "jsonl") or metrics_file or as_json:
-            raise ParameterError("probes from standard input are answered on standard output, as JSON lines")
-        if resume:
-            raise ParameterError("--resume needs an output file: nothing is kept of probes from standard input")
-        _answer(indexed, chosen, depth, runtime)
+        chosen = indexed.method_for(options.method, preset=options.preset, **given)
+    if options.feats == "-":
+        options.check_stream(indexed is not None)
+        assert indexed is not None
+        _answer(indexed, chosen, options.depth, runtime)
         return
-    piped = output == "-"
-    if piped and format is None:
-        raise ParameterError(f"standard output needs --format: {ANY_FORMAT}")
-    if piped and resume:
-        raise ParameterError("--resume needs an output file: nothing is kept of what is written to a pipe")
-    if metrics_file == "-":
-        raise ParameterError("metrics go to standard output by themselves, as JSON with --json")
-    path = Path(output or f"{_file(feats).stem}.ranking.{format or 'h5'}")
-    form = format_of(path, format)
-    outputs = ([] if piped else [path]) + ([Path(metrics_file)] if metrics_file else [])
     leads = group is None or group.rank == 0
-    for number, file in enumerate(outputs if leads else []):
-        check_target(file, force=force, resume=resume)
-        if any(
-            _same(file, other)
-            for other in (*outputs[:number], *map(_file, filter(None, (feats, gallery, index, source.file))))
-        ):
-            raise ParameterError(f"{file} is named twice, as an output and as something else")
-
-    data: FeatureSet
-    if group is not None:
-        data = load_sharded(feats, gallery, group=group, memory=runtime.memory)
-    elif indexed is None:
-        data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
-    else:
-        data = indexed.features(load_side(feats, "probe", memory=runtime.memory))
-    lists, found_by = source.find(data, chosen, depth, runtime)
+    options.check_outputs(leads)
+    form = format_of(options.path, options.format)
+    measurement = Measurement(options.protocol, options.ap)
+    data = _load(group, runtime, options, indexed)
+    lists, found_by = source.find(data, chosen, options.depth, runtime)
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
-    for capped in chosen.capped(len(data.probe), size):
-        told = capped.replace("the gallery's", whole)
-        runtime.note(f"note: {told}")
-    if isinstance(depth, int) and depth > size:
+    for note in chosen.notes(len(data.probe), size):
+        runtime.note(f"note: {note.replace(_GALLERY, whole)}")
+    depth = size if options.depth == "all" else cast("int | None", options.depth)
+    if depth is not None and depth > size:
         runtime.note(f"note: depth {depth} is capped at {whole} {size} items")
-    left = what_is_kept(path) if leads and not piped else {}
-    if resume and leads and not left:
-        runtime.note(f"note: no interrupted run left anything of {path}: starting from the beginning")
-    try:
+    target = sys.stdout.buffer if options.piped else options.path
+    compute = runtime.compute(
+        "re-ranking" if leads else None,
+        precision=options.precision,
+        device=None if indexed is None else indexed.device,
+    )
+    with _noting_what_is_kept(runtime, options, leads):
         outcome = rerank_to(
-            sys.stdout.buffer if piped else path,
+            Output(target, form, options.force, options.resume),
             data,
             chosen,
-            format=form,
-            depth=size if depth == "all" else depth,  # type: ignore[arg-type]
-            force=force,
-            resume=resume,
-            protocol=protocol,
-            ap=ap,
-            device=runtime.device if indexed is None else indexed.device,
-            memory=runtime.memory,
-            precision=precision,
-            progress=runtime.progress("re-ranking") if leads else None,
-            candidates=lists,
+            Request(depth, online=options.online, candidates=lists),
+            measurement,
+            replace(compute, group=group),
         )
-    except BaseException as error:
-        # What another run left may be what the error is about.
-        kept = what_is_kept(path) if leads and not piped else {}
-        if kept and (kept != left or not isinstance(error, Exception)):
-            runtime.note(f"note: what was done of {path} is kept; the same command with --resume goes on")
-        elif leads and not piped and not isinstance(error, Exception):
-            runtime.note(f"note: nothing of {path} is kept")
-        if isinstance(error, BrokenPipeError) and metrics_file:
-            raise click.ClickException(
-                f"standard output was closed before the run ended: {metrics_file} was not written"
-            ) from None
-        raise
     if group is not None:
         group.close()  # the file is there: what may fail now is this process's own
-    if not leads:
-        return
+    if leads:
+        _show(outcome, data, chosen, runtime, options, found_by)
 
+
+_GALLERY = "the gallery's"
+
+
+def _load(
+    group: Group | None, runtime: Runtime, options: RunOptions, indexed: GalleryIndex | None
+) -> FeatureSet:
+    """The features that FEATS, --gallery and --index name."""
+    from ..files import load, load_sharded, load_side
+
+    feats, gallery = options.feats, options.gallery
+    if group is not None:
+        return load_sharded(feats, gallery, group=group, memory=runtime.memory)
+    if indexed is not None:
+        return indexed.features(load_side(feats, "probe", memory=runtime.memory))
+    return load(feats, gallery, memory=runtime.memory, told=runtime.note)
+
+
+@contextmanager
+def _noting_what_is_kept(runtime: Runtime, options: RunOptions, leads: bool) -> Iterator[None]:
+    """Say what is kept of a run that does not end well, and how to continue it."""
+    from ..files.targets import what_is_kept
+
+    path, writes = options.path, leads and not options.piped
+    left = what_is_kept(path) if writes else {}
+    if options.resume and writes and not left:
+        runtime.note(f"note: no interrupted run left anything of {path}: starting from the beginning")
+    try:
+        yield
+    except BaseException as error:
+        # What another run left may be what the error is about.
+        kept = what_is_kept(path) if writes else {}
+        if kept and (kept != left or not isinstance(error, Exception)):
+            runtime.note(
+                f"note: partial results of {path} are kept; run the same command with --resume to continue"
+            )
+        elif writes and not isinstance(error, Exception):
+            runtime.note(f"note: nothing of {path} is kept")
+        if isinstance(error, BrokenPipeError) and options.metrics_file:
+            raise click.ClickException(
+                f"standard output was closed before the run ended: {options.metrics_file} was not written"
+            ) from None
+        raise
+
+
+def _show(
+    outcome: Outcome,
+    data: FeatureSet,
+    chosen: AnyMethod,
+    runtime: Runtime,
+    options: RunOptions,
+    found_by: dict[str, Any],
+) -> None:
+    """Print the metrics, and write them where they are wanted."""
+    from ..files.targets import opener, replacing
+
+    piped, path = options.piped, options.path
     summary = outcome.summary() | found_by | {"output": "-" if piped else str(path)}
-    if metrics_file:
+    if options.metrics_file:
         with (
-            replacing(Path(metrics_file), force=force) as temporary,
+            replacing(Path(options.metrics_file), force=options.force) as temporary,
             open(temporary, "w", encoding="utf-8", opener=opener) as metrics,
         ):
             metrics.write(json.dumps(summary, indent=2) + "\n")
     # Standard output belongs to the lists when they go there.
-    if as_json:
+    if options.as_json:
         print_json(summary, err=piped)
     elif outcome.before is None or outcome.after is None:
         runtime.note(f"note: {data.lacking('ids')}, so there are no metrics")
@@ -279,17 +358,19 @@ def _run(
         runtime.note(f"wrote {path}: {len(data.probe)} lists of {outcome.depth}{before}")
 
 
-def _answer(index: GalleryIndex, method: Method, depth: int | str | None, runtime: Runtime) -> None:
+def _answer(index: GalleryIndex, method: AnyMethod, depth: int | str | None, runtime: Runtime) -> None:
     """Answer each probe on standard input as soon as it is there."""
     from io import BufferedReader
 
     from ..data.side import Side
-    from ..engine.pipeline import rerank_with
+    from ..engine.request import Request
+    from ..engine.rerank import rank
     from ..errors import InputError
     from ..files.jsonl import line
     from ..files.probes import arriving
 
     shown = len(index) if depth == "all" else cast("int | None", depth)
+    request, compute = Request(depth=shown, online=True), runtime.compute(device=index.device)
     failed = number = 0
     for number, probe in enumerate(arriving(cast(BufferedReader, sys.stdin.buffer), index.dim), start=1):
         problem = probe.problem
@@ -299,7 +380,7 @@ def _answer(index: GalleryIndex, method: Method, depth: int | str | None, runtim
             except InputError as error:
                 problem = str(error)
             else:
-                found = rerank_with(method, data, depth=shown, device=index.device, memory=runtime.memory)
+                found = rank(data, method, request, compute)
                 answer = line(number - 1, probe.name, found.indices[0], found.scores[0], index.gallery.names)
         if problem is not None:
             failed += 1
@@ -309,18 +390,6 @@ def _answer(index: GalleryIndex, method: Method, depth: int | str | None, runtim
         sys.stdout.buffer.flush()
     if failed:
         raise click.ClickException(f"{failed} of {number} lines were no probes: their answers say why")
-
-
-def _check_options(method: str, given: dict[str, Any]) -> None:
-    """Refuse an option of another method by the name it has here."""
-    from ..methods import parameters
-
-    options = {option.name: option.opts[0] for option in run.params}
-    known = parameters(method)
-    for name in given:
-        if name not in known:
-            its = ", ".join(options[parameter] for parameter in known if parameter in options)
-            raise click.UsageError(f"{options[name]} is no option of method {method}, which has {its}")
 
 
 def _file(address: str) -> Path:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ParameterError
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_count(name: str, value: Any) -> None:
@@ -29,7 +26,7 @@ def check_switch(name: str, value: Any) -> None:
         raise ParameterError(f"{name} must be True or False, not {value!r}")
 
 
-def check_sigma(sigma: float) -> None:
-    """Raise `ParameterError` unless `sigma` is a finite number above 0, by which float32 can divide."""
-    if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 1e-30 <= sigma < float("inf"):
-        raise ParameterError(f"sigma must be a finite number above 0 (1e-30 at least), not {sigma!r}")
+def check_sigma(value: Any, name: str = "sigma") -> None:
+    """Raise `ParameterError` unless `value` is a finite number above 0, by which float32 can divide."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 1e-30 <= float(value) < float("inf"):
+        raise ParameterError(f"{name} must be a finite number above 0 (1e-30 at least), not {value!r}")

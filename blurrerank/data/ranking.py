@@ -27,6 +27,8 @@ class Ranking:
         gallery_size: how many items the gallery has; R may be less.
         method: the method's name, such as `lbr`; `unknown` for lists made elsewhere.
         params: every parameter of the method.
+        setting: `transductive` if the method looked at all probes together, `online` if it ranked each by
+            itself; None of a method that always does the latter, or where it is not known.
         reranked_depth: how many items at the head were re-ranked; 0 for plain cosine.
         cosine_tail: whether, after the re-ranked head, the full list goes on by cosine similarity.
         candidates: where the lists came from, if not from a search of the whole gallery: of what they do not
@@ -46,6 +48,7 @@ class Ranking:
     gallery_size: int
     method: str = "unknown"
     params: Mapping[str, Any] = field(default_factory=dict)
+    setting: str | None = None
     reranked_depth: int = 0
     cosine_tail: bool = False
     candidates: str | None = None

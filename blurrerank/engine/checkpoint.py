@@ -29,7 +29,7 @@ from ..errors import BlurrerankWarning, InputError, OutputError
 from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.sink import Sink
 from ..files.targets import KEPT, opener, replacing, work_folder
-from ..graph.neighbours import Neighbours
+from ..graph.neighbour_graph import NeighbourGraph
 
 SECONDS = 30.0
 """How often a run writes what it has done, and after which time first."""
@@ -130,8 +130,9 @@ class Checkpoint:
             why = "more lists wait than can be held"
             warnings.warn(f"nothing more is kept to go on from: {why}", BlurrerankWarning, stacklevel=2)
 
-    def neighbours(self) -> Neighbours | None:
-        """What is known of all images."""
+    @property
+    def known(self) -> NeighbourGraph | None:
+        """What an interrupted run knew of the first images."""
         path = self._folder / _NEIGHBOURS
         try:
             known, _, digest = read_partial(path)
@@ -139,8 +140,8 @@ class Checkpoint:
             return None
         return known if digest == self._digest else None
 
-    def keep_neighbours(self, answer: Callable[[], Neighbours]) -> None:
-        """Keep what is known of all images, if it is time."""
+    def keep(self, answer: Callable[[], NeighbourGraph]) -> None:
+        """Keep the graph of the images met so far, if it is time."""
         if not self._over and time.monotonic() >= self._due:
             path = self._folder / _NEIGHBOURS
             self._keep(lambda: write_partial(path, answer(), pool=0, digest=self._digest))

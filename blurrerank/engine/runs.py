@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,25 +11,21 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compute.device import pick_device
-from ..compute.progress import Progress
+from ..compute.compute import Compute
 from ..compute.stopwatch import Stopwatch
 from ..data.features import FeatureSet
-from ..data.given_lists import GivenLists
 from ..data.positions import Positions
 from ..data.sharded import ShardedSet
-from ..errors import ParameterError
 from ..evaluation.match_finder import MatchFinder
 from ..evaluation.metrics import Metrics, check_ap, measure, warn_about
-from ..evaluation.protocols import get_protocol
+from ..evaluation.protocols import Protocol, get_protocol
 from ..evaluation.sharded_finder import ShardFinder
 from ..files.ranking_h5 import versions
 from ..files.rankings import RankingWriter, RunInfo, open_ranking
-from ..methods import HeadMethod, Method
-from .batches import RankedBatch, rerank_batches
+from ..methods import AnyMethod, HeadRanker, create
 from .checkpoint import Checkpoint, Done, keeping
-from .distributed import rerank_sharded
-from .given import check_method
+from .ranking import rank_batches
+from .request import Request, check_reranks_candidates, setting_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,7 @@ class Outcome:
         return {
             "method": self.info.method,
             "params": dict(self.info.params),
+            "setting": self.info.setting,
             "reranked_depth": self.info.reranked_depth,
             "depth": self.depth,
             "before": None if self.before is None else self.before.summary(),
@@ -84,40 +81,63 @@ class _Nowhere(RankingWriter):
         """Nothing."""
 
 
-def _leads(data: FeatureSet) -> bool:
-    """Whether this process writes and measures."""
-    return not isinstance(data, ShardedSet) or data.group.rank == 0
+def _finder(data: FeatureSet, single_shot: bool, compute: Compute) -> MatchFinder:
+    """Where the matches stand, also when the gallery is cut among processes."""
+    kind = ShardFinder if isinstance(data, ShardedSet) else MatchFinder
+    return kind(data, single_shot=single_shot, device=compute.device, memory=compute.memory)  # type: ignore[arg-type]
 
 
-# The two places where a gallery that is cut among processes goes another way.
+@dataclass(frozen=True)
+class Measurement:
+    """How lists are measured.
+
+    Attributes:
+        protocol: `market1501`, `cuhk03` or `plain`.
+        ap: `plain` or `trapezoid`.
+
+    Raises:
+        ParameterError: on construction, for others.
+    """
+
+    protocol: str = "market1501"
+    ap: str = "plain"
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        get_protocol(self.protocol)
+        check_ap(self.ap)
+
+    @property
+    def rules(self) -> Protocol:
+        """What the protocol drops and draws."""
+        return get_protocol(self.protocol)
 
 
-def _batches(data: FeatureSet, method: Method, **options: Any) -> Iterator[RankedBatch]:
-    if not isinstance(data, ShardedSet):
-        return rerank_batches(data, method, **options)
-    if options.pop("candidates") is not None:
-        raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
-    return rerank_sharded(data, method, **options)
+@dataclass(frozen=True)
+class Output:
+    """Where and how lists are written.
 
+    Attributes:
+        target: a file, which appears only when everything has gone well, or a binary stream.
+        format: a name from `files.FORMATS`.
+        force: replace an existing file, and start over whatever an interrupted run left.
+        resume: continue from what an interrupted run left, to the same file as without the interruption.
+    """
 
-def _finder(data: FeatureSet, **options: Any) -> MatchFinder:
-    return ShardFinder(data, **options) if isinstance(data, ShardedSet) else MatchFinder(data, **options)
+    target: Path | BinaryIO
+    format: str
+    force: bool = False
+    resume: bool = False
 
 
 def rerank_measured(
     data: FeatureSet,
-    method: Method,
+    method: AnyMethod,
+    request: Request,
+    measurement: Measurement,
+    compute: Compute,
     *,
-    depth: int | None = None,
-    protocol: str = "market1501",
-    ap: str = "plain",
-    device: str = "auto",
-    memory: int | None = None,
-    precision: str = "auto",
-    progress: Progress | None = None,
-    watch: Stopwatch | None = None,
     write: Callable[[int, NDArray[Any], NDArray[np.float32]], None] | None = None,
-    candidates: GivenLists | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Measured:
     """Re-rank, hand on the lists as they come, and measure them over the whole gallery if there are ids.
@@ -127,63 +147,41 @@ def rerank_measured(
     Args:
         data: the features.
         method: what re-ranks.
-        depth: how deep the lists are; by default as deep as the method's head. Capped at the gallery.
-        protocol: `market1501`, `cuhk03` or `plain`.
-        ap: `plain` or `trapezoid`.
-        device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        memory: budget in bytes; see `rerank`.
-        precision: of the products that candidates are found by, `auto`, `float32` or `bfloat16`; the lists are
-            the same.
-        progress: called with (images done, images in all).
-        watch: takes the seconds of the stages `search`, `re-rank` and `metrics`.
+        request: how deep the lists are, and what else is wanted.
+        measurement: how they are measured.
+        compute: how; the stopwatch gets the stages `index`, `search`, `re-rank` and `metrics`.
         write: called with the first probe, indices (p, depth) and scores (p, depth) of each batch.
-        candidates: lists of these probes to re-rank instead of searching; `depth` is capped at theirs.
         checkpoint: what is done already, and keeps what is done now.
 
     Raises:
         ParameterError: for a parameter outside its range, or candidates that the method cannot work with.
     """
-    rules = get_protocol(protocol)
-    check_ap(ap)
-    watch = watch or Stopwatch()
-    size = len(data.gallery) if candidates is None else candidates.depth
-    shown = min(depth or method.depth(size), size)
+    watch, candidates, rules = compute.watch, request.candidates, measurement.rules
+    shown = _depth(data, method, request)
     finder = None
     if data.has_ids:
         with watch("metrics"):
-            finder = _finder(data, single_shot=rules.single_shot, device=pick_device(device), memory=memory)
+            finder = _finder(data, rules.single_shot, compute)
     located: list[tuple[Positions, Positions]] = []
 
     def take(done: Done) -> None:
         if write is not None:
             write(done.start, done.indices, done.scores)
-        if done.before is not None and done.after is not None and _leads(data):
+        if done.before is not None and done.after is not None and compute.leads:
             located.append((done.before, done.after))
 
-    first, kept = 0, {}
+    first = 0
     if checkpoint is not None:
         for done in checkpoint.done():
             take(done)
             first = done.stop
-        if not isinstance(data, ShardedSet):
-            kept = {"known": checkpoint.neighbours(), "checkpoint": checkpoint.keep_neighbours}
     if isinstance(data, ShardedSet):
-        (first,) = data.group.agreed([first if _leads(data) else len(data.probe)])
+        (first,) = data.group.agreed([first if compute.leads else len(data.probe)])
     resumed = first
-    for batch in _batches(
-        data,
-        method,
-        depth=depth,
-        full_rows=finder is not None,
-        device=device,
-        memory=memory,
-        precision=precision,
-        progress=progress,
-        watch=watch,
-        candidates=candidates,
-        first=first,
-        **kept,
-    ):
+    # Under torchrun all would have to know what one process kept of a graph.
+    graphs = None if isinstance(data, ShardedSet) else checkpoint
+    request = replace(request, whole_rows=finder is not None, first=first)
+    for batch in rank_batches(data, method, request, compute, graphs):
         with watch("re-rank"):
             done = Done(batch.start, *batch.lists(shown))
         if finder is not None:
@@ -193,14 +191,17 @@ def rerank_measured(
         take(done)
         if checkpoint is not None:
             checkpoint.add(done)
-    if finder is None or not _leads(data):
+    baseline = None
+    if finder is not None and method.feature_steps:
+        baseline = _locate_by_cosine(data, finder, compute)
+    if finder is None or not compute.leads:
         return Measured(resumed=resumed)
     known = None if candidates is None or candidates.complete else candidates.shortest
     with watch("metrics"):
         earlier, later = (Positions.concatenate(parts) for parts in zip(*located, strict=True))
         measured = Measured(
-            measure(earlier, data, rules, ap=ap, depth=known),
-            measure(later, data, rules, ap=ap, depth=known),
+            measure(baseline or earlier, data, rules, ap=measurement.ap, depth=known),
+            measure(later, data, rules, ap=measurement.ap, depth=known),
             later,
             resumed,
         )
@@ -209,105 +210,97 @@ def rerank_measured(
     return measured
 
 
+def _depth(data: FeatureSet, method: AnyMethod, request: Request) -> int:
+    """How deep the written lists are."""
+    size = len(data.gallery) if request.candidates is None else request.candidates.depth
+    return min(request.depth or method.depth(size), size)
+
+
+def _locate_by_cosine(data: FeatureSet, finder: MatchFinder, compute: Compute) -> Positions:
+    """Where the matches stand by cosine similarity of the features as they came."""
+    quiet = replace(compute, progress=None, watch=Stopwatch())
+    with compute.watch("metrics"):
+        batches = rank_batches(data, create("cosine", topn=1), Request(whole_rows=True), quiet)
+        return Positions.concatenate([batch.before(finder) for batch in batches])
+
+
 def rerank_to(
-    target: Path | BinaryIO,
+    output: Output,
     data: FeatureSet,
-    method: Method,
-    *,
-    format: str,
-    depth: int | None = None,
-    force: bool = False,
-    resume: bool = False,
-    protocol: str = "market1501",
-    ap: str = "plain",
-    device: str = "auto",
-    memory: int | None = None,
-    precision: str = "auto",
-    progress: Progress | None = None,
-    candidates: GivenLists | None = None,
+    method: AnyMethod,
+    request: Request,
+    measurement: Measurement,
+    compute: Compute,
 ) -> Outcome:
     """Re-rank, write the lists as they come, and measure them over the whole gallery if there are ids.
 
     Given candidates are measured to the depth they have: a match that is not listed counts as missed.
 
     Args:
-        target: a file, which appears only when everything has gone well, or a binary stream.
+        output: where the lists go.
         data: the features.
         method: what re-ranks.
-        format: a name from `formats.FORMATS`.
-        depth: how deep the written lists are; by default as deep as the method's head. Capped at the gallery.
-        force: replace an existing file, and start over whatever an interrupted run left.
-        resume: go on from what an interrupted run left, to the same file as without the interruption.
-        protocol: `market1501`, `cuhk03` or `plain`.
-        ap: `plain` or `trapezoid`.
-        device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        memory: budget in bytes; see `rerank`.
-        precision: of the products that candidates are found by, `auto`, `float32` or `bfloat16`; the lists are
-            the same.
-        progress: called with (images done, images in all).
-        candidates: lists of these probes to re-rank instead of searching; `depth` is capped at theirs.
+        request: how deep the lists are, and what else is wanted.
+        measurement: how they are measured.
+        compute: how.
 
     Raises:
         InputError: if what is to be resumed is a run of other features or parameters.
         OutputError: if the file cannot be written; before any work where that shows.
         ParameterError: for a parameter outside its range, or candidates that the method cannot work with.
     """
-    get_protocol(protocol)
-    check_ap(ap)
+    candidates, target, setting = request.candidates, output.target, setting_of(method, request.online)
     if candidates is not None:
-        check_method(method)
+        check_reranks_candidates(method)
         candidates.warn_about()
-    size = len(data.gallery) if candidates is None else candidates.depth
-    shown = min(depth or method.depth(size), size)
+    shown = _depth(data, method, request)
     writing: AbstractContextManager[RankingWriter] = nullcontext(_Nowhere())
-    if _leads(data):
+    if compute.leads:
         writing = open_ranking(
-            target, data, shown, format=format, method=method.name, force=force, resume=resume
+            target,
+            data,
+            shown,
+            format=output.format,
+            method=method.name,
+            force=output.force,
+            resume=output.resume,
         )
     # Of a gallery that is cut among processes, all must take part.
     digest = data.digest()
     labels_digest = data.labels_digest() if data.has_ids else None
     with writing as writer, ExitStack() as stack:
         checkpoint = None
-        if isinstance(target, Path) and _leads(data):
+        if isinstance(target, Path) and compute.leads:
             run = {
                 "digest": digest,
                 "labels_digest": labels_digest,
                 "candidates_digest": None if candidates is None else candidates.digest(),
                 "method": method.name,
                 **method.params(),
+                "setting": setting,
                 "depth": shown,
-                "format": format,
-                "protocol": protocol,
-                "device": pick_device(device).type,  # others may differ in the last bit of a score
+                "format": output.format,
+                "protocol": measurement.protocol,
+                "device": compute.device.type,  # others may differ in the last bit of a score
                 "versions": versions(),
             }
             checkpoint = stack.enter_context(keeping(target, run))
         found = rerank_measured(
-            data,
-            method,
-            depth=depth,
-            protocol=protocol,
-            ap=ap,
-            device=device,
-            memory=memory,
-            precision=precision,
-            progress=progress,
-            write=writer.write,
-            candidates=candidates,
-            checkpoint=checkpoint,
+            data, method, request, measurement, compute, write=writer.write, checkpoint=checkpoint
         )
         # Positions say where matches stand in the whole gallery's order, which part of a gallery does not.
         positions = found.positions if candidates is None or candidates.complete else None
+        size = len(data.gallery) if candidates is None else candidates.depth
         info = RunInfo(
             method.name,
             method.params(),
             method.reranked(size),
-            cosine_tail=candidates is None and isinstance(method, HeadMethod),
+            cosine_tail=candidates is None and isinstance(method, HeadRanker),
             digest=digest,
             labels_digest=None if positions is None else labels_digest,
             positions=positions,
             candidates=None if candidates is None else candidates.source,
+            setting=setting,
             metrics={"before": found.before, "after": found.after} if found.before and found.after else {},
         )
         writer.finish(info)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..data.labels import JUNK
 from ..errors import InputError
-from ..graph.encoding import ONE, SparseRows
-from ..graph.neighbours import Neighbours
+from ..graph.neighbour_graph import CAMERA_LISTS, NeighbourGraph, NeighbourLists
+from ..graph.sparse_rows import ONE, SparseRows
 from .features_h5 import decoded, open_group
 from .hdf5 import attributes, check_dataset, member
 from .hdf5 import read as read_values
@@ -139,14 +139,27 @@ class MappedFile:
             raise InputError("names have another checksum than when they were written")
         return names
 
-    def neighbours(self) -> Neighbours:
+    def neighbours(self) -> NeighbourGraph:
         """Who is near whom."""
         lists = self.take("neighbours/lists", ("G", "K"))
         self._check("neighbours/lists", lists.numpy(), self.items)
-        return Neighbours(
+        return NeighbourGraph(
             lists,
             self.take("neighbours/similarities", ("G", "K"), np.float32, within=_COSINES),
             self.take("neighbours/lowest", ("G",), np.float32, within=_COSINES),
+            self._camera_lists("within"),
+            self._camera_lists("across"),
+        )
+
+    def _camera_lists(self, kind: str) -> NeighbourLists | None:
+        """Lists within or across cameras, if there are any."""
+        name = f"neighbours/{kind}"
+        if member(self._file, name) is None:
+            return None
+        items = self.take(f"{name}/items", ("G", f"{kind} K"), within=(-1, self.items[1]))
+        ends = (-np.inf, _COSINES[1])
+        return NeighbourLists(
+            items, self.take(f"{name}/similarities", ("G", f"{kind} K"), np.float32, within=ends)
         )
 
     def sparse_rows(self, name: str) -> SparseRows:
@@ -171,7 +184,12 @@ def put(file: Any, name: str, values: NDArray[Any]) -> None:
     dataset.attrs["crc32"] = zlib.crc32(np.ascontiguousarray(values).data)
 
 
-def put_neighbours(file: Any, near: Neighbours) -> None:
+def put_neighbours(file: Any, near: NeighbourGraph) -> None:
     """The datasets of `near`, in a group of their own."""
     for name in ("lists", "similarities", "lowest"):
         put(file, f"neighbours/{name}", getattr(near, name).cpu().numpy())
+    for kind in CAMERA_LISTS:
+        lists = getattr(near, kind)
+        if lists is not None:
+            put(file, f"neighbours/{kind}/items", lists.items.cpu().numpy())
+            put(file, f"neighbours/{kind}/similarities", lists.similarities.cpu().numpy())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..graph.neighbours import Neighbours
+from ..graph.neighbour_graph import NeighbourGraph
 from .mapped_h5 import VERSION, describe, put_neighbours, reading_mapped
 from .sink import new_hdf5
 from .targets import replacing
@@ -12,7 +12,7 @@ from .targets import replacing
 PARTIAL = "blurrerank-index-partial"
 
 
-def write_partial(path: Path, near: Neighbours, *, pool: int, digest: str) -> None:
+def write_partial(path: Path, near: NeighbourGraph, *, pool: int, digest: str) -> None:
     """Write, or replace, what is known while an index is built.
 
     Raises:
@@ -23,7 +23,7 @@ def write_partial(path: Path, near: Neighbours, *, pool: int, digest: str) -> No
         describe(file, {"format": PARTIAL, "format_version": VERSION, "pool": pool, "digest": digest})
 
 
-def read_partial(path: Path) -> tuple[Neighbours, int, str]:
+def read_partial(path: Path) -> tuple[NeighbourGraph, int, str]:
     """What is known so far, the pool, and the digest of the gallery.
 
     Raises:

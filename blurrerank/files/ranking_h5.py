@@ -11,9 +11,11 @@
         ap, inp, first_match    (P,) float64, NaN for probes without a match
         cmc                     (50,) float64
 
-Root attributes: `format`, `format_version`, `gallery_size`, `method`, `params` (JSON), `reranked_depth`,
-`cosine_tail`, `candidates` (where the lists came from, if not from a search of the whole gallery), `digest`,
-`labels_digest`, `versions` (JSON). Attributes of the groups in `metrics`: the means.
+Root attributes: `format`, `format_version`, `gallery_size`, `method` (of a chain, such as `dba+lbr`), `params`
+(JSON; of a chain, such as `dba.k`), `setting` (`transductive` or `online`, of methods that look at neighbours
+of many images), `reranked_depth`, `cosine_tail`, `candidates` (where the lists came from, if not from a search
+of the whole gallery), `digest`, `labels_digest`, `versions` (JSON). Attributes of the groups in `metrics`: the
+means.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ class Writer(RankingWriter):
             "gallery_size": len(self.data.gallery),
             "method": info.method,
             "params": json.dumps(dict(info.params)),
+            "setting": info.setting,
             "reranked_depth": info.reranked_depth,
             "cosine_tail": info.cosine_tail,
             "candidates": info.candidates,
@@ -150,6 +153,7 @@ def read(path: Path, data: FeatureSet, where: str) -> Ranking:
                 gallery_size=int(known["gallery_size"]),
                 method=str(known["method"]),
                 params=json.loads(known["params"]),
+                setting=known.get("setting"),
                 reranked_depth=int(known["reranked_depth"]),
                 cosine_tail=bool(known["cosine_tail"]),
                 candidates=known.get("candidates"),

@@ -62,6 +62,7 @@ class RunInfo:
     labels_digest: str | None = None
     positions: Positions | None = None
     candidates: str | None = None
+    setting: str | None = None
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
 
 

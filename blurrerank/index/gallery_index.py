@@ -13,21 +13,24 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..compute.compute import Compute, Progress
 from ..compute.device import pick_device
-from ..compute.progress import Progress
 from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.ranking import Ranking
 from ..data.side import Side, digest_of
 from ..data.validation import find_problems
-from ..engine.pipeline import rerank_with
+from ..engine.request import Request
+from ..engine.rerank import rank
 from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from ..files.access import check_readable
 from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.targets import check_target, replacing
-from ..graph.neighbours import Neighbours, find_neighbours
-from ..methods import GalleryMethod, HeadMethod, Method, WholeMethod, create
-from ..methods.k_reciprocal_online import EncodedGallery, KReciprocalOnline
+from ..graph.encoding import BlurredEncoding
+from ..graph.find import find_graph
+from ..graph.neighbour_graph import ListSizes, NeighbourGraph
+from ..methods import Chain, GraphRanker, HeadRanker, Ranker, create, parse_chain
+from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..search.plan import Plan
 from . import index_h5
 from .index_h5 import Labels
@@ -48,8 +51,8 @@ class IndexedSide(Side):
 
     digests: NDArray[np.uint8]
     stored_digest: str
-    method: GalleryMethod
-    encoded: EncodedGallery
+    method: GraphRanker
+    encoded: BlurredEncoding
 
     def row_digests(self) -> NDArray[np.uint8]:
         """Those of the rows as they came."""
@@ -59,7 +62,7 @@ class IndexedSide(Side):
         """SHA-256 over the rows as they came."""
         return self.stored_digest
 
-    def encoded_for(self, method: GalleryMethod) -> EncodedGallery | None:
+    def encoded_for(self, method: GraphRanker) -> BlurredEncoding | None:
         """What is known of the gallery, if `method` may use it.
 
         Raises:
@@ -90,7 +93,7 @@ class GalleryIndex:
     path: Path
     gallery: IndexedSide
     method: KReciprocalOnline
-    near: Neighbours
+    near: NeighbourGraph
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto", verify: bool = True) -> GalleryIndex:
@@ -174,15 +177,16 @@ class GalleryIndex:
         chosen = self.method_for(method, **params)
         if topn is not None:
             check_count("topn", topn)
-            if isinstance(chosen, HeadMethod):
+            if isinstance(chosen, HeadRanker):
                 chosen = replace(chosen, topn=topn)
-        return rerank_with(chosen, self.features(probe), depth=topn, device=self.device, memory=memory)
+        compute = Compute.choose(self.device, memory)
+        return rank(self.features(probe), chosen, Request(depth=topn, online=True), compute)
 
-    def method_for(self, name: str, *, preset: str | None = None, **params: Any) -> Method:
+    def method_for(self, name: str, *, preset: str | None = None, **params: Any) -> Ranker:
         """A method that answers each probe alone, by name.
 
         Args:
-            name: from `blurrerank.methods.available()`.
+            name: from `blurrerank.methods.available()`, with parameters such as in `lbr:topn=20`.
             preset: its parameters for a public data set.
             **params: its parameters. Those that the index was built with are as they were.
 
@@ -191,13 +195,19 @@ class GalleryIndex:
                 the index was built with, or a method that looks at all probes together.
         """
         method = create(name, preset=preset, **params)
-        if isinstance(method, WholeMethod):
+        if isinstance(method, Chain):
             raise ParameterError(
-                f"method {name} looks at all probes together, which no index answers: run it on features"
+                f"method {name} changes features, and an index keeps those that it was built of: run it on "
+                "features"
             )
-        if isinstance(method, GalleryMethod):
+        if isinstance(method, GraphRanker):
+            if not method.online:
+                raise ParameterError(
+                    f"method {name} looks at all probes together, which no index answers: run it on features"
+                )
             if method.name != self.method.name:
-                raise ParameterError(f"{self.path} was built for {self.method.name}, not {name}")
+                raise ParameterError(f"{self.path} was built for {self.method.name}, not {method.name}")
+            params = {**parse_chain(name)[1][0], **params}
             _check_same(str(self.path), self.method, params)
             return replace(self.method, **params)
         return method
@@ -249,7 +259,7 @@ def build_index(
         OutputError: if the index cannot be written there.
     """
     path = Path(path)
-    where = pick_device(device)
+    compute = Compute.choose(device, memory, precision=precision, progress=progress)
     gallery = _side(gallery, "gallery")
     check_target(path, force=force or append)
     check_readable(path)
@@ -274,24 +284,18 @@ def build_index(
             raise ParameterError(
                 f"a memory budget of {memory:,} bytes is too small for one row: raise it to {needed:,} bytes"
             )
-        plan = Plan.of_images(
-            len(labels.digests), len(labels.digests), gallery.dim, where, memory, precision=precision
-        )
+        count = len(labels.digests)
+        plan = Plan.of_images(count, count, gallery.dim, compute)
         left = _Left(path, labels.digests, method, checkpoint_seconds)
         left_over = left.read(force=force, done=None if old is None else old.gallery.digest())
         known = known if left_over is None else left_over
         images = plan.rows(*sides)
-        near = find_neighbours(
-            images,
-            min(method.pool, len(images) - 1),
-            held=plan.held,
-            working=plan.working,
-            progress=progress or (lambda done, total: None),
-            known=known,
-            checkpoint=left.write,
+        graph = find_graph(
+            images, ListSizes(method.neighbours()), progress=compute.progress, known=known, keep=left.write
         )
-        encoded = method.encode(images, near, plan.held, plan.working)
-        index_h5.write(temporary, images, labels, method.name, method.params(), near, encoded)
+        encoded = method.fit(graph).invert(slice(0, count))
+        assert isinstance(encoded, BlurredEncoding)
+        index_h5.write(temporary, images, labels, method, graph, encoded)
         if _stamp(path) != before:
             left.remove()  # what comes now begins with other items
             raise OutputError(f"{path} was written by another process meanwhile: run this again")
@@ -317,7 +321,7 @@ class _Left:
         self._last = time.monotonic()
         self._told = False
 
-    def read(self, *, force: bool, done: str | None) -> Neighbours | None:
+    def read(self, *, force: bool, done: str | None) -> NeighbourGraph | None:
         """What is known of the same gallery, if anything.
 
         Args:
@@ -344,7 +348,7 @@ class _Left:
             )
         return near
 
-    def write(self, answer: Callable[[], Neighbours]) -> None:
+    def write(self, answer: Callable[[], NeighbourGraph]) -> None:
         """Keep what is known, if it is time."""
         if time.monotonic() >= self._last + self._seconds:
             try:
@@ -382,11 +386,11 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
-def _check_same(where: str, method: GalleryMethod, params: dict[str, Any]) -> None:
+def _check_same(where: str, method: GraphRanker, params: dict[str, Any]) -> None:
     """Raise `ParameterError` unless `params` are those of `method` but for the free ones."""
     known = method.params()
     for name, value in params.items():
-        if name in known and name not in method.free and value != known[name]:
+        if name in known and name not in method.query_time_params and value != known[name]:
             raise ParameterError(
                 f"{where} was built with {name} {known[name]}, not {value}: leave it out or build another"
             )

@@ -28,7 +28,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,10 @@ from ..files.mapped_h5 import OFF, VERSION, checksum_of, describe, put, put_neig
 from ..files.ranking_h5 import versions
 from ..files.sink import new_hdf5
 from ..files.watched import Watched
-from ..graph.encoding import CHUNK_BYTES, ONE, SparseRows
-from ..graph.neighbours import Neighbours
-from ..methods.k_reciprocal_online import EncodedGallery
+from ..graph.encoding import BlurredEncoding
+from ..graph.neighbour_graph import NeighbourGraph
+from ..graph.sparse_rows import ONE, SparseRows
+from ..methods import GraphRanker
 from ..search.rows import UnitRows
 
 FORMAT = "blurrerank-index"
@@ -58,6 +59,8 @@ _ROWS = 4096
 
 # A weight of blurring is at most 1, divided by a norm of at least 1e-6.
 _MOST_BLUR = 1.01e6
+# The parts of an encoding, in the order in which they are written.
+_ENCODED = ("group", "blur", "reach", "halves", "encodings", "inverted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +121,8 @@ class Stored:
     digest: str
     method: str
     params: Mapping[str, Any]
-    near: Neighbours
-    encoded: EncodedGallery
+    near: NeighbourGraph
+    encoded: BlurredEncoding
     source: Watched
 
 
@@ -127,10 +130,9 @@ def write(
     path: Path,
     rows: UnitRows,
     labels: Labels,
-    method: str,
-    params: Mapping[str, Any],
-    near: Neighbours,
-    encoded: EncodedGallery,
+    method: GraphRanker,
+    near: NeighbourGraph,
+    encoded: BlurredEncoding,
 ) -> None:
     """Write an index.
 
@@ -139,11 +141,10 @@ def write(
         rows: the features, normalised.
         labels: what to record of them.
         method: what it was encoded for.
-        params: the method's parameters.
         near: who is near whom.
         encoded: what the method made of it.
     """
-    settings, digest = json.dumps(dict(params)), digest_of(labels.digests)
+    settings, digest = json.dumps(method.params()), digest_of(labels.digests)
     with new_hdf5(path) as file:
         features = file.create_dataset("features", (len(rows), rows.dim), np.float32)
         checksum = 0
@@ -166,10 +167,10 @@ def write(
             {
                 "format": FORMAT,
                 "format_version": VERSION,
-                "method": method,
+                "method": method.name,
                 "params": settings,
                 "digest": digest,
-                "crc32": zlib.crc32(f"{method} {settings} {digest}".encode()),
+                "crc32": zlib.crc32(f"{method.name} {settings} {digest}".encode()),
                 "versions": json.dumps(versions()),
             },
         )
@@ -205,13 +206,16 @@ def read(path: Path, *, verify: bool = True) -> Stored:
         if verify and digest_of(digests) != digest:
             raise InputError("its rows are not those of its digest")
         labels = Labels(digests, file.labels("ids"), file.labels("cams"), file.names())
-        encoded = EncodedGallery(
-            file.take("encoded/group", ("G", "B"), within=file.items),
-            file.take("encoded/blur", ("G", "B"), np.float32, within=(0, _MOST_BLUR)),
-            file.take("encoded/reach", ("G",), np.float32, within=(-np.inf, np.inf)),
-            *map(file.sparse_rows, ("encoded/halves", "encoded/encodings", "encoded/inverted")),
+        halves, encodings, inverted = (file.sparse_rows(f"encoded/{name}") for name in _ENCODED[3:])
+        encoded = BlurredEncoding(
+            group=file.take("encoded/group", ("G", "B"), within=file.items),
+            blur=file.take("encoded/blur", ("G", "B"), np.float32, within=(0, _MOST_BLUR)),
+            reach=file.take("encoded/reach", ("G",), np.float32, within=(-np.inf, np.inf)),
+            halves=halves,
+            encodings=encodings,
+            inverted=inverted,
         )
-        if verify and not (_weigh_one(encoded.encodings) and _weigh_one(encoded.inverted, by_column=True)):
+        if verify and not (_weigh_one(encodings) and _weigh_one(inverted, by_column=True)):
             raise InputError("encodings weigh more than they can")
         method, settings = str(file.attrs["method"]), str(file.attrs["params"])
         if zlib.crc32(f"{method} {settings} {digest}".encode()) != file.attrs.get("crc32"):
@@ -229,18 +233,18 @@ def _are_unit(features: torch.Tensor) -> bool:
 def _weigh_one(encodings: SparseRows, *, by_column: bool = False) -> bool:
     """Whether the weights of each row, or column, sum to no more than `ONE`, but for their rounding."""
     sums = torch.zeros(len(encodings), dtype=torch.int64)
-    for start, stop in encodings.cut(CHUNK_BYTES["cpu"]):
+    for start, stop in encodings.blocks():
         some = encodings.rows(start, stop)
         owners = some.columns.long() if by_column else start + torch.repeat_interleave(some.counts)
         sums.index_add_(0, owners, some.weights.long() - 1)
     return bool((sums <= ONE).all())
 
 
-def _put_encoded(file: Any, encoded: EncodedGallery) -> None:
-    for field in fields(encoded):
-        values = getattr(encoded, field.name)
+def _put_encoded(file: Any, encoded: BlurredEncoding) -> None:
+    for name in _ENCODED:
+        values = getattr(encoded, name)
         parts = {"": values}
         if isinstance(values, SparseRows):
-            parts = {f"/{part.name}": getattr(values, part.name) for part in fields(values)}
+            parts = {f"/{part}": getattr(values, part) for part in SparseRows.ARRAYS}
         for part, numbers in parts.items():
-            put(file, f"encoded/{field.name}{part}", numbers.cpu().numpy())
+            put(file, f"encoded/{name}{part}", numbers.cpu().numpy())

@@ -1,252 +1,230 @@
-"""The re-ranking methods, one module each: to add one, add a file.
+"""The re-ranking methods, one file each: to add one, add a file.
 
-A module `some_method.py` in this folder is the method `some-method`. It defines `METHOD`, a `Method`
-subclass. Nothing is imported until a method is asked for.
+A module `some_method.py` in this folder is the method `some-method`. It defines `METHOD`, a subclass of
+`FeatureStep`, `HeadRanker` or `GraphRanker`. Another package adds a method through the entry-point group
+`blurrerank.methods`, whose names are those of methods and whose values are such classes. The module of a method
+is not imported until that method is asked for.
 """
 
 from __future__ import annotations
 
+import ast
 import pkgutil
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeAlias
 
-from ..data.checks import check_count
 from ..errors import ParameterError
+from .kinds.base import FeatureStep, GraphRanker, HeadRanker, Method, Ranker
+from .kinds.chain import Chain, part_names
+from .kinds.parameters import Parameter, parameters_of
 
-if TYPE_CHECKING:
-    import torch
+ENTRY_POINTS = "blurrerank.methods"
 
-    from ..compute.progress import Progress
-    from ..compute.stopwatch import Stopwatch
-    from ..data.candidates import Candidates
-    from ..graph.neighbours import Keep, Neighbours
-    from ..search.plan import Plan
-    from ..search.rows import Gatherable, UnitRows
-    from .k_reciprocal_online import EncodedGallery
+AnyMethod: TypeAlias = Ranker | Chain
+"""What ranks: a method that ends a chain, or a chain."""
 
-
-_DEPTH = 50
-
-
-@dataclass(frozen=True)
-class Method(ABC):
-    """What improves the lists: a head, a whole or a gallery method. Its fields are its parameters."""
-
-    name: ClassVar[str]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-
-    @abstractmethod
-    def depth(self, gallery: int) -> int:
-        """How deep the lists go unless somebody says, for so many gallery items."""
-
-    @abstractmethod
-    def reranked(self, gallery: int) -> int:
-        """How many items at the head of each list may change place."""
-
-    def capped(self, probes: int, gallery: int) -> list[str]:
-        """What is asked for beyond what a set of that size has, in words."""
-        return []
-
-    def params(self) -> dict[str, Any]:
-        """Every parameter and its value, plain numbers where NumPy's were given."""
-        return {name: getattr(value, "item", lambda v=value: v)() for name, value in asdict(self).items()}
+__all__ = [
+    "AnyMethod",
+    "Chain",
+    "FeatureStep",
+    "GraphRanker",
+    "HeadRanker",
+    "Method",
+    "Ranker",
+    "available",
+    "create",
+    "is_available",
+    "method_class",
+    "options_of",
+    "parse_chain",
+    "split_methods",
+]
 
 
-@dataclass(frozen=True)
-class HeadMethod(Method):
-    """A method that gives the head of each list new scores; the rest keeps its order.
-
-    Attributes:
-        topn: how many items at the head of each list are scored anew.
-    """
-
-    topn: int = _DEPTH
-
-    def __post_init__(self) -> None:
-        """Check what all such methods share; a method with parameters of its own extends this.
-
-        Raises:
-            ParameterError: if a parameter is outside its range.
-        """
-        check_count("topn", self.topn)
-
-    @abstractmethod
-    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gatherable) -> torch.Tensor:
-        """New scores for the candidates of a batch of probes, higher is better.
-
-        Args:
-            probe: (p, D) float32, unit rows.
-            candidates: the `topn` best of each probe by cosine, fewer if the gallery is smaller.
-            gallery: where the candidates' rows are.
-
-        Returns:
-            (p, n) float32, in the order of the candidates.
-        """
-
-    def workspace(self, topn: int, dim: int) -> int:
-        """Bytes that `rescore` needs for one probe, beyond what it is given."""
-        return 0
-
-    def capped(self, probes: int, gallery: int) -> list[str]:
-        """A head longer than the gallery."""
-        too_long = self.topn > gallery
-        return [f"topn {self.topn} is capped at the gallery's {gallery} items"] if too_long else []
-
-    def depth(self, gallery: int) -> int:
-        """The head."""
-        return min(self.topn, gallery)
-
-    def reranked(self, gallery: int) -> int:
-        """The head."""
-        return min(self.topn, gallery)
+def _built_in() -> set[str]:
+    return {module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__) if not module.ispkg}
 
 
-@dataclass(frozen=True)
-class WholeMethod(Method):
-    """A method that looks at all images first and then gives the whole gallery new scores."""
-
-    @abstractmethod
-    def prepare(
-        self,
-        images: UnitRows,
-        probes: int,
-        plan: Plan,
-        watch: Stopwatch,
-        progress: Progress,
-        known: Neighbours | None = None,
-        checkpoint: Keep | None = None,
-    ) -> Callable[[int, torch.Tensor], torch.Tensor]:
-        """Look at all images.
-
-        Args:
-            images: the probes, then the gallery. Under `torchrun` all processes must ask for the same rows in
-                the same order, and may share out work by `images.mine`.
-            probes: how many of them are probes.
-            plan: how much may be held.
-            watch: for the stages `search` and `re-rank`.
-            progress: called with (images done, images in all).
-            known: what `checkpoint` was called with before an interruption.
-            checkpoint: called now and then with what is known.
-
-        Returns:
-            `score(start, similarities)`: from the (p, G) float32 cosine similarities of the probes from
-            `start` on, their new scores, likewise (p, G), higher is better. Under `torchrun` G are the images
-            `images.scored(probes)`.
-        """
-
-    def depth(self, gallery: int) -> int:
-        """As deep as what other methods write."""
-        return min(_DEPTH, gallery)
-
-    def reranked(self, gallery: int) -> int:
-        """Everything."""
-        return gallery
-
-
-@dataclass(frozen=True)
-class GalleryMethod(Method):
-    """A method that looks at the gallery first, and then at each probe alone.
-
-    Attributes:
-        pool: how many items by cosine similarity are looked at around each image.
-    """
-
-    free: ClassVar[tuple[str, ...]] = ()
-    """Parameters that what is known of the gallery does not depend on."""
-
-    pool: int = _DEPTH
-
-    def __post_init__(self) -> None:
-        """Check what all such methods share; a method with parameters of its own extends this.
-
-        Raises:
-            ParameterError: if a parameter is outside its range.
-        """
-        check_count("pool", self.pool)
-
-    @abstractmethod
-    def encode(self, gallery: UnitRows, near: Neighbours, held: int, working: int) -> EncodedGallery:
-        """Look at the gallery.
-
-        Args:
-            gallery: G rows.
-            near: each item's nearest others, `pool` or as many as there are.
-            held: how many rows may be held.
-            working: bytes to work with.
-        """
-
-    @abstractmethod
-    def score(
-        self, encoded: EncodedGallery, candidates: Candidates, similarities: torch.Tensor, working: int
-    ) -> torch.Tensor:
-        """New scores of the whole gallery for a batch of probes, each alone, higher is better.
-
-        Args:
-            encoded: what `encode` made of the gallery.
-            candidates: the `pool` best of each probe by cosine, fewer if the gallery is smaller.
-            similarities: (p, G) float32 cosine similarities.
-            working: bytes to work with.
-
-        Returns:
-            (p, G) float32.
-        """
-
-    def workspace(self, pool: int) -> int:
-        """Bytes that `score` needs for one probe, beyond what it is given and what it returns."""
-        return 0
-
-    def capped(self, probes: int, gallery: int) -> list[str]:
-        """A neighbourhood larger than the gallery."""
-        too_long = self.pool > gallery
-        return [f"pool {self.pool} is capped at the gallery's {gallery} items"] if too_long else []
-
-    def depth(self, gallery: int) -> int:
-        """As deep as what other methods write."""
-        return min(_DEPTH, gallery)
-
-    def reranked(self, gallery: int) -> int:
-        """Everything."""
-        return gallery
+@cache
+def _installed() -> Mapping[str, EntryPoint]:
+    """The methods of other packages; one that is called as a method here is not reached."""
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS) if entry.name not in _built_in()}
 
 
 def available() -> list[str]:
-    """The names of all methods; imports none of them."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+    """Return the names of all methods; imports none of them."""
+    return sorted({*_built_in(), *_installed()})
 
 
-def _class(name: str) -> type[Method]:
-    if name not in available():
+def is_available(text: str) -> bool:
+    """Return whether a method is known by that name, or all methods of a chain are."""
+    return all(part in available() for part in text.split("+"))
+
+
+def method_class(name: str) -> type[Method]:
+    """Return the class of a method by name.
+
+    Raises:
+        ParameterError: for an unknown method, or one of another package that cannot be loaded.
+    """
+    if name in _built_in():
+        found: type[Method] = import_module(f"{__name__}.{name.replace('-', '_')}").METHOD
+        return found
+    entry = _installed().get(name)
+    if entry is None:
         raise ParameterError(f"method {name!r} is not known: use {' or '.join(available())}")
-    method: type[Method] = import_module(f"{__name__}.{name.replace('-', '_')}").METHOD
-    return method
+    try:
+        loaded = entry.load()
+    except Exception as error:  # whatever the module of another package raises when it is imported
+        raise ParameterError(
+            f"method {name} cannot be loaded from {entry.value} ({type(error).__name__}: {error}): mend or "
+            "uninstall the package that has it"
+        ) from error
+    if not isinstance(loaded, type) or not issubclass(loaded, FeatureStep | HeadRanker | GraphRanker):
+        raise ParameterError(
+            f"method {name} is {entry.value}, which is neither a FeatureStep, a HeadRanker nor a GraphRanker: "
+            "uninstall the package that has it"
+        )
+    return loaded
 
 
-def parameters(name: str) -> list[str]:
-    """The names of a method's parameters.
+def create(text: str, /, *, preset: str | None = None, **params: Any) -> AnyMethod:
+    """Make a method from its name, or a chain from the names of its parts.
+
+    Args:
+        text: such as `lbr`, `lbr:topn=20:sigma=0.2`, `k-reciprocal:preset=cuhk03`, or a chain of feature steps
+            and a ranker, such as `dba:k=4+k-reciprocal:k1=8`. Without a ranker a chain ends with `cosine`.
+        preset: the ranker's parameters for a public data set.
+        **params: parameters; in a chain those of one part alone are called so, all others such as `dba.k`.
+
+    Raises:
+        ParameterError: for an unknown method, preset or parameter, a value outside its range, or parts in
+            another order.
+
+    >>> create("dba:k=4+lbr", sigma=0.2).params()["lbr.sigma"]
+    0.2
+    """
+    named, given = parse_chain(text)
+    classes = [method_class(name) for name in named]
+    if not issubclass(classes[-1], Ranker):
+        named, given, classes = [*named, "cosine"], [*given, {}], [*classes, method_class("cosine")]
+    for name, part in zip(named[:-1], classes[:-1], strict=True):
+        if not issubclass(part, FeatureStep):
+            raise ParameterError(f"{text}: {name} ranks, so it can only be the last part of a chain")
+    if preset is not None:
+        given[-1] = {"preset": preset, **given[-1]}
+    for key, value in params.items():
+        number, name = _part_of(key, text, classes)
+        given[number] = {**given[number], name: value}
+    parts = [_create_one(part, settings) for part, settings in zip(classes, given, strict=True)]
+    *steps, ranker = parts
+    assert isinstance(ranker, Ranker)
+    return Chain(tuple(steps), ranker) if steps else ranker  # type: ignore[arg-type]
+
+
+def options_of(text: str) -> dict[str, tuple[Parameter, bool]]:
+    """Return the parameters of a method or chain by the names that `create` takes them by.
+
+    With each comes whether its own name is enough to tell it from those of other parts.
 
     Raises:
         ParameterError: for an unknown method.
     """
-    return [field.name for field in fields(_class(name))]
+    found = create(text)
+    if not isinstance(found, Chain):
+        return {parameter.name: (parameter, True) for parameter in parameters_of(found)}
+    named = {
+        f"{part}.{parameter.name}": parameter
+        for part, method in part_names([*found.feature_steps, found.ranker]).items()
+        for parameter in parameters_of(method)
+    }
+    times = Counter(parameter.name for parameter in named.values())
+    return {key: (parameter, times[parameter.name] == 1) for key, parameter in named.items()}
 
 
-def create(name: str, /, *, preset: str | None = None, **params: Any) -> Method:
-    """A method by name, with the parameters of `preset` where not given in `params`.
+def split_methods(text: str) -> list[str]:
+    """Return the methods and chains of a list such as `lbr,dba:k=4+lbr`."""
+    return [part.strip() for part in text.split(",")]
+
+
+def _create_one(kind: type[Method], params: Mapping[str, Any]) -> Method:
+    """A method of one class, from parameters by the names of fields or options, `preset` among them."""
+    settings = dict(params)
+    preset = settings.pop("preset", None)
+    if preset is not None:
+        if preset not in kind.presets:
+            known = ", ".join(kind.presets) or "none"
+            raise ParameterError(f"method {kind.name} has no preset {preset!r}; it has: {known}")
+        settings = {**kind.presets[preset], **settings}
+    known_names = {parameter.name for parameter in parameters_of(kind)}
+    unknown = sorted(set(settings) - known_names)
+    if unknown:
+        known = ", ".join(sorted(known_names)) or "none"
+        raise ParameterError(f"method {kind.name} has no parameter {unknown[0]!r}; it has: {known}")
+    return replace(kind(), **settings)
+
+
+def _part_of(key: str, text: str, classes: Sequence[type[Method]]) -> tuple[int, str]:
+    """Which part of a chain a parameter belongs to, and what it is called there."""
+    if len(classes) == 1:
+        return 0, key
+    part, dot, name = key.rpartition(".")
+    if dot:
+        names = list(part_names(list(classes)))
+        if part in names:
+            return names.index(part), name
+        raise ParameterError(f"{text} has no part {part!r}; its parts are: {', '.join(names)}")
+    having = [
+        number
+        for number, kind in enumerate(classes)
+        if any(parameter.name == key for parameter in parameters_of(kind))
+    ]
+    if len(having) == 1:
+        return having[0], key
+    if not having:
+        raise ParameterError(f"no part of {text} has a parameter {key!r}")
+    several = " and ".join(classes[number].name for number in having)
+    raise ParameterError(
+        f"{text}: {several} both have {key!r}: say which, as in {classes[having[0]].name}.{key}"
+    )
+
+
+def parse_chain(text: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the names of a chain's parts, and the parameters that the text gives each.
 
     Raises:
-        ParameterError: for an unknown method, preset or parameter, or a value outside its range.
+        ParameterError: for text that does not read so.
     """
-    method = _class(name)
-    if preset is not None:
-        if preset not in method.presets:
-            known = ", ".join(method.presets) or "none"
-            raise ParameterError(f"method {name} has no preset {preset!r}; it has: {known}")
-        params = {**method.presets[preset], **params}
-    unknown = sorted(set(params) - set(parameters(name)))
-    if unknown:
-        known = ", ".join(sorted(parameters(name)))
-        raise ParameterError(f"method {name} has no parameter {unknown[0]!r}; it has: {known}")
-    return replace(method(), **params)
+    names: list[str] = []
+    given: list[dict[str, Any]] = []
+    for part in text.split("+"):
+        name, *settings = part.strip().split(":")
+        if not name:
+            raise ParameterError(f"{text!r} names no method where one should be: expected such as dba:k=4+lbr")
+        params: dict[str, Any] = {}
+        for setting in settings:
+            key, equals, value = setting.partition("=")
+            if not equals:
+                raise ParameterError(f"{text}: {setting!r} should read NAME=VALUE, as in lbr:topn=20")
+            params[_field_name(name, key)] = _value(value)
+        names.append(name)
+        given.append(params)
+    return names, given
+
+
+def _field_name(method: str, key: str) -> str:
+    """The field that a setting such as `lambda` or `base-distance` names."""
+    by_option = {parameter.option: parameter.name for parameter in parameters_of(method_class(method))}
+    return by_option.get(key.replace("_", "-"), key.replace("-", "_"))
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        return text

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+from .kinds.base import HeadRanker
 
-from ..data.candidates import Candidates
-from ..search.rows import Gatherable
-from . import HeadMethod
+if TYPE_CHECKING:
+    import torch
+
+    from ..data.candidates import Candidates
+    from ..search.rows import Gatherable
 
 
 @dataclass(frozen=True)
-class Cosine(HeadMethod):
-    """The list as search returns it; `topn` only says how deep it is written."""
+class Cosine(HeadRanker):
+    """No re-ranking: the list as search returns it.
+
+    Attributes:
+        topn: how deep the list is written.
+    """
 
     name: ClassVar[str] = "cosine"
 
     def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gatherable) -> torch.Tensor:
-        """The cosine similarities themselves."""
+        """Return the cosine similarities themselves."""
         return candidates.scores
 
     def reranked(self, gallery: int) -> int:

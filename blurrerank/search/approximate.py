@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..compute.device import pick_device
-from ..compute.progress import Progress
+from ..compute.compute import Compute, Progress
 from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.given_lists import GivenLists
 from ..data.side import Side
 from ..errors import BlurrerankError, InputError, ParameterError
-from .exact import margin, search
+from .exact import Query, margin, search
 from .given import listed_scores
-from .plan import Plan
+from .plan import Demand, Plan
 from .rows import UnitRows, blocks_of
 
 DEFAULT_FACTORY = "IVF1024,Flat"
@@ -86,24 +85,23 @@ def faiss_candidates(
     faiss = _faiss()
     size = len(data.gallery)
     topn = min(topn, size)
-    plan = Plan.fit(data, listed=topn, head=0, full_rows=0, device=torch.device("cpu"), memory=memory)
+    compute = Compute.choose("cpu", memory, progress=progress)
+    plan = Plan.fit(data, Demand(topn), compute)
     # Not held here: the index keeps what it needs.
     gallery = UnitRows(data.gallery, device=plan.device, block=plan.gallery_block, resident=False)
     source = f"faiss {index_factory}" + (f" nprobe {nprobe}" if nprobe else "")
     with _as_torch(faiss), _told(index_factory, size):
-        index = _trained(faiss, index_factory, gallery, plan.held)
+        index = _trained(faiss, index_factory, gallery, plan.budget.held_rows)
         for _, block in gallery.blocks():
             index.add(block.numpy())
         if nprobe is not None:
             _set_nprobe(faiss, index, index_factory, nprobe)
         found = np.empty((len(data.probe), topn), dtype=np.int64)
         probe = plan.probes(data.probe)
-        if progress is not None:
-            progress(0, len(probe))
+        compute.advance(0, len(probe))
         for start, stop in blocks_of(len(probe), plan.probe_batch):
             _, found[start:stop] = index.search(probe.rows(start, stop).numpy(), topn)
-            if progress is not None:
-                progress(stop, len(probe))
+            compute.advance(stop, len(probe))
     return GivenLists.of(found, len(data.probe), size, source)
 
 
@@ -137,14 +135,8 @@ def recall(
     check_count("topn", topn)
     lists = GivenLists.of(lists, len(data.probe), len(data.gallery))
     topn = min(topn, len(data.gallery))
-    plan = Plan.fit(
-        data,
-        listed=2 * max(topn, lists.depth),
-        head=margin(topn, len(data.gallery)),
-        full_rows=0,
-        device=pick_device(device),
-        memory=memory,
-    )
+    demand = Demand(2 * max(topn, lists.depth), margin(topn, len(data.gallery)))
+    plan = Plan.fit(data, demand, Compute.choose(device, memory))
     gallery = plan.rows(data.gallery)
     count = min(len(data.probe), RECALL_PROBES)
     chosen = np.linspace(0, len(data.probe) - 1, count).astype(np.int64)
@@ -152,7 +144,7 @@ def recall(
     rows = torch.cat([data.probe.block(row, row + 1) for row in chosen.tolist()])
     probe = UnitRows(Side(rows), device=plan.device, block=plan.probe_batch, resident=False)
     shares = []
-    for batch in search(probe, gallery, topn, batch=plan.probe_batch):
+    for batch in search(probe, gallery, Query(topn, plan.probe_batch)):
         some = chosen[batch.start : batch.start + len(batch.probe)]
         given = torch.from_numpy(lists.indices[some]).to(plan.device)
         least = batch.candidates.scores[:, -1:]

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import torch
 
-from ..compute.progress import Progress
+from ..compute.compute import Progress
 from ..data.candidates import Candidates
 from ..data.given_lists import GivenLists
 from ..data.sort_keys import NOBODY, from_sort_keys, sort_keys
-from .exact import Batch
+from .exact import Batch, Query, RerankHead
 from .precision import pair_scores
-from .rows import UnitRows, blocks_of
+from .rows import Gatherable, UnitRows, blocks_of
 
 # Bytes of gathered rows worked on at a time: on a CPU they should stay in the last-level cache.
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
@@ -26,32 +26,31 @@ def look_up(
     probe: UnitRows,
     gallery: UnitRows,
     lists: GivenLists,
+    query: Query,
     *,
-    batch: int,
     progress: Progress | None = None,
-    first: int = 0,
 ) -> Iterator[Batch]:
-    """The given lists sorted by cosine similarity, `batch` probes at a time, as `search.search` yields its own.
+    """Sort the given lists by cosine similarity, some probes at a time, as `exact.search` yields its own.
 
     Args:
         probe: the probes, P rows.
         gallery: the gallery, rows of the same dimension on the same device.
         lists: of these probes.
-        batch: probes per batch.
+        query: how many probes at a time, and the first of them; the lists are as they are.
         progress: called at the start and after each batch.
-        first: the probe to begin with.
 
     Yields:
         `Batch` after `Batch`, in the order of the probes. Candidates are as wide as the longest of all lists;
         past the end of a list they are -1, with score -inf.
     """
     if progress is not None:
-        progress(first, len(probe))
-    for start in range(first, len(probe), batch):
-        stop = min(start + batch, len(probe))
+        progress(query.first, len(probe))
+    for start in range(query.first, len(probe), query.batch):
+        stop = min(start + query.batch, len(probe))
         queries = probe.rows(start, stop)
         items = torch.from_numpy(lists.indices[start:stop]).to(gallery.device)
-        yield Batch(start, queries, _sorted(items, listed_scores(queries, items, gallery)), None)
+        found = _sort_lists(items, listed_scores(queries, items, gallery))
+        yield Batch(start, queries, found, found)
         if progress is not None:
             progress(stop, len(probe))
 
@@ -89,8 +88,50 @@ def listed_scores(probe: torch.Tensor, items: torch.Tensor, gallery: UnitRows) -
     return scores
 
 
-def _sorted(items: torch.Tensor, scores: torch.Tensor) -> Candidates:
-    """(p, R) items by (p, R) scores, best first, -1 last."""
+def rerank_listed(
+    rerank_head: RerankHead, probe: torch.Tensor, near: Candidates, gallery: UnitRows
+) -> Candidates:
+    """Re-rank the heads of lists that may end early.
+
+    Args:
+        rerank_head: is given lists of one length at a time, without padding.
+        probe: (p, D) float32, unit rows.
+        near: (p, n), -1 past the end of a list.
+        gallery: the features they point into.
+
+    Returns:
+        (p, n), best first, -1 past the end of a list.
+    """
+    lengths = (near.indices >= 0).sum(dim=1)
+    indices, scores = near.indices.clone(), torch.full_like(near.scores, -torch.inf)
+    different = torch.unique(lengths).tolist()
+    rows: Gatherable = gallery
+    if len(different) > 1 and not gallery.resident:
+        # Once for all lengths, as each time may be a pass over the file.
+        rows = _Collected(gallery, near.indices.clamp_min(0))
+    for length in filter(None, different):
+        some = torch.nonzero(lengths == length).flatten()
+        head = Candidates(near.indices[some, :length], near.scores[some, :length])
+        found = rerank_head(probe[some], head, rows)
+        indices[some, :length], scores[some, :length] = found.indices, found.scores
+    return Candidates(indices, scores)
+
+
+class _Collected:
+    """The rows at some indices, gathered once."""
+
+    def __init__(self, gallery: UnitRows, indices: torch.Tensor) -> None:
+        self._distinct = torch.unique(indices)
+        table, places = gallery.gather(self._distinct)
+        self._table = table[places]
+
+    def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `UnitRows.gather`; for rows that were collected."""
+        return self._table, torch.searchsorted(self._distinct, indices)
+
+
+def _sort_lists(items: torch.Tensor, scores: torch.Tensor) -> Candidates:
+    """Sort (p, R) items by (p, R) scores, best first, -1 last."""
     keys = sort_keys(scores, items.clamp_min(0)).masked_fill(items < 0, NOBODY)
     keys = keys.sort(dim=1, descending=True).values
     indices, ordered = from_sort_keys(keys)

@@ -7,27 +7,44 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..compute.device import budget
+from ..compute.compute import Compute
+from ..compute.processes import Group
 from ..data.features import FeatureSet
 from ..data.side import Side
 from ..errors import ParameterError
-from .exact import TILE_PROBES
+from .nearest import TILE_PROBES
 from .precision import pick_precision
-from .rows import UnitRows
+from .rows import RowBudget, UnitRows
 
 log = logging.getLogger(__name__)
 
-
 # More probes than this at a time gain nothing when the gallery need not be read again for each batch.
 _BATCH_PROBES = 1024
-
-
 # Gallery rows in a block that is read, and in one that is in memory.
 _BLOCK_READ, _BLOCK_HELD = 8192, 32768
-
-
 # For fewer probes than this, rounding the gallery takes longer than their products.
 _FEW_PROBES = 64
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a piece of work needs for each probe.
+
+    Attributes:
+        listed: candidates that a probe keeps.
+        head: candidates that it needs the rows of.
+        whole_rows: numbers that it keeps for each item of the whole gallery at once.
+        workspace_bytes: bytes that re-ranking it takes.
+        asking: how many images ask for their nearest; by default the probes.
+        together: whether probes are searched like the gallery.
+    """
+
+    listed: int
+    head: int = 0
+    whole_rows: int = 0
+    workspace_bytes: int = 0
+    asking: int | None = None
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,8 +56,7 @@ class Plan:
         resident: whether the normalised rows that are searched are held whole.
         gallery_block: gallery rows per block.
         probe_batch: probes carried through the whole pipeline together.
-        held: rows that fit the share of the normalised gallery, whether or not these are all.
-        working: bytes for working on a batch.
+        budget: how many rows may be held, and bytes to work with.
         dtype: what products are computed in where exact scores follow.
     """
 
@@ -48,98 +64,77 @@ class Plan:
     resident: bool
     gallery_block: int
     probe_batch: int
-    held: int
-    working: int
+    budget: RowBudget
     dtype: torch.dtype = torch.float32
 
     @classmethod
-    def fit(
-        cls,
-        data: FeatureSet,
-        *,
-        listed: int,
-        head: int,
-        full_rows: int,
-        device: torch.device,
-        together: bool = False,
-        asking: int | None = None,
-        workspace: int = 0,
-        memory: int | None = None,
-        block: int | None = None,
-        precision: str = "auto",
-    ) -> Plan:
-        """Cut the work for `memory` bytes; `DEFAULT_MEMORY` says for what how much.
-
-        Args:
-            data: the features.
-            listed: how many candidates a probe keeps.
-            head: how many candidates it needs the rows of.
-            full_rows: how many numbers a probe keeps for each item of the whole gallery at once.
-            device: where it runs.
-            together: whether probes are searched like the gallery.
-            asking: how many images ask for their nearest, by default the probes.
-            workspace: bytes that re-ranking one probe needs.
-            memory: bytes; by default 2 GiB, and half of what is free on a CUDA device.
-            block: gallery rows per block, instead of the plan's choice.
-            precision: see `pick_precision`.
+    def fit(cls, data: FeatureSet, demand: Demand, compute: Compute) -> Plan:
+        """Cut the work of re-ranking `data`; `DEFAULT_MEMORY` says what the budget is for.
 
         Raises:
-            ParameterError: for a block below 1, an unknown precision, or a budget that not even one probe fits.
+            ParameterError: for an unknown precision, or a budget that not even one probe fits.
         """
-        if block is not None and block < 1:
-            raise ParameterError(f"block must be at least 1, not {block}")
-        memory = budget(memory, device)
-        gallery, row = len(data.gallery), 4 * data.dim
-        searched = gallery + together * len(data.probe)
-        asking = len(data.probe) if asking is None else asking
-        shares = cls.of_images(searched, asking, data.dim, device, memory, block=block, precision=precision)
+        gallery, row, memory = len(data.gallery), 4 * data.dim, compute.memory
+        searched = gallery + demand.together * len(data.probe)
+        asking = len(data.probe) if demand.asking is None else demand.asking
+        shares = cls.of_images(searched, asking, data.dim, compute)
         # Rows that lie there normalised take no memory of ours, unless they are joined with others.
-        resident = shares.resident or (data.gallery.unit and not together)
+        resident = shares.resident or (data.gallery.unit and not demand.together)
         # While a batch is made, whoever asked for it still holds the one before.
-        per_probe = row + 48 * max(listed, head) + 8 * gallery * full_rows
+        per_probe = row + 48 * max(demand.listed, demand.head) + 8 * gallery * demand.whole_rows
         if not resident:
-            per_probe += row * head
-        needed = max(16 * per_probe, 32 * row, 8 * workspace)
+            per_probe += row * demand.head
+        needed = max(16 * per_probe, 32 * row, 8 * demand.workspace_bytes)
         if memory < needed:
             raise ParameterError(
                 f"a memory budget of {memory:,} bytes is too small for one probe: raise it to {needed:,} bytes "
-                f"or lower {'topn or ' * bool(head)}depth"
+                f"or lower {'topn or ' * bool(demand.head)}depth"
             )
         # More than a tile gains nothing when the gallery need not be read again for each batch.
         batch = min(memory // 16 // per_probe, _BATCH_PROBES) if resident else memory // 8 // per_probe
         plan = replace(
             shares,
             resident=resident,
-            gallery_block=min(block or _block(memory, data.dim, resident, device), gallery),
+            gallery_block=min(compute.block or _block(memory, data.dim, resident, compute.device), gallery),
             probe_batch=min(batch, len(data.probe)),
         )
         log.info(
             "on %s: normalised gallery %s, %d rows a block, %d probes at a time, products in %s",
-            *(device, "held" if resident else "read for each batch", plan.gallery_block, plan.probe_batch),
+            *(plan.device, "held" if resident else "read for each batch", plan.gallery_block, plan.probe_batch),
             str(plan.dtype).removeprefix("torch."),
         )
         return plan
 
     @classmethod
-    def of_images(
-        cls,
-        images: int,
-        asking: int,
-        dim: int,
-        device: torch.device,
-        memory: int | None = None,
-        *,
-        block: int | None = None,
-        precision: str = "auto",
-    ) -> Plan:
-        """Cut the work that is done with so many images alone, of which `asking` ask; arguments as in `fit`."""
-        memory, row = budget(memory, device), 4 * dim
-        held = memory * 3 // 8 // row
-        gallery_block = block or _block(memory, dim, images <= held, device)
-        dtype = pick_precision(precision, device)
-        if precision == "auto" and asking < _FEW_PROBES:
+    def of_images(cls, images: int, asking: int, dim: int, compute: Compute) -> Plan:
+        """Cut the work that is done with so many images of `dim` dimensions, of which `asking` ask."""
+        memory = compute.memory
+        held = memory * 3 // 8 // (4 * dim)
+        gallery_block = compute.block or _block(memory, dim, images <= held, compute.device)
+        dtype = pick_precision(compute.precision, compute.device)
+        if compute.precision == "auto" and asking < _FEW_PROBES:
             dtype = torch.float32
-        return cls(device, images <= held, gallery_block, 1, held, memory // 8, dtype)
+        budget = RowBudget(held, memory // 8)
+        return cls(compute.device, images <= held, gallery_block, 1, budget, dtype)
+
+    def agreed(self, group: Group) -> Plan:
+        """The plan that all processes of `group` can follow in step."""
+        batch, block, held, working, low = group.agreed(
+            [
+                self.probe_batch,
+                self.gallery_block,
+                self.budget.held_rows,
+                self.budget.working_bytes,
+                int(self.dtype == torch.bfloat16),
+            ]
+        )
+        return replace(
+            self,
+            gallery_block=block,
+            probe_batch=batch,
+            budget=RowBudget(held, working),
+            dtype=torch.bfloat16 if low else torch.float32,
+        )
 
     def rows(self, *sides: Side) -> UnitRows:
         """What is searched: the normalised rows of `sides`."""
@@ -149,7 +144,8 @@ class Plan:
             block=self.gallery_block,
             resident=self.resident,
             dtype=self.dtype,
-            keep=sum(map(len, sides)) <= self.held,
+            keep=sum(map(len, sides)) <= self.budget.held_rows,
+            budget=self.budget,
         )
 
     def probes(self, side: Side) -> UnitRows:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -67,20 +65,6 @@ def rounded(rows: torch.Tensor, dtype: torch.dtype) -> Rounded:
         into.copy_(some)
         torch.linalg.vector_norm(some - into, dim=1, out=error)
     return Rounded(found, errors)
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Have torch multiply float32 as float32 in here, whatever `torch.set_float32_matmul_precision` says."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def product(queries: torch.Tensor, block: torch.Tensor, scratch: torch.Tensor | None = None) -> torch.Tensor:

@@ -7,11 +7,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
 
+from ..compute.device import DEFAULT_MEMORY
 from ..data.side import Side
 from ..errors import BlurrerankWarning
 from .precision import Rounded, rounded
@@ -20,7 +22,7 @@ from .precision import Rounded, rounded
 _PIECE_BYTES = 4 << 20
 
 
-# To read rows again so many times is told: by then it may well be most of the time.
+# Warn above this many passes over the rows: by then, reading probably dominates.
 _MANY_READS = 10
 # Dimensions up to which float32 is good enough for the norm of a row.
 _LONG = 2048
@@ -61,7 +63,7 @@ def _norms(rows: torch.Tensor) -> torch.Tensor:
 
 
 def warn_of_reads(times: int, count: int, dim: int) -> None:
-    """Tell that rows are read many times over because the memory budget does not hold them."""
+    """Warn of rows that are read many times over because the memory budget does not hold them."""
     if times > _MANY_READS:
         enough = count * 4 * dim * 8 / 3  # three eighths of a budget are for them
         warnings.warn(
@@ -76,6 +78,19 @@ def blocks_of(total: int, size: int) -> Iterator[tuple[int, int]]:
     """Consecutive `(start, stop)` up to `total`, of `size` each but for the last."""
     for start in range(0, total, size):
         yield start, min(start + size, total)
+
+
+@dataclass(frozen=True)
+class RowBudget:
+    """What work on many rows may take.
+
+    Attributes:
+        held_rows: how many float32 rows may be held while others are read.
+        working_bytes: bytes for everything else at a time.
+    """
+
+    held_rows: int
+    working_bytes: int
 
 
 class Rows(Protocol):
@@ -141,6 +156,7 @@ class UnitRows:
         resident: bool,
         dtype: torch.dtype = torch.float32,
         keep: bool = False,
+        budget: RowBudget | None = None,
     ) -> None:
         """Prepare `sides` to be read `block` rows at a time; reads them now if they are to be resident.
 
@@ -151,11 +167,13 @@ class UnitRows:
             resident: whether to hold them.
             dtype: what `factors` are in.
             keep: whether to hold `factors` too, where the rows are held.
+            budget: for work that looks at all rows; by default they may all be held.
         """
         self.sides = sides
         self.device = device
         self.block = block
         self.dtype = dtype
+        self.budget = budget or RowBudget(sum(map(len, sides)), DEFAULT_MEMORY // 8)
         self._keep = keep
         self._factors: Rounded | None = None
         self._rows: torch.Tensor | None = None
@@ -185,7 +203,14 @@ class UnitRows:
     def parts(self) -> list[UnitRows]:
         """The rows of each side alone, sharing memory."""
         parts = [
-            UnitRows(side, device=self.device, block=self.block, resident=False, dtype=self.dtype)
+            UnitRows(
+                side,
+                device=self.device,
+                block=self.block,
+                resident=False,
+                dtype=self.dtype,
+                budget=self.budget,
+            )
             for side in self.sides
         ]
         if self._rows is not None:
@@ -230,7 +255,7 @@ class UnitRows:
         pieces = [list(self._pieces(start, stop)) for start, stop in spans]
         reads = [partial(side.block, first, last) for some in pieces for side, first, last in some]
         # As far as the next span, for which there is room; there is none for one that stands alone.
-        stored = _ahead(reads, max(map(len, pieces)) if len(spans) > 1 else 1)
+        stored = _prefetch(reads, max(map(len, pieces)) if len(spans) > 1 else 1)
         for (start, stop), some in zip(spans, pieces, strict=True):
             rows = torch.empty(stop - start, self.dim, device=self.device)
             to = 0
@@ -283,23 +308,19 @@ class UnitRows:
                 table[first:last] = self.rows(start, stop)[distinct[first:last] - start]
         return table, places
 
-    # Where rows lie with several processes, these divide the work and join what came of it.
+    # Where rows lie with several processes, these divide the work and join its results.
 
-    def mine(self, number: int) -> bool:
+    def is_assigned_here(self, number: int) -> bool:
         """Whether this process does this piece of the work."""
         return True
 
-    def joined(self, values: torch.Tensor) -> torch.Tensor:
-        """The `sum` of each value over all processes."""
+    def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of each value over all processes."""
         return values
 
-    def best(self, keys: torch.Tensor) -> torch.Tensor:
+    def merge_top_keys(self, keys: torch.Tensor) -> torch.Tensor:
         """The best keys of each row, as many as it has, over all processes."""
         return keys
-
-    def scored(self, probes: int) -> slice:
-        """Which rows, the first `probes` of all aside, this process gives scores to."""
-        return slice(probes, len(self))
 
 
 def _whole_chunks(rows: int, side: Side) -> int:
@@ -308,7 +329,7 @@ def _whole_chunks(rows: int, side: Side) -> int:
     return max(rows // chunks[0], 1) * int(chunks[0]) if chunks else rows
 
 
-def _ahead(reads: Sequence[Callable[[], torch.Tensor]], depth: int) -> Iterator[torch.Tensor]:
+def _prefetch(reads: Sequence[Callable[[], torch.Tensor]], depth: int) -> Iterator[torch.Tensor]:
     """What each of `reads` gives, while up to `depth` of the next are read."""
     if len(reads) < 2:
         yield from (read() for read in reads)

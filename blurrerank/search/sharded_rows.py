@@ -7,11 +7,12 @@ offset, and whatever is joined in order of rank is in order of index. Probes are
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from ..compute.processes import Group
-from ..data.sharded import ShardedSet
+from ..data.side import Side
 from ..data.sort_keys import NOBODY
 from .rows import UnitRows
 
@@ -50,32 +51,39 @@ class FetchedRows:
 
 
 class ShardedImages(UnitRows):
-    """Probes and gallery one after another; gallery rows come from their owners when they are asked for.
+    """Gallery rows, with or without probes before them, which come from their owners when they are asked for.
 
     All processes must ask for the same rows in the same order.
     """
 
-    def __init__(self, data: ShardedSet, shard: UnitRows, *, block: int) -> None:
-        """Prepare to read `block` rows of probes at a time; `shard` are the gallery rows of this process."""
-        self.group, self._shard = data.group, shard
-        self._gallery = len(data.gallery)
+    def __init__(self, probe: Side | None, gallery: Side, shard: UnitRows, group: Group) -> None:
+        """Prepare to read; `shard` are the gallery rows of this process, in blocks that all agree on."""
+        self.group, self._shard = group, shard
+        self._size = len(gallery)
+        sides = [gallery] if probe is None else [probe, gallery]
         super().__init__(
-            data.probe, data.gallery, device=shard.device, block=block, resident=False, dtype=shard.dtype
+            *sides,
+            device=shard.device,
+            block=shard.block,
+            resident=False,
+            dtype=shard.dtype,
+            # Half of what rows may take is for those of this process, half for those of others that pass by.
+            budget=replace(shard.budget, held_rows=max(1, shard.budget.held_rows // 2)),
         )
 
     def spans(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
-        """The rows of each `(start, stop)` in turn, from their owners."""
+        """Yield the rows of each `(start, stop)` in turn, from their owners."""
         for start, stop in spans:
-            yield self._brought(start, stop)
+            yield self._fetch(start, stop)
 
-    def _brought(self, start: int, stop: int) -> torch.Tensor:
+    def _fetch(self, start: int, stop: int) -> torch.Tensor:
         rows = torch.empty(stop - start, self.dim, device=self.device)
-        probes = len(self.sides[0])
+        probes = len(self) - self._size
         if start < probes:
             some = UnitRows(self.sides[0], device=self.device, block=self.block, resident=False)
             rows[: min(stop, probes) - start] = some.rows(start, min(stop, probes))
         for rank in range(self.group.size):
-            held = self.group.share(self._gallery, rank)
+            held = self.group.share(self._size, rank)
             first, last = max(start - probes, held.start), min(stop - probes, held.stop)
             if first < last:
                 piece = rows[probes + first - start : probes + last - start]
@@ -84,24 +92,19 @@ class ShardedImages(UnitRows):
                 self.group.sent(piece, rank)
         return rows
 
-    def mine(self, number: int) -> bool:
+    def is_assigned_here(self, number: int) -> bool:
         """Whether this process does this piece of the work."""
         return bool(self.group.rank == number % self.group.size)
 
-    def joined(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over the processes."""
+    def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of each value over the processes."""
         return self.group.reduced(values, "sum")
 
-    def best(self, keys: torch.Tensor) -> torch.Tensor:
-        """The best keys of all processes, in pieces, so that little more than `keys` is held."""
+    def merge_top_keys(self, keys: torch.Tensor) -> torch.Tensor:
+        """The best keys of all processes, merged piece by piece, so that little more than `keys` is held."""
         for some in torch.split(keys, self.block):
             some.copy_(merged(some, some.shape[1], self.group))
         return keys
-
-    def scored(self, probes: int) -> slice:
-        """The gallery rows of this process."""
-        held = self.group.share(self._gallery)
-        return slice(probes + held.start, probes + held.stop)
 
 
 def merged(keys: torch.Tensor, count: int, group: Group) -> torch.Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import pad
 
+from ..compute.products import widen
 from ..data.sort_keys import sort_keys
 
 # Columns whose greatest similarity is found at once.
@@ -28,12 +28,6 @@ def multiply(queries: torch.Tensor, block: torch.Tensor, *, out: torch.Tensor) -
             columns.copy_(product[: len(queries), : len(part)])
         else:
             torch.mm(queries, part.T, out=columns)
-
-
-def widen(rows: torch.Tensor, least: int) -> torch.Tensor:
-    """(..., n, d) `rows` with rows of zeros below, up to `least` of them; as they are if there are as many."""
-    missing = least - rows.shape[-2]
-    return pad(rows, (0, 0, 0, missing)) if missing > 0 else rows
 
 
 def best_keys(scores: torch.Tensor, first: int, topn: int) -> torch.Tensor:

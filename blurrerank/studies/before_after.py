@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compute.progress import Progress
+from ..compute.compute import Progress
 from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.labels import DISTRACTOR, JUNK
 from ..data.ranking import Ranking
-from ..engine.pipeline import check_made_from, evaluate, rerank
+from ..engine.evaluate import check_made_from, evaluate
+from ..engine.rerank import rerank
 from ..errors import BlurrerankWarning, InputError
 from ..evaluation.metrics import Metrics, check_ap
 from ..evaluation.protocols import Protocol, get_protocol

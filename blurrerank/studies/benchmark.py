@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compute.progress import Progress
+from ..compute.compute import Compute, Progress
 from ..errors import BlurrerankError
-from ..methods import Method, create
+from ..methods import AnyMethod, create
 
 if TYPE_CHECKING:
     import torch
 
+    from ..compute.compute import Compute
     from ..compute.peak_memory import PeakMemory
     from ..compute.stopwatch import Stopwatch
     from ..data.features import FeatureSet
@@ -52,7 +53,7 @@ class Contender:
         unranked: whether only what it starts from, by torch alone: one float32 product and one top-n.
     """
 
-    method: Method
+    method: AnyMethod
     reference: bool = False
     unranked: bool = False
 
@@ -172,7 +173,7 @@ class Latency:
         probes: how many were asked for together.
     """
 
-    method: Method
+    method: AnyMethod
     alone: list[float]
     search: float
     rerank: float
@@ -182,7 +183,7 @@ class Latency:
 def latency(
     index: GalleryIndex,
     probe: Side,
-    methods: Sequence[Method],
+    methods: Sequence[AnyMethod],
     *,
     alone: int = 300,
     repeats: int = 3,
@@ -204,10 +205,10 @@ def latency(
     Returns:
         One for each method.
     """
-    from ..compute.stopwatch import Stopwatch
     from ..data.side import Side
-    from ..engine.batches import rerank_batches
-    from ..engine.pipeline import rerank_with
+    from ..engine.ranking import rank_batches
+    from ..engine.request import Request
+    from ..engine.rerank import rank
 
     singles: list[list[float]] = [[] for _ in methods]
     together: list[list[dict[str, float]]] = [[] for _ in methods]
@@ -217,7 +218,7 @@ def latency(
         features = probe.block(turn % len(probe), turn % len(probe) + 1)
         for method, seconds in zip(methods, singles, strict=True):
             start = time.perf_counter()
-            rerank_with(method, index.features(Side(features)), device=index.device, memory=memory)
+            rank(index.features(Side(features)), method, Request(), Compute.choose(index.device, memory))
             if turn >= alone // 10:
                 seconds.append(time.perf_counter() - start)
         if progress is not None:
@@ -227,11 +228,11 @@ def latency(
     data = index.features(Side(probe.features))
     for turn in range(repeats):
         for method, runs in zip(methods, together, strict=True):
-            watch = Stopwatch()
-            for batch in rerank_batches(data, method, device=index.device, memory=memory, watch=watch):
-                with watch("re-rank"):
+            compute = Compute.choose(index.device, memory)
+            for batch in rank_batches(data, method, Request(), compute):
+                with compute.watch("re-rank"):
                     batch.lists(method.depth(len(index)))
-            runs.append(watch.seconds)
+            runs.append(compute.watch.seconds)
         if progress is not None:
             progress(rounds - repeats + turn + 1, rounds)
     found = []
@@ -257,27 +258,27 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from ..compute.device import pick_device
     from ..compute.peak_memory import PeakMemory
-    from ..compute.stopwatch import Stopwatch
     from ..data.features import FeatureSet
     from ..data.side import Side
-    from ..engine.runs import rerank_measured
+    from ..engine.request import Request
+    from ..engine.runs import Measurement, rerank_measured
     from ..errors import BlurrerankWarning
     from ..files import load
 
-    if task["threads"] is not None:
-        torch.set_num_threads(task["threads"])
-    method = create(task["method"], **task["params"])
-    device = pick_device(task["device"])
+    compute = Compute.choose(
+        task["device"], task["memory"], precision=task["precision"], threads=task["threads"]
+    )
+    method, device, watch = create(task["method"], **task["params"]), compute.device, compute.watch
     lists: list[NDArray[Any]] = []
     per_probe: dict[str, Any] = {}
-    watch = Stopwatch()
     random = np.random.default_rng(0)
     some = random.standard_normal((600, 64), dtype=np.float32)
     ids, cams = random.integers(1, 20, 600), random.integers(1, 4, 600)
     few = FeatureSet(Side(some[:100], ids[:100], cams[:100]), Side(some[100:], ids[100:], cams[100:]))
-    rerank_measured(few, method, device=task["device"])
+    request = Request(online=task["online"])
+    warm_up = Compute.choose(task["device"])
+    rerank_measured(few, method, request, Measurement(), warm_up)
 
     memory = PeakMemory(device)
     with warnings.catch_warnings(record=True) as warned:
@@ -292,12 +293,9 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
             found = rerank_measured(
                 data,
                 method,
-                protocol=task["protocol"],
-                ap=task["ap"],
-                device=task["device"],
-                memory=task["memory"],
-                precision=task["precision"],
-                watch=watch,
+                request,
+                Measurement(task["protocol"], task["ap"]),
+                compute,
                 write=lambda start, indices, scores: lists.append(indices),
             )
             metrics = None if found.after is None else found.after.summary()
@@ -321,7 +319,7 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unranked(
-    method: Method,
+    method: AnyMethod,
     data: FeatureSet,
     device: torch.device,
     watch: Stopwatch,
@@ -338,7 +336,7 @@ def _unranked(
 
 
 def _reference(
-    method: Method,
+    method: AnyMethod,
     data: FeatureSet,
     protocol: str,
     ap: str,

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.labels import DISTRACTOR, JUNK
 from ..data.side import Side
-from ..engine.batches import plan_for
+from ..engine.plans import plan_for
+from ..engine.request import Request
 from ..evaluation.metrics import valid_probes
 from ..evaluation.protocols import PROTOCOLS
 from ..files.foreign.traps import label_doubts, side_doubts
@@ -101,7 +103,8 @@ def _side(side: Side | None, images: tuple[int, ...] | None) -> dict[str, Any] |
 
 def _default_run(data: FeatureSet, device: str, memory: int | None) -> dict[str, Any]:
     method = create("lbr")
-    plan = plan_for(data, method, full_rows=data.has_ids, device=device, memory=memory)
+    compute = Compute.choose(device, memory)
+    plan = plan_for(data, method.ranker, Request(whole_rows=data.has_ids), compute)
     return {
         "method": method.name,
         "params": method.params() | {"topn": method.depth(len(data.gallery))},

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..compute.progress import Progress
+from ..compute.compute import Compute, Progress
 from ..data.checks import check_count, check_sigma
 from ..data.features import FeatureSet
 from ..data.positions import Positions
-from ..engine.batches import plan_for
+from ..engine.plans import plan_for
+from ..engine.request import Request
+from ..engine.workspace import open_workspace
 from ..errors import InputError, ParameterError
 from ..evaluation.match_finder import MatchFinder
 from ..evaluation.metrics import MEANS, check_ap, measure, warn_about
 from ..evaluation.protocols import get_protocol
 from ..methods.lbr import LocalBlurring
-from ..search.exact import search
+from ..search.exact import Query
 
 _OTHER = {"digest": "other features", "labels_digest": "other ids or cameras"}
 
@@ -116,25 +118,19 @@ def sweep(
         return known
     sigmas_of = {topn: [sigma for n, sigma in missing if n == topn] for topn, _ in missing}
     widest = LocalBlurring(max(sigmas_of), min(sigmas))
-    plan = plan_for(data, widest, full_rows=True, device=device, memory=memory)
+    compute = Compute.choose(device, memory, progress=progress)
+    plan = plan_for(data, widest, Request(whole_rows=True), compute)
     finder = MatchFinder(data, single_shot=rules.single_shot, device=plan.device, memory=memory)
-    gallery = plan.rows(data.gallery)
+    work = open_workspace(data, plan)
     located: dict[Setting | None, list[Positions]] = {setting: [] for setting in (None, *missing)}
-    for batch in search(
-        plan.probes(data.probe),
-        gallery,
-        widest.depth(len(data.gallery)),
-        batch=plan.probe_batch,
-        full_rows=True,
-        progress=progress,
-    ):
-        assert batch.similarities is not None
-        before = finder.by_similarity(batch.start, batch.similarities)
+    query = Query(widest.depth(len(data.gallery)), plan.probe_batch, whole_rows=True)
+    for batch in work.gallery.lists(work.probes, query, progress=progress):
+        before = finder.by_similarity(batch.start, work.gallery.similarities(batch))
         located[None].append(before)
         for topn, some in sigmas_of.items():
             near = batch.candidates.head(topn)
             for sigma, scores in zip(
-                some, LocalBlurring(topn).rescore_each(batch.probe, near, gallery, some), strict=True
+                some, LocalBlurring(topn).rescore_each(batch.probe, near, work.images, some), strict=True
             ):
                 lists = near.sorted_by(scores).indices
                 located[topn, sigma].append(finder.in_lists(batch.start, lists, before=before))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..compute.progress import Progress
+from ..compute.compute import Progress
 from ..data.labels import DISTRACTOR, JUNK
 from ..errors import ParameterError
 from ..files.features_h5 import FORMAT, VERSION

@@ -1,0 +1,147 @@
+"""Options of methods, made from their parameters: a command has just those of its method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from ..methods import available, options_of
+from ..methods.kinds.parameters import Parameter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_META = f"{__name__}.method"
+
+
+class MethodCommand(click.Command):
+    """A command with the options of one method, beside its own.
+
+    Args:
+        method: whose options, unless --method names another.
+        with_index: the method if --index is given and neither --method nor other candidates are.
+    """
+
+    def __init__(self, *arguments: Any, method: str, with_index: str | None = None, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._method, self._with_index = method, with_index
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Look for --method first, since it says which options there are."""
+        ctx.meta[_META] = self._named_in(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise self._explained(error, ctx) from None
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the command's own parameters and those of the method."""
+        own = super().get_params(ctx)
+        return [*own[:-1], *self._of_method(ctx), own[-1]]  # --help comes last
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of the method under a heading of their own."""
+        own = [record for param in super().get_params(ctx) if (record := param.get_help_record(ctx))]
+        with formatter.section("Options"):
+            formatter.write_dl(own)
+        records = [record for param in self._of_method(ctx) if (record := param.get_help_record(ctx))]
+        if records:
+            with formatter.section(f"Options of method {self.method(ctx)}"):
+                formatter.write_dl(records)
+
+    def method(self, ctx: click.Context) -> str:
+        """Return the method whose options the command has."""
+        found: str = ctx.meta.get(_META, self._method)
+        return found
+
+    def _of_method(self, ctx: click.Context) -> list[click.Parameter]:
+        return [_option(key, *described) for key, described in options_of(self.method(ctx)).items()]
+
+    def _named_in(self, args: Sequence[str]) -> str:
+        """The method that the arguments mean."""
+        for number, argument in enumerate(args):
+            if argument == "--method" and number + 1 < len(args):
+                return args[number + 1]
+            if argument.startswith("--method="):
+                return argument.partition("=")[2]
+        given = {argument.partition("=")[0] for argument in args}
+        if self._with_index is not None and "--index" in given and not given & {"--candidates", "--search"}:
+            return self._with_index
+        return self._method
+
+    def _explained(self, error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:
+        """The error for an option that another method has."""
+        others = {
+            flag
+            for name in available()
+            for key, described in options_of(name).items()
+            for flag in _option(key, *described).opts
+        }
+        if error.option_name not in others:
+            return error
+        method = self.method(ctx)
+        its = ", ".join(param.opts[0] for param in self._of_method(ctx)) or "none"
+        return click.UsageError(
+            f"{error.option_name} is not an option of method {method}; it has {its}", ctx=error.ctx
+        )
+
+
+def method_option(what: str, default: str) -> Callable[[F], F]:
+    """Return --method, with the names of all methods in its help."""
+    return click.option(
+        "--method",
+        metavar="NAME",
+        shell_complete=complete_method,
+        help=f"{what}. Methods: {', '.join(available())}.  [default: {default}]",
+    )
+
+
+def chosen_method() -> str:
+    """Return the method of the running command, where --method does not name it."""
+    ctx = click.get_current_context()
+    assert isinstance(ctx.command, MethodCommand)
+    return ctx.command.method(ctx)
+
+
+def given_parameters(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a method that somebody gave."""
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def complete_method(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Return what a shell offers for the name of a method; after a +, for the next part of a chain."""
+    before, plus, last = incomplete.rpartition("+")
+    return [f"{before}{plus}{name}" for name in available() if name.startswith(last)]
+
+
+def _option(key: str, parameter: Parameter, alone: bool) -> click.Option:
+    """The option for a parameter; `alone` if no other part of a chain has one of that name."""
+    part, dot, _ = key.rpartition(".")
+    flags = [f"--{part}-{parameter.option}"] if dot else []
+    if alone:
+        flags = [f"--{parameter.option}", *flags]
+        if parameter.name.endswith("_value"):
+            flags.append(f"--{parameter.name.replace('_', '-')}")
+    text = parameter.help[:1].upper() + parameter.help[1:].rstrip(".") + "."
+    # What is not given must stay None: presets come before defaults.
+    if parameter.kind is bool:
+        return click.Option([key, *flags], is_flag=True, default=None, help=text)
+    kind = click.Choice(parameter.choices) if parameter.choices else parameter.kind
+    metavar = None if parameter.choices else {int: "N", float: "X"}.get(parameter.kind, "TEXT")
+    return click.Option(
+        [key, *flags],
+        type=kind,
+        metavar=metavar,
+        help=f"{text}{_range(parameter)}  [default: {parameter.default}]",
+    )
+
+
+def _range(parameter: Parameter) -> str:
+    """The range of a number, in words."""
+    least, most = parameter.least, parameter.most
+    if least is not None and most is not None:
+        return f"  [{least} to {most}]"
+    if parameter.above is not None and least is None:
+        return f"  [above {parameter.above}]"
+    return "" if least is None else f"  [at least {least}]"

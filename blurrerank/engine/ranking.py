@@ -1,0 +1,285 @@
+"""The engine: search and re-rank, batch of probes after batch, within the memory budget.
+
+There is one path for every method, one process or several, a gallery that is searched, indexed or listed. What
+differs is who holds the rows (`workspace.py`), and what a method does with lists (`methods`).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from ..compute.compute import Compute, Progress
+from ..data.candidates import Candidates
+from ..data.checks import check_count
+from ..data.features import FeatureSet
+from ..data.sharded import ShardedSet
+from ..data.sort_keys import from_sort_keys
+from ..errors import BlurrerankError, BlurrerankWarning, ParameterError
+from ..graph.encoding import Encoding, Probes
+from ..graph.find import Keep, find_graph
+from ..graph.neighbour_graph import ListSizes, NeighbourGraph
+from ..graph.sparse_rows import CHUNK_BYTES, SparseRows
+from ..methods import AnyMethod, GraphRanker, HeadRanker
+from ..search.exact import Batch, Query
+from ..search.plan import Plan
+from ..search.rows import Gatherable, blocks_of, warn_of_reads
+from ..search.tiles import best_keys
+from .feature_steps import apply_feature_steps
+from .plans import plan_for
+from .ranked_batch import RankedBatch
+from .request import TRANSDUCTIVE, Request, check_reranks_candidates, setting_of
+from .workspace import Workspace, cameras_of, open_workspace
+
+
+class GraphCheckpoint(Protocol):
+    """What is kept of a graph that is being found, and what an interrupted search left."""
+
+    @property
+    def known(self) -> NeighbourGraph | None:
+        """The graph of the first images."""
+
+    @property
+    def keep(self) -> Keep:
+        """Called now and then; see `find.Keep`."""
+
+
+def rank_batches(
+    data: FeatureSet,
+    method: AnyMethod,
+    request: Request,
+    compute: Compute,
+    checkpoint: GraphCheckpoint | None = None,
+) -> Iterator[RankedBatch]:
+    """Search and re-rank, as many probes at a time as the memory budget holds.
+
+    Args:
+        data: the features. Of a `ShardedSet` all processes get the same lists, and the similarities and new
+            scores of the gallery rows that each holds.
+        method: what re-ranks.
+        request: how deep, and what else is wanted.
+        compute: how.
+        checkpoint: keeps what is known by a method that looks at many images first.
+
+    Raises:
+        ParameterError: for a depth below 1, a budget that is too small, or a method that cannot work online or
+            with candidates where that is asked for.
+        BlurrerankError: if the device is out of memory for a single probe.
+        InputError: if the file that features are read from is changed meanwhile.
+    """
+    request = _checked(data, method, request)
+    if method.feature_steps:
+        data = apply_feature_steps(data, method.feature_steps, compute)
+    ranker, full = method.ranker, ""
+    while request.first < len(data.probe):
+        data.check()
+        try:
+            plan = plan_for(data, ranker, request, compute)
+        except ParameterError:
+            if full:
+                raise BlurrerankError(f"{compute.device} is out of memory: {full}") from None
+            raise
+        _warn_of_reads(data, ranker, plan, request)
+        if isinstance(ranker, HeadRanker):
+            batches = _rank_heads(data, ranker, plan, request, compute)
+        else:
+            assert isinstance(ranker, GraphRanker)
+            batches = _rank_by_graph(data, ranker, plan, request, compute, checkpoint)
+        try:
+            for batch in batches:
+                data.check()  # rows that are mapped are not copied when they are read
+                yield batch
+                request = replace(request, first=batch.start + len(batch.indices))
+            return
+        except torch.OutOfMemoryError as error:
+            full = str(error).partition(". ")[0]
+        # Out of the handler, which holds on to all that was on the device.
+        compute = replace(compute, memory=compute.memory // 2)
+        warnings.warn(
+            f"{compute.device} is out of memory: going on from probe {request.first} with half of the budget, "
+            f"{compute.memory:,} bytes",
+            BlurrerankWarning,
+            stacklevel=2,
+        )
+        if compute.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
+    """The request, if the method can do it, with its depth capped at the gallery."""
+    setting_of(method, request.online)
+    if request.candidates is not None:
+        check_reranks_candidates(method)
+        if isinstance(data, ShardedSet):
+            raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
+        request = replace(request, whole_rows=False)
+    if request.depth is not None:
+        check_count("depth", request.depth)
+        request = replace(request, depth=min(request.depth, len(data.gallery)))
+    return request
+
+
+def _warn_of_reads(data: FeatureSet, ranker: AnyMethod, plan: Plan, request: Request) -> None:
+    """Warn of a gallery that is read for each batch of probes."""
+    together = setting_of(ranker, request.online) == TRANSDUCTIVE
+    if request.candidates is None and not plan.resident and not together:
+        reads = math.ceil((len(data.probe) - request.first) / plan.probe_batch)
+        warn_of_reads(reads, len(data.gallery), data.dim)
+
+
+def _rank_heads(
+    data: FeatureSet, ranker: HeadRanker, plan: Plan, request: Request, compute: Compute
+) -> Iterator[RankedBatch]:
+    """Search, or look lists up, and give the head of each list new scores."""
+    watch, listed = compute.watch, request.candidates
+    with watch("search"):
+        work = open_workspace(data, plan, candidates=listed)
+    reach = work.gallery.size if listed is None else listed.depth
+    head, reranked = ranker.depth(reach), ranker.reranked(reach)
+
+    def rerank_head(probe: torch.Tensor, found: Candidates, rows: Gatherable) -> Candidates:
+        with watch("re-rank"):
+            return found.sorted_by(ranker.rescore(probe, found, rows))
+
+    # What is read from disk is read once for both; otherwise lists need less than the whole rows.
+    query = Query(
+        head,
+        plan.probe_batch,
+        request.depth or ranker.depth(work.gallery.size),
+        request.whole_rows and work.gallery.rereads,
+        request.first,
+    )
+    batches = work.gallery.lists(
+        work.probes, query, rerank_head=rerank_head if reranked else None, progress=compute.progress
+    )
+    for batch in watch.each("search", batches):
+        near = batch.candidates
+        similarities = partial(work.gallery.similarities, batch)
+        given = None if listed is None else batch.found.indices
+        yield RankedBatch(
+            batch.start, work.gallery.size, near.indices, near.scores, reranked, similarities, given=given
+        )
+
+
+def _rank_by_graph(
+    data: FeatureSet,
+    ranker: GraphRanker,
+    plan: Plan,
+    request: Request,
+    compute: Compute,
+    checkpoint: GraphCheckpoint | None,
+) -> Iterator[RankedBatch]:
+    """Look at many images unless that is done, search, and give the whole gallery new scores."""
+    watch = compute.watch
+    together = setting_of(ranker, request.online) == TRANSDUCTIVE
+    with watch("search"):
+        work = open_workspace(data, plan, together=together)
+    size, probes = work.gallery.size, len(data.probe)
+    known = data.gallery.encoded_for(ranker)
+    others = 0 if known is not None else len(work.images)
+
+    def advance(done: int, before: int = 0) -> None:
+        compute.advance(before + done, others + probes)
+
+    if known is None:
+        with watch("search" if together else "index"):
+            graph = request.graph
+            if graph is None:
+                graph = _find_graph(ranker, data, work, lambda done, _: advance(done), checkpoint)
+        with watch("re-rank" if together else "index"):
+            fitted = _Fitted.of(ranker, graph, work, probes if together else None)
+        del graph
+    else:
+        fitted = _Fitted(ranker, known.to(plan.device))
+    topn = 0 if together else min(ranker.neighbours(), size)
+    query = Query(topn, plan.probe_batch, whole_rows=True, first=request.first)
+    shown = request.depth or ranker.depth(size)
+    chunk = min(plan.budget.working_bytes, CHUNK_BYTES[plan.device.type])
+    batches = work.gallery.lists(work.probes, query, progress=lambda done, _: advance(done, others))
+    for batch in watch.each("search", batches):
+        assert batch.similarities is not None
+        with watch("re-rank"):
+            final = fitted.score(batch, work, chunk)
+            columns = work.gallery.columns
+            keys = best_keys(final, columns.start, min(shown, columns.stop - columns.start))
+            indices, scores = from_sort_keys(work.gallery.merge_keys(keys, shown))
+        similarities = partial(work.gallery.similarities, batch)
+        yield RankedBatch(batch.start, size, indices, scores, size, similarities, final)
+
+
+def _find_graph(
+    ranker: GraphRanker,
+    data: FeatureSet,
+    work: Workspace,
+    progress: Progress,
+    checkpoint: GraphCheckpoint | None,
+) -> NeighbourGraph:
+    """The neighbours that a ranker asks for."""
+    within, across = ranker.camera_neighbours()
+    return find_graph(
+        work.images,
+        ListSizes(ranker.neighbours(), within, across),
+        cams=cameras_of(data, len(work.images), ranker.name) if within or across else None,
+        progress=progress,
+        known=None if checkpoint is None else checkpoint.known,
+        keep=None if checkpoint is None else checkpoint.keep,
+    )
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A graph ranker and what it knows of the images.
+
+    Attributes:
+        ranker: the method.
+        encoding: of the gallery, inverted.
+        probe_rows: transductive, the rows of all probes.
+        lowest: transductive, (P,) float32, each probe's similarity to the farthest of all images.
+    """
+
+    ranker: GraphRanker
+    encoding: Encoding
+    probe_rows: SparseRows | None = None
+    lowest: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, ranker: GraphRanker, graph: NeighbourGraph, work: Workspace, probes: int | None) -> _Fitted:
+        """Fit the ranker; `probes` is how many images of the graph are probes, None if none are."""
+        encoding, columns = ranker.fit(graph), work.gallery.columns
+        if probes is None:
+            return cls(ranker, encoding.invert(columns))
+        assert encoding.rows is not None
+        rows = encoding.rows.rows(0, probes).clone()
+        items = slice(probes + columns.start, probes + columns.stop)
+        return cls(ranker, encoding.invert(items), rows, graph.lowest[:probes])
+
+    def score(self, batch: Batch, work: Workspace, chunk: int) -> torch.Tensor:
+        """Return (p, g) float32, the new scores of this process's gallery items, a few probes at a time."""
+        similarities, ranker = batch.similarities, self.ranker
+        assert similarities is not None
+        assert self.encoding.inverted is not None
+        scores = torch.empty_like(similarities)
+        each = 16 * work.gallery.size
+        if self.probe_rows is None:
+            each = max(each, ranker.workspace_bytes(batch.found.indices.shape[1]))
+        for start, stop in blocks_of(len(scores), max(1, chunk // each)):
+            seen = similarities[start:stop]
+            first, last = batch.start + start, batch.start + stop
+            if self.probe_rows is not None:
+                assert self.lowest is not None
+                probes = Probes(seen, lowest=self.lowest[first:last])
+                rows = self.probe_rows.rows(first, last)
+            else:
+                found = batch.found
+                near = Candidates(found.indices[start:stop], found.scores[start:stop])
+                probes = Probes(seen, near, partial(work.gallery.cosine_at, seen))
+                rows = ranker.encode_probes(self.encoding, probes)
+            overlap = rows.overlaps(self.encoding.inverted, seen.shape[1])
+            scores[start:stop] = ranker.score(overlap, probes)
+        return scores

@@ -1,0 +1,68 @@
+"""What is asked of a ranking, beside the features and the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..data.given_lists import GivenLists
+from ..errors import ParameterError
+from ..graph.neighbour_graph import NeighbourGraph
+from ..methods import AnyMethod, Chain, GraphRanker, HeadRanker
+
+TRANSDUCTIVE, ONLINE = "transductive", "online"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a ranking.
+
+    Attributes:
+        depth: how deep the lists go at least; by default as deep as the method's head. Capped at the gallery.
+        whole_rows: whether each probe's similarities to the whole gallery are wanted too.
+        online: whether each probe must be ranked by itself, whatever the others are.
+        candidates: lists of these probes to re-rank instead of searching; `whole_rows` has no meaning then.
+        graph: neighbours that are known already, of probes and gallery together, or online of the gallery.
+        first: the probe to begin with.
+    """
+
+    depth: int | None = None
+    whole_rows: bool = False
+    online: bool = False
+    candidates: GivenLists | None = None
+    graph: NeighbourGraph | None = None
+    first: int = 0
+
+
+def setting_of(method: AnyMethod, online: bool) -> str | None:
+    """Return how a method is applied, `transductive` or `online`; None if it has only one way, probe by probe.
+
+    Args:
+        method: the method.
+        online: whether each probe must be ranked by itself.
+
+    Raises:
+        ParameterError: for a method that only looks at all probes together, if that is not wanted.
+    """
+    ranker = method.ranker
+    if not isinstance(ranker, GraphRanker):
+        return None
+    if online and not ranker.online:
+        raise ParameterError(
+            f"method {ranker.name} looks at all probes together, so it cannot rank them online: use "
+            "k-reciprocal-online, or leave --online out"
+        )
+    return ONLINE if online or not ranker.transductive else TRANSDUCTIVE
+
+
+def check_reranks_candidates(method: AnyMethod) -> None:
+    """Raise `ParameterError` unless `method` can work with candidates alone."""
+    if isinstance(method, Chain):
+        raise ParameterError(
+            f"method {method.name} looks at neighbours among all items, and candidates are only some of them: "
+            "use lbr or cosine"
+        )
+    if not isinstance(method, HeadRanker):
+        raise ParameterError(
+            f"method {method.name} gives the whole gallery new scores, and candidates are only a part of it: "
+            "use lbr or cosine"
+        )

@@ -1,0 +1,75 @@
+"""The rows that a piece of work looks at, whether this process holds them all or a part of the gallery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..data.features import FeatureSet
+from ..data.given_lists import GivenLists
+from ..data.sharded import ShardedSet
+from ..errors import InputError
+from ..search.distributed import DistributedGallery
+from ..search.plan import Plan
+from ..search.rows import UnitRows
+from ..search.sharded_rows import ShardedImages
+from ..search.sources import GallerySource, ListedGallery, LocalGallery
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a method works on.
+
+    Attributes:
+        probes: the probes' rows.
+        gallery: where lists come from.
+        images: all images whose neighbours are looked for: the gallery, or probes and gallery.
+    """
+
+    probes: UnitRows
+    gallery: GallerySource
+    images: UnitRows
+
+
+def open_workspace(
+    data: FeatureSet, plan: Plan, *, together: bool = False, candidates: GivenLists | None = None
+) -> Workspace:
+    """Read what the plan says is held, and prepare to read the rest.
+
+    Args:
+        data: the features.
+        plan: how the work is cut.
+        together: whether the probes are among `Workspace.images`.
+        candidates: lists to look up instead of searching.
+    """
+    probes = plan.probes(data.probe)
+    if isinstance(data, ShardedSet):
+        shard = plan.rows(data.shard)
+        everything = ShardedImages(data.probe if together else None, data.gallery, shard, data.group)
+        return Workspace(probes, DistributedGallery(shard, len(data.gallery), data.group), everything)
+    if together:
+        images = plan.rows(data.probe, data.gallery)
+        probes, gallery = images.parts()
+        return Workspace(probes, LocalGallery(gallery), images)
+    gallery = plan.rows(data.gallery)
+    source = LocalGallery(gallery) if candidates is None else ListedGallery(gallery, candidates)
+    return Workspace(probes, source, gallery)
+
+
+def cameras_of(data: FeatureSet, images: int, wanted_by: str) -> torch.Tensor:
+    """Return (N,) int64, the cameras of the gallery, or of probes and gallery if there are so many `images`.
+
+    Raises:
+        InputError: if there are none.
+    """
+    sides = [data.gallery] if images == len(data.gallery) else [data.probe, data.gallery]
+    cams = [side.cams for side in sides if side.cams is not None]
+    found = torch.zeros(images, dtype=torch.int64)
+    leads = not isinstance(data, ShardedSet) or data.group.rank == 0
+    if leads and len(cams) < len(sides):
+        raise InputError(f"{data.lacking('cams')}: method {wanted_by} needs them; choose another method")
+    if leads:
+        found = torch.from_numpy(np.concatenate(cams))
+    return data.group.sent(found, 0) if isinstance(data, ShardedSet) else found

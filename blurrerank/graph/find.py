@@ -1,0 +1,192 @@
+"""Find the nearest of all images for each of them, exactly, by pairs of blocks; resumable."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+
+import torch
+
+from ..compute.compute import Progress
+from ..compute.products import full_float32
+from ..search.exact import margin
+from ..search.precision import error_bound, product
+from ..search.rows import UnitRows, blocks_of, warn_of_reads
+from .neighbour_graph import CAMERA_LISTS, ListSizes, NeighbourGraph, NeighbourLists
+from .resolve import images_at_a_time, resolve_lists, resolve_lowest
+from .running_lists import Pairs, RunningLists
+
+log = logging.getLogger(__name__)
+
+# Rows on a side of a block of similarities: a CPU should keep the block in cache, a GPU wants more.
+_BLOCK_ROWS = {"cpu": 4096, "cuda": 8192}
+# Candidates for the farthest image.
+_FARTHEST = 8
+
+Keep = Callable[[Callable[[], NeighbourGraph]], None]
+"""Called now and then with a function that returns the graph of the images met so far."""
+
+
+@full_float32()
+def find_graph(
+    images: UnitRows,
+    sizes: ListSizes,
+    *,
+    cams: torch.Tensor | None = None,
+    progress: Progress | None = None,
+    known: NeighbourGraph | None = None,
+    keep: Keep | None = None,
+) -> NeighbourGraph:
+    """Find the nearest others of every image by cosine similarity, and its lowest similarity to any.
+
+    A product serves both of its images, so that half of them suffice; as in `search`, products only say which
+    pairs to score. Ties go to the lower index.
+
+    Args:
+        images: N rows, whose budget is kept.
+        sizes: how long the lists are.
+        cams: (N,) int64 cameras, for lists within and across them.
+        progress: called with (images' worth of work done, N).
+        known: the graph of the first images alone, with the same sizes, from which to go on.
+        keep: called now and then, so that an interrupted search can go on from there.
+    """
+    search = _Search(images, sizes, cams, known)
+    search.run(progress or (lambda done, total: None), keep)
+    return search.graph(len(images))
+
+
+class _Search:
+    """The candidates of all images, and how they come about."""
+
+    def __init__(
+        self, images: UnitRows, sizes: ListSizes, cams: torch.Tensor | None, known: NeighbourGraph | None
+    ) -> None:
+        if known is not None and any(
+            getattr(sizes, kind) and not getattr(known, kind) for kind in CAMERA_LISTS
+        ):
+            known = None  # it was found for lists of other kinds
+        self.images, self.sizes, self.known = images, sizes, known
+        total, device = len(images), images.device
+        self.cams = None if cams is None else cams.to(device)
+        kinds = {"nearest": (sizes.nearest, Pairs())}
+        if self.cams is not None:
+            kinds |= {
+                name: (count, Pairs(self.cams, same))
+                for name, count, same in (("within", sizes.within, True), ("across", sizes.across, False))
+                if count
+            }
+        self.pairs = {name: pairs for name, (_, pairs) in kinds.items()}
+        self.running = {
+            name: RunningLists(images, margin(min(count, total - 1), total - 1))
+            for name, (count, _) in kinds.items()
+        }
+        self.farthest = RunningLists(images, min(_FARTHEST, total), largest=False)
+        self.errors = torch.zeros(total, device=device)
+        widths = [running.keys.shape[1] for running in (*self.running.values(), self.farthest)]
+        self.step = images_at_a_time(images.budget.working_bytes, max(widths))
+        if not images.resident:
+            # A stripe reads what was before it, and each part of the lists everything, twice for each kind.
+            parts = (1 + len(self.running)) * math.ceil(total / self.step)
+            warn_of_reads(math.ceil(total / images.budget.held_rows / 2) + parts, total, images.dim)
+        if known is not None and len(known):
+            self.running["nearest"].start_from(known.similarities[:, 1:], known.lists[:, 1:].long())
+            for name in CAMERA_LISTS:
+                lists = getattr(known, name)
+                if lists is not None and name in self.running:
+                    self.running[name].start_from(lists.similarities, lists.items.long())
+
+    def run(self, progress: Progress, keep: Keep | None) -> None:
+        """Let every image meet every other, in stripes: after one, all images up to its end know each other."""
+        images, total = self.images, len(self.images)
+        held, working = images.budget.held_rows, images.budget.working_bytes
+        # A block of products, what is wanted of its transpose, and what top-n makes of it; and its rows, which
+        # are there as they are stored, in float32 and rounded, when they are read again.
+        few = working // (16 * images.dim)
+        block = max(1, min(_BLOCK_ROWS[images.device.type], int((working / 16) ** 0.5), few, held, total))
+        start = 0 if self.known is None else len(self.known)
+        spans = list(pairwise([*range(0, start, block), *range(start, total, block), total]))
+        width = 1 if images.resident else max(1, held // block)
+        done, tiles = start * start, 0
+        for stripe in range(len(range(0, start, block)), len(spans), width):
+            columns = spans[stripe : stripe + width]
+            begin, end = columns[0][0], columns[-1][1]
+            kept = images.factors(begin, end)
+            self.errors[begin:end] = kept.errors
+            before = images.spans(spans[:stripe])
+            for top, bottom in spans[: stripe + len(columns)]:
+                left = (
+                    kept[top - begin : bottom - begin]
+                    if top >= begin
+                    else images.factors(top, bottom, next(before))
+                )
+                self.errors[top:bottom] = left.errors
+                for first, until in columns:
+                    if first < top:
+                        continue
+                    if images.is_assigned_here(tiles):
+                        tile = product(left.rows, kept.rows[first - begin : until - begin])
+                        self._meet(slice(top, bottom), tile, first)
+                        if first > top:
+                            self._meet(slice(first, until), tile.T.contiguous(), top)
+                    tiles += 1
+                    done += (bottom - top) * (until - first) * (1 + (first > top))
+                progress(done // total, total)
+            if keep is not None:
+                keep(partial(self.graph, end))
+        for running in (*self.running.values(), self.farthest):
+            running.merge_processes(images)
+
+    def _meet(self, rows: slice, tile: torch.Tensor, first: int) -> None:
+        """Take note of the products of the images `rows` with those from `first` on."""
+        self.farthest.update(rows, tile, first)
+        if first == rows.start:
+            tile.fill_diagonal_(-torch.inf)
+        self.running["nearest"].update(rows, tile, first)
+        if self.cams is not None and len(self.running) > 1:
+            same = self.cams[rows].unsqueeze(1) == self.cams[first : first + tile.shape[1]]
+            for name, wanted in (("within", ~same), ("across", same)):
+                if name in self.running:
+                    self.running[name].update(rows, tile.masked_fill(wanted, -torch.inf), first)
+
+    def graph(self, met: int) -> NeighbourGraph:
+        """Return what follows for the first `met` images from the products among them."""
+        images, device = self.images, self.images.device
+        errors = self.errors[:met]
+        bound = error_bound(errors, errors.amax(), images.dim, images.dtype)
+        dtype = torch.int32 if len(images) < 2**31 else torch.int64
+        unproven = 0
+        found: dict[str, NeighbourLists] = {}
+        lowest = torch.empty(met, device=device)
+        for name, count in self._lengths(met):
+            own = int(name == "nearest")
+            items = torch.empty(met, count + own, dtype=dtype, device=device)
+            similarities = torch.ones(met, count + own, device=device)
+            items[:, :own] = torch.arange(met, device=device).unsqueeze(1)
+            found[name] = NeighbourLists(items, similarities)
+        for start, stop in blocks_of(met, self.step):
+            some = slice(start, stop)
+            for name, count in self._lengths(met):
+                lists, own = found[name], int(name == "nearest")
+                lists.items[some, own:], lists.similarities[some, own:], failed = resolve_lists(
+                    images, some, self.running[name], self.pairs[name], bound[some], (met, count)
+                )
+                unproven += failed
+            lowest[some] = resolve_lowest(images, some, self.farthest, bound[some], met)
+        if self.known is not None:
+            before = self.known.lowest
+            lowest[: len(before)] = torch.minimum(lowest[: len(before)], before)
+        log.info(
+            "neighbours of %d images verified exact, by %s products: %d lists needed an exhaustive search",
+            *(met, str(images.dtype).removeprefix("torch."), unproven),
+        )
+        lists = found["nearest"]
+        within, across = found.get("within"), found.get("across")
+        return NeighbourGraph(lists.items, lists.similarities, lowest, within, across, images)
+
+    def _lengths(self, met: int) -> Iterator[tuple[str, int]]:
+        """Each kind of list, and how long it is among the first `met` images."""
+        for name in self.running:
+            yield name, min(getattr(self.sizes, name), met - 1)

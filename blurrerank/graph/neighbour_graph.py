@@ -1,0 +1,158 @@
+"""`NeighbourGraph`: who is near whom among many images, exactly, and what follows from it.
+
+A graph is found once, by `find.find_graph` or the public `neighbour_graph`, and serves every method and setting
+that asks for lists no longer than it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..data.sort_keys import from_sort_keys, sort_keys
+from ..search.rows import UnitRows, blocks_of
+from .blurred import BlurredRows
+from .pairs import pair_similarities
+from .sparse_rows import CHUNK_BYTES, SparseRows, reciprocal_neighbours
+
+CAMERA_LISTS = ("within", "across")
+"""Kinds of lists by camera: of the own one, and of all others."""
+
+
+@dataclass(frozen=True)
+class ListSizes:
+    """How many other images each image is listed with, at most as many as there are.
+
+    Attributes:
+        nearest: of all images.
+        within: of its own camera.
+        across: of all other cameras.
+    """
+
+    nearest: int = 0
+    within: int = 0
+    across: int = 0
+
+
+@dataclass(frozen=True)
+class NeighbourLists:
+    """The nearest of some kind for each image, exact, ties to the lower index.
+
+    Attributes:
+        items: (N, k) int32 or int64, nearest first, -1 where there are no more.
+        similarities: (N, k) float32 cosine similarities, -inf where there are no more.
+    """
+
+    items: torch.Tensor
+    similarities: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NeighbourGraph:
+    """Exact neighbour lists of N images.
+
+    Attributes:
+        lists: (N, K) int32 or int64: each image itself, then its K - 1 nearest others, nearest first.
+        similarities: (N, K) float32 cosine similarities to these, 1 to itself.
+        lowest: (N,) float32, the cosine similarity to the farthest image.
+        within: the nearest others of the image's own camera, where asked for.
+        across: the nearest images of all other cameras, where asked for.
+        images: the N unit rows of features, to compare further pairs; None for lists that came without.
+
+    >>> import blurrerank as br
+    >>> graph = br.neighbour_graph(torch.eye(4)[:3] + torch.eye(4)[1:], 1)
+    >>> graph.lists.tolist()
+    [[0, 1], [1, 0], [2, 1]]
+    >>> graph.reciprocal(1).uniform().to_scipy(3).toarray().tolist()
+    [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
+    """
+
+    lists: torch.Tensor
+    similarities: torch.Tensor
+    lowest: torch.Tensor
+    within: NeighbourLists | None = None
+    across: NeighbourLists | None = None
+    images: UnitRows | None = None
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes that operations work with at a time: within the budget, the usual chunk of the device."""
+        usual = CHUNK_BYTES[self.lists.device.type]
+        return usual if self.images is None else min(usual, self.images.budget.working_bytes)
+
+    def serves(self, sizes: ListSizes) -> bool:
+        """Return whether all lists are as long as `sizes` asks for, or hold all images there are."""
+        others = min(sizes.nearest, len(self) - 1)
+        camera = (sizes.within, self.within), (sizes.across, self.across)
+        return self.lists.shape[1] > others and all(
+            not wanted or (found is not None and found.items.shape[1] >= min(wanted, len(self) - 1))
+            for wanted, found in camera
+        )
+
+    def reciprocal(self, count: int) -> SparseRows:
+        """Return each image and those of its `count` nearest others that list it too; weights are 0."""
+        return reciprocal_neighbours(self.lists[:, : count + 1], self.chunk_bytes)
+
+    def weigh(
+        self, members: SparseRows, weight: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return a weight for each entry of `members`.
+
+        Args:
+            members: N rows over the images.
+            weight: given (t,) float32 cosine similarities, 1 of an image to itself, and the (t,) int64 images
+                whose rows they are in; returns (t,) weights.
+
+        Returns:
+            (T,) float32.
+        """
+        assert self.images is not None
+        weights = pair_similarities(self.images, self.images, members.counts, members.columns)
+        for start, stop in members.blocks():
+            some = members.rows(start, stop)
+            first, last = members.offsets[[start, stop]].tolist()
+            image = start + torch.repeat_interleave(some.counts)
+            cosine = weights[first:last].masked_fill(some.columns == image, 1)
+            weights[first:last] = weight(cosine, image)
+        return weights
+
+    def blurred(self, size: int, sigma: float) -> BlurredRows:
+        """Return the images blurred with their `size` - 1 nearest others at temperature `sigma`."""
+        assert self.images is not None
+        return BlurredRows(self.images, self.lists[:, :size], self.similarities[:, :size], sigma)
+
+    def similarities_to(self, rows: BlurredRows) -> torch.Tensor:
+        """Return (N, K - 1) float32, the similarity of each image to other `rows` of its nearest others."""
+        assert self.images is not None
+        others = self.lists[:, 1:]
+        counts = torch.full((len(self),), others.shape[1], device=others.device)
+        return pair_similarities(self.images, rows, counts, others.flatten()).view_as(others)
+
+    def reordered(self, similarities: torch.Tensor, depth: int) -> NeighbourGraph:
+        """Return the graph with the others of each list sorted by other similarities, cut to the best `depth`.
+
+        Args:
+            similarities: (N, K - 1) float32 of the others in `lists`.
+            depth: how many others to keep, up to K - 1.
+        """
+        others = self.lists[:, 1:]
+        lists = self.lists[:, : depth + 1].clone()
+        found = self.similarities[:, : depth + 1].clone()
+        step = max(1, self.chunk_bytes // (32 * max(1, others.shape[1])))
+        for start, stop in blocks_of(len(self), step):
+            items, near = sort_items(others[start:stop].long(), similarities[start:stop], depth)
+            lists[start:stop, 1:], found[start:stop, 1:] = items, near
+        return replace(self, lists=lists, similarities=found)
+
+
+def sort_items(
+    items: torch.Tensor, similarities: torch.Tensor, depth: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the `depth` most similar of each row's (N, n) `items`, best first, and their similarities."""
+    keys = sort_keys(similarities, items)
+    return from_sort_keys(keys.sort(dim=1, descending=True).values[:, :depth])

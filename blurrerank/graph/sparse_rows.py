@@ -1,0 +1,311 @@
+"""`SparseRows`: a matrix over images with few entries in each row, and its algebra.
+
+Everything is computed without a loop over images, some rows at a time. Weights are whole numbers: their sums
+are the same in every order, so that results depend neither on how the work is cut nor on the order in which a
+GPU adds.
+
+Source: Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017,
+arXiv:1701.08398, sections 3.3 to 3.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+ONE = 1 << 30
+"""What the weights of an encoding sum to."""
+
+WHOLE = 1 << 20
+"""The share of an image's own encoding where others count less, in `SparseRows.averaged`."""
+
+# Bytes worked on at a time, in several arrays: a CPU's share should stay in cache, a GPU wants more.
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+
+# What expanding, averaging and comparing take for each entry: its key or place, its weight, and their copies.
+_ENTRY_BYTES = 64
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """A matrix with few entries in each row.
+
+    Attributes:
+        offsets: (N + 1,) int64: row i owns the entries `offsets[i]:offsets[i + 1]`.
+        columns: (T,) int32 or int64, each at most once in a row.
+        weights: (T,) int32, in parts of `ONE`; all 0 where only membership is known.
+        chunk_bytes: bytes that operations may work with at a time; results inherit it.
+
+    >>> chosen = torch.tensor([[True, True], [True, False]])
+    >>> rows = SparseRows.from_lists(torch.tensor([[0, 2], [1, 0]]), chosen)
+    >>> rows.uniform().to_scipy(3).toarray().tolist()
+    [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]
+    """
+
+    ARRAYS: ClassVar[tuple[str, ...]] = ("offsets", "columns", "weights")
+
+    offsets: torch.Tensor
+    columns: torch.Tensor
+    weights: torch.Tensor
+    chunk_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        """Fill in the device's usual chunk."""
+        if not self.chunk_bytes:
+            object.__setattr__(self, "chunk_bytes", CHUNK_BYTES[self.columns.device.type])
+
+    @classmethod
+    def from_lists(cls, lists: torch.Tensor, chosen: torch.Tensor, chunk_bytes: int = 0) -> SparseRows:
+        """Make rows of the `chosen` entries of lists, with weights 0.
+
+        Args:
+            lists: (n, k) int32 or int64.
+            chosen: (n, k) bool.
+            chunk_bytes: see the class.
+        """
+        columns = lists[chosen]
+        weights = torch.zeros_like(columns, dtype=torch.int32)
+        return cls(offsets_of(chosen.sum(dim=1)), columns, weights, chunk_bytes)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """(N,) int64, the entries of each row."""
+        return self.offsets.diff()
+
+    def rows(self, start: int, stop: int) -> SparseRows:
+        """Return rows `start:stop`, sharing memory."""
+        first, last = self.offsets[[start, stop]].tolist()
+        offsets = self.offsets[start : stop + 1] - first
+        return replace(
+            self, offsets=offsets, columns=self.columns[first:last], weights=self.weights[first:last]
+        )
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Yield consecutive `(start, stop)` of rows, to work on within `chunk_bytes`."""
+        return split_by_size(self.counts, self._entries_at_a_time)
+
+    def to(self, device: torch.device) -> SparseRows:
+        """Return the same on `device`; what is there already is shared."""
+        return SparseRows(*(getattr(self, name).to(device) for name in self.ARRAYS))
+
+    def clone(self) -> SparseRows:
+        """Return the same in memory of its own."""
+        return replace(self, **{name: getattr(self, name).clone() for name in self.ARRAYS})
+
+    def to_scipy(self, width: int) -> Any:
+        """Return a `scipy.sparse.csr_array` of shape (N, width), float64, weights divided by `ONE`."""
+        from scipy.sparse import csr_array
+
+        offsets, columns, weights = (getattr(self, name).cpu().numpy() for name in self.ARRAYS)
+        return csr_array((weights / ONE, columns, offsets), shape=(len(self), width))
+
+    def transposed(self, width: int) -> SparseRows:
+        """Return the transpose, of `width` rows: for each column the rows, ascending, that have it."""
+        columns, weights = torch.empty_like(self.columns), torch.empty_like(self.weights)
+        per_column = torch.zeros(width, dtype=torch.int64, device=self.columns.device)
+        for part in torch.split(self.columns, self._entries_at_a_time):
+            per_column += torch.bincount(part, minlength=width)
+        offsets = offsets_of(per_column)
+        free = offsets[:-1].clone()
+        for start, stop in self.blocks():
+            some = self.rows(start, stop)
+            column, order = some.columns.long().sort(stable=True)
+            found = torch.bincount(column, minlength=width)
+            # The place of an entry among those of its column in this piece.
+            nth = torch.arange(len(column), device=column.device) - (found.cumsum(0) - found)[column]
+            to = free[column] + nth
+            columns[to] = (start + torch.repeat_interleave(some.counts)).to(columns.dtype)[order]
+            weights[to] = some.weights[order]
+            free += found
+        return replace(self, offsets=offsets, columns=columns, weights=weights)
+
+    def expanded(self, halves: SparseRows) -> SparseRows:
+        """Add to each row of reciprocal neighbours the smaller sets that mostly lie inside it: R*.
+
+        The set r(j) of a member j is added if more than 2/3 of it is in the row.
+
+        Args:
+            halves: r, the reciprocal neighbours within half lists of all N images.
+
+        Returns:
+            As many rows as there are here, columns ascending, weights 0.
+        """
+        total = len(halves)
+        half_counts = halves.counts
+        sizes = torch.zeros(len(self), dtype=torch.int64, device=halves.columns.device)
+        owner = torch.repeat_interleave(self.counts)
+        sizes.scatter_add_(0, owner, half_counts[self.columns.long()])
+        counts, columns = [], []
+        for start, stop in split_by_size(sizes, self._entries_at_a_time):
+            some = self.rows(start, stop)
+            candidates = some.columns.long()
+            image = torch.repeat_interleave(some.counts)
+            members = (image * total + candidates).sort().values
+            # Every half list of every candidate, as keys of the image and who is in the list.
+            candidate, place = ranges(halves.offsets[candidates], half_counts[candidates])
+            theirs = image[candidate] * total + halves.columns[place]
+            at = torch.searchsorted(members, theirs).clamp_max_(max(0, len(members) - 1))
+            inside = torch.bincount(candidate[members[at] == theirs], minlength=len(candidates))
+            grows = 3 * inside > 2 * half_counts[candidates]
+            everyone = torch.unique(torch.cat([members, theirs[grows[candidate]]]))
+            counts.append(torch.bincount(everyone // total, minlength=stop - start))
+            columns.append((everyone % total).to(halves.columns.dtype))
+        found = torch.cat(columns)
+        weights = torch.zeros_like(found, dtype=torch.int32)
+        return replace(self, offsets=offsets_of(torch.cat(counts)), columns=found, weights=weights)
+
+    def weighted(self, weights: torch.Tensor) -> SparseRows:
+        """Return the same members with float `weights` (T,), 0 to 1, divided by their row's sum."""
+        parts = torch.empty_like(self.weights)
+        for start, stop in self.blocks():
+            some = self.rows(start, stop)
+            first, last = self.offsets[[start, stop]].tolist()
+            owner = torch.repeat_interleave(some.counts)
+            given = (weights[first:last].double() * ONE).round_().long()
+            totals = torch.zeros(len(some), dtype=torch.int64, device=owner.device)
+            totals.scatter_add_(0, owner, given)
+            parts[first:last] = (given * (ONE / totals.double())[owner]).round_()
+        return replace(self, weights=parts)
+
+    def uniform(self) -> SparseRows:
+        """Return the same members, all of a row with the same weight; they sum to `ONE` but for rounding."""
+        counts = self.counts
+        parts = ((ONE + counts // 2) // counts.clamp_min(1)).to(torch.int32)
+        return replace(self, weights=parts.repeat_interleave(counts))
+
+    def averaged(
+        self, lists: torch.Tensor, shares: torch.Tensor | None = None, own: SparseRows | None = None
+    ) -> SparseRows:
+        """Return the mean of the rows that each list names: local query expansion.
+
+        Args:
+            lists: (n, k) int32 or int64, rows of this matrix.
+            shares: (n, k) int64, the weight of each in the mean, from 0 to `WHOLE`; by default all the same.
+            own: n rows that take part too, with weight `WHOLE`, unless they are empty.
+
+        Returns:
+            n rows, columns ascending.
+        """
+        if shares is None:
+            shares = torch.ones_like(lists, dtype=torch.int64)
+        total, number = len(self), lists.shape[1]
+        counts = self.counts
+        sizes = counts[lists.flatten().long()].view(len(lists), number).sum(dim=1)
+        sums = shares.sum(dim=1)
+        if own is not None:
+            sizes += own.counts
+            sums = sums + WHOLE * (own.counts > 0)
+        new_counts, columns, weights = [], [], []
+        for start, stop in split_by_size(sizes, self._entries_at_a_time):
+            some = lists[start:stop].flatten().long()
+            entry, place = ranges(self.offsets[some], counts[some])
+            keys = entry.div(number, rounding_mode="floor").mul_(total).add_(self.columns[place])
+            parts = self.weights[place] * shares[start:stop].flatten()[entry]
+            if own is not None:
+                mine = own.rows(start, stop)
+                keys = torch.cat([keys, torch.repeat_interleave(mine.counts) * total + mine.columns])
+                parts = torch.cat([parts, mine.weights.long() * WHOLE])
+            distinct, which = torch.unique(keys, return_inverse=True)
+            found = torch.zeros_like(distinct).scatter_add_(0, which, parts)
+            row = distinct.div(total, rounding_mode="floor")
+            whole = sums[start:stop][row]
+            new_counts.append(torch.bincount(row, minlength=stop - start))
+            columns.append((distinct % total).to(self.columns.dtype))
+            weights.append((found + whole // 2).div_(whole, rounding_mode="floor").to(torch.int32))
+        joined = torch.cat(columns)
+        columns.clear()  # not to hold them twice while the weights are joined
+        return replace(
+            self, offsets=offsets_of(torch.cat(new_counts)), columns=joined, weights=torch.cat(weights)
+        )
+
+    def overlaps(self, inverted: SparseRows, width: int) -> torch.Tensor:
+        """Return sum_j min(v_pj, w_gj) of every row p of this matrix with every row g of another.
+
+        Args:
+            inverted: the transpose of the other matrix, whose rows are the columns of both.
+            width: G, how many rows the other matrix has.
+
+        Returns:
+            (p, G) float32, 0 to 1 but for the rounding of the weights.
+        """
+        found = torch.zeros(len(self) * width, dtype=torch.int32, device=self.columns.device)
+        row, _ = ranges(self.offsets[:-1], self.counts)
+        columns = self.columns.long()
+        starts = inverted.offsets[columns]
+        counts = inverted.offsets[columns + 1] - starts
+        for first, last in split_by_size(counts, self._entries_at_a_time):
+            owner, place = ranges(starts[first:last], counts[first:last])
+            shared = torch.minimum(self.weights[first:last][owner], inverted.weights[place])
+            at = (row[first:last] * width)[owner].add_(inverted.columns[place])
+            found.scatter_add_(0, at, shared)
+        return found.view(len(self), width) * (1 / ONE)
+
+    @property
+    def _entries_at_a_time(self) -> int:
+        return max(1, self.chunk_bytes // _ENTRY_BYTES)
+
+
+def reciprocal_neighbours(lists: torch.Tensor, chunk_bytes: int) -> SparseRows:
+    """Return those of each image's list that have the image in theirs, with weights 0.
+
+    Args:
+        lists: (N, K) int32 or int64, each image itself and its nearest others; -1 pads.
+        chunk_bytes: bytes to work with at a time.
+    """
+    step = max(1, chunk_bytes // (8 * lists.shape[1] ** 2))
+    counts, columns = [], []
+    for start in range(0, len(lists), step):
+        some = lists[start : start + step]
+        itself = torch.arange(start, start + len(some), device=lists.device).view(-1, 1, 1)
+        found = (lists[some.long()] == itself).any(dim=2) & (some >= 0)
+        counts.append(found.sum(dim=1))
+        columns.append(some[found])
+    members = torch.cat(columns)
+    weights = torch.zeros_like(members, dtype=torch.int32)
+    return SparseRows(offsets_of(torch.cat(counts)), members, weights, chunk_bytes)
+
+
+def ranges(starts: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the numbers `starts[r]` to `starts[r] + counts[r] - 1` for each r in turn.
+
+    Args:
+        starts: (R,) int64.
+        counts: (R,) int64, may be 0.
+
+    Returns:
+        `(owner, number)`, both (sum of counts,) int64: the r of each number, and the number.
+
+    >>> ranges(torch.tensor([5, 0]), torch.tensor([2, 1]))
+    (tensor([0, 0, 1]), tensor([5, 6, 0]))
+    """
+    owner = torch.repeat_interleave(counts)
+    number = torch.arange(len(owner), device=owner.device)
+    number += (starts - counts.cumsum(0) + counts)[owner]
+    return owner, number
+
+
+def split_by_size(sizes: torch.Tensor, limit: int) -> Iterator[tuple[int, int]]:
+    """Yield consecutive `(start, stop)` whose `sizes` sum to at most `limit`, or that are a single element.
+
+    >>> list(split_by_size(torch.tensor([1, 1, 5, 1]), 2))
+    [(0, 2), (2, 3), (3, 4)]
+    """
+    ends = sizes.cumsum(0).cpu().numpy()
+    start = 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + limit, side="right")))
+        yield start, stop
+        start = stop
+
+
+def offsets_of(counts: torch.Tensor) -> torch.Tensor:
+    """Return the `SparseRows.offsets` of rows with so many entries."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -1,0 +1,202 @@
+"""What a method has to say for itself; how it is carried out is the engine's business.
+
+A feature step gives new features, a head ranker new scores for the head of each list, a graph ranker a sparse
+row for each image by which all are compared. None of them knows of memory, devices, blocks, files or processes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...errors import ParameterError
+from .parameters import parameters_of, ranged
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...data.candidates import Candidates
+    from ...graph.encoding import Encoding, Probes
+    from ...graph.neighbour_graph import NeighbourGraph
+    from ...graph.sparse_rows import SparseRows
+    from ...search.rows import Gatherable
+
+DEFAULT_DEPTH = 50
+"""How deep lists are written of a method that ranks the whole gallery."""
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A method of any kind. Its fields are its parameters, each with a line under `Attributes`."""
+
+    name: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        """Check every parameter; a method whose parameters depend on each other extends this.
+
+        Raises:
+            ParameterError: if a parameter is outside its range.
+        """
+        for parameter in parameters_of(self):
+            parameter.check(getattr(self, parameter.name))
+
+    def params(self) -> dict[str, Any]:
+        """Return every parameter and its value, plain numbers where NumPy's were given."""
+        return {name: getattr(value, "item", lambda v=value: v)() for name, value in asdict(self).items()}
+
+    def notes(self, probes: int, gallery: int) -> list[str]:
+        """Return, in words, what is asked for beyond what a set of that size has."""
+        return []
+
+
+@dataclass(frozen=True)
+class FeatureStep(Method):
+    """A method that replaces features by a mixture of themselves and their nearest gallery items."""
+
+    changes: ClassVar[str] = "probe"
+    """Whose features are replaced, `probe` or `gallery`."""
+
+    @abstractmethod
+    def neighbours(self) -> int:
+        """Return how many nearest gallery items `mix` is given; of a gallery item the first is itself."""
+
+    @abstractmethod
+    def mix(self, rows: torch.Tensor, near: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
+        """Return new features.
+
+        Args:
+            rows: (n, D) float32 unit rows, what is replaced.
+            near: (n, k, D) float32 unit rows, the nearest gallery items, best first.
+            cosine: (n, k) float32, their cosine similarities.
+
+        Returns:
+            (n, D) float32; they are L2-normalised afterwards.
+        """
+
+    def notes(self, probes: int, gallery: int) -> list[str]:
+        """More neighbours than there are gallery items."""
+        count = self.neighbours()
+        return [f"{self.name} k {count} is capped at the gallery's {gallery} items"] if count > gallery else []
+
+
+@dataclass(frozen=True)
+class Ranker(Method):
+    """A method that ends a chain."""
+
+    @property
+    def feature_steps(self) -> tuple[FeatureStep, ...]:
+        """The feature steps before it: none."""
+        return ()
+
+    @property
+    def ranker(self) -> Ranker:
+        """Itself."""
+        return self
+
+    @abstractmethod
+    def depth(self, gallery: int) -> int:
+        """Return how deep the lists go unless somebody says, for so many gallery items."""
+
+    @abstractmethod
+    def reranked(self, gallery: int) -> int:
+        """Return how many items at the head of each list may change place."""
+
+
+@dataclass(frozen=True)
+class HeadRanker(Ranker):
+    """A method that gives the head of each list new scores; the rest keeps its order.
+
+    Attributes:
+        topn: how many items at the head of each list are scored anew.
+    """
+
+    topn: int = ranged(DEFAULT_DEPTH, least=1)
+
+    @abstractmethod
+    def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gatherable) -> torch.Tensor:
+        """Return new scores for the candidates of some probes, higher is better.
+
+        Args:
+            probe: (p, D) float32, unit rows.
+            candidates: the `topn` best of each probe by cosine, fewer if the gallery is smaller.
+            gallery: where the candidates' rows are.
+
+        Returns:
+            (p, n) float32, in the order of the candidates.
+        """
+
+    def workspace_bytes(self, topn: int, dim: int) -> int:
+        """Return the bytes that `rescore` needs for one probe, beyond what it is given."""
+        return 0
+
+    def notes(self, probes: int, gallery: int) -> list[str]:
+        """A head longer than the gallery."""
+        too_long = self.topn > gallery
+        return [f"topn {self.topn} is capped at the gallery's {gallery} items"] if too_long else []
+
+    def depth(self, gallery: int) -> int:
+        """The head."""
+        return min(self.topn, gallery)
+
+    def reranked(self, gallery: int) -> int:
+        """The head."""
+        return min(self.topn, gallery)
+
+
+@dataclass(frozen=True)
+class GraphRanker(Ranker):
+    """A method that turns neighbour lists into a sparse row for each image, and compares rows.
+
+    Transductive, the images are the probes and the gallery together. Online, they are the gallery alone, and
+    each probe is then treated by itself, bit for bit the same in any company.
+    """
+
+    transductive: ClassVar[bool] = True
+    """Whether the method can look at all probes together."""
+    online: ClassVar[bool] = False
+    """Whether it can treat each probe by itself; then it has `encode_probes`."""
+    query_time_params: ClassVar[tuple[str, ...]] = ()
+    """Parameters that the encoding of the gallery does not depend on."""
+
+    @abstractmethod
+    def neighbours(self) -> int:
+        """Return how many others each image must be listed with, of all cameras."""
+
+    def camera_neighbours(self) -> tuple[int, int]:
+        """Return how many others of the own camera and how many of all other cameras must be listed."""
+        return 0, 0
+
+    @abstractmethod
+    def fit(self, graph: NeighbourGraph) -> Encoding:
+        """Return the encodings of the images of `graph`, whose lists are as long as there are images for."""
+
+    def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
+        """Return a row for each of some probes, from the encoded gallery and the probe alone."""
+        raise ParameterError(f"method {self.name} looks at all probes together: it cannot rank them one by one")
+
+    @abstractmethod
+    def score(self, overlap: torch.Tensor, probes: Probes) -> torch.Tensor:
+        """Return the new scores of some gallery items, higher is better.
+
+        Args:
+            overlap: (p, g) float32, sum_j min(v_pj, v_gj) of the rows of probes and gallery items.
+            probes: what is known of the probes; `cosine` is of the same gallery items.
+
+        Returns:
+            (p, g) float32.
+        """
+
+    def workspace_bytes(self, listed: int) -> int:
+        """Return the bytes that `encode_probes` needs for a probe with so many listed neighbours."""
+        return 0
+
+    def depth(self, gallery: int) -> int:
+        """As deep as what other methods write."""
+        return min(DEFAULT_DEPTH, gallery)
+
+    def reranked(self, gallery: int) -> int:
+        """Everything."""
+        return gallery
