@@ -19,7 +19,9 @@ from tabulate import tabulate
 from torch.nn.functional import normalize
 
 import blurrerank as br
-from blurrerank.engine.batches import rerank_batches
+from blurrerank.compute.compute import Compute
+from blurrerank.engine.ranking import rank_batches
+from blurrerank.engine.request import Request
 from blurrerank.methods.lbr import LocalBlurring
 from blurrerank.spectral import fused
 
@@ -130,7 +132,7 @@ def report(size: Size, device: torch.device) -> None:
     }
 
     def everything() -> None:
-        for _ in rerank_batches(data, method, device=str(device)):
+        for _ in rank_batches(data, method, Request(), Compute.choose(str(device))):
             pass
 
     found = times({**blurs, "end to end": everything})

@@ -21,7 +21,7 @@ from blurrerank import reference
 from blurrerank.cli.candidates import _FACTORY
 from blurrerank.data.given_lists import GivenLists
 from blurrerank.search import approximate
-from blurrerank.search.exact import search
+from blurrerank.search.exact import Query, search
 from blurrerank.search.given import listed_scores
 from blurrerank.search.rows import UnitRows
 
@@ -730,7 +730,7 @@ def test_a_pair_s_score_is_its_own():
         for item in (0, 17, 499):
             alone = listed_scores(probe.rows(p, p + 1), torch.tensor([[item]]), gallery)
             assert alone.item() == whole[p, item].item()
-    batch = next(search(probe, gallery, 500, batch=6))
+    batch = next(search(probe, gallery, Query(500, batch=6)))
     assert torch.equal(batch.candidates.scores, whole.gather(1, batch.candidates.indices))
 
 

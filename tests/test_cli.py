@@ -617,8 +617,8 @@ def test_a_signal_that_comes_while_garbage_is_collected_ends_a_run(sent, code, w
     """Where it comes, Python can raise nothing: three times here, before it comes to where it can."""
     program = f"""
 import os, sys, time
-import blurrerank.engine.batches, blurrerank.cli
-search = blurrerank.engine.batches.search
+import blurrerank.search.sources, blurrerank.cli
+search = blurrerank.search.sources.search
 class Garbage:
     def __del__(self):
         os.kill(os.getpid(), {int(sent)})
@@ -629,7 +629,7 @@ def interrupted(*arguments, **options):
         time.sleep(0.001)
     time.sleep(20)
     return search(*arguments, **options)
-blurrerank.engine.batches.search = interrupted
+blurrerank.search.sources.search = interrupted
 blurrerank.cli.main(["run", "feats.h5"])
 """
     write("feats.h5")
@@ -760,7 +760,7 @@ def test_an_unforeseen_error_is_one_line_too(cli, write, monkeypatch):
     def broken(*_, **__):
         raise KeyError("unforeseen")
 
-    monkeypatch.setattr(blurrerank.engine.runs, "rerank_batches", broken)
+    monkeypatch.setattr(blurrerank.engine.runs, "rank_batches", broken)
     code, _, err = cli("run", write())
     assert (code, err) == (
         1,

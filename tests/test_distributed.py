@@ -17,8 +17,10 @@ import torch
 from conftest import ROOT, features, shell
 
 import blurrerank as br
+from blurrerank.compute.compute import Compute
 from blurrerank.compute.processes import expected
-from blurrerank.engine.runs import rerank_to
+from blurrerank.engine.request import Request
+from blurrerank.engine.runs import Measurement, Output, rerank_to
 from blurrerank.files.stored_features import StoredFeatures
 from blurrerank.methods import create
 
@@ -123,11 +125,12 @@ def test_files_are_those_of_one_process(cases, processes, tmp_path):
     for case in cases:
         target = tmp_path / f"alone.{case['format']}"
         one = rerank_to(
-            target,
+            Output(target, case["format"], force=True),
             br.load(case["feats"], memory=case["memory"]),
             create(case["method"], **case["params"]),
-            force=True,
-            **{name: case[name] for name in ("format", "depth", "protocol", "memory")},
+            Request(case["depth"]),
+            Measurement(case["protocol"]),
+            Compute.choose(memory=case["memory"]),
         )
         assert target.read_bytes() == Path(case["output"]).read_bytes(), case
         assert one.summary() == json.loads(Path(case["output"] + ".json").read_text()), case

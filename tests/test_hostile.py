@@ -1135,7 +1135,7 @@ def test_memory_that_torch_does_not_get_is_told_in_one_line(refused, feats, monk
     def greedy(*_, **__):
         torch.empty(1 << 60)
 
-    monkeypatch.setattr("blurrerank.engine.batches.search", greedy)
+    monkeypatch.setattr("blurrerank.search.sources.search", greedy)
     assert refused("run", feats) == "error: out of memory: try a smaller --memory"
 
 

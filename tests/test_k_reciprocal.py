@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank import reference
-from blurrerank.engine.batches import plan_for
-from blurrerank.graph.encoding import SparseRows, pieces, ranges
+from blurrerank.compute.compute import Compute
+from blurrerank.engine.plans import plan_for
+from blurrerank.engine.request import Request
+from blurrerank.graph.sparse_rows import SparseRows, ranges, split_by_size
 from blurrerank.methods import create
 
 # Bytes that docs/search.md says encodings take at k1 20 and k2 6.
@@ -350,8 +352,9 @@ def test_probes_count_as_rows_to_hold():
     """The budget has room for the gallery, and none for probes beside it."""
     arrays = features(probes=60, gallery=60, dim=64)
     data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
-    assert plan_for(data, create("lbr", topn=1), memory=56 << 10).resident
-    assert not plan_for(data, create("k-reciprocal"), depth=1, memory=56 << 10).resident
+    compute = Compute.choose(memory=56 << 10)
+    assert plan_for(data, create("lbr", topn=1), Request(), compute).resident
+    assert not plan_for(data, create("k-reciprocal"), Request(depth=1), compute).resident
 
 
 @pytest.mark.parametrize("method", ["k-reciprocal", "k-reciprocal-online"])
@@ -398,7 +401,7 @@ def test_a_gpu_gives_the_same_lists():
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 20))
 def test_pieces_cover_everything_within_the_limit(sizes, limit):
-    cut = list(pieces(torch.tensor(sizes), limit))
+    cut = list(split_by_size(torch.tensor(sizes), limit))
     assert [start for start, _ in cut] == [0, *(stop for _, stop in cut[:-1])]
     assert cut[-1][1] == len(sizes)
     assert all(sum(sizes[start:stop]) <= limit or stop == start + 1 for start, stop in cut)
@@ -420,8 +423,9 @@ def test_transposing_sparse_rows():
         torch.from_numpy(offsets),
         torch.from_numpy(columns).to(torch.int32),
         torch.from_numpy(dense[rows, columns]).to(torch.int32),
+        chunk_bytes=256,
     )
-    other = sparse.transposed(5, 256)
+    other = sparse.transposed(5)
     again = np.zeros_like(dense.T)
     owner, _ = ranges(other.offsets[:-1], other.counts)
     again[owner.numpy(), other.columns.numpy()] = other.weights.numpy()

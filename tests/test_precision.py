@@ -15,16 +15,21 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank import reference
+from blurrerank.compute.compute import Compute
 from blurrerank.data.side import Side
 from blurrerank.data.sort_keys import NOBODY, fine_keys, from_fine_keys
-from blurrerank.engine.batches import rerank_batches
-from blurrerank.graph.neighbours import find_neighbours
+from blurrerank.engine.plans import plan_for
+from blurrerank.engine.ranking import rank_batches
+from blurrerank.engine.request import Request
+from blurrerank.graph.find import find_graph
+from blurrerank.graph.neighbour_graph import ListSizes
 from blurrerank.index.gallery_index import build_index
 from blurrerank.methods import create
-from blurrerank.search.exact import search
+from blurrerank.search.exact import Query
 from blurrerank.search.nearest import nearest
 from blurrerank.search.precision import ceiling, error_bound, pair_scores, pick_precision, product, rounded
-from blurrerank.search.rows import PassingRows, UnitRows, unit_rows
+from blurrerank.search.rows import PassingRows, RowBudget, UnitRows, unit_rows
+from blurrerank.search.sources import LocalGallery
 from blurrerank.search.tiles import greatest
 
 CPU = torch.device("cpu")
@@ -56,8 +61,8 @@ def exact_lists(probe, gallery, depth):
     return order, np.take_along_axis(scores, order, axis=1)
 
 
-def found(data, method, **how):
-    batches = list(rerank_batches(data, method, **how))
+def found(data, method, whole_rows=False, **how):
+    batches = list(rank_batches(data, method, Request(whole_rows=whole_rows), Compute.choose(**how)))
     return tuple(
         torch.cat([getattr(batch, name) for batch in batches]).numpy() for name in ("indices", "scores")
     )
@@ -71,7 +76,7 @@ def test_lists_are_those_of_exact_scores(precision, arrays, topn, block):
     data = br.FeatureSet.from_arrays(probe, gallery)
     topn = min(topn, len(gallery))
     expected = exact_lists(probe, gallery, topn)
-    for how in ({}, {"block": block}, {"full_rows": True}, {"memory": 1 << 21, "block": block}):
+    for how in ({}, {"block": block}, {"whole_rows": True}, {"memory": 1 << 21, "block": block}):
         for one, other in zip(
             found(data, create("cosine", topn=topn), precision=precision, **how), expected, strict=True
         ):
@@ -177,7 +182,10 @@ def test_a_ceiling_is_above_what_was_rounded(value):
 
 def told(caplog):
     text = " ".join(record.getMessage() for record in caplog.records)
-    return [tuple(map(int, match)) for match in re.findall(r"(\d+) were not proved at first, (\d+) of", text)]
+    return [
+        tuple(map(int, match))
+        for match in re.findall(r"(\d+) needed a wider margin, (\d+) of them every item", text)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -205,10 +213,13 @@ def test_the_command_line_counts_them_too(write, tmp_path):
     done = shell("run", feats, "-v", "--precision", "bfloat16", "--topn", 5, "-o", tmp_path / "o.h5")
     assert done.returncode == 0
     assert re.search(
-        r"lists of 100 probes by bfloat16 products: \d+ were not proved at first, \d+ of these", done.stderr
+        r"100 lists verified exact, by bfloat16 products: \d+ needed a wider margin, \d+ of them every item",
+        done.stderr,
     )
     done = shell("run", feats, "-v", "--method", "k-reciprocal", "-o", tmp_path / "k.h5")
-    assert re.search(r"neighbours of 300 images by \w+ products: \d+ were not proved", done.stderr)
+    assert re.search(
+        r"neighbours of 300 images verified exact, by \w+ products: \d+ lists needed an", done.stderr
+    )
 
 
 def test_precisions_that_are_none(cli, write):
@@ -220,10 +231,9 @@ def test_precisions_that_are_none(cli, write):
 
 def test_auto_stays_with_float32_for_few_probes():
     data = br.FeatureSet.from_arrays(np.eye(3, 8), np.eye(8))
-    from blurrerank.engine.batches import plan_for
-
-    assert plan_for(data, create("lbr")).dtype == torch.float32
-    assert plan_for(data, create("lbr"), precision="bfloat16").dtype == LOW
+    for precision, dtype in (("auto", torch.float32), ("bfloat16", LOW)):
+        compute = Compute.choose(precision=precision)
+        assert plan_for(data, create("lbr"), Request(), compute).dtype == dtype
 
 
 @pytest.mark.parametrize("worst", ["first", "last"])
@@ -350,7 +360,8 @@ def test_a_gallery_on_disk_is_read_once_for_each_batch_of_probes():
     probe = rng.standard_normal((90, 256)).astype(np.float32)
     data = br.FeatureSet(Side(probe), Side(gallery))
     gallery.reads.clear()
-    batches = list(rerank_batches(data, create("lbr", topn=20), memory=4 << 20, precision="bfloat16"))
+    compute = Compute.choose(memory=4 << 20, precision="bfloat16")
+    batches = list(rank_batches(data, create("lbr", topn=20), Request(), compute))
     assert len(batches) > 1
     covered = np.zeros(3000, int)
     for start, stop in gallery.reads:
@@ -403,12 +414,17 @@ def test_neighbours_are_those_of_exact_similarities(arrays, count, held, dtype):
     rows = np.concatenate(arrays)
     count = min(count, len(rows) - 1)
     near = [
-        find_neighbours(
-            UnitRows(Side(rows), device=CPU, block=50, resident=resident, dtype=dtype, keep=resident),
-            count,
-            held=len(rows) if resident else held,
-            working=1 << 18,
-            progress=lambda done, total: None,
+        find_graph(
+            UnitRows(
+                Side(rows),
+                device=CPU,
+                block=50,
+                resident=resident,
+                dtype=dtype,
+                keep=resident,
+                budget=RowBudget(len(rows) if resident else held, 1 << 18),
+            ),
+            ListSizes(count),
         )
         for resident in (True, False)
     ]
@@ -446,7 +462,8 @@ def test_search_by_itself_gives_what_is_asked_for():
     rng = np.random.default_rng(3)
     probe, gallery = (rng.standard_normal((rows, 32)).astype(np.float32) for rows in (70, 300))
     sides_ = [UnitRows(Side(rows), device=CPU, block=100, resident=True) for rows in (probe, gallery)]
-    (batch,) = search(*sides_, 5, batch=100, depth=40)
+    probes, rows = sides_
+    (batch,) = LocalGallery(rows).lists(probes, Query(5, batch=100, depth=40))
     assert batch.candidates.indices.shape == (70, 40)
     # The rest goes on by the similarities, which agree with the scores of the head.
     assert batch.similarities is not None

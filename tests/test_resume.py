@@ -8,7 +8,6 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +16,10 @@ from conftest import features
 
 import blurrerank as br
 import blurrerank.engine.checkpoint
+from blurrerank.engine import ranking
 from blurrerank.engine.checkpoint import Checkpoint, Done, keeping
 from blurrerank.files import targets
+from blurrerank.search import sources
 
 METHODS = {
     "lbr": (),
@@ -116,26 +117,26 @@ def test_neighbours_of_all_images_are_kept(cli, feats, monkeypatch):
     monkeypatch.setattr(blurrerank.engine.checkpoint, "SECONDS", 0.0)
     options = ("--memory", "2MiB", *METHODS["k-reciprocal"])
     assert cli("run", feats, "-o", "whole.h5", *options)[0] == 0
-    keep = Checkpoint.keep_neighbours
+    keep = Checkpoint.keep
 
     def keep_and_stop(self, answer):
         keep(self, answer)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoint, "keep_neighbours", keep_and_stop)
+        patched.setattr(Checkpoint, "keep", keep_and_stop)
         assert cli("run", feats, "-o", "out.h5", *options)[0] == 130
-    found = left("out.h5").neighbours()
+    found = left("out.h5").known
     assert found is not None
     assert len(found) > 0
     begun = []
-    find = br.methods.k_reciprocal.find_neighbours
+    find = ranking.find_graph
 
-    def find_neighbours(*arguments, known, **options):
+    def find_graph(*arguments, known, **options):
         begun.append(len(known))
         return find(*arguments, known=known, **options)
 
-    monkeypatch.setattr(br.methods.k_reciprocal, "find_neighbours", find_neighbours)
+    monkeypatch.setattr(ranking, "find_graph", find_graph)
     assert cli("run", feats, "-o", "out.h5", "--resume", *options)[0] == 0
     assert begun == [len(found)]
     assert Path("out.h5").read_bytes() == Path("whole.h5").read_bytes()
@@ -276,18 +277,19 @@ def test_out_of_memory_halves_the_budget_and_goes_on(method, memory, room, feats
     if method == "candidates":
         options["candidates"] = np.load(tmp_path / "lists.npy")
     expected = br.rerank(data, **options)
-    where = "blurrerank.engine.batches." + ("look_up" if method == "candidates" else "search")
-    plain = getattr(br.engine.batches, where.rpartition(".")[2])
+    name = "look_up" if method == "candidates" else "search"
+    plain = getattr(sources, name)
     batches = []
 
-    def little_room(*arguments, batch, first, **others):
-        batches.append((first, batch))
-        for number, found in enumerate(plain(*arguments, batch=batch, first=first, **others)):
-            if batch > room and number:
+    def little_room(*arguments, **others):
+        query = arguments[-1]
+        batches.append((query.first, query.batch))
+        for number, found in enumerate(plain(*arguments, **others)):
+            if query.batch > room and number:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
             yield found
 
-    monkeypatch.setattr(where, little_room)
+    monkeypatch.setattr(sources, name, little_room)
     with pytest.warns(br.BlurrerankWarning, match="is out of memory: going on from probe [1-9]"):
         found = br.rerank(data, memory=memory << 10, **options)
     assert len(batches) > 1
@@ -302,7 +304,7 @@ def test_out_of_memory_with_one_probe_is_the_end(feats, monkeypatch, tmp_path):
     def no_room(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
 
-    monkeypatch.setattr("blurrerank.engine.batches.search", no_room)
+    monkeypatch.setattr(sources, "search", no_room)
     with (
         pytest.warns(br.BlurrerankWarning),
         pytest.raises(br.BlurrerankError, match=r"^cpu is out of memory: CUDA out of memory$"),
@@ -593,29 +595,33 @@ def test_keeping_takes_a_tenth_of_the_time_but_is_not_put_off_for_ever(kept, tmp
 
 
 def test_neighbours_of_another_run_are_not_used(kept, tmp_path):
-    near = br.neighbours.Neighbours(torch.zeros((4, 2), dtype=torch.int32), torch.ones((4, 2)), torch.zeros(4))
+    near = br.NeighbourGraph(torch.zeros((4, 2), dtype=torch.int32), torch.ones((4, 2)), torch.zeros(4))
     ours, theirs = (
         Checkpoint(tmp_path / ".out.blurrerank", {"method": name}, tmp_path / "out")
         for name in ("lbr", "other")
     )
     kept.now += blurrerank.engine.checkpoint.SECONDS
-    ours.keep_neighbours(lambda: near)
-    assert len(ours.neighbours()) == 4
-    assert theirs.neighbours() is None
+    ours.keep(lambda: near)
+    assert len(ours.known) == 4
+    assert theirs.known is None
+
+
+def keeping_on_cuda(output, run):
+    return keeping(output, run | {"device": "cuda"})
 
 
 @pytest.mark.parametrize(
     ("name", "other", "why"),
     [
-        ("versions", lambda: {"blurrerank": "0.0"}, "with versions {"),
-        ("pick_device", lambda _: SimpleNamespace(type="cuda"), "with device cpu, not cuda;"),
+        ("runs.versions", lambda: {"blurrerank": "0.0"}, "with versions {"),
+        ("runs.keeping", keeping_on_cuda, "with device cpu, not cuda;"),
     ],
 )
 def test_lists_of_other_versions_or_devices_are_refused(name, other, why, cli, feats, interrupted, monkeypatch):
     """They may differ in the last bit of a score."""
     assert interrupted(1, "-o", "out.h5")[0] == 130
     monkeypatch.setattr(blurrerank.engine.runs, "rerank_measured", None)
-    monkeypatch.setattr(blurrerank.engine.runs, name, other)
+    monkeypatch.setattr(f"blurrerank.engine.{name}", other)
     code, out, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume")
     assert (code, out) == (1, "")
     assert err.startswith(f"error: out.h5: an interrupted run left lists {why}")

@@ -17,8 +17,6 @@ import pytest
 from conftest import ROOT, shell
 
 from blurrerank.cli.help import TOPICS
-from blurrerank.cli.options import METHOD_NAMES
-from blurrerank.methods import available
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
@@ -81,10 +79,6 @@ def test_scripts_name_the_variable_that_is_read(name):
     assert f"_BLURRERANK_COMPLETE={name}_complete" in done.stdout
     if shutil.which(name):
         assert subprocess.run([name, "-n"], input=done.stdout, text=True, timeout=60).returncode == 0
-
-
-def test_methods_are_those_there_are():
-    assert set(METHOD_NAMES) == set(available())
 
 
 def test_version_names_the_libraries_that_matter():

@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 
 from blurrerank.cli import main
+from blurrerank.compute.compute import Compute
 from blurrerank.compute.processes import Group
-from blurrerank.engine.runs import rerank_to
+from blurrerank.engine.request import Request
+from blurrerank.engine.runs import Measurement, Output, rerank_to
 from blurrerank.files import load_sharded
 from blurrerank.methods import create
 
@@ -25,14 +27,13 @@ def run(cases: list[dict]) -> None:
     for case in cases:
         data = load_sharded(case["feats"], group=group, memory=case["memory"])
         outcome = rerank_to(
-            Path(case["output"]),
+            Output(Path(case["output"]), case["format"]),
             data,
             create(case["method"], **case["params"]),
-            format=case["format"],
-            depth=case["depth"],
-            protocol=case["protocol"],
-            memory=case["memory"],
-            precision="bfloat16",  # one process takes float32 for so few probes
+            Request(case["depth"]),
+            Measurement(case["protocol"]),
+            # One process takes float32 for so few probes.
+            Compute.choose(memory=case["memory"], precision="bfloat16", group=group),
         )
         if group.rank == 0:
             Path(case["output"] + ".json").write_text(json.dumps(outcome.summary()))

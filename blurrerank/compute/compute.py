@@ -48,6 +48,7 @@ class Compute:
         threads: int | None = None,
         block: int | None = None,
         progress: Progress | None = None,
+        group: Group | None = None,
     ) -> Compute:
         """Turn what a user says into a `Compute`.
 
@@ -58,6 +59,7 @@ class Compute:
             threads: CPU threads of this process, which is set here; by default as they are.
             block: see the class.
             progress: see the class.
+            group: see the class.
 
         Raises:
             ParameterError: for a block or a number of threads below 1, or an unknown device.
@@ -70,7 +72,7 @@ class Compute:
                 raise ParameterError(f"threads must be at least 1, not {threads}")
             torch.set_num_threads(threads)
         chosen = pick_device(device)
-        return cls(chosen, budget(memory, chosen), precision, block, progress)
+        return cls(chosen, budget(memory, chosen), precision, block, progress, group=group)
 
     @property
     def leads(self) -> bool:
