@@ -106,7 +106,7 @@ def chosen_method() -> str:
 
 def given_parameters(params: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of a method that somebody gave."""
-    return {name: value for name, value in params.items() if value is not None}
+    return {_from_identifier(name): value for name, value in params.items() if value is not None}
 
 
 def complete_method(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
@@ -126,15 +126,24 @@ def _option(key: str, parameter: Parameter, alone: bool) -> click.Option:
     text = parameter.help[:1].upper() + parameter.help[1:].rstrip(".") + "."
     # What is not given must stay None: presets come before defaults.
     if parameter.kind is bool:
-        return click.Option([key, *flags], is_flag=True, default=None, help=text)
+        return click.Option([_as_identifier(key), *flags], is_flag=True, default=None, help=text)
     kind = click.Choice(parameter.choices) if parameter.choices else parameter.kind
     metavar = None if parameter.choices else {int: "N", float: "X"}.get(parameter.kind, "TEXT")
     return click.Option(
-        [key, *flags],
+        [_as_identifier(key), *flags],
         type=kind,
         metavar=metavar,
         help=f"{text}{_range(parameter)}  [default: {parameter.default}]",
     )
+
+
+def _as_identifier(key: str) -> str:
+    """A name such as `dba-2.k` as click can pass it on."""
+    return key.replace(".", "__of__").replace("-", "__dash__")
+
+
+def _from_identifier(name: str) -> str:
+    return name.replace("__of__", ".").replace("__dash__", "-")
 
 
 def _range(parameter: Parameter) -> str:
