@@ -1,0 +1,361 @@
+"""Methods as one small file each: chains, their grammar and options, and methods of other packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, features, shell
+
+import blurrerank as br
+from blurrerank.methods import available, create, method_class, options_of
+from blurrerank.methods.kinds.base import FeatureStep, GraphRanker, HeadRanker
+from blurrerank.methods.kinds.parameters import parameters_of
+
+TOY = '''
+"""Images that share reciprocal neighbours are alike."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from blurrerank.graph.encoding import Encoding
+from blurrerank.graph.sparse_rows import SparseRows
+from blurrerank.methods.kinds.base import GraphRanker
+from blurrerank.methods.kinds.parameters import ranged
+
+
+@dataclass(frozen=True)
+class SharedNeighbours(GraphRanker):
+    """Sort by the overlap of reciprocal neighbours.
+
+    Attributes:
+        count: toy neighbours of an image.
+    """
+
+    name: ClassVar[str] = "toy"
+    online: ClassVar[bool] = True
+
+    count: int = ranged(4, least=1, most=50)
+
+    def neighbours(self):
+        return self.count
+
+    def fit(self, graph):
+        return Encoding(rows=graph.reciprocal(self.count).uniform())
+
+    def encode_probes(self, encoding, probes):
+        near = probes.near.indices[:, : self.count]
+        return SparseRows.from_lists(near, torch.ones_like(near, dtype=torch.bool)).uniform()
+
+    def score(self, overlap, probes):
+        return overlap + 1e-3 * probes.cosine
+'''
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> dict[str, str]:
+    """The environment in which a package with one file is installed, as an installer leaves it."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "toy_ranker.py").write_text(TOY)
+    about = folder / "toy_ranker-0.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-ranker\nVersion: 0.1\n")
+    (about / "entry_points.txt").write_text("[blurrerank.methods]\ntoy = toy_ranker:SharedNeighbours\n")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+
+
+def test_one_file_of_another_package_is_a_method(toy, write, tmp_path):
+    feats = write(**features(probes=20, gallery=80))
+    told = shell("run", "--help", env=toy).stdout
+    assert "toy" in told.split("Methods: ")[1]
+    told = shell("run", "--method", "toy", "--help", env=toy).stdout
+    assert "Options of method toy:" in told
+    own = told.split("Options of method toy:")[1]
+    assert own.split()[:3] == ["--count", "N", "Toy"]
+    assert " ".join(own.split()[2:]) == "Toy neighbours of an image. [1 to 50] [default: 4]"
+    assert "--topn N" not in told
+
+    for method, more in (("toy", ("--count", 3)), ("dba:k=2+toy", ("--count", 3)), ("aqe+toy:count=2", ())):
+        done = shell("run", feats, "--method", method, *more, "-o", "o.h5", "--force", env=toy, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "toy" in done.stdout
+    for online, setting in (((), "transductive"), (("--online",), "online")):
+        done = shell(
+            "run", feats, "--method", "toy", *online, "-o", "o.h5", "--force", "--json", env=toy, cwd=tmp_path
+        )
+        assert json.loads(done.stdout)["setting"] == setting
+        with h5py.File(tmp_path / "o.h5") as file:
+            assert file.attrs["setting"] == setting
+    done = shell("bench", feats, "--methods", "toy:count=3,dba+toy", "--repeats", 1, env=toy, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "toy (count 3)" in done.stdout
+    assert "dba+toy" in done.stdout
+
+    done = shell("run", feats, "--method", "toy", "--count", 0, env=toy, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "error: count must be a whole number of at least 1, not 0\n")
+    done = shell("run", feats, "--method", "toy", "--sigma", 1, env=toy, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--sigma is not an option of method toy; it has --count" in done.stderr
+
+
+COMPANY = """
+import sys
+import numpy as np
+import blurrerank as br
+data = br.load(sys.argv[1])
+for online in (False, True):
+    together = br.rerank(data, "toy", online=online, depth=80)
+    same = True
+    for p in range(len(data.probe)):
+        one = br.FeatureSet(br.Side(data.probe.features[p : p + 1]), data.gallery)
+        alone = br.rerank(one, "toy", online=online, depth=80)
+        same &= np.array_equal(alone.indices[0], together.indices[p])
+        same &= np.array_equal(alone.scores[0], together.scores[p])
+    print(online, same)
+"""
+
+
+def test_online_answers_do_not_depend_on_company(toy, write, tmp_path):
+    feats = write(**features(probes=20, gallery=80))
+    done = subprocess.run(
+        [sys.executable, "-c", COMPANY, str(feats)], env=toy, capture_output=True, text=True, timeout=120
+    )
+    # Transductive, the probes are each other's neighbours: the check can fail.
+    assert done.stdout.splitlines() == ["False False", "True True"], done.stderr
+
+
+def test_a_method_that_cannot_be_loaded_is_named(tmp_path, write):
+    about = tmp_path / "site/broken-0.1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 0.1\n")
+    (about / "entry_points.txt").write_text(
+        "[blurrerank.methods]\nbroken = nowhere_to_be_found:Broken\nnone = json:dumps\nlbr = json:dumps\n"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
+    feats = write()
+    done = shell("run", feats, "--method", "broken", env=env)
+    assert done.returncode == 2
+    assert "cannot be loaded from nowhere_to_be_found:Broken (ModuleNotFoundError" in done.stderr
+    done = shell("run", feats, "--method", "none", env=env)
+    assert "which is neither a FeatureStep, a HeadRanker nor a GraphRanker" in done.stderr
+    # A method of another package does not take the place of one here, and does no harm to the others.
+    assert shell("run", feats, "-o", "o.h5", env=env, cwd=tmp_path).returncode == 0
+
+
+GOLDEN = {
+    "aqe_5": "aqe:k=5",
+    "alpha_qe_10_3": "aqe:k=10:alpha=3",
+    "alpha_qe_dba_10_3_10": "dba:k=10:alpha=3+aqe:k=10:alpha=3",
+}
+
+
+@pytest.mark.parametrize("group", GOLDEN)
+def test_feature_steps_equal_the_golden_answers(shared, group):
+    data = br.load(shared / "data/omniglot.h5")
+    ranking = br.rerank(data, GOLDEN[group], depth=100)
+    with h5py.File(shared / "golden/omniglot.h5") as file:
+        golden, distances = file[group]["indices"][()], file[group]["scores"][()]
+        expected = dict(file[group].attrs)
+    different = ranking.indices != golden
+    assert different.mean() < 1e-3
+    for row, column in np.argwhere(different):
+        place = np.flatnonzero(golden[row] == ranking.indices[row, column])
+        other = distances[row, place[0]] if len(place) else distances[row, -1]
+        assert abs(other - distances[row, column]) < 1e-5, (row, column)
+    measured = br.evaluate(ranking, data).summary()
+    for name, value in expected.items():
+        assert measured[name] == pytest.approx(value, abs=5e-4), name
+
+
+def expanded(probe, gallery, k, alpha):
+    """The definition, in plain NumPy."""
+    cosine = probe @ gallery.T
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    weights = np.maximum(np.take_along_axis(cosine, order, axis=1), 0) ** alpha
+    return (weights[:, :, None] * gallery[order]).sum(axis=1)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("memory", [None, 1 << 20])
+@pytest.mark.filterwarnings("ignore:.*times over:blurrerank.BlurrerankWarning")
+def test_steps_apply_one_after_another(memory):
+    """In memory and, with a small budget, in a file; rows are read again for each part then."""
+    arrays = features(seed=3, probes=40, gallery=900, dim=96)
+    probe, gallery = (unit(arrays[side].astype(np.float64)) for side in ("probe", "gallery"))
+    moved = unit(expanded(gallery, gallery, 4, 2.0))
+    asked = unit(probe + expanded(probe, moved, 3, 0.0))
+    expected = np.argsort(-(asked @ moved.T), axis=1, kind="stable")[:, :50]
+    data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
+    ranking = br.rerank(data, "dba:k=4:alpha=2+aqe:k=3", memory=memory)
+    np.testing.assert_array_equal(ranking.indices, expected)
+    assert ranking.method == "dba+aqe+cosine"
+    assert ranking.params == {
+        "dba.k": 4,
+        "dba.alpha": 2,
+        "aqe.k": 3,
+        "aqe.alpha": 0.0,
+        "cosine.topn": 50,
+    }
+    assert ranking.digest == data.digest()
+
+
+def test_a_sum_that_cancels_out_changes_nothing():
+    rows = np.array([[1.0, 0], [0, 1]], dtype=np.float32)
+    ranking = br.rerank(br.FeatureSet.from_arrays(rows[:1], -rows), "aqe:k=2", depth=2)
+    assert ranking.indices.tolist() == [[1, 0]]
+    opposite = br.rerank(br.FeatureSet.from_arrays(rows[:1], -rows[:1]), "aqe:k=1", depth=1)
+    assert opposite.scores.tolist() == [[-1.0]]
+
+
+def test_a_chain_is_recorded_and_measured(write, tmp_path, cli):
+    feats = write(**features(probes=30, gallery=200))
+    code, out, _ = cli("run", feats, "--method", "dba:k=3+lbr", "--topn", 20, "-o", "o.h5", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["method"] == "dba+lbr"
+    assert (told["params"]["dba.k"], told["params"]["lbr.topn"]) == (3, 20)
+    _, plain, _ = cli("run", feats, "--method", "lbr", "-o", "plain.h5", "--json")
+    assert told["before"] == json.loads(plain)["before"], "before is of the features as they came"
+    # What the file says of it is enough to make it again, and to measure it.
+    with h5py.File("o.h5") as file:
+        params = json.loads(file.attrs["params"])
+        again = br.rerank(br.load(feats), file.attrs["method"], **params)
+        np.testing.assert_array_equal(again.indices, file["indices"][()])
+    data = br.load(feats)
+    for measured in (br.evaluate(again, data), br.evaluate(br.read_ranking("o.h5", data), data)):
+        assert measured.summary() == told["after"]
+    without = br.Ranking(
+        again.indices,
+        again.scores,
+        again.gallery_size,
+        again.method,
+        again.params,
+        reranked_depth=again.reranked_depth,
+        digest=again.digest,
+    )
+    assert br.evaluate(without, data).mAP == pytest.approx(told["after"]["mAP"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("nope", "method 'nope' is not known: use aqe or cosine or dba"),
+        ("dba+nope", "method 'nope' is not known"),
+        ("lbr+dba", "lbr ranks, so it can only be the last part of a chain"),
+        ("dba++lbr", "names no method where one should be"),
+        ("dba:k+lbr", "'k' should read NAME=VALUE"),
+        ("dba:kk=3", "method dba has no parameter 'kk'; it has: alpha, k"),
+        ("dba:k=0", "k must be a whole number of at least 1, not 0"),
+        ("aqe:alpha=-1", "alpha must be at least 0, not -1"),
+        ("aqe:alpha=nan", "alpha must be a finite number, not"),
+        ("dba:preset=cuhk03", "method dba has no preset 'cuhk03'; it has: none"),
+    ],
+)
+def test_chains_that_are_none(text, why):
+    with pytest.raises(br.ParameterError) as error:
+        create(text)
+    assert why in str(error.value)
+
+
+def test_parameters_of_a_chain_by_name():
+    chain = create("dba+aqe+lbr", topn=9, **{"dba.k": 3, "aqe.k": 4})
+    assert [step.k for step in chain.feature_steps] == [3, 4]
+    assert chain.ranker.topn == 9
+    assert create("dba+dba:k=2", **{"dba-2.alpha": 1.5}).params()["dba-2.alpha"] == 1.5
+    with pytest.raises(br.ParameterError, match=r"dba and aqe both have 'k': say which, as in dba\.k"):
+        create("dba+aqe", k=3)
+    with pytest.raises(br.ParameterError, match="has no part 'gcr'; its parts are: dba, lbr"):
+        create("dba+lbr", **{"gcr.k": 3})
+    assert create("dba+k-reciprocal", preset="cuhk03").ranker.k1 == 7
+    assert (
+        create("k-reciprocal:preset=cuhk03:k1=9").params()
+        == create("k-reciprocal", preset="cuhk03", k1=9).params()
+    )
+    assert create("k-reciprocal:lambda=0.5:base-distance=squared-twice").lambda_value == 0.5
+
+
+def test_options_of_a_chain_on_the_command_line(cli, write):
+    told = cli("run", "--method", "dba+aqe+lbr", "--help")[1]
+    for option in ("--dba-k", "--aqe-k", "--topn", "--lbr-topn", "--sigma"):
+        assert option in told
+    assert "  --k " not in told
+    feats = write()
+    method = ("--method", "dba+aqe+lbr")
+    code, out, _ = cli("run", feats, *method, "--dba-k", 2, "--aqe-k", 3, "--topn", 7, "--json", "-o", "o.h5")
+    assert code == 0
+    params = json.loads(out)["params"]
+    assert (params["dba.k"], params["aqe.k"], params["lbr.topn"]) == (2, 3, 7)
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_method_is_one_small_file_that_says_what_its_parameters_are(name):
+    kind = method_class(name)
+    source = Path(ROOT, "blurrerank/methods", f"{name.replace('-', '_')}.py").read_text()
+    assert issubclass(kind, FeatureStep | HeadRanker | GraphRanker)
+    assert kind.name == name
+    for word in ("held", "memory", "checkpoint", "watch", "plan", "progress", "block", "device", "h5py"):
+        assert word not in source.lower().replace("blocks ", ""), word
+    assert {parameter.name for parameter in parameters_of(kind)} == {field.name for field in fields(kind)}
+    for parameter in parameters_of(kind):
+        assert parameter.help, parameter.name
+    assert set(options_of(name)) >= {parameter.name for parameter in parameters_of(kind)} or issubclass(
+        kind, FeatureStep
+    )
+
+
+def test_transductive_methods_are_not_run_online(cli, write):
+    feats = write()
+    code, _, err = cli("run", feats, "--method", "dba+k-reciprocal", "--online")
+    assert (code, err) == (
+        2,
+        "error: method k-reciprocal looks at all probes together, so it cannot rank them online: use "
+        "k-reciprocal-online, or leave --online out\n",
+    )
+    with pytest.raises(br.ParameterError, match="looks at all probes together"):
+        br.rerank(br.load(feats), "k-reciprocal", online=True)
+    for method in ("lbr", "dba+lbr", "k-reciprocal-online"):
+        assert cli("run", feats, "--method", method, "--online", "-o", "o.h5", "--force")[0] == 0
+
+
+def test_chains_where_they_cannot_be_used(cli, write):
+    feats = write(**features(gallery=80))
+    np.save("lists.npy", np.tile(np.arange(9), (12, 1)))
+    code, _, err = cli("run", feats, "--method", "dba+lbr", "--candidates", "lists.npy")
+    assert (code, "candidates are only some of them: use lbr or cosine" in err) == (2, True)
+    assert cli("index", feats, "-o", "i.h5")[0] == 0
+    code, _, err = cli("run", feats, "--index", "i.h5", "--method", "dba+lbr")
+    assert (code, "an index keeps those that it was built of: run it on features" in err) == (2, True)
+
+
+def test_probes_find_the_same_features_in_any_company():
+    """dba does not look at probes, aqe at one probe at a time."""
+    arrays = features(seed=5, probes=30, gallery=300, dim=32)
+    data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
+    whole = br.rerank(data, "dba+aqe+lbr")
+    for probe in (0, 17, 29):
+        one = br.FeatureSet.from_arrays(arrays["probe"][probe : probe + 1], arrays["gallery"])
+        alone = br.rerank(one, "dba+aqe+lbr")
+        np.testing.assert_array_equal(alone.indices[0], whole.indices[probe])
+        np.testing.assert_array_equal(alone.scores[0], whole.scores[probe])
+
+
+def test_features_that_change_leave_the_input_alone():
+    arrays = features()
+    before = {name: arrays[name].copy() for name in ("probe", "gallery")}
+    data = br.FeatureSet.from_arrays(torch.from_numpy(arrays["probe"]), arrays["gallery"])
+    br.rerank(data, "dba+aqe+lbr")
+    for name, values in before.items():
+        np.testing.assert_array_equal(arrays[name], values)
