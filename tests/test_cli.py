@@ -271,7 +271,7 @@ BAD_FILES = {
     ),
     "mismatched lengths": (
         {"gallery_ids": np.ones(7, int)},
-        "error: feats.h5::/gallery/ids has shape (7,): expected (60,), one for each row",
+        "error: feats.h5::/gallery/ids has shape (7,): expected (60,), one label per row",
     ),
     "mismatched dimensions": (
         {"probe": np.ones((12, 9))},
@@ -279,7 +279,7 @@ BAD_FILES = {
     ),
     "NaN": (
         {"gallery": bad_rows(np.nan, 17)},
-        "error: feats.h5::/gallery/features has NaN or infinity in row 17: mend or remove them",
+        "error: feats.h5::/gallery/features has NaN or infinity in row 17: fix or remove them",
     ),
     "zero row": (
         {"gallery": bad_rows(0, 17)},
@@ -354,9 +354,9 @@ def test_a_damaged_chunk(cli, write, tmp_path):
     [
         (("--topn", 0), "topn must be a whole number of at least 1, not 0"),
         (("--topn", "many"), "Invalid value for '--topn': 'many' is not a valid integer"),
-        (("--sigma", 0), "sigma must be a finite number above 0 (1e-30 at least), not 0.0"),
-        (("--sigma", -1), "sigma must be a finite number above 0 (1e-30 at least), not -1.0"),
-        (("--sigma", "nan"), "sigma must be a finite number above 0 (1e-30 at least), not nan"),
+        (("--sigma", 0), "sigma must be a finite number above 0 (at least 1e-30), not 0.0"),
+        (("--sigma", -1), "sigma must be a finite number above 0 (at least 1e-30), not -1.0"),
+        (("--sigma", "nan"), "sigma must be a finite number above 0 (at least 1e-30), not nan"),
         (("--steps", 10**8), "steps must be at most 100, not 100000000"),
         (("--depth", 0), "Invalid value for '--depth': '0' is neither a number of at least 1 nor 'all'"),
         (

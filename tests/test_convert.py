@@ -889,7 +889,7 @@ def test_junk_and_distractors_keep_their_numbers_among_names(cli, tmp_path, arra
             np.full(12, 2**63 + 7, dtype=np.uint64),
             "query_label has 9223372036854775815 in row 0: expected what fits",
         ),
-        (np.array([str(2**70)] * 12), "expected what fits int64"),
+        (np.array([str(2**70)] * 12), "expected a value that fits int64"),
         (np.ones(12, dtype=complex), "is complex128: expected numbers or text"),
     ],
 )

@@ -207,7 +207,7 @@ def test_another_tool_s_trec_run_is_sorted_by_score(data):
         ("trec", "p000 Q0 60 1 0.5 x", "'60' is no gallery name or row number below 60"),
         ("trec", "", "has no entries"),
         ("trec", "p000 Q0 g001 1 nan x", "has a score that is not a number"),
-        ("trec", "p000 Q0 g001 1 2 x\np000 Q0 g001 2 1 x", "ranking of probe 0 lists one gallery item twice"),
+        ("trec", "p000 Q0 g001 1 2 x\np000 Q0 g001 2 1 x", "ranking of probe 0 contains a gallery item twice"),
         ("trec", b"\xff\xfe", "is not utf-8 text"),
         ("jsonl", '{"probe": 0}', 'line 1: expected {"probe": row, "indices": [...], "scores": [...]}'),
         ("jsonl", "[]", "line 1: expected"),
@@ -240,14 +240,18 @@ def test_arrays_that_are_no_ranking_are_refused():
     br.Ranking(good, scores, gallery_size=3)
     br.Ranking(np.array([[2, -1, -1]]), np.array([[1, -np.inf, -np.inf]], dtype=np.float32), gallery_size=3)
     for indices, values, said in (
-        (good, scores[:, :2], "must share one"),
-        (good[0], scores[0], "must share one"),
-        (good.astype(float), scores, "expected int32 or int64, and float32"),
+        (good, scores[:, :2], "must have one shape"),
+        (good[0], scores[0], "must have one shape"),
+        (good.astype(float), scores, "expected int32 or int64 indices and float32 scores"),
         (good[:, :0], scores[:, :0], "its depth is 0"),
-        (np.array([[2, 3, 1]]), scores, "ranking of probe 0 names gallery item 3 of 3"),
-        (np.array([[2, -2, 1]]), scores, "names gallery item -2"),
+        (
+            np.array([[2, 3, 1]]),
+            scores,
+            "ranking of probe 0 contains gallery item 3, but the gallery has 3 items",
+        ),
+        (np.array([[2, -2, 1]]), scores, "contains gallery item -2"),
         (np.array([[2, -1, 1]]), scores, "-1 inside a list"),
-        (np.array([[2, 1, 2]]), scores, "ranking of probe 0 lists one gallery item twice"),
+        (np.array([[2, 1, 2]]), scores, "ranking of probe 0 contains a gallery item twice"),
         (good, scores[:, ::-1], "ranking scores of probe 0 do not strictly decrease"),
         (good, scores * 0, "do not strictly decrease"),
         (good, scores * np.float32(np.nan), "do not strictly decrease"),
@@ -312,7 +316,9 @@ def test_positions_that_contradict_themselves_are_refused(cli, write):
             values = file[f"positions/{name}"][()]
             del file[f"positions/{name}"]
             file[f"positions/{name}"] = spoil(values)
-        with pytest.raises(br.InputError, match=r"^spoiled\.h5: positions .* the file is damaged: run again$"):
+        with pytest.raises(
+            br.InputError, match=r"^spoiled\.h5: match positions .* the file is damaged: run again$"
+        ):
             br.read_ranking("spoiled.h5", data)
 
 
@@ -345,7 +351,10 @@ def test_what_is_wrong_with_a_ranking_names_its_file(cli, write):
         file.attrs["format_version"] = 1
         file["indices"][0, 0] = 99
     code, _, err = cli("eval", "good.h5", "bad.h5", feats)
-    assert (code, err) == (1, "error: bad.h5: ranking of probe 0 names gallery item 99 of 60\n")
+    assert (code, err) == (
+        1,
+        "error: bad.h5: ranking of probe 0 contains gallery item 99, but the gallery has 60 items\n",
+    )
 
 
 def test_numbers_for_names_are_never_taken_for_rows():

@@ -931,7 +931,7 @@ def test_numbers_of_thousands_of_digits_are_counted(digits, refused):
     fields = {side: np.ones((1, 2), np.float32) for side in ("query_f", "gallery_f")}
     np.savez("dump.npz", **fields, query_label=np.array(["9" * digits]), gallery_label=np.array(["1"]))
     why = refused("convert", "dump.npz", "out.h5")
-    assert why.endswith(f"query_label has {digits} digits in row 0: expected what fits int64")
+    assert why.endswith(f"query_label has {digits} digits in row 0: expected a value that fits int64")
 
 
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
@@ -1002,7 +1002,7 @@ def test_pipes_are_refused_not_waited_for(arguments, refused, cli, feats):
 
 @pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])
 def test_names_that_no_file_holds_are_refused(name):
-    with pytest.raises(br.InputError, match="expected text that utf-8 can hold, without NUL"):
+    with pytest.raises(br.InputError, match="expected text that utf-8 can encode, without NUL"):
         br.FeatureSet.from_arrays(np.ones((1, 2)), np.ones((2, 2)), gallery_names=["fine", name])
 
 

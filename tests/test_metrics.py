@@ -243,7 +243,7 @@ def test_rankings_of_other_data_are_refused():
     ranking = br.rerank(data)
     with pytest.raises(br.InputError, match="made from other features"):
         br.evaluate(ranking, br.FeatureSet.from_arrays(**features(seed=1)))
-    with pytest.raises(br.InputError, match="12 probes x 60 gallery items and the features are 12 x 59"):
+    with pytest.raises(br.InputError, match="12 probes x 60 gallery items, but the features are 12 x 59"):
         br.evaluate(ranking, br.FeatureSet.from_arrays(**features(gallery=59)))
     with pytest.raises(br.InputError, match="no ids"):
         br.evaluate(ranking, br.FeatureSet.from_arrays(data.probe.features, data.gallery.features))

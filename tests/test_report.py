@@ -613,7 +613,11 @@ def test_what_cannot_be_reported_is_one_line(cli, write):
         (("none.h5", feats, "-o", "new.html"), 1, "none.h5: no such file"),
         (("lists.h5", feats, "-o", "new.html", "--image-root", "nowhere"), 1, "nowhere is no folder"),
         (("lists.h5", feats, "-o", "new.html", "--sweep", "lists.h5"), 2, "is written as .json or .csv"),
-        (("lists.h5", write("o.h5", **features(seed=8)), "-o", "new.html"), 1, "do not belong together"),
+        (
+            ("lists.h5", write("o.h5", **features(seed=8)), "-o", "new.html"),
+            1,
+            "use the features it was made from",
+        ),
     ):
         found, out, err = cli("report", *arguments)
         assert (found, out, len(err.splitlines())) == (code, "", 1), err

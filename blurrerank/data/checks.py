@@ -1,14 +1,11 @@
-"""Checks of parameters that several parts of the library share."""
+"""Parameter checks shared across the library."""
 
 from __future__ import annotations
 
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ParameterError
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_count(name: str, value: Any) -> None:
@@ -24,12 +21,12 @@ def check_share(name: str, value: Any) -> None:
 
 
 def check_switch(name: str, value: Any) -> None:
-    """Raise `ParameterError` unless `value` is true or false: other values count as true unnoticed."""
+    """Raise `ParameterError` unless `value` is a bool: other values would silently count as true."""
     if not isinstance(value, bool):
         raise ParameterError(f"{name} must be True or False, not {value!r}")
 
 
 def check_sigma(sigma: float) -> None:
-    """Raise `ParameterError` unless `sigma` is a finite number above 0, by which float32 can divide."""
+    """Raise `ParameterError` unless `sigma` is finite and at least 1e-30, so that float32 can divide by it."""
     if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 1e-30 <= sigma < float("inf"):
-        raise ParameterError(f"sigma must be a finite number above 0 (1e-30 at least), not {sigma!r}")
+        raise ParameterError(f"sigma must be a finite number above 0 (at least 1e-30), not {sigma!r}")

@@ -249,7 +249,7 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
         finder = MatchFinder(data, single_shot=False, device=torch.device("cpu"))
         if not finder.agrees(ranking.positions, ranking.indices):
             raise InputError(
-                f"{where}: positions of the matches contradict the lists or ids; the file is damaged: run again"
+                f"{where}: match positions contradict the lists or ids; the file is damaged: run again"
             )
     return ranking
 

@@ -87,7 +87,7 @@ def _has_text(values: Iterable[Any]) -> bool:
 
 
 _LARGEST = np.iinfo(np.int64).max
-_FITTING = "what fits int64"
+_FITTING = "a value that fits int64"
 
 
 # Python reads no numbers of thousands of digits.
