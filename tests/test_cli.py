@@ -515,12 +515,12 @@ def test_cameras_that_cannot_be_meant_are_warned_about(cli, write):
     one = {"probe_cams": np.ones(12, int), "gallery_cams": np.ones(60, int)}
     code, out, err = cli("run", write(**one))
     assert code == 0
-    assert err.count("warning: one camera everywhere: protocol market1501 drops every match;") == 1
+    assert err.count("warning: all images have the same camera, so protocol market1501 drops every match:") == 1
     assert "0 valid of 12 probes" in out
     code, _, err = cli("run", write("none.h5", probe_cams=None, gallery_cams=None))
     assert (code, err.splitlines()[0]) == (
         0,
-        "warning: there are no cameras: protocol market1501 drops nothing but junk",
+        "warning: there are no cameras: protocol market1501 drops only junk",
     )
 
 

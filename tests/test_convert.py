@@ -680,7 +680,7 @@ def test_labels_kept_as_lists_are_labels(cli, tmp_path, arrays):
 def test_one_camera_everywhere_is_told(cli, tmp_path, arrays):
     fields = layumi(arrays, query_cam=np.zeros(12, int), gallery_cam=np.zeros(40, int))
     _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
-    assert "warning: one camera everywhere" in err
+    assert "warning: all images have the same camera" in err
 
 
 @pytest.mark.parametrize("shifted", ["query_cam", "gallery_cam", None])
@@ -725,7 +725,10 @@ def test_cameras_are_compared_without_those_of_junk(probe, gallery, said, junk, 
 def test_junk_hides_neither_one_camera_nor_that_none_is_common(cli, tmp_path, arrays):
     """Names that do not parse give camera -1 on both sides."""
     ids = np.where(np.arange(12) == 3, -1, arrays["probe_ids"])
-    for probe, gallery, said in ((1, 1, "one camera everywhere"), (1, 2, "no camera is on both sides")):
+    for probe, gallery, said in (
+        (1, 1, "all images have the same camera"),
+        (1, 2, "no camera is on both sides"),
+    ):
         fields = layumi(
             arrays,
             query_label=ids,
@@ -742,7 +745,7 @@ def traps(arrays) -> dict[str, dict[str, np.ndarray]]:
     turned = {"query": "gallery", "gallery": "query"}
     return {
         "there are no cameras": {name: value for name, value in few.items() if "_cam" not in name},
-        "one camera everywhere": few | {name: value * 0 for name, value in cams.items()},
+        "all images have the same camera": few | {name: value * 0 for name, value in cams.items()},
         "no camera is on both sides": few | {"query_cam": cams["query_cam"] + 10},
         "one side counts from 0 and the other from 1": few | {"query_cam": cams["query_cam"] - 1},
         "have no match in the gallery": few | {"query_label": np.arange(12)},

@@ -216,8 +216,8 @@ def test_single_shot_counts_each_identity_once():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"probe_cams": None}, "the probes have no cameras: protocol market1501 drops nothing but junk"),
-        ({"probe_cams": np.ones(12, int), "gallery_cams": np.ones(60, int)}, "one camera everywhere"),
+        ({"probe_cams": None}, "the probes have no cameras: protocol market1501 drops only junk"),
+        ({"probe_cams": np.ones(12, int), "gallery_cams": np.ones(60, int)}, "all images have the same camera"),
         ({"probe_ids": np.zeros(12, int)}, "12 probes have id 0, which marks distractors"),
         ({"probe_ids": np.full(12, 99)}, "no probe has a match in the gallery"),
     ],

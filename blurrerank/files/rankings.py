@@ -247,7 +247,7 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
     # With other labels than these they are of no use, and may say what they like.
     if ranking.positions is not None and data.has_ids and ranking.labels_digest == data.labels_digest():
         finder = MatchFinder(data, single_shot=False, device=torch.device("cpu"))
-        if not finder.agrees(ranking.positions, ranking.indices):
+        if not finder.is_consistent(ranking.positions, ranking.indices):
             raise InputError(
                 f"{where}: match positions contradict the lists or ids; the file is damaged: run again"
             )

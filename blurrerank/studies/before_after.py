@@ -105,9 +105,7 @@ class BeforeAfter:
                 "as missed."
             )
         if get_protocol(self.protocol).drops_same_camera and self.data.has_ids and not self.data.has_cams:
-            found.append(
-                f"{_sentence(self.data.lacking('cams'))}: protocol {self.protocol} drops nothing but junk."
-            )
+            found.append(f"{_sentence(self.data.lacking('cams'))}: protocol {self.protocol} drops only junk.")
         return found
 
 

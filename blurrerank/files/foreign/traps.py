@@ -10,7 +10,7 @@ import torch
 from ...data.features import FeatureSet
 from ...data.labels import DISTRACTOR
 from ...data.side import Side
-from ...evaluation.metrics import cameras, doubts, valid_probes
+from ...evaluation.metrics import distinct_cameras, suspicious_labels, valid_probes
 from ...evaluation.protocols import get_protocol
 
 # Norms of float16 features of unit length are off by a thousandth.
@@ -39,7 +39,7 @@ def label_doubts(data: FeatureSet) -> list[str]:
         return [f"{data.lacking('ids')}: lists can be written but not measured"]
     protocol = get_protocol("market1501")
     valid = valid_probes(data, protocol.name)
-    found = doubts(data, protocol, valid)
+    found = suspicious_labels(data, protocol, valid)
     if 0 < valid < len(data.probe):
         found.append(
             f"{len(data.probe) - valid} of {len(data.probe)} probes have no match in the gallery under "
@@ -65,7 +65,7 @@ def _camera_base(data: FeatureSet) -> list[str]:
     """A line if the sides have no camera in common, or one seems to count from 0 and the other from 1."""
     if data.probe.cams is None or data.gallery.cams is None:
         return []
-    one, other = sides = cameras(data.probe), cameras(data.gallery)
+    one, other = sides = distinct_cameras(data.probe), distinct_cameras(data.gallery)
     if not len(one) or not len(other):
         return []
     if not len(np.intersect1d(one, other)):
