@@ -607,7 +607,7 @@ def test_a_run_that_is_ended_leaves_nothing(sent, code, write, tmp_path):
         process.send_signal(sent)
         err = process.communicate(timeout=60)[1]
     assert process.returncode == code
-    ended = "interrupted" if sent == signal.SIGINT else f"ended by {sent.name}"
+    ended = "interrupted" if sent == signal.SIGINT else f"terminated by {sent.name}"
     assert err.decode() == f"note: nothing of lists.csv is kept\nerror: {ended}\n"
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
@@ -637,7 +637,7 @@ blurrerank.cli.main(["run", "feats.h5"])
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == code
-    ended = "interrupted" if sent == signal.SIGINT else f"ended by {sent.name}"
+    ended = "interrupted" if sent == signal.SIGINT else f"terminated by {sent.name}"
     assert done.stderr == f"note: nothing of feats.ranking.h5 is kept\nerror: {ended}\n"
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
@@ -764,7 +764,7 @@ def test_an_unforeseen_error_is_one_line_too(cli, write, monkeypatch):
     code, _, err = cli("run", write())
     assert (code, err) == (
         1,
-        "error: internal error, KeyError: 'unforeseen' (--debug shows where; please report)\n",
+        "error: internal error, KeyError: 'unforeseen' (--debug shows the traceback; please report this)\n",
     )
 
 

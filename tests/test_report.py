@@ -520,7 +520,7 @@ def test_pictures_from_files_stay_within_their_folder(report, visit, cli, write,
     page = visit(report(feats, "--image-root", "images"))
     check_pictures(page, arrays, absent=frozenset(range(20, 25)))
     err = cli("report", "lists.h5", feats, "-o", "report.html", "--force", "--image-root", "images")[2]
-    assert "warning: 5 pictures were not found in images, or are no images" in err
+    assert "warning: 5 pictures were not found in images or are not images" in err
     assert "5 pictures were not found; these are tiles too" in page.inner_text("#probes")
 
 
@@ -555,7 +555,7 @@ def test_pictures_beyond_the_budget_are_left_out_and_it_is_told(report, visit, c
     feats = write(**arrays | images)
     page = visit(report(feats))
     told = cli("report", "lists.h5", feats, "-o", "report.html", "--force")[2]
-    complete = int(re.search(r"room for 30 pictures, \d+ were left out: the (\d+) probes", told)[1])
+    complete = int(re.search(r"only 30 pictures fit, \d+ were left out: the (\d+) probes", told)[1])
     assert complete >= 1
     assert f"the {complete} probes that changed most have all of theirs" in page.inner_text("#probes")
     # The probes that changed most, in whichever direction, come first.
