@@ -124,7 +124,7 @@ def test_candidates_from_standard_input(write, tmp_path):
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.stdout.split("\n")[-3:] == ["1", "1", ""]
     first, second = done.stderr.splitlines()
-    assert first.startswith("error: standard input is of no format that is known here: expected a native")
+    assert first.startswith("error: standard input has an unrecognised format: expected a native")
     assert second.startswith("error: standard input is not a readable NumPy archive:")
     for name in ("one.npz", "other.npz", "third.npz"):
         found = br.read_ranking(tmp_path / name, data)
@@ -389,23 +389,23 @@ BROKEN = {
     "empty.ibin": (lambda path: path.touch(), "empty.ibin is empty: expected a native ranking, .npz"),
     "short.ibin": (
         lambda path: path.write_bytes(b"\1\0\0"),
-        "short.ibin is 3 bytes long: expected the two uint32 of an .ibin header",
+        "short.ibin is 3 bytes long: expected an .ibin header of two uint32",
     ),
     "cut.ibin": (
         lambda path: path.write_bytes(np.array([30, 4], "<u4").tobytes() + bytes(470)),
-        "cut.ibin is 478 bytes long and its header says 30 lists of 4: expected 488 bytes, or 968 with dist",
+        "cut.ibin is 478 bytes long, but its header says 30 lists of 4: expected 488 bytes, or 968 with dist",
     ),
     "long.ibin": (
         lambda path: path.write_bytes(np.array([30, 4], "<u4").tobytes() + bytes(481)),
-        "long.ibin is 489 bytes long and its header says",
+        "long.ibin is 489 bytes long, but its header says",
     ),
     "zero.ibin": (
         lambda path: path.write_bytes(bytes(8)),
-        "zero.ibin is 8 bytes long and its header says 0 lists of 0",
+        "zero.ibin is 8 bytes long, but its header says 0 lists of 0",
     ),
     "huge.ibin": (
         lambda path: path.write_bytes(b"\xff" * 20),
-        "huge.ibin is 20 bytes long and its header says 4294967295 lists of 4294967295",
+        "huge.ibin is 20 bytes long, but its header says 4294967295 lists of 4294967295",
     ),
     "few.ibin": (lambda path: write_ibin(path, LISTS[:7]), "few.ibin has 7 lists for 30 probes"),
     "outside.ibin": (
@@ -428,9 +428,9 @@ BROKEN = {
     "flat.hdf5": (hdf5(neighbors=LISTS[0]), "flat.hdf5::/neighbors has shape (4,): expected (probes, candid"),
     "other.hdf5": (
         hdf5(train=LISTS, test=LISTS),
-        "other.hdf5 is HDF5 that holds test, train: expected a blurrerank-ranking file, or neighbors as ann-b",
+        "other.hdf5 is an HDF5 file with test, train: expected a blurrerank-ranking file, or neighbors as ann-",
     ),
-    "group.hdf5": (hdf5(**{"neighbors/x": LISTS}), "group.hdf5 is HDF5 that holds neighbors: expected"),
+    "group.hdf5": (hdf5(**{"neighbors/x": LISTS}), "group.hdf5 is an HDF5 file with neighbors: expected"),
     "gallery.h5": (
         other_gallery,
         "gallery.h5 ranks 30 probes x 150 gallery items, but the features are 30 x 200: use the features it",
@@ -438,7 +438,7 @@ BROKEN = {
     "gallery.npz": (other_gallery, "gallery.npz ranks 30 probes x 150 gallery items, but the features are"),
     "names.npz": (
         lambda path: np.savez(path, a=LISTS, b=LISTS),
-        "names.npz holds a, b: expected indices (prob",
+        "names.npz contains a, b: expected indices (prob",
     ),
     "floats.npz": (
         lambda path: np.savez(path, indices=LISTS * 1.0),
@@ -452,11 +452,11 @@ BROKEN = {
     "cut.npy": (lambda path: path.write_bytes(b"\x93NUMPY\1\0"), "cut.npy is not a readable NumPy array:"),
     "binary": (
         lambda path: path.write_bytes(b"\0\1\2\3" * 9),
-        "binary is of no format that is known here: exp",
+        "binary has an unrecognised format: exp",
     ),
     "bad.trec": (
         lambda path: path.write_text("0 Q0 1 1 1 x\n0 Q0 1000 1 1 x\n"),
-        "bad.trec line 2: '1000' is no gallery name or row number below 200",
+        "bad.trec line 2: '1000' is not a gallery name or row number below 200",
     ),
     "twice.trec": (
         lambda path: path.write_text("3 Q0 1 1 1 x\n3 Q0 1 1 1 x\n"),
@@ -753,5 +753,5 @@ def test_lists_of_other_features_are_told(cli, write):
         assert cli("run", other, "--method", "cosine", "-o", name)[0] == 0
         code, _, err = cli("run", feats, "--candidates", name, "--force", "-o", "out.h5")
         assert code == 0
-        assert f"warning: {name} was made from other features than these" in err
+        assert f"warning: {name} was made from other features: its lists are valid only if" in err
         assert "other features" not in cli("run", other, "--candidates", name, "--force", "-o", "out.h5")[2]

@@ -258,7 +258,7 @@ def no_ids():
 
 BAD_FILES = {
     "no such file": (None, "error: feats.h5: no such file"),
-    "not HDF5": (b"hello", "error: feats.h5 is text, but no table of features"),
+    "not HDF5": (b"hello", "error: feats.h5 is text, but not a table of features"),
     "empty": (b"", "error: feats.h5 is not an HDF5 file"),
     "missing group": (
         {key: None for key in features() if key.startswith("gallery")},
@@ -416,7 +416,7 @@ def test_outputs_that_cannot_be_written(cli, write, tmp_path):
     assert cli("run", feats, "-o", "none/lists.h5") == (
         1,
         "",
-        "error: none/lists.h5: the folder none does not exist; make it first\n",
+        "error: none/lists.h5: the folder none does not exist; create it first\n",
     )
     (tmp_path / "kept.h5").write_text("precious")
     assert cli("run", feats, "-o", "kept.h5") == (
@@ -591,7 +591,7 @@ def test_what_is_no_file_is_not_replaced(cli, write, tmp_path):
     code, _, err = cli("run", write(), "-o", "pipe.csv", "--force")
     assert (code, err) == (
         1,
-        "error: pipe.csv is no ordinary file: write to standard output with -o - and redirect it\n",
+        "error: pipe.csv is not a regular file: write to standard output with -o - and redirect it\n",
     )
     assert (tmp_path / "pipe.csv").is_fifo()
 

@@ -173,7 +173,7 @@ def test_trec_scores_strictly_decrease_even_where_everything_ties(tmp_path):
 @pytest.mark.parametrize(
     ("names", "why"),
     [
-        (["a"] * 60, "they are not all different"),
+        (["a"] * 60, "they are not unique"),
         ([f"g {row}" for row in range(60)], "some are empty or have white"),
     ],
 )
@@ -202,9 +202,9 @@ def test_another_tool_s_trec_run_is_sorted_by_score(data):
     [
         ("trec", "p000 Q0 g001 1 0.5 x\np000 Q0 g001", "line 2 is not a TREC run entry: expected 'probe Q0"),
         ("trec", "p000 Q0 g001 1 high x", "line 1 is not a TREC run entry"),
-        ("trec", "p000 Q0 who 1 0.5 x", "line 1: 'who' is no gallery name or row number below 60"),
-        ("trec", "q Q0 g001 1 0.5 x", "line 1: 'q' is no probe name or row number below 12"),
-        ("trec", "p000 Q0 60 1 0.5 x", "'60' is no gallery name or row number below 60"),
+        ("trec", "p000 Q0 who 1 0.5 x", "line 1: 'who' is not a gallery name or row number below 60"),
+        ("trec", "q Q0 g001 1 0.5 x", "line 1: 'q' is not a probe name or row number below 12"),
+        ("trec", "p000 Q0 60 1 0.5 x", "'60' is not a gallery name or row number below 60"),
         ("trec", "", "has no entries"),
         ("trec", "p000 Q0 g001 1 nan x", "has a score that is not a number"),
         ("trec", "p000 Q0 g001 1 2 x\np000 Q0 g001 2 1 x", "ranking of probe 0 contains a gallery item twice"),
@@ -214,11 +214,19 @@ def test_another_tool_s_trec_run_is_sorted_by_score(data):
         ("jsonl", "{", "line 1: expected"),
         ("jsonl", '{"probe": 0, "indices": [1, 2], "scores": [1]}', "line 1: expected"),
         ("jsonl", '{"probe": 0, "indices": [1.5], "scores": [1]}', "line 1: expected"),
-        ("jsonl", '{"probe": 12, "indices": [1], "scores": [1]}', "line 1 names a row outside 12 probes x 60"),
-        ("jsonl", '{"probe": 0, "indices": [-1], "scores": [1]}', "line 1 names a row outside 12 probes x 60"),
+        (
+            "jsonl",
+            '{"probe": 12, "indices": [1], "scores": [1]}',
+            "line 1 refers to a row outside 12 probes x 60",
+        ),
+        (
+            "jsonl",
+            '{"probe": 0, "indices": [-1], "scores": [1]}',
+            "line 1 refers to a row outside 12 probes x 60",
+        ),
         ("csv", "probe,gallery\n0,1", "has no column 'score': expected probe,rank,gallery,score"),
         ("csv", "probe,gallery,score\n0,1,x", "line 2: expected probe,rank,gallery,score"),
-        ("csv", "probe,gallery,score\n0,99,1", "line 2 names a row outside 12 probes x 60"),
+        ("csv", "probe,gallery,score\n0,99,1", "line 2 refers to a row outside 12 probes x 60"),
         ("npz", b"PK\x03\x04 no", "is not a readable ranking archive"),
         ("npz", "", "is not a readable ranking archive"),
         ("jsonl", '{"probe": 0.7, "indices": [1], "scores": [1]}', "line 1: expected"),
@@ -362,7 +370,7 @@ def test_numbers_for_names_are_never_taken_for_rows():
     data = br.FeatureSet.from_arrays(**arrays)
     run = io.BytesIO(b"p000 Q0 103 1 0.5 x\n")
     assert br.read_ranking(run, data, format="trec").indices[0, 0] == 3
-    with pytest.raises(br.InputError, match=r"line 1: '7' is no gallery name$"):
+    with pytest.raises(br.InputError, match=r"line 1: '7' is not a gallery name$"):
         br.read_ranking(io.BytesIO(b"p000 Q0 7 1 0.5 x\n"), data, format="trec")
 
 

@@ -611,7 +611,7 @@ def test_what_cannot_be_reported_is_one_line(cli, write):
         (("lists.h5", feats), 2, "Missing option '-o'"),
         (("lists.h5", feats, "-o", "report.html"), 1, "report.html exists: pass --force"),
         (("none.h5", feats, "-o", "new.html"), 1, "none.h5: no such file"),
-        (("lists.h5", feats, "-o", "new.html", "--image-root", "nowhere"), 1, "nowhere is no folder"),
+        (("lists.h5", feats, "-o", "new.html", "--image-root", "nowhere"), 1, "nowhere is not a folder"),
         (("lists.h5", feats, "-o", "new.html", "--sweep", "lists.h5"), 2, "is written as .json or .csv"),
         (
             ("lists.h5", write("o.h5", **features(seed=8)), "-o", "new.html"),

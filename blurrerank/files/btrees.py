@@ -21,8 +21,8 @@ _LINKS, _LAYOUT, _SYMBOLS, _ATTRIBUTES = 0x02, 0x08, 0x11, 0x15
 _CHUNKED, _VIRTUAL = 2, 3
 # How the newer format finds chunks: by a fixed or a growing array, or by a tree of the second version.
 _NEWER = (3, 4, 5)
-ELSEWHERE = "is kept in another file, which is not opened: copy its values into this one"
-_ENDLESS = "lies in a tree without an end: the file is damaged"
+ELSEWHERE = "is stored in another file, which is not opened: copy its values into this file"
+_ENDLESS = "is stored in a malformed B-tree: the file is damaged"
 
 
 def check_tree(item: Any, link: str | None = None) -> None:
@@ -110,7 +110,7 @@ class _Tree(Headers):
 
 def _newer(what: str) -> InputError:
     return InputError(
-        f"keeps {what} as the newer format of HDF5 does, over which HDF5 may crash if they are damaged: "
-        "write it again with h5py's default libver and without track_order, new[name] = old[name][()] "
-        "(h5repack and copies of groups may keep it as it is)"
+        f"stores {what} in the newer HDF5 format, in which damage can crash HDF5: write the file again with "
+        "h5py's default libver and without track_order, as in new[name] = old[name][()] "
+        "(h5repack and copies of groups may keep the newer format)"
     )

@@ -79,7 +79,7 @@ def _read(path: Path, where: str, data: FeatureSet) -> GivenLists:
     elif start.startswith(b"\x93NUMPY"):
         lists = _array(path, where)
     elif start.startswith(b"\x89HDF"):
-        raise InputError(f"{where} is no readable HDF5 file: it is truncated; copy it again")
+        raise InputError(f"{where} is a truncated HDF5 file: copy it again")
     elif path.suffix.lower() == ".ibin" or _ibin_parts(path.stat().st_size, start):
         lists = _ibin(path, where)
     else:
@@ -101,7 +101,7 @@ def _hdf5(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], str]:
         raise InputError(str(error).replace(str(path), where)) from error
     if not native:
         raise InputError(
-            f"{where} is HDF5 that holds {listed}: expected a {ranking_h5.FORMAT} file, or neighbors as "
+            f"{where} is an HDF5 file with {listed}: expected a {ranking_h5.FORMAT} file, or neighbors as "
             "ann-benchmarks writes them"
         )
     return _ranking(path, where, "h5", data), where
@@ -117,7 +117,7 @@ def _archive(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], st
                 name = next((name for name in ("indices", "neighbors") if name in names), None)
                 if name is None:
                     listed = ", ".join(names) or "nothing"
-                    raise InputError(f"{where} holds {listed}: expected indices (probes, candidates)")
+                    raise InputError(f"{where} contains {listed}: expected indices (probes, candidates)")
                 return archive[name], f"{where}::{name}"
     except InputError:
         raise
@@ -134,7 +134,7 @@ def _ranking(path: Path, where: str, form: str, data: FeatureSet) -> NDArray[Any
         raise InputError([problem.replace(str(path), where) for problem in error.problems]) from error
     if found.digest is not None and found.digest != data.digest():
         warnings.warn(
-            f"{where} was made from other features than these: its lists are right only if probes and gallery "
+            f"{where} was made from other features: its lists are valid only if probes and gallery "
             "are the same images in the same order",
             BlurrerankWarning,
             stacklevel=2,
@@ -162,15 +162,15 @@ def _ibin(path: Path, where: str) -> NDArray[Any]:
     size = path.stat().st_size
     if size < 8:
         raise InputError(
-            f"{where} is {size} bytes long: expected the two uint32 of an .ibin header, lists and their length"
+            f"{where} is {size} bytes long: expected an .ibin header of two uint32, lists and their length"
         )
     header = np.fromfile(path, dtype="<u4", count=2)
     rows, columns = header.tolist()
     if not _ibin_parts(size, header.tobytes()):
         part = 4 * rows * columns
         raise InputError(
-            f"{where} is {size:,} bytes long and its header says {rows} lists of {columns}: expected "
-            f"{8 + part:,} bytes, or {8 + 2 * part:,} with distances; it is damaged, or no .ibin file"
+            f"{where} is {size:,} bytes long, but its header says {rows} lists of {columns}: expected "
+            f"{8 + part:,} bytes, or {8 + 2 * part:,} with distances; it is damaged or not an .ibin file"
         )
     return np.fromfile(path, dtype="<i4", count=rows * columns, offset=8).reshape(rows, columns)
 
@@ -180,7 +180,7 @@ def _text(path: Path, where: str, start: bytes, data: FeatureSet) -> NDArray[Any
     form = _TEXT_ENDINGS.get(Path(path.name.removesuffix(".gz")).suffix.lower())
     first = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if form is None and b"\0" in start:
-        raise InputError(f"{where} is of no format that is known here: expected {_KNOWN}")
+        raise InputError(f"{where} has an unrecognised format: expected {_KNOWN}")
     if form is None and first.startswith(b"{"):
         form = "jsonl"
     elif form is None and b"," in first.partition(b"\n")[0]:

@@ -56,7 +56,7 @@ def check_chunks(dataset: Any, size: int, where: str) -> None:
         return
     if len(packing) > 1:
         raise InputError(
-            f"{where} is packed by {len(packing)} filters on top of each other: write it with gzip alone"
+            f"{where} is compressed by {len(packing)} filters in sequence: write it with gzip only"
         )
     code, values = packing[0]
     # Number and size of the values, or size of the chunk: so much room these make, whatever is in it.
@@ -114,5 +114,5 @@ def _inflated(data: bytes, most: int) -> int:
 
 def _too_much(where: str, size: int) -> InputError:
     return InputError(
-        f"{where} has a chunk that would unpack to more than its {size:,} bytes: the file is damaged"
+        f"{where} has a chunk that would decompress to more than its {size:,} bytes: the file is damaged"
     )

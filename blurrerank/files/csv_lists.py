@@ -60,7 +60,7 @@ def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
             probe, item = int(row["probe"]), int(row["gallery"])
             if not 0 <= probe < len(data.probe) or not 0 <= item < len(data.gallery):
                 raise InputError(
-                    f"{where} line {rows.line_num} names a row outside {len(data.probe)} probes x "
+                    f"{where} line {rows.line_num} refers to a row outside {len(data.probe)} probes x "
                     f"{len(data.gallery)} gallery items"
                 )
             probes.append(probe)

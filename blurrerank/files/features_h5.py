@@ -288,7 +288,8 @@ class _Reader:
         right = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
         if images.dtype != np.uint8 or not right or shape[:1] != rows:
             self.problems.append(
-                f"{where}/images is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3), one a row"
+                f"{where}/images is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3), one per "
+                "row"
             )
         else:
             self.images[name] = shape
@@ -299,7 +300,7 @@ def _refuse_foreign(path: str | Path | None) -> None:
     from .foreign import is_foreign
 
     if path is not None and "::" not in str(path) and is_foreign(Path(path)):
-        raise InputError(f"{path} is no native file: `blurrerank convert` makes one of other tools' files")
+        raise InputError(f"{path} is not a native file: convert it with `blurrerank convert` first")
 
 
 def open_group(address: str | Path) -> tuple[Any, str]:

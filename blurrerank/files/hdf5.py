@@ -43,7 +43,7 @@ def open_hdf5(path: str | Path) -> Any:
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder: name a file in it")
     if not os.path.isfile(path):
-        raise InputError(f"{path} is no ordinary file: HDF5 is read from files alone")
+        raise InputError(f"{path} is not a regular file; HDF5 cannot be read from a pipe or device")
     try:
         check_beginning(path)
         file = h5py.File(path, "r")
@@ -95,13 +95,16 @@ def _resolved(group: Any, path: str, left: list[int]) -> Any:
         link = found.get(part, getlink=True) if part != "." else None
         if isinstance(link, h5py.ExternalLink):
             raise InputError(
-                f"{found.file.filename}::{found.name} has a link '{part}' into another file, which is not "
-                "followed: copy what it points to into this one"
+                f"{found.file.filename}::{found.name} has a link '{part}' to another file, which is not "
+                "followed: copy its target into this file"
             )
         if isinstance(link, h5py.SoftLink):
             left[0] -= 1
             if left[0] < 0:
-                raise InputError(f"{found.file.filename}::{found.name} has a link '{part}' that leads nowhere")
+                raise InputError(
+                    f"{found.file.filename}::{found.name} has a link '{part}' that is circular or nested too "
+                    "deeply"
+                )
             found = _resolved(found, link.path, left)
         elif link is not None:
             check_tree(found, part)
@@ -179,7 +182,7 @@ def check_dataset(dataset: Any, where: str) -> None:
     with reading(where):
         dtype = dataset.dtype
         if dtype.hasobject and not (h5py.check_string_dtype(dtype) or h5py.check_ref_dtype(dtype)):
-            raise InputError(f"{where} is of parts of many kinds: expected numbers or text")
+            raise InputError(f"{where} has a compound or object type: expected numbers or text")
         if is_variable(dtype):
             check_letters(dataset.id.get_type(), where)
         # One piece in this file, and no filters.
@@ -193,8 +196,8 @@ def check_dataset(dataset: Any, where: str) -> None:
         size = status(dataset).st_size
         if stored > size or (stored < declared and (plain or not filters_of(dataset))):
             raise InputError(
-                f"{where} is {_sizes(dataset)}, {declared:,} bytes, and the file holds {min(stored, size):,} "
-                "of it: it was cut short, or never written"
+                f"{where} is {_sizes(dataset)}, {declared:,} bytes, but the file has only "
+                f"{min(stored, size):,} of them: it was truncated or never completely written"
             )
         if plain:
             return
@@ -217,8 +220,8 @@ def _check_settings(dataset: Any, where: str) -> None:
         if not h5py.h5z.filter_avail(code):
             called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
             raise InputError(
-                f"{where} is packed by HDF5 filter {code} ({called}), which is not installed: write it "
-                "with gzip or unpacked"
+                f"{where} is compressed by HDF5 filter {code} ({called}), which is not installed: write it "
+                "with gzip or uncompressed"
             )
 
 

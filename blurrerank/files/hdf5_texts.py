@@ -39,7 +39,7 @@ def check_letters(kind: Any, where: str) -> None:
     """
     # Two bytes, then the type as in a file: class and size, and behind these class and size of a letter.
     if kind.encode()[14:18] != b"\1\0\0\0":
-        raise InputError(f"{where} is text of letters that are none: the file is damaged")
+        raise InputError(f"{where} is text with an invalid character type: the file is damaged")
 
 
 def _widths(item: Any) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def check_heaps(item: Any, where: str) -> None:
 
 
 def _endless(where: str) -> InputError:
-    return InputError(f"{where} lies in a heap of text without an end: the file is damaged")
+    return InputError(f"{where} is stored in a malformed text heap: the file is damaged")
 
 
 def entry_bytes(dataset: Any) -> int:
@@ -81,7 +81,7 @@ def read_texts(dataset: Any, where: str) -> NDArray[Any]:
     if not dataset.size:
         return np.empty(dataset.shape, object)
     size = status(dataset).st_size
-    damaged = InputError(f"{where} holds more text than the file has bytes: it is damaged")
+    damaged = InputError(f"{where} contains more text than the file has bytes: it is damaged")
     total, pieces = 0, _references(dataset)
     if dataset.id.get_offset() is not None and not heaps_end(dataset, _heaps(dataset), _widths(dataset)[1]):
         raise _endless(where)

@@ -48,7 +48,7 @@ class Headers:
         for number, (start, size) in enumerate(pieces):
             left -= size
             if left < 0 or start in seen:
-                raise InputError("has a header without an end: the file is damaged")
+                raise InputError("has a malformed header: the file is damaged")
             seen.add(start)
             block = self.read(start, size)
             if newer and number:
@@ -110,6 +110,6 @@ def check_beginning(path: str | Path) -> None:
             raise InputError(f"{path} {error}") from None
     if kinds & {_SHARED, _CACHED}:
         raise InputError(
-            f"{path} has tables for the whole file, over which HDF5 may crash if they are damaged: "
-            "copy what is in it into a file that h5py.File(NAME, 'w') makes"
+            f"{path} has file-level tables, in which damage can crash HDF5: "
+            "copy its content into a file made by h5py.File(NAME, 'w')"
         )

@@ -77,7 +77,7 @@ class ImageFiles:
         """
         self._root, self._names = Path(root).resolve(), names
         if not self._root.is_dir():
-            raise InputError(f"{root} is no folder: name the one that the images lie in")
+            raise InputError(f"{root} is not a folder: name the folder that contains the images")
 
     def read(self, rows: Sequence[int], size: int) -> Iterator[tuple[int, Thumbnail | None]]:
         """See `Pictures`. None for a name that leads out of the folder, to nothing, or to no image.

@@ -82,7 +82,7 @@ def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
             ) from None
         if not 0 <= probe < len(data.probe) or not all(0 <= item < len(data.gallery) for item in listed):
             raise InputError(
-                f"{where} line {number} names a row outside {len(data.probe)} probes x "
+                f"{where} line {number} refers to a row outside {len(data.probe)} probes x "
                 f"{len(data.gallery)} gallery items"
             )
     return from_entries(probes, items, scores, data, where)

@@ -54,13 +54,13 @@ def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int 
         return features_h5.inspect(path, gallery, memory=memory)
     if len(foreign) < len(paths):
         raise InputError(
-            f"{foreign[0]} is another tool's file and the other is native: make it native too, with "
+            f"{foreign[0]} is another tool's file, but the other is native: convert it with "
             "`blurrerank convert`"
         )
     imported = import_features(*paths)
     data = imported.data
     problems = [
-        f"{', '.join(map(str, paths))}: {line}; look at it with `blurrerank convert`"
+        f"{', '.join(map(str, paths))}: {line}; inspect it with `blurrerank convert`"
         for line in imported.unsure
     ]
     return Contents(

@@ -45,7 +45,7 @@ def reading_mapped(path: Path, form: str, *, verify: bool) -> Iterator[MappedFil
         stated, version = known.get("format"), known.get("format_version")
         if stated != form:
             kind = f"a {stated} file" if stated else "an HDF5 file"
-            raise InputError(f"{path} is {kind}: expected a {form} file, such as `blurrerank index` writes")
+            raise InputError(f"{path} is {kind}: expected a {form} file, as written by `blurrerank index`")
         if not isinstance(version, int | np.integer) or not 1 <= version <= VERSION:
             raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
         try:
@@ -96,12 +96,12 @@ class MappedFile:
         if not dataset.size:
             values = np.empty(dataset.shape, dataset.dtype)
         elif offset is None:
-            raise InputError(f"{name} is not stored in one piece")
+            raise InputError(f"{name} is not stored contiguously")
         else:
             # Private pages are shared with every other reader until somebody writes, which nobody does.
             values = np.memmap(self._stream, dataset.dtype, mode="c", offset=offset, shape=dataset.shape)
         if self._verify and zlib.crc32(values.data) != attributes(dataset).get("crc32"):
-            raise InputError(f"{name} has another checksum than when it was written")
+            raise InputError(f"{name} does not match its checksum")
         if within is not None:
             self._check(name, values, within)
         return torch.from_numpy(values)
@@ -110,7 +110,7 @@ class MappedFile:
         if self._verify and values.size:
             low, high = within
             if not (values.min() >= low and values.max() <= high):  # nan is neither
-                raise InputError(f"{name} has values that no index has")
+                raise InputError(f"{name} has values that are invalid in an index")
 
     def _dataset(self, name: str) -> Any:
         dataset = member(self._file, name)
@@ -136,7 +136,7 @@ class MappedFile:
         if names.shape != (self._sizes["G"],):
             raise InputError(f"names are {names.shape}")
         if self._verify and checksum_of(names) != attributes(stored).get("crc32"):
-            raise InputError("names have another checksum than when they were written")
+            raise InputError("names do not match their checksum")
         return names
 
     def neighbours(self) -> Neighbours:
@@ -153,7 +153,7 @@ class MappedFile:
         """Sparse rows, one for each of the gallery."""
         offsets = self.take(f"{name}/offsets", (self._sizes["G"] + 1,), np.int64)
         if self._verify and not (offsets[0] == 0 and bool((offsets.diff() >= 0).all())):
-            raise InputError(f"{name}/offsets has values that no index has")
+            raise InputError(f"{name}/offsets has values that are invalid in an index")
         entries = (int(offsets[-1]),)
         columns = self.take(f"{name}/columns", entries, within=self.items)
         weights = self.take(f"{name}/weights", entries, np.int32, within=(0, ONE))

@@ -79,7 +79,7 @@ def _arrays(stream: BufferedReader, width: int) -> Iterator[Arrived]:
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, by_columns, dtype = header[version](stream)
         except (ValueError, KeyError, SyntaxError, TokenError) as error:
-            raise InputError(f"standard input is no .npy array where one should begin: {error}") from None
+            raise InputError(f"standard input has an invalid .npy header: {error}") from None
         if dtype.kind != "f" or dtype.itemsize > 8 or len(shape) not in (1, 2):
             raise InputError(f"standard input has an array of {dtype} {shape}: expected rows of floats")
         if by_columns and len(shape) == 2 and min(shape) > 1:

@@ -223,7 +223,7 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
     if path is not None and path.is_dir():
         raise InputError(f"{path} is a folder: name a file in it")
     if path is not None and not path.is_file():
-        raise InputError(f"{path} is no ordinary file: pass - and pipe it")
+        raise InputError(f"{path} is not a regular file: pass - and pipe it in")
     if path is not None:
         check_readable(path)
     if chosen in _TEXT:
@@ -258,10 +258,10 @@ def open_text(path: str | Path) -> BinaryIO:
     """A file of text to read as bytes, unpacked if it is compressed by gzip.
 
     Raises:
-        InputError: if it is no ordinary file, or would unpack to too much.
+        InputError: if it is not a regular file, or would unpack to too much.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path} is no ordinary file: pass - and pipe it")
+        raise InputError(f"{path} is not a regular file: pass - and pipe it in")
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     if packed:

@@ -59,11 +59,11 @@ def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
     target = _resolved(path)
     parent = target.parent if path.is_symlink() else path.parent
     if not parent.is_dir():
-        raise OutputError(f"{path}: the folder {parent} does not exist; make it first")
+        raise OutputError(f"{path}: the folder {parent} does not exist; create it first")
     if path.is_dir():
         raise OutputError(f"{path} is a folder: name a file in it")
     if path.exists() and not path.is_file():
-        raise OutputError(f"{path} is no ordinary file: write to standard output with -o - and redirect it")
+        raise OutputError(f"{path} is not a regular file: write to standard output with -o - and redirect it")
     _check_free(path, force)
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{path}: the folder {parent} is read-only; choose another with -o")
@@ -72,7 +72,7 @@ def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
         with _claimed(folder, path):
             if _kept(folder) and not (force or resume):
                 raise OutputError(
-                    f"{path}: an interrupted run left what it had done; pass --resume to go on from there, or "
+                    f"{path}: an interrupted run left partial results; pass --resume to continue from them, or "
                     "--force to start over"
                 )
 
@@ -100,7 +100,7 @@ def _resolved(path: Path) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError before Python 3.13, and from then on a link
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise OutputError(f"{path} cannot be written: its name is too long") from error
-    raise OutputError(f"{path} is a link that leads nowhere: remove it, or choose another name")
+    raise OutputError(f"{path} is a broken link: remove it, or choose another name")
 
 
 @contextmanager
@@ -136,8 +136,8 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
                     yield temporary
                     if not os.path.samestat(temporary.lstat(), os.fstat(number)):
                         raise OutputError(
-                            f"{path} cannot be written: something else was put in the place of {temporary}; "
-                            "choose a folder where only you can write"
+                            f"{path} cannot be written: {temporary} was replaced by something else; "
+                            "choose a folder that only you can write to"
                         )
                     os.fsync(number)
                     _set_owner_and_mode(number, target if force else None, mode)
@@ -273,9 +273,9 @@ def _why_not_ours(folder: Path) -> str | None:
     if stat.S_ISLNK(found.st_mode):
         return "is a link; remove it"
     if not stat.S_ISDIR(found.st_mode):
-        return "is no folder; remove it"
+        return "is not a folder; remove it"
     if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
-        return "is another user's, who may be writing it: wait or have it removed, or choose another name"
+        return "belongs to another user, who may be writing it: wait, have it removed, or choose another name"
     return None
 
 

@@ -74,7 +74,7 @@ def _usable(side: Side) -> str | None:
         return "there are none"
     names = side.names.tolist()
     if len(set(names)) != len(names):
-        return "they are not all different"
+        return "they are not unique"
     if any(name.split() != [name] for name in names):
         return "some are empty or have white space"
     return None
@@ -87,7 +87,7 @@ def _identifiers(side: Side) -> list[str]:
         return [str(name) for name in side.names]
     if side.names is not None:
         warnings.warn(
-            f"{side.label}/names cannot identify TREC entries, {problem}: row numbers are written instead",
+            f"{side.label}/names cannot be TREC identifiers, {problem}: row numbers are written instead",
             BlurrerankWarning,
             stacklevel=5,
         )
@@ -111,5 +111,5 @@ class _Rows:
 
     def __getitem__(self, identifier: str) -> int:
         if identifier not in self._rows:
-            raise KeyError(f"{identifier!r} is no {self._what}")
+            raise KeyError(f"{identifier!r} is not a {self._what}")
         return self._rows[identifier]

@@ -16,7 +16,7 @@ _MOST = 1032
 
 
 def is_too_much(unpacked: int, packed: int) -> bool:
-    """Whether so many bytes of so many were made to fill the memory: no features are packed so tightly."""
+    """Return whether `packed` bytes that decompress to `unpacked` look like a decompression bomb."""
     return unpacked > _LARGE and unpacked > _TIMES * packed
 
 
@@ -33,8 +33,8 @@ def check_unpacked(unpacked: int, packed: int, where: str) -> None:
     """
     if is_too_much(unpacked, packed):
         raise InputError(
-            f"{where} would unpack {packed:,} bytes to {unpacked:,}: no features are packed so tightly; if it "
-            "is what you mean, write it unpacked"
+            f"{where} would decompress {packed:,} bytes to {unpacked:,}, which looks like a decompression "
+            "bomb: if the file is genuine, write it uncompressed"
         )
 
 
@@ -59,11 +59,11 @@ def check_archive(path: Path, where: str) -> list[str]:
     # Python unpacks the other kinds without a bound, whatever size is declared; nobody writes features so.
     if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
         raise InputError(
-            f"{where} is packed by another method than deflate: write it by np.savez or torch.save"
+            f"{where} is compressed by a method other than deflate: write it with np.savez or torch.save"
         )
     packed, size = sum(member.compress_size for member in members), path.stat().st_size
     if packed > size:
-        raise InputError(f"{where} holds more than it is long: it is damaged, or was made to be too much")
+        raise InputError(f"{where} contains more data than its size allows: it is damaged or malicious")
     check_unpacked(sum(member.file_size for member in members), packed, where)
     return [member.filename for member in members]
 

@@ -43,8 +43,8 @@ class Watched:
         """
         if self._found() != self._state:
             raise InputError(
-                f"{self._where} was changed while it was read: run this again when it is complete "
-                "(a new version that is renamed into place does no harm)"
+                f"{self._where} was changed while it was being read: run this again when it is complete "
+                "(replacing it by a rename is safe)"
             )
 
     def _found(self) -> tuple[int, int]:

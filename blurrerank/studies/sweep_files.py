@@ -62,7 +62,7 @@ def save_sweep(sweep: Sweep, path: str | Path, known: Sweep | None = None) -> No
     path = Path(path)
     check_name(path)
     if (read_sweep(path) if path.exists() else None) != known:
-        raise OutputError(f"{path} was written by another process meanwhile; run again to go on from it")
+        raise OutputError(f"{path} was written by another process meanwhile; run again to continue from it")
     if path.suffix.lower() == ".json":
         text = json.dumps(as_dict(sweep), indent=2) + "\n"
     else:
@@ -96,7 +96,7 @@ def read_sweep(path: str | Path) -> Sweep:
     except _NoSweepError as error:
         why = str(error)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error):
-        why = "it is damaged or something else"
+        why = "it is damaged or not a sweep"
     raise InputError(f"{path} is not a sweep that can be continued: {why}; choose another name")
 
 
