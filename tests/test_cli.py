@@ -376,7 +376,7 @@ def test_a_damaged_chunk(cli, write, tmp_path):
         (("--memory", "1k"), "a memory budget of 1,000 bytes is too small for one probe: raise it to"),
         (("--threads", 0), "Invalid value for '--threads'"),
         (("-o", ""), "Invalid value for '-o' / '--output': it is empty: name a file"),
-        (("-o", "lists.txt"), "lists.txt: no format has this ending; name one (.h5, .hdf5, .trec"),
+        (("-o", "lists.txt"), "lists.txt: unknown extension: use one of .h5, .hdf5, .trec"),
         (("-o", "-"), "standard output needs --format: h5, trec, jsonl, csv or npz"),
         (("--metrics", "-"), "metrics go to standard output by themselves, as JSON with --json"),
         (("--nonsense",), "--nonsense"),

@@ -543,7 +543,7 @@ def test_multi_query_averages_the_images_of_the_probe(cli, tmp_path, arrays):
     )
     code, _, err = cli("convert", "multi_query.mat", "alone.h5")
     assert code == 1
-    assert "name pytorch_result.mat too" in err
+    assert "also pass pytorch_result.mat" in err
 
 
 def test_probes_without_images_for_multi_query_stay_and_are_told(cli, tmp_path, arrays):
@@ -590,7 +590,7 @@ def test_oml_rows_of_other_splits_are_told(cli, tmp_path, arrays):
     np.save(tmp_path / "features.npy", arrays["gallery"][4:])
     code, out, _ = cli("convert", "df.csv", "features.npy", "out.h5")
     assert code == 0
-    assert "features are of the 36 rows that are query or gallery, of 41" in out
+    assert "features cover only the 36 query or gallery rows, of 41" in out
     np.testing.assert_array_equal(br.load(tmp_path / "out.h5").gallery.features, arrays["gallery"][14:])
     np.save(tmp_path / "features.npy", arrays["gallery"][:20])
     code, _, err = cli("convert", "df.csv", "features.npy", "wrong.h5")
@@ -616,7 +616,7 @@ def test_oml_counts_from_0_and_a_probe_is_no_distractor(cli, tmp_path):
     labels = np.arange(30) % 5
     code, out, err = cli("convert", *oml_table(tmp_path, labels, 10), "out.h5")
     assert code == 0, err
-    assert "text converted to integers, 1 added to each that is not negative" in out
+    assert "text converted to integers, 1 added to all non-negative ids" in out
     assert "id 0" not in err
     data = br.load(tmp_path / "out.h5")
     np.testing.assert_array_equal(data.probe.ids, labels[:10] + 1)
@@ -749,7 +749,7 @@ def traps(arrays) -> dict[str, dict[str, np.ndarray]]:
         "probes and gallery have no camera in common": few | {"query_cam": cams["query_cam"] + 10},
         "one side counts from 0 and the other from 1": few | {"query_cam": cams["query_cam"] - 1},
         "have no match in the gallery": few | {"query_label": np.arange(12)},
-        "are the sides the other way round?": {
+        "are the sides swapped?": {
             f"{turned[word]}_{kind}": few[f"{word}_{kind}"] for word in turned for kind in ("f", "label", "cam")
         },
         "lists can be written but not measured": {name: few[name] for name in ("query_f", "gallery_f")},
@@ -773,7 +773,7 @@ def test_info_tells_the_doubts_of_reading(cli, tmp_path, arrays):
     for command in (("convert", "out.h5"), ("info",), ("run", "-o", "lists.csv")):
         code, out, err = cli(command[0], dumped(tmp_path, fields), *command[1:])
         assert code == 0, err
-        assert "warning: cams are there for the probes only" in out + err
+        assert "warning: cams exist only for the probes" in out + err
 
 
 def test_float_labels_become_integers_and_it_is_told(cli, tmp_path, arrays):
@@ -792,7 +792,7 @@ def test_the_norm_of_pcb_is_told_and_kept(cli, tmp_path, arrays):
     unit = {side: arrays[side] / np.linalg.norm(arrays[side], axis=1, keepdims=True) for side in SIDES}
     fields = layumi(arrays, query_f=unit["probe"] * np.sqrt(6), gallery_f=unit["gallery"] * np.sqrt(6))
     _, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
-    assert "2.449, the root of 6: perhaps 6 normalised parts" in out
+    assert "2.449, the square root of 6: perhaps 6 normalised parts" in out
     np.testing.assert_array_equal(br.load(tmp_path / "out.h5").probe.features, fields["query_f"])
 
 
@@ -890,7 +890,7 @@ def test_junk_and_distractors_keep_their_numbers_among_names(cli, tmp_path, arra
         (np.full(12, np.inf), "query_label has inf in row 0"),
         (
             np.full(12, 2**63 + 7, dtype=np.uint64),
-            "query_label has 9223372036854775815 in row 0: expected what fits",
+            "query_label has 9223372036854775815 in row 0: expected a value that fits",
         ),
         (np.array([str(2**70)] * 12), "expected a value that fits int64"),
         (np.ones(12, dtype=complex), "is complex128: expected numbers or text"),
@@ -903,7 +903,7 @@ def test_labels_that_would_run_together_are_refused(labels, why, cli, tmp_path, 
 def test_what_minus_one_becomes_without_a_sign_is_told(cli, tmp_path, arrays):
     fields = layumi(arrays, gallery_label=arrays["gallery_ids"].astype(np.uint8))
     _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
-    assert "gallery_label is uint8 and has 255 in 2 rows, which is what -1 becomes there" in err
+    assert "gallery_label is uint8 and has 255 in 2 rows, which is -1 stored as unsigned" in err
 
 
 def test_what_minus_one_became_is_told_before_distractors_join(cli, tmp_path, arrays):
@@ -912,14 +912,14 @@ def test_what_minus_one_became_is_told_before_distractors_join(cli, tmp_path, ar
         fields = {k: v for k, v in scipy.io.loadmat(tmp_path / file).items() if not k.startswith("__")}
         scipy.io.savemat(tmp_path / file, fields | {"ids": fields["ids"].astype(dtype)})
     _, _, err = cli("convert", *files, "out.h5")
-    assert "ids is uint16 and has 65535 in 2 rows, which is what -1 becomes there" in err
+    assert "ids is uint16 and has 65535 in 2 rows, which is -1 stored as unsigned" in err
 
 
 def test_what_minus_one_became_is_told_of_cuhk03_once(cli, tmp_path, arrays):
     fields = cuhk03(arrays) | {"feat": together(arrays)[0][""].T}
     fields["labels"] = fields["labels"].astype(np.uint16)
     _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
-    assert err.count("labels is uint16 and has 65535 in 2 rows, which is what -1 becomes there") == 1
+    assert err.count("labels is uint16 and has 65535 in 2 rows, which is -1 stored as unsigned") == 1
 
 
 def test_distractors_are_joined_upright_and_what_was_done_to_them_is_told(cli, tmp_path, arrays):
@@ -957,13 +957,13 @@ def test_sides_the_other_way_round_are_told(cli, tmp_path, arrays):
     }
     for one, said in ((arrays, False), (turned, True)):
         _, _, err = cli("convert", dumped(tmp_path, layumi(one)), "out.h5", "--force")
-        assert ("are the sides the other way round?" in err) == said
+        assert ("are the sides swapped?" in err) == said
     # As many as the gallery are not more.
     for gallery in (12, 11):
         fields = layumi({key: value[: gallery if "gallery" in key else 12] for key, value in arrays.items()})
         fields["query_label"] = arrays["gallery_ids"][:12]
         _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5", "--force")
-        assert ("are the sides the other way round?" in err) == (gallery < 12)
+        assert ("are the sides swapped?" in err) == (gallery < 12)
 
 
 def test_whole_numbers_as_features_become_floats_and_it_is_told(cli, tmp_path, arrays):
@@ -1077,11 +1077,15 @@ def refused(cli, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("lists.trec", b"q1 Q0 g7 1 0.9 tag\nq1 Q0 g8 2 0.8 tag\n", "is a TREC run, lists and no features"),
+        (
+            "lists.trec",
+            b"q1 Q0 g7 1 0.9 tag\nq1 Q0 g8 2 0.8 tag\n",
+            "is a TREC run, which has lists but no features",
+        ),
         (
             "lists.trec.gz",
             gzip.compress(b"q1 Q0 g7 1 0.9 tag\n", mtime=0),
-            "is a TREC run, lists and no features",
+            "is a TREC run, which has lists but no features",
         ),
         ("market.qrels", b"q1 0 g7 1\nq1 0 g8 0\n", "contains TREC judgements"),
         (
@@ -1105,8 +1109,8 @@ def refused(cli, *arguments: object) -> str:
         ("q.fbin", np.array([0, 3], dtype="<i4").tobytes(), "has no values: its header says 0 rows of 3"),
         ("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(300), "is not a recognised feature file"),
         ("notes.txt", b"hello\nworld\n", "is text, but not a table of features"),
-        ("table.csv", b"a,b\n1,2\n3\n", "line 3 has not the 2 columns of the header"),
-        ("table.csv", b"\n\na,b\n1,2\n\n3\n", "line 6 has not the 2 columns of the header"),
+        ("table.csv", b"a,b\n1,2\n3\n", "line 3 does not have the 2 columns of the header"),
+        ("table.csv", b"\n\na,b\n1,2\n\n3\n", "line 6 does not have the 2 columns of the header"),
         ("table.csv", b"\n\n", "is empty"),
         (
             "q.csv",
@@ -1115,7 +1119,7 @@ def refused(cli, *arguments: object) -> str:
         ),
         ("x.npz", b"PK\x03\x04 not really", "cannot be read"),
         ("x.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "is a damaged MATLAB file"),
-        ("packed.gz", gzip.compress(b"hello", mtime=0), "is compressed: unpack it"),
+        ("packed.gz", gzip.compress(b"hello", mtime=0), "is compressed: decompress it"),
     ],
 )
 def test_other_things_are_refused_by_name(name, content, why, cli, tmp_path):
@@ -1260,7 +1264,7 @@ def test_the_output_is_named_last_and_kept(cli, tmp_path, arrays):
     name = dumped(tmp_path, layumi(arrays))
     code, _, err = cli("convert", name, "other.mat")
     assert code == 2
-    assert "with the ending .h5" in err
+    assert "give it the extension .h5" in err
     assert cli("convert", name, "out.h5")[0] == 0
     before = (tmp_path / "out.h5").read_bytes()
     assert "pass --force" in refused(cli, "convert", name, "out.h5")
@@ -1320,7 +1324,7 @@ def test_a_malicious_pickle_does_not_execute(number, protocol, cli, tmp_path, ar
     fields = layumi(arrays) | {"extra": attacks(marker)[number]}
     (tmp_path / "dump.pkl").write_bytes(pickle.dumps(fields, protocol=protocol))
     why = refused(cli, "convert", "dump.pkl", "out.h5", "--allow-pickle")
-    assert "nothing in it was run" in why
+    assert "no code in it was executed" in why
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dump.pkl"]
 
 
@@ -1334,7 +1338,7 @@ def test_a_malicious_file_of_torch_or_numpy_does_not_execute(cli, tmp_path, arra
     marker = tmp_path / "marker.npy"
     fields = torchreid_fields(arrays) | {"extra": attacks(marker)[0]}
     torch.save(fields, tmp_path / "dump.pt")
-    assert "holds posix.system" in refused(cli, "convert", "dump.pt", "out.h5", "--allow-pickle")
+    assert "contains posix.system" in refused(cli, "convert", "dump.pt", "out.h5", "--allow-pickle")
     np.savez(
         tmp_path / "dump.npz", **torchreid_fields(arrays), extra=np.array([attacks(marker)[0]], dtype=object)
     )
@@ -1362,11 +1366,11 @@ REBUILD, SCALAR = np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]
     ("value", "why"),
     [
         (Rebuilt(REBUILD, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype(object), False, b"A" * 8)), "damaged"),
-        (Rebuilt(SCALAR, (np.dtype(object), b"A" * 8)), "holds an object in the place of a number"),
+        (Rebuilt(SCALAR, (np.dtype(object), b"A" * 8)), "contains an object in the place of a number"),
         (Rebuilt(np.ndarray, ((1,), np.dtype(object), b"A" * 8)), "damaged"),
         (
             Rebuilt(REBUILD, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype([("a", "O")]), False, b"A" * 8)),
-            "holds an array of type 'V8'",
+            "contains an array of type 'V8'",
         ),
     ],
     ids=["array", "scalar", "ndarray", "fields"],

@@ -1,14 +1,14 @@
-"""Candidate lists that an approximate index or a vector database returned, in whatever file they are.
+"""Candidate lists from an approximate index or a vector database, in any of these formats.
 
     native ranking, .npz        `indices` (P, R), or in an archive `neighbors`; scores are not needed
     .npy                        (P, R) integers, as numpy.save writes them
     ann-benchmarks (HDF5)       `neighbors` (P, R) integers; `distances` are not read
-    .ibin (big-ann-benchmarks)  uint32 P, uint32 R, then P x R int32, all little-endian; ground truth files go
-                                on with P x R float32 distances, which are not read
-    TREC run, JSON lines, CSV   as `rankings` reads them, also compressed as .gz
+    .ibin (big-ann-benchmarks)  uint32 P, uint32 R, then P x R int32, all little-endian; ground truth files
+                                continue with P x R float32 distances, which are not read
+    TREC run, JSON lines, CSV   as for rankings, also compressed as .gz
 
-The file says itself which it is, but for text whose ending says it. Rows count from 0, the order within a list
-does not matter, and -1 pads lists that end early.
+The format is detected from the content, that of text files from the extension. Rows count from 0, the order
+within a list does not matter, and -1 pads shorter lists.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def read_candidates(source: str | Path | BinaryIO, data: FeatureSet) -> GivenLis
 
     Args:
         source: the file, or a binary stream such as standard input.
-        data: what the lists are of; text formats may name probes and gallery items as it does.
+        data: the features the lists refer to; text formats may use its names of probes and gallery items.
 
     Returns:
-        Lists in the order of the probes; a probe that a text format does not mention has none.
+        Lists in the order of the probes; a probe that does not occur in a text file has an empty list.
 
     Raises:
         InputError: if the file cannot be read or does not fit `data`; names the line or the probe.

@@ -1,4 +1,4 @@
-"""How much a packed file may become."""
+"""Limits on the decompressed size of files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from ..errors import InputError
 
 _LARGE, _TIMES = 256 << 20, 100
-"""Bytes that anything may unpack to, and how many times what is stored if it is more."""
+"""Decompressed size in bytes that is always allowed, and the maximum compression ratio above it."""
 
 _MOST = 1032
-"""How many times its size deflate can unpack anything to."""
+"""Maximum compression ratio of deflate."""
 
 
 def is_too_much(unpacked: int, packed: int) -> bool:
@@ -21,15 +21,15 @@ def is_too_much(unpacked: int, packed: int) -> bool:
 
 
 def check_unpacked(unpacked: int, packed: int, where: str) -> None:
-    """Refuse what was made to fill the memory: no features, labels or lists are packed so tightly.
+    """Check that data does not look like a decompression bomb.
 
     Args:
-        unpacked: bytes that it becomes.
-        packed: bytes that it takes.
-        where: how messages call it.
+        unpacked: decompressed size in bytes.
+        packed: stored size in bytes.
+        where: name of the data in messages.
 
     Raises:
-        InputError: if it is large, and more than a hundred times what is stored.
+        InputError: if the data is large, and more than a hundred times its stored size.
     """
     if is_too_much(unpacked, packed):
         raise InputError(
@@ -39,20 +39,20 @@ def check_unpacked(unpacked: int, packed: int, where: str) -> None:
 
 
 def may_be_large(packed: int) -> bool:
-    """Whether deflate could make more of so many bytes than is read without asking."""
+    """Return whether `packed` bytes of deflate data could exceed the size that is always allowed."""
     return packed * _MOST > _LARGE
 
 
 def check_archive(path: Path, where: str) -> list[str]:
-    """The names in a zip archive, which does not unpack to more than it may.
+    """Check the decompressed size of a zip archive and return the names of its members.
 
     Args:
         path: the archive.
-        where: how messages call it.
+        where: name of the archive in messages.
 
     Raises:
-        InputError: as `check_unpacked`, or if its parts overlap, or are packed by anything but deflate.
-        zipfile.BadZipFile: if it is none.
+        InputError: as `check_unpacked`, or if members overlap, or are compressed by anything but deflate.
+        zipfile.BadZipFile: if it is not a zip archive.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -69,11 +69,11 @@ def check_archive(path: Path, where: str) -> list[str]:
 
 
 def check_gzip(path: Path, where: str) -> None:
-    """Unpack a gzip file and forget it, unless it is too small to become large.
+    """Check the decompressed size of a gzip file by decompressing it, unless it is too small to become large.
 
     Args:
         path: the file.
-        where: how messages call it.
+        where: name of the file in messages.
 
     Raises:
         InputError: as `check_unpacked`.
