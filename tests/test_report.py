@@ -395,7 +395,7 @@ def test_twenty_thousand_probes(report, visit, write):
 def test_what_is_not_there_is_said_or_left_out(missing, report, visit, write):
     page = visit(report(write(**many() | {f"{side}_{missing}": None for side in ("probe", "gallery")})))
     text = page.inner_text("main")
-    assert ("There are no ids: lists can be shown, and nothing can be measured." in text) == (missing == "ids")
+    assert ("There are no ids: lists can be shown, but not measured." in text) == (missing == "ids")
     assert ("There are no cameras: protocol market1501 drops only junk." in text) == (missing == "cams")
     assert (page.query_selector("#means") is None) == (missing == "ids")
     assert (page.query_selector("[name=name]") is None) == (missing == "names")
@@ -593,13 +593,13 @@ def test_the_heat_map_is_the_sweep(report, visit, cli, write):
     assert cli("run", other, "-o", "other.ranking.h5")[0] == 0
     code, _, err = cli("report", "other.ranking.h5", other, "--sweep", "sweep.json", "-o", "other.html")
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "the sweep is of other features" in err
+    assert "the sweep was made from other features" in err
     # The same features under other labels: their mAP is another.
     other = write("labels.h5", **many() | {"probe_ids": np.roll(many()["probe_ids"], 1)})
     assert cli("run", other, "-o", "labels.ranking.h5")[0] == 0
     code, _, err = cli("report", "labels.ranking.h5", other, "--sweep", "sweep.json", "-o", "other.html")
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "the sweep is of other ids or cameras" in err
+    assert "the sweep was made from other ids or cameras" in err
     assert not Path("other.html").exists()
 
 
@@ -711,9 +711,13 @@ def test_figures_that_cannot_be_drawn_are_one_line(cli, write):
     without = write("without.h5", **many() | {"probe_ids": None})
     assert cli("run", without, "-o", "without.ranking.h5")[0] == 0
     for arguments, code, said in (
-        (("lists.h5", feats, "-o", "f.gif"), 2, "a figure is written as .png, .pdf or .svg"),
+        (("lists.h5", feats, "-o", "f.gif"), 2, "figures need the extension .png, .pdf or .svg"),
         (("lists.h5", feats, "-o", "f.png", "--figure", "sweep"), 2, "the heat map needs a sweep"),
-        (("without.ranking.h5", without, "-o", "f.png"), 1, "the probes have no ids: nothing can be measured"),
+        (
+            ("without.ranking.h5", without, "-o", "f.png"),
+            1,
+            "the probes have no ids: without metrics no figure can be drawn",
+        ),
     ):
         found, out, err = cli("plot", *arguments)
         assert (found, out) == (code, "")
