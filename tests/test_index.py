@@ -510,7 +510,7 @@ SPOILED = {
     spoil_encodings: "encoded/inverted/columns does not match its checksum",
     spoil_digest: "its rows are not those of its digest",
     spoil_names: "names do not match their checksum",
-    spoil_params: "its attributes do not match their checksum",
+    spoil_params: "its attributes have another checksum than when they were written",
     spoil_size: "encoded/reach is float32 (5,)",
     spoil_layout: "encoded/reach is not stored contiguously",
     lose: "it has no neighbours/lists",
@@ -519,7 +519,7 @@ NOT_AN_INDEX = {
     from_the_future: "has format_version 2: this program reads 1",
     of_no_version: "has format_version a: this program reads 1",
     of_another_kind: "is a blurrerank-ranking file: expected a blurrerank-index file, "
-    "such as `blurrerank index` writes",
+    "as written by `blurrerank index`",
 }
 
 
