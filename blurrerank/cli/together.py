@@ -20,7 +20,7 @@ class EndedError(BlurrerankError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this run was stopped, or another of its processes was lost: nothing was written; start it again"
+            "this run was stopped, or another process of it was lost: nothing was written; start it again"
         )
 
 
