@@ -117,7 +117,7 @@ def test_what_the_runs_warn_of_is_said_once(cli, write):
     feats = write(probe_cams=None, gallery_cams=None)
     code, _, err = cli("bench", feats, "--methods", "cosine,lbr", "--repeats", 2)
     assert code == 0
-    assert err == "warning: there are no cameras: protocol market1501 drops nothing but junk\n"
+    assert err == "warning: there are no cameras: protocol market1501 drops only junk\n"
 
 
 def test_repeats_alternate_in_processes_of_their_own(monkeypatch):

@@ -124,7 +124,7 @@ def test_candidates_from_standard_input(write, tmp_path):
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.stdout.split("\n")[-3:] == ["1", "1", ""]
     first, second = done.stderr.splitlines()
-    assert first.startswith("error: standard input is of no format that is known here: expected a native")
+    assert first.startswith("error: standard input has an unrecognised format: expected a native")
     assert second.startswith("error: standard input is not a readable NumPy archive:")
     for name in ("one.npz", "other.npz", "third.npz"):
         found = br.read_ranking(tmp_path / name, data)
@@ -227,7 +227,7 @@ def test_metrics_are_of_the_lists_and_eval_completes_nothing(form, cli, write):
     assert (told["candidates"], told["search"], told["depth"]) == ("lists.npy", None, 60)
     assert (told["shortest_list"], told["longest_list"]) == (shortest, 60)
     if shortest == 0:
-        assert "probes have no candidates, and their lists stay empty" in err
+        assert "probes have no candidates; their lists stay empty" in err
     for stage, method in (("before", "cosine"), ("after", "lbr")):
         if shortest == 0:
             with pytest.warns(br.BlurrerankWarning):
@@ -315,34 +315,38 @@ def test_the_library_takes_arrays_tensors_and_lists_of_lists():
 
 WRONG = {
     "shape": (np.arange(30), r"candidates has shape \(30,\): expected \(probes, candidates\)"),
-    "ragged": ([[1], [2, 3]], "candidates is no table: pad shorter lists with -1"),
+    "ragged": ([[1], [2, 3]], "candidates has lists of different lengths: pad the shorter ones with -1"),
     "floats": (
         np.ones((30, 2)),
-        "candidates is float64: expected integers, the rows of gallery items, not dis",
+        "candidates has dtype float64: expected integers, gallery row numbers, not dis",
     ),
-    "booleans": (np.ones((30, 2), bool), "candidates is bool: expected integers"),
+    "booleans": (np.ones((30, 2), bool), "candidates has dtype bool: expected integers"),
     "too few": (
         np.array([[0]] * 29),
-        "candidates has 29 lists and there are 30 probes: give one list for each",
+        "candidates has 29 lists for 30 probes: give one list per probe",
     ),
-    "nothing": (np.zeros((30, 0), int), "candidates holds no candidates"),
-    "only padding": (np.full((30, 3), -1), "candidates holds no candidates"),
+    "nothing": (np.zeros((30, 0), int), "candidates has no candidates"),
+    "only padding": (np.full((30, 3), -1), "candidates has no candidates"),
     "outside": (
         np.array([[0, 1]] * 9 + [[5, 200]] * 21),
-        "candidates: the list of probe 9 names gallery item 200, and there are 200: count rows from 0",
+        "candidates: the list of probe 9 contains gallery item 200, but the gallery has 200 items: "
+        "count rows from 0",
     ),
-    "negative": (np.array([[0, -2]] * 30), "candidates: the list of probe 0 names gallery item -2, and there"),
+    "negative": (
+        np.array([[0, -2]] * 30),
+        "candidates: the list of probe 0 contains gallery item -2, but the gallery",
+    ),
     "unsigned": (
         np.array([[0, 2**64 - 1]] * 30, np.uint64),
-        "the list of probe 0 names gallery item 18446744073709551615",
+        "the list of probe 0 contains gallery item 18446744073709551615",
     ),
     "inside": (
         np.array([[4, 5, -1]] * 3 + [[0, -1, 3]] * 27),
-        r"candidates: the list of probe 3 goes on after -1 \(at place 2\): -1 may only pad the end",
+        r"candidates: the list of probe 3 continues after -1 \(at position 2\): -1 may only pad the end",
     ),
     "twice": (
         np.array([[4, 5, -1, -1]] * 3 + [[0, 9, 3, 9]] * 27),
-        "candidates: the list of probe 3 names gallery item 9 twice: leave one out",
+        "candidates: the list of probe 3 contains gallery item 9 twice: remove one",
     ),
 }
 
@@ -357,7 +361,7 @@ def test_arrays_that_are_no_lists(case):
 
 def test_lists_of_another_gallery():
     data = br.FeatureSet.from_arrays(**SIMILAR)
-    with pytest.raises(br.InputError, match="x is of 500 gallery items and the gallery has 200"):
+    with pytest.raises(br.InputError, match="x was made for 500 gallery items, but the gallery has 200"):
         br.rerank(data, candidates=GivenLists(np.zeros((30, 1), int), 500, "x"))
 
 
@@ -385,59 +389,60 @@ BROKEN = {
     "empty.ibin": (lambda path: path.touch(), "empty.ibin is empty: expected a native ranking, .npz"),
     "short.ibin": (
         lambda path: path.write_bytes(b"\1\0\0"),
-        "short.ibin is 3 bytes long: expected the two uint32 of an .ibin header",
+        "short.ibin is 3 bytes long: expected an .ibin header of two uint32",
     ),
     "cut.ibin": (
         lambda path: path.write_bytes(np.array([30, 4], "<u4").tobytes() + bytes(470)),
-        "cut.ibin is 478 bytes long and its header says 30 lists of 4: expected 488 bytes, or 968 with dist",
+        "cut.ibin is 478 bytes long, but its header says 30 lists of 4: expected 488 bytes, or 968 with dist",
     ),
     "long.ibin": (
         lambda path: path.write_bytes(np.array([30, 4], "<u4").tobytes() + bytes(481)),
-        "long.ibin is 489 bytes long and its header says",
+        "long.ibin is 489 bytes long, but its header says",
     ),
     "zero.ibin": (
         lambda path: path.write_bytes(bytes(8)),
-        "zero.ibin is 8 bytes long and its header says 0 lists of 0",
+        "zero.ibin is 8 bytes long, but its header says 0 lists of 0",
     ),
     "huge.ibin": (
         lambda path: path.write_bytes(b"\xff" * 20),
-        "huge.ibin is 20 bytes long and its header says 4294967295 lists of 4294967295",
+        "huge.ibin is 20 bytes long, but its header says 4294967295 lists of 4294967295",
     ),
-    "few.ibin": (lambda path: write_ibin(path, LISTS[:7]), "few.ibin has 7 lists and there are 30 probes"),
+    "few.ibin": (lambda path: write_ibin(path, LISTS[:7]), "few.ibin has 7 lists for 30 probes"),
     "outside.ibin": (
         lambda path: write_ibin(path, LISTS + 197),
-        "outside.ibin: the list of probe 0 names gallery item 200, and there are 200: count rows from 0",
+        "outside.ibin: the list of probe 0 contains gallery item 200, but the gallery has 200 items: "
+        "count rows from 0",
     ),
     "twice.ibin": (
         lambda path: write_ibin(path, LISTS * 0),
-        "twice.ibin: the list of probe 0 names gallery item 0 twice: leave one out",
+        "twice.ibin: the list of probe 0 contains gallery item 0 twice: remove one",
     ),
     "inside.ibin": (
         lambda path: write_ibin(path, LISTS - 1),
-        "inside.ibin: the list of probe 0 goes on after -1 (at place 1)",
+        "inside.ibin: the list of probe 0 continues after -1 (at position 1)",
     ),
     "float.hdf5": (
         hdf5(neighbors=LISTS * 0.5),
-        "float.hdf5::/neighbors is float64: expected integers, the rows of gallery items, not distances",
+        "float.hdf5::/neighbors has dtype float64: expected integers, gallery row numbers, not distances",
     ),
     "flat.hdf5": (hdf5(neighbors=LISTS[0]), "flat.hdf5::/neighbors has shape (4,): expected (probes, candid"),
     "other.hdf5": (
         hdf5(train=LISTS, test=LISTS),
-        "other.hdf5 is HDF5 that holds test, train: expected a blurrerank-ranking file, or neighbors as ann-b",
+        "other.hdf5 is an HDF5 file with test, train: expected a blurrerank-ranking file, or neighbors as ann-",
     ),
-    "group.hdf5": (hdf5(**{"neighbors/x": LISTS}), "group.hdf5 is HDF5 that holds neighbors: expected"),
+    "group.hdf5": (hdf5(**{"neighbors/x": LISTS}), "group.hdf5 is an HDF5 file with neighbors: expected"),
     "gallery.h5": (
         other_gallery,
-        "gallery.h5 is of 30 probes x 150 gallery items and the features are 30 x 200: they do not belong",
+        "gallery.h5 ranks 30 probes x 150 gallery items, but the features are 30 x 200: use the features it",
     ),
-    "gallery.npz": (other_gallery, "gallery.npz is of 30 probes x 150 gallery items and the features are"),
+    "gallery.npz": (other_gallery, "gallery.npz ranks 30 probes x 150 gallery items, but the features are"),
     "names.npz": (
         lambda path: np.savez(path, a=LISTS, b=LISTS),
-        "names.npz holds a, b: expected indices (prob",
+        "names.npz contains a, b: expected indices (prob",
     ),
     "floats.npz": (
         lambda path: np.savez(path, indices=LISTS * 1.0),
-        "floats.npz::indices is float64: expected integers",
+        "floats.npz::indices has dtype float64: expected integers",
     ),
     "objects.npz": (
         lambda path: np.savez(path, indices=np.array([[1], [2, 3]], object)),
@@ -447,15 +452,15 @@ BROKEN = {
     "cut.npy": (lambda path: path.write_bytes(b"\x93NUMPY\1\0"), "cut.npy is not a readable NumPy array:"),
     "binary": (
         lambda path: path.write_bytes(b"\0\1\2\3" * 9),
-        "binary is of no format that is known here: exp",
+        "binary has an unrecognised format: exp",
     ),
     "bad.trec": (
         lambda path: path.write_text("0 Q0 1 1 1 x\n0 Q0 1000 1 1 x\n"),
-        "bad.trec line 2: '1000' is no gallery name or row number below 200",
+        "bad.trec line 2: '1000' is not a gallery name or row number below 200",
     ),
     "twice.trec": (
         lambda path: path.write_text("3 Q0 1 1 1 x\n3 Q0 1 1 1 x\n"),
-        "twice.trec: ranking of probe 3 lists one gallery item twice",
+        "twice.trec: ranking of probe 3 contains a gallery item twice",
     ),
     "text.run": (lambda path: path.write_text("hello\n"), "text.run line 1 is not a TREC run entry: expected"),
     "a.jsonl": (lambda path: path.write_text('{"probe": 1}\n'), 'a.jsonl line 1: expected {"probe": row, "ind'),
@@ -748,5 +753,5 @@ def test_lists_of_other_features_are_told(cli, write):
         assert cli("run", other, "--method", "cosine", "-o", name)[0] == 0
         code, _, err = cli("run", feats, "--candidates", name, "--force", "-o", "out.h5")
         assert code == 0
-        assert f"warning: {name} was made from other features than these" in err
+        assert f"warning: {name} was made from other features: its lists are valid only if" in err
         assert "other features" not in cli("run", other, "--candidates", name, "--force", "-o", "out.h5")[2]

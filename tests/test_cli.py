@@ -258,7 +258,7 @@ def no_ids():
 
 BAD_FILES = {
     "no such file": (None, "error: feats.h5: no such file"),
-    "not HDF5": (b"hello", "error: feats.h5 is text, but no table of features"),
+    "not HDF5": (b"hello", "error: feats.h5 is text, but not a table of features"),
     "empty": (b"", "error: feats.h5 is not an HDF5 file"),
     "missing group": (
         {key: None for key in features() if key.startswith("gallery")},
@@ -271,7 +271,7 @@ BAD_FILES = {
     ),
     "mismatched lengths": (
         {"gallery_ids": np.ones(7, int)},
-        "error: feats.h5::/gallery/ids has shape (7,): expected (60,), one for each row",
+        "error: feats.h5::/gallery/ids has shape (7,): expected (60,), one label per row",
     ),
     "mismatched dimensions": (
         {"probe": np.ones((12, 9))},
@@ -279,7 +279,7 @@ BAD_FILES = {
     ),
     "NaN": (
         {"gallery": bad_rows(np.nan, 17)},
-        "error: feats.h5::/gallery/features has NaN or infinity in row 17: mend or remove them",
+        "error: feats.h5::/gallery/features has NaN or infinity in row 17: fix or remove them",
     ),
     "zero row": (
         {"gallery": bad_rows(0, 17)},
@@ -354,9 +354,9 @@ def test_a_damaged_chunk(cli, write, tmp_path):
     [
         (("--topn", 0), "topn must be a whole number of at least 1, not 0"),
         (("--topn", "many"), "Invalid value for '--topn': 'many' is not a valid integer"),
-        (("--sigma", 0), "sigma must be a finite number above 0 (1e-30 at least), not 0.0"),
-        (("--sigma", -1), "sigma must be a finite number above 0 (1e-30 at least), not -1.0"),
-        (("--sigma", "nan"), "sigma must be a finite number above 0 (1e-30 at least), not nan"),
+        (("--sigma", 0), "sigma must be a finite number above 0 (at least 1e-30), not 0.0"),
+        (("--sigma", -1), "sigma must be a finite number above 0 (at least 1e-30), not -1.0"),
+        (("--sigma", "nan"), "sigma must be a finite number above 0 (at least 1e-30), not nan"),
         (("--steps", 10**8), "steps must be at most 100, not 100000000"),
         (("--depth", 0), "Invalid value for '--depth': '0' is neither a number of at least 1 nor 'all'"),
         (
@@ -376,7 +376,7 @@ def test_a_damaged_chunk(cli, write, tmp_path):
         (("--memory", "1k"), "a memory budget of 1,000 bytes is too small for one probe: raise it to"),
         (("--threads", 0), "Invalid value for '--threads'"),
         (("-o", ""), "Invalid value for '-o' / '--output': it is empty: name a file"),
-        (("-o", "lists.txt"), "lists.txt: no format has this ending; name one (.h5, .hdf5, .trec"),
+        (("-o", "lists.txt"), "lists.txt: unknown extension: use one of .h5, .hdf5, .trec"),
         (("-o", "-"), "standard output needs --format: h5, trec, jsonl, csv or npz"),
         (("--metrics", "-"), "metrics go to standard output by themselves, as JSON with --json"),
         (("--nonsense",), "--nonsense"),
@@ -416,7 +416,7 @@ def test_outputs_that_cannot_be_written(cli, write, tmp_path):
     assert cli("run", feats, "-o", "none/lists.h5") == (
         1,
         "",
-        "error: none/lists.h5: the folder none does not exist; make it first\n",
+        "error: none/lists.h5: the folder none does not exist; create it first\n",
     )
     (tmp_path / "kept.h5").write_text("precious")
     assert cli("run", feats, "-o", "kept.h5") == (
@@ -515,12 +515,12 @@ def test_cameras_that_cannot_be_meant_are_warned_about(cli, write):
     one = {"probe_cams": np.ones(12, int), "gallery_cams": np.ones(60, int)}
     code, out, err = cli("run", write(**one))
     assert code == 0
-    assert err.count("warning: one camera everywhere: protocol market1501 drops every match;") == 1
+    assert err.count("warning: all images have the same camera, so protocol market1501 drops every match:") == 1
     assert "0 valid of 12 probes" in out
     code, _, err = cli("run", write("none.h5", probe_cams=None, gallery_cams=None))
     assert (code, err.splitlines()[0]) == (
         0,
-        "warning: there are no cameras: protocol market1501 drops nothing but junk",
+        "warning: there are no cameras: protocol market1501 drops only junk",
     )
 
 
@@ -591,7 +591,7 @@ def test_what_is_no_file_is_not_replaced(cli, write, tmp_path):
     code, _, err = cli("run", write(), "-o", "pipe.csv", "--force")
     assert (code, err) == (
         1,
-        "error: pipe.csv is no ordinary file: write to standard output with -o - and redirect it\n",
+        "error: pipe.csv is not a regular file: write to standard output with -o - and redirect it\n",
     )
     assert (tmp_path / "pipe.csv").is_fifo()
 
@@ -607,7 +607,7 @@ def test_a_run_that_is_ended_leaves_nothing(sent, code, write, tmp_path):
         process.send_signal(sent)
         err = process.communicate(timeout=60)[1]
     assert process.returncode == code
-    ended = "interrupted" if sent == signal.SIGINT else f"ended by {sent.name}"
+    ended = "interrupted" if sent == signal.SIGINT else f"terminated by {sent.name}"
     assert err.decode() == f"note: nothing of lists.csv is kept\nerror: {ended}\n"
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
@@ -637,7 +637,7 @@ blurrerank.cli.main(["run", "feats.h5"])
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == code
-    ended = "interrupted" if sent == signal.SIGINT else f"ended by {sent.name}"
+    ended = "interrupted" if sent == signal.SIGINT else f"terminated by {sent.name}"
     assert done.stderr == f"note: nothing of feats.ranking.h5 is kept\nerror: {ended}\n"
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
@@ -764,7 +764,7 @@ def test_an_unforeseen_error_is_one_line_too(cli, write, monkeypatch):
     code, _, err = cli("run", write())
     assert (code, err) == (
         1,
-        "error: internal error, KeyError: 'unforeseen' (--debug shows where; please report)\n",
+        "error: internal error, KeyError: 'unforeseen' (--debug shows the traceback; please report this)\n",
     )
 
 

@@ -538,12 +538,12 @@ def test_multi_query_averages_the_images_of_the_probe(cli, tmp_path, arrays):
             found[row], np.mean(some, axis=0) if some else arrays["probe"][row], rtol=1e-5
         )
     scipy.io.savemat(tmp_path / "bare.mat", {"mquery_f": vectors})
-    assert "multi-query needs mquery_f, mquery_label and mquery_cam: mquery_f are there" in refused(
+    assert "multi-query needs mquery_f, mquery_label and mquery_cam: found only mquery_f" in refused(
         cli, "convert", "pytorch_result.mat", "bare.mat", "bare.h5"
     )
     code, _, err = cli("convert", "multi_query.mat", "alone.h5")
     assert code == 1
-    assert "name pytorch_result.mat too" in err
+    assert "also pass pytorch_result.mat" in err
 
 
 def test_probes_without_images_for_multi_query_stay_and_are_told(cli, tmp_path, arrays):
@@ -553,7 +553,7 @@ def test_probes_without_images_for_multi_query_stay_and_are_told(cli, tmp_path, 
     fields |= {"mquery_f": arrays["gallery"][:7], "mquery_label": ids[:7], "mquery_cam": np.ones(7, int)}
     code, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
     assert code == 0, err
-    assert "5 probes have no images for multi-query and stay as they are" in err
+    assert "5 probes have no images for multi-query and keep their own features" in err
     expected = np.concatenate([arrays["gallery"][:7], arrays["probe"][7:]])
     np.testing.assert_array_equal(br.load(tmp_path / "out.h5").probe.features, expected)
     fields |= {"mquery_f": expected, "mquery_label": ids, "mquery_cam": np.ones(12, int)}
@@ -572,7 +572,7 @@ def test_oml_ignores_the_image_itself(cli, tmp_path, arrays):
     torch.save(torch.from_numpy(rows), tmp_path / "features.pt")
     code, out, err = cli("convert", "df.csv", "features.pt", "out.h5")
     assert code == 0, err
-    assert "so that no image is its own match" in out
+    assert "so that no image matches itself" in out
     data = br.load(tmp_path / "out.h5")
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     cosine = unit.astype(np.float64) @ unit.T
@@ -590,7 +590,7 @@ def test_oml_rows_of_other_splits_are_told(cli, tmp_path, arrays):
     np.save(tmp_path / "features.npy", arrays["gallery"][4:])
     code, out, _ = cli("convert", "df.csv", "features.npy", "out.h5")
     assert code == 0
-    assert "features are of the 36 rows that are query or gallery, of 41" in out
+    assert "features cover only the 36 query or gallery rows, of 41" in out
     np.testing.assert_array_equal(br.load(tmp_path / "out.h5").gallery.features, arrays["gallery"][14:])
     np.save(tmp_path / "features.npy", arrays["gallery"][:20])
     code, _, err = cli("convert", "df.csv", "features.npy", "wrong.h5")
@@ -616,7 +616,7 @@ def test_oml_counts_from_0_and_a_probe_is_no_distractor(cli, tmp_path):
     labels = np.arange(30) % 5
     code, out, err = cli("convert", *oml_table(tmp_path, labels, 10), "out.h5")
     assert code == 0, err
-    assert "text made integers, 1 added to each that is not negative" in out
+    assert "text converted to integers, 1 added to all non-negative ids" in out
     assert "id 0" not in err
     data = br.load(tmp_path / "out.h5")
     np.testing.assert_array_equal(data.probe.ids, labels[:10] + 1)
@@ -639,7 +639,7 @@ def test_oml_takes_what_pandas_wrote_for_nothing_as_no_sequence(cli, tmp_path):
     files = oml_table(tmp_path, labels, 1, sequence=["3.0", "nan", "3.0", "nan", "NaN", "7.0"])
     code, out, err = cli("convert", *files, "out.h5")
     assert code == 0, err
-    assert "sequence is nan in 3 rows: taken for none" in out
+    assert "sequence is nan in 3 rows: treated as empty" in out
     assert "holds several identities" not in err
     data = br.load(tmp_path / "out.h5")
     cams = [*data.probe.cams, *data.gallery.cams]
@@ -673,14 +673,14 @@ def test_labels_kept_as_lists_are_labels(cli, tmp_path, arrays):
     (tmp_path / "dump.pkl").write_bytes(pickle.dumps(fields))
     code, out, _ = cli("convert", "dump.pkl", "out.h5", "--allow-pickle")
     assert code == 0
-    assert "flattened from 12 x 1, text made integers" in out
+    assert "flattened from 12 x 1, text converted to integers" in out
     check(tmp_path / "out.h5", arrays, "ids", "cams")
 
 
 def test_one_camera_everywhere_is_told(cli, tmp_path, arrays):
     fields = layumi(arrays, query_cam=np.zeros(12, int), gallery_cam=np.zeros(40, int))
     _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
-    assert "warning: one camera everywhere" in err
+    assert "warning: all images have the same camera" in err
 
 
 @pytest.mark.parametrize("shifted", ["query_cam", "gallery_cam", None])
@@ -725,7 +725,10 @@ def test_cameras_are_compared_without_those_of_junk(probe, gallery, said, junk, 
 def test_junk_hides_neither_one_camera_nor_that_none_is_common(cli, tmp_path, arrays):
     """Names that do not parse give camera -1 on both sides."""
     ids = np.where(np.arange(12) == 3, -1, arrays["probe_ids"])
-    for probe, gallery, said in ((1, 1, "one camera everywhere"), (1, 2, "no camera is on both sides")):
+    for probe, gallery, said in (
+        (1, 1, "all images have the same camera"),
+        (1, 2, "probes and gallery have no camera in common"),
+    ):
         fields = layumi(
             arrays,
             query_label=ids,
@@ -742,11 +745,11 @@ def traps(arrays) -> dict[str, dict[str, np.ndarray]]:
     turned = {"query": "gallery", "gallery": "query"}
     return {
         "there are no cameras": {name: value for name, value in few.items() if "_cam" not in name},
-        "one camera everywhere": few | {name: value * 0 for name, value in cams.items()},
-        "no camera is on both sides": few | {"query_cam": cams["query_cam"] + 10},
+        "all images have the same camera": few | {name: value * 0 for name, value in cams.items()},
+        "probes and gallery have no camera in common": few | {"query_cam": cams["query_cam"] + 10},
         "one side counts from 0 and the other from 1": few | {"query_cam": cams["query_cam"] - 1},
         "have no match in the gallery": few | {"query_label": np.arange(12)},
-        "are the sides the other way round?": {
+        "are the sides swapped?": {
             f"{turned[word]}_{kind}": few[f"{word}_{kind}"] for word in turned for kind in ("f", "label", "cam")
         },
         "lists can be written but not measured": {name: few[name] for name in ("query_f", "gallery_f")},
@@ -770,14 +773,14 @@ def test_info_tells_the_doubts_of_reading(cli, tmp_path, arrays):
     for command in (("convert", "out.h5"), ("info",), ("run", "-o", "lists.csv")):
         code, out, err = cli(command[0], dumped(tmp_path, fields), *command[1:])
         assert code == 0, err
-        assert "warning: cams are there for the probes only" in out + err
+        assert "warning: cams exist only for the probes" in out + err
 
 
 def test_float_labels_become_integers_and_it_is_told(cli, tmp_path, arrays):
     fields = layumi(arrays, query_label=arrays["probe_ids"].astype(np.float64))
     code, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
     assert code == 0
-    assert "query_label, float64 made integers" in out
+    assert "query_label, float64 converted to integers" in out
     check(tmp_path / "out.h5", arrays, "ids", "cams")
     fields["query_label"][5] = 3.5
     code, _, err = cli("convert", dumped(tmp_path, fields), "wrong.h5")
@@ -789,7 +792,7 @@ def test_the_norm_of_pcb_is_told_and_kept(cli, tmp_path, arrays):
     unit = {side: arrays[side] / np.linalg.norm(arrays[side], axis=1, keepdims=True) for side in SIDES}
     fields = layumi(arrays, query_f=unit["probe"] * np.sqrt(6), gallery_f=unit["gallery"] * np.sqrt(6))
     _, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
-    assert "2.449, the root of 6: perhaps 6 normalised parts" in out
+    assert "2.449, the square root of 6: perhaps 6 normalised parts" in out
     np.testing.assert_array_equal(br.load(tmp_path / "out.h5").probe.features, fields["query_f"])
 
 
@@ -813,7 +816,7 @@ def test_another_distance_than_the_angle_is_told(distance, said, cli, tmp_path, 
         if distance is not None:
             file.attrs["distance"] = distance
     _, _, err = cli("convert", "glove-angular.hdf5", "out.h5")
-    assert ("its distance is euclidean, and lists are made here by cosine similarity" in err) == said
+    assert ("its distance is euclidean, but blurrerank ranks by cosine similarity" in err) == said
 
 
 def test_norms_that_differ_are_not_called_one_norm(cli, tmp_path, arrays):
@@ -851,7 +854,7 @@ def test_identities_that_are_text_are_numbered_over_both_sides(cli, tmp_path, ar
     fields = layumi(arrays, query_label=text["probe"], gallery_label=text["gallery"])
     code, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
     assert code == 0
-    assert "3 texts numbered from 1" in out
+    assert "3 text labels numbered from 1" in out
     data = br.load(tmp_path / "out.h5")
     assert data.probe.ids.tolist() == [1 + identity % 3 for identity in arrays["probe_ids"]]
     assert data.gallery.ids.tolist() == [1 + identity % 3 for identity in arrays["gallery_ids"]]
@@ -862,7 +865,7 @@ def test_junk_and_distractors_keep_their_numbers_among_names(cli, tmp_path, arra
     fields = layumi(arrays, query_label=text["probe"], gallery_label=text["gallery"])
     code, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
     assert code == 0
-    assert "6 texts numbered from 1, but for -1 and 0" in out
+    assert "6 text labels numbered from 1, except -1 and 0" in out
     check(tmp_path / "out.h5", arrays, "ids", "cams")
     # Padded to the width of the others, and one side with nothing but whole numbers.
     padded = {side: np.array([f"{i:04}" if i > -1 else "-1" for i in arrays[f"{side}_ids"]]) for side in SIDES}
@@ -870,7 +873,7 @@ def test_junk_and_distractors_keep_their_numbers_among_names(cli, tmp_path, arra
     fields = layumi(arrays, query_label=padded["probe"], gallery_label=named)
     code, out, err = cli("convert", dumped(tmp_path, fields), "padded.h5")
     assert code == 0, err
-    assert "7 texts numbered from 1, but for -1 and 0000" in out
+    assert "7 text labels numbered from 1, except -1 and 0000" in out
     data = br.load(tmp_path / "padded.h5")
     assert data.probe.ids.tolist() == arrays["probe_ids"].tolist()
     assert data.gallery.ids.tolist() == [7 if i == 3 else i for i in arrays["gallery_ids"]]
@@ -887,9 +890,9 @@ def test_junk_and_distractors_keep_their_numbers_among_names(cli, tmp_path, arra
         (np.full(12, np.inf), "query_label has inf in row 0"),
         (
             np.full(12, 2**63 + 7, dtype=np.uint64),
-            "query_label has 9223372036854775815 in row 0: expected what fits",
+            "query_label has 9223372036854775815 in row 0: expected a value that fits",
         ),
-        (np.array([str(2**70)] * 12), "expected what fits int64"),
+        (np.array([str(2**70)] * 12), "expected a value that fits int64"),
         (np.ones(12, dtype=complex), "is complex128: expected numbers or text"),
     ],
 )
@@ -900,7 +903,7 @@ def test_labels_that_would_run_together_are_refused(labels, why, cli, tmp_path, 
 def test_what_minus_one_becomes_without_a_sign_is_told(cli, tmp_path, arrays):
     fields = layumi(arrays, gallery_label=arrays["gallery_ids"].astype(np.uint8))
     _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
-    assert "gallery_label is uint8 and has 255 in 2 rows, which is what -1 becomes there" in err
+    assert "gallery_label is uint8 and has 255 in 2 rows, which is -1 stored as unsigned" in err
 
 
 def test_what_minus_one_became_is_told_before_distractors_join(cli, tmp_path, arrays):
@@ -909,14 +912,14 @@ def test_what_minus_one_became_is_told_before_distractors_join(cli, tmp_path, ar
         fields = {k: v for k, v in scipy.io.loadmat(tmp_path / file).items() if not k.startswith("__")}
         scipy.io.savemat(tmp_path / file, fields | {"ids": fields["ids"].astype(dtype)})
     _, _, err = cli("convert", *files, "out.h5")
-    assert "ids is uint16 and has 65535 in 2 rows, which is what -1 becomes there" in err
+    assert "ids is uint16 and has 65535 in 2 rows, which is -1 stored as unsigned" in err
 
 
 def test_what_minus_one_became_is_told_of_cuhk03_once(cli, tmp_path, arrays):
     fields = cuhk03(arrays) | {"feat": together(arrays)[0][""].T}
     fields["labels"] = fields["labels"].astype(np.uint16)
     _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5")
-    assert err.count("labels is uint16 and has 65535 in 2 rows, which is what -1 becomes there") == 1
+    assert err.count("labels is uint16 and has 65535 in 2 rows, which is -1 stored as unsigned") == 1
 
 
 def test_distractors_are_joined_upright_and_what_was_done_to_them_is_told(cli, tmp_path, arrays):
@@ -930,9 +933,9 @@ def test_distractors_are_joined_upright_and_what_was_done_to_them_is_told(cli, t
     scipy.io.savemat(tmp_path / files[-1], fields)
     code, out, err = cli("convert", *files, "out.h5")
     assert code == 0, err
-    assert "float64 made integers in distractor0-resnet.mat" in out
+    assert "float64 converted to integers in distractor0-resnet.mat" in out
     assert "transposed from 7 x 10 in distractor0-resnet.mat" in out
-    assert "float32 made float64 as in distractor0-resnet.mat" in out
+    assert "float32 converted to float64 as in distractor0-resnet.mat" in out
     data = br.load(tmp_path / "out.h5")
     np.testing.assert_array_equal(data.gallery.features, arrays["gallery"])
     np.testing.assert_array_equal(data.gallery.ids, arrays["gallery_ids"])
@@ -944,7 +947,7 @@ def test_sides_without_a_common_camera_are_told(cli, tmp_path, arrays):
     _, _, err = cli(
         "convert", dumped(tmp_path, layumi(arrays, gallery_cam=arrays["gallery_cams"] + 10)), "out.h5"
     )
-    assert "warning: no camera is on both sides" in err
+    assert "warning: probes and gallery have no camera in common" in err
 
 
 def test_sides_the_other_way_round_are_told(cli, tmp_path, arrays):
@@ -954,13 +957,13 @@ def test_sides_the_other_way_round_are_told(cli, tmp_path, arrays):
     }
     for one, said in ((arrays, False), (turned, True)):
         _, _, err = cli("convert", dumped(tmp_path, layumi(one)), "out.h5", "--force")
-        assert ("are the sides the other way round?" in err) == said
+        assert ("are the sides swapped?" in err) == said
     # As many as the gallery are not more.
     for gallery in (12, 11):
         fields = layumi({key: value[: gallery if "gallery" in key else 12] for key, value in arrays.items()})
         fields["query_label"] = arrays["gallery_ids"][:12]
         _, _, err = cli("convert", dumped(tmp_path, fields), "out.h5", "--force")
-        assert ("are the sides the other way round?" in err) == (gallery < 12)
+        assert ("are the sides swapped?" in err) == (gallery < 12)
 
 
 def test_whole_numbers_as_features_become_floats_and_it_is_told(cli, tmp_path, arrays):
@@ -968,7 +971,7 @@ def test_whole_numbers_as_features_become_floats_and_it_is_told(cli, tmp_path, a
     fields = layumi(arrays, query_f=whole["probe"], gallery_f=whole["gallery"])
     code, out, _ = cli("convert", dumped(tmp_path, fields), "out.h5")
     assert code == 0
-    assert "query_f, int8 made float32" in out
+    assert "query_f, int8 converted to float32" in out
     check(tmp_path / "out.h5", arrays | {side: whole[side].astype(np.float32) for side in SIDES}, "ids", "cams")
 
 
@@ -987,7 +990,7 @@ def test_square_arrays_are_not_guessed_by_run(cli, tmp_path):
     made = features(probes=8, gallery=8, dim=8)
     code, _, err = cli("run", dumped(tmp_path, layumi(made)))
     assert code == 1
-    assert "query_f is square: rows were taken for images; look at it with `blurrerank convert`" in err
+    assert "query_f is square: rows were assumed to be images; inspect it with `blurrerank convert`" in err
     assert "gallery_f is square" in err
     code, _, err = cli("convert", "dump.npz", "out.h5")
     assert code == 0
@@ -1005,7 +1008,7 @@ def test_a_square_array_is_read_as_the_other_side_is(square, lying, cli, tmp_pat
     turned = {f"{word}_f": made[side].T if lying else made[side] for side, word in SIDES.items()}
     code, out, err = cli("convert", dumped(tmp_path, layumi(made, **turned)), "out.h5")
     assert code == 0, err
-    assert f"{SIDES[square]}_f, square, read as the other side is" in out
+    assert f"{SIDES[square]}_f, square, oriented like the other side" in out
     assert ("transposed from 12 x 12" in out) == lying
     assert "is square" not in err
     check(tmp_path / "out.h5", made, "ids", "cams")
@@ -1020,7 +1023,7 @@ def test_a_square_array_of_all_images_is_doubtful_however_it_is_cut(cli, tmp_pat
     }
     code, _, err = cli("convert", dumped(tmp_path, both | {"num_query": 4}), "out.h5")
     assert code == 0
-    assert "warning: feats is square: rows were taken for images" in err
+    assert "warning: feats is square: rows were assumed to be images" in err
     check(tmp_path / "out.h5", made, "ids", "cams")
 
 
@@ -1056,7 +1059,7 @@ def test_two_arrays_of_one_shape_without_labels_are_doubtful(cli, tmp_path, arra
     np.save(tmp_path / "gallery.npy", arrays["gallery"][:12])
     code, _, err = cli("run", "probe.npy", "--gallery", "gallery.npy")
     assert code == 1
-    assert "both arrays have one shape: rows were taken for images" in err
+    assert "both arrays have the same shape: rows were assumed to be images" in err
     np.save(tmp_path / "gallery.npy", arrays["gallery"][:13])
     assert cli("run", "probe.npy", "--gallery", "gallery.npy", "-o", "lists.csv")[0] == 0
 
@@ -1074,41 +1077,49 @@ def refused(cli, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("lists.trec", b"q1 Q0 g7 1 0.9 tag\nq1 Q0 g8 2 0.8 tag\n", "is a TREC run, lists and no features"),
+        (
+            "lists.trec",
+            b"q1 Q0 g7 1 0.9 tag\nq1 Q0 g8 2 0.8 tag\n",
+            "is a TREC run, which has lists but no features",
+        ),
         (
             "lists.trec.gz",
             gzip.compress(b"q1 Q0 g7 1 0.9 tag\n", mtime=0),
-            "is a TREC run, lists and no features",
+            "is a TREC run, which has lists but no features",
         ),
-        ("market.qrels", b"q1 0 g7 1\nq1 0 g8 0\n", "holds TREC judgements"),
+        ("market.qrels", b"q1 0 g7 1\nq1 0 g8 0\n", "contains TREC judgements"),
         (
             "gt.ibin",
             np.array([2, 3, 5, 1, 0, 4, 2, 1], dtype="<i4").tobytes(),
             "pass it to `run` with --candidates",
         ),
-        ("lists.bin", np.array([2, 3, 5, 1, 0, 4, 2, 1], dtype="<i4").tobytes(), "holds lists of neighbours"),
+        ("lists.bin", np.array([2, 3, 5, 1, 0, 4, 2, 1], dtype="<i4").tobytes(), "contains neighbour lists"),
         # Lists that are padded with -1, which is no small number as a float.
-        ("gt.ibin", np.array([2, 2, 5, -1, 0, -1], dtype="<i4").tobytes(), "holds lists of neighbours"),
+        ("gt.ibin", np.array([2, 2, 5, -1, 0, -1], dtype="<i4").tobytes(), "contains neighbour lists"),
         (
             "q.fbin",
             np.array([2, 3], dtype="<i4").tobytes() + bytes(20),
-            "says 2 x 3, which takes 32: it was cut short",
+            "says 2 x 3, which takes 32: it was truncated",
         ),
         (
             "q.fbin",
             b"\xff" * 8 + bytes(20),
             "says 4,294,967,295 x 4,294,967,295, which takes 73,786,976,260,478,468,108",
         ),
-        ("q.fbin", np.array([0, 3], dtype="<i4").tobytes(), "has no numbers: its header says 0 rows of 3"),
-        ("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(300), "is no file of features that is known"),
-        ("notes.txt", b"hello\nworld\n", "is text, but no table of features"),
-        ("table.csv", b"a,b\n1,2\n3\n", "line 3 has not the 2 columns of the header"),
-        ("table.csv", b"\n\na,b\n1,2\n\n3\n", "line 6 has not the 2 columns of the header"),
+        ("q.fbin", np.array([0, 3], dtype="<i4").tobytes(), "has no values: its header says 0 rows of 3"),
+        ("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(300), "is not a recognised feature file"),
+        ("notes.txt", b"hello\nworld\n", "is text, but not a table of features"),
+        ("table.csv", b"a,b\n1,2\n3\n", "line 3 does not have the 2 columns of the header"),
+        ("table.csv", b"\n\na,b\n1,2\n\n3\n", "line 6 does not have the 2 columns of the header"),
         ("table.csv", b"\n\n", "is empty"),
-        ("q.csv", b"1,2\n3\n", "is no table of numbers: the number of columns changed from 2 to 1 at row 2\n"),
+        (
+            "q.csv",
+            b"1,2\n3\n",
+            "is not a table of numbers: the number of columns changed from 2 to 1 at row 2\n",
+        ),
         ("x.npz", b"PK\x03\x04 not really", "cannot be read"),
         ("x.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "is a damaged MATLAB file"),
-        ("packed.gz", gzip.compress(b"hello", mtime=0), "is compressed: unpack it"),
+        ("packed.gz", gzip.compress(b"hello", mtime=0), "is compressed: decompress it"),
     ],
 )
 def test_other_things_are_refused_by_name(name, content, why, cli, tmp_path):
@@ -1134,7 +1145,7 @@ def test_what_is_missing_is_told(cli, tmp_path, arrays):
     why = refused(
         cli, "convert", dumped(tmp_path, {"one": arrays["probe"], "two": arrays["gallery"]}), "out.h5"
     )
-    assert "no layout that is known" in why
+    assert "layout not recognised" in why
     assert "Name the fields query_f, query_label" in why
     why = refused(
         cli, "convert", dumped(tmp_path, {"feats": arrays["probe"], "pids": arrays["probe_ids"]}), "out.h5"
@@ -1143,7 +1154,7 @@ def test_what_is_missing_is_told(cli, tmp_path, arrays):
     why = refused(cli, "convert", dumped(tmp_path, layumi(arrays, gallery_label=np.ones(39))), "out.h5")
     assert "gallery_f is 40 x 7, and there are 39 labels" in why
     why = refused(cli, "convert", dumped(tmp_path, layumi(arrays) | {"qf": arrays["probe"]}), "out.h5")
-    assert "may both be the probe features" in why
+    assert "could both be the probe features" in why
     bad = arrays["gallery"].copy()
     bad[7, 2] = np.nan
     why = refused(cli, "convert", dumped(tmp_path, layumi(arrays, gallery_f=bad)), "out.h5")
@@ -1159,7 +1170,7 @@ def test_what_is_missing_is_told(cli, tmp_path, arrays):
         ({"query_idx": np.array(["a", "b"])}, "query_idx is text: expected whole numbers"),
         ({"query_idx": np.array([1, 2.5])}, "query_idx has 2.5 in row 1: expected whole numbers"),
         ({"query_idx": np.zeros((1, 0))}, "query_idx has shape (1, 0)"),
-        ({"camId": np.ones(7)}, "feat has 61 images and camId 7: they are not of the same images"),
+        ({"camId": np.ones(7)}, "feat has 61 images and camId 7: they do not describe the same images"),
         ({"labels": np.ones(60)}, "feat is 7 x 61, and there are 60 labels"),
     ],
 )
@@ -1189,8 +1200,8 @@ def test_what_is_wrong_with_multi_query_is_named(changes, why, cli, tmp_path, ar
         (np.array([6, 7]), "num_query has 2 values: expected one number"),
         ("six", "num_query is text: expected whole numbers"),
         (6.7, "num_query has 6.7 in row 0: expected whole numbers"),
-        (0, "num_query is 0 of 52 images: both sides need some"),
-        (52, "num_query is 52 of 52 images: both sides need some"),
+        (0, "num_query is 0 of 52 images: each side needs at least one"),
+        (52, "num_query is 52 of 52 images: each side needs at least one"),
         (-3, "num_query is -3 of 52 images"),
     ],
 )
@@ -1202,7 +1213,7 @@ def test_what_is_wrong_with_the_number_of_probes_is_named(count, why, cli, tmp_p
 def test_labels_of_one_list_that_are_too_few_are_named(cli, tmp_path, arrays):
     fields = {"feats": np.ones((20, 7), np.float32), "pids": np.arange(20), "camids": np.ones(15)}
     why = refused(cli, "convert", dumped(tmp_path, fields | {"num_query": 8}), "out.h5")
-    assert "feats has 20 images and camids 15: they are not of the same images" in why
+    assert "feats has 20 images and camids 15: they do not describe the same images" in why
 
 
 @pytest.mark.parametrize(
@@ -1230,13 +1241,11 @@ def test_what_takes_one_side_takes_native_files(command, cli, tmp_path, arrays, 
     if command == "run":
         assert cli("index", write(), "-o", "g.index.h5")[0] == 0
     why = refused(cli, *(("index", name) if command == "index" else ("run", "--index", "g.index.h5", name)))
-    assert "dump.npz is no native file: `blurrerank convert` makes one" in why
+    assert "dump.npz is not a native file: convert it with `blurrerank convert`" in why
 
 
 def test_a_native_file_needs_no_converting(cli, write):
-    assert "feats.h5 is a native file: every command reads it as it is" in refused(
-        cli, "convert", write(), "out.h5"
-    )
+    assert "feats.h5 is already a native file: use it directly" in refused(cli, "convert", write(), "out.h5")
 
 
 def test_one_array_is_not_both_sides(cli, tmp_path, arrays):
@@ -1255,7 +1264,7 @@ def test_the_output_is_named_last_and_kept(cli, tmp_path, arrays):
     name = dumped(tmp_path, layumi(arrays))
     code, _, err = cli("convert", name, "other.mat")
     assert code == 2
-    assert "with the ending .h5" in err
+    assert "give it the extension .h5" in err
     assert cli("convert", name, "out.h5")[0] == 0
     before = (tmp_path / "out.h5").read_bytes()
     assert "pass --force" in refused(cli, "convert", name, "out.h5")
@@ -1315,7 +1324,7 @@ def test_a_malicious_pickle_does_not_execute(number, protocol, cli, tmp_path, ar
     fields = layumi(arrays) | {"extra": attacks(marker)[number]}
     (tmp_path / "dump.pkl").write_bytes(pickle.dumps(fields, protocol=protocol))
     why = refused(cli, "convert", "dump.pkl", "out.h5", "--allow-pickle")
-    assert "nothing in it was run" in why
+    assert "no code in it was executed" in why
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dump.pkl"]
 
 
@@ -1329,11 +1338,11 @@ def test_a_malicious_file_of_torch_or_numpy_does_not_execute(cli, tmp_path, arra
     marker = tmp_path / "marker.npy"
     fields = torchreid_fields(arrays) | {"extra": attacks(marker)[0]}
     torch.save(fields, tmp_path / "dump.pt")
-    assert "holds posix.system" in refused(cli, "convert", "dump.pt", "out.h5", "--allow-pickle")
+    assert "contains posix.system" in refused(cli, "convert", "dump.pt", "out.h5", "--allow-pickle")
     np.savez(
         tmp_path / "dump.npz", **torchreid_fields(arrays), extra=np.array([attacks(marker)[0]], dtype=object)
     )
-    assert "array 'extra' holds Python objects" in refused(
+    assert "array 'extra' contains Python objects" in refused(
         cli, "convert", "dump.npz", "out.h5", "--allow-pickle"
     )
     assert not marker.exists()
@@ -1357,11 +1366,11 @@ REBUILD, SCALAR = np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]
     ("value", "why"),
     [
         (Rebuilt(REBUILD, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype(object), False, b"A" * 8)), "damaged"),
-        (Rebuilt(SCALAR, (np.dtype(object), b"A" * 8)), "holds an object in the place of a number"),
+        (Rebuilt(SCALAR, (np.dtype(object), b"A" * 8)), "contains an object in the place of a number"),
         (Rebuilt(np.ndarray, ((1,), np.dtype(object), b"A" * 8)), "damaged"),
         (
             Rebuilt(REBUILD, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype([("a", "O")]), False, b"A" * 8)),
-            "holds an array of type 'V8'",
+            "contains an array of type 'V8'",
         ),
     ],
     ids=["array", "scalar", "ndarray", "fields"],

@@ -115,7 +115,9 @@ SIDES = ("probe", "gallery")
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.filterwarnings("ignore:no cameras", "ignore:no probe has", "ignore:one camera")
+@pytest.mark.filterwarnings(
+    "ignore:no cameras", "ignore:no probe has", "ignore:all images have the same camera"
+)
 def test_files_are_those_of_one_process(cases, processes, tmp_path):
     cases = cases[:: processes - 1]  # half of them for 3
     plan = tmp_path / "cases.json"

@@ -31,11 +31,11 @@ def spoiled(value, *rows):
     [
         (
             {"gallery": spoiled(np.nan, 7)},
-            ["gallery/features has NaN or infinity in row 7: mend or remove them"],
+            ["gallery/features has NaN or infinity in row 7: fix or remove them"],
         ),
         (
             {"gallery": spoiled(-np.inf, 1, 2, 3, 4, 50, 51)},
-            ["gallery/features has NaN or infinity in 6 rows (1, 2, 3, 4, 50, ...): mend or remove them"],
+            ["gallery/features has NaN or infinity in 6 rows (1, 2, 3, 4, 50, ...): fix or remove them"],
         ),
         (
             {"gallery": spoiled(0, 3, 59)},
@@ -52,24 +52,24 @@ def spoiled(value, *rows):
         ),
         (
             {"probe": np.ones((12, 8), int)},
-            ["probe/features is int64: expected float16, float32 or float64 (astype('float32') makes it so)"],
+            ["probe/features is int64: expected float16, float32 or float64 (use astype('float32'))"],
         ),
-        ({"probe_ids": np.ones(11, int)}, ["probe/ids has shape (11,): expected (12,), one for each row"]),
+        ({"probe_ids": np.ones(11, int)}, ["probe/ids has shape (11,): expected (12,), one label per row"]),
         (
             {"probe_ids": np.ones((1, 12), int)},
-            ["probe/ids has shape (1, 12): expected (12,), one for each row (reshape(-1) makes it so)"],
+            ["probe/ids has shape (1, 12): expected (12,), one label per row (use reshape(-1))"],
         ),
         (
             {"probe_ids": np.ones(12)},
-            ["probe/ids is float64: expected integers (astype('int64') makes them so)"],
+            ["probe/ids is float64: expected integers (use astype('int64'))"],
         ),
         (
             {"probe_ids": np.array([7] * 11 + [2**64 - 1], np.uint64)},
-            ["probe/ids has 18446744073709551615 in row 11: expected what fits int64"],
+            ["probe/ids has 18446744073709551615 in row 11: expected a value that fits int64"],
         ),
         (
             {"probe_cams": np.array([2**63] * 12, np.uint64)},
-            ["probe/cams has 9223372036854775808 in row 0: expected what fits int64"],
+            ["probe/cams has 9223372036854775808 in row 0: expected a value that fits int64"],
         ),
         (
             {"probe_cams": np.array(list("abcdefghijkl"))},
@@ -93,7 +93,7 @@ def test_a_problem_is_named_with_side_and_row(changes, expected):
 def test_values_are_looked_at_in_every_block(monkeypatch):
     monkeypatch.setattr("blurrerank.data.side._SCAN_BYTES", 8 * 8 * 7)
     assert problems(gallery=spoiled(np.nan, 2, 31, 59)) == [
-        "gallery/features has NaN or infinity in 3 rows (2, 31, 59): mend or remove them"
+        "gallery/features has NaN or infinity in 3 rows (2, 31, 59): fix or remove them"
     ]
 
 

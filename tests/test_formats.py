@@ -173,7 +173,7 @@ def test_trec_scores_strictly_decrease_even_where_everything_ties(tmp_path):
 @pytest.mark.parametrize(
     ("names", "why"),
     [
-        (["a"] * 60, "they are not all different"),
+        (["a"] * 60, "they are not unique"),
         ([f"g {row}" for row in range(60)], "some are empty or have white"),
     ],
 )
@@ -202,23 +202,31 @@ def test_another_tool_s_trec_run_is_sorted_by_score(data):
     [
         ("trec", "p000 Q0 g001 1 0.5 x\np000 Q0 g001", "line 2 is not a TREC run entry: expected 'probe Q0"),
         ("trec", "p000 Q0 g001 1 high x", "line 1 is not a TREC run entry"),
-        ("trec", "p000 Q0 who 1 0.5 x", "line 1: 'who' is no gallery name or row number below 60"),
-        ("trec", "q Q0 g001 1 0.5 x", "line 1: 'q' is no probe name or row number below 12"),
-        ("trec", "p000 Q0 60 1 0.5 x", "'60' is no gallery name or row number below 60"),
+        ("trec", "p000 Q0 who 1 0.5 x", "line 1: 'who' is not a gallery name or row number below 60"),
+        ("trec", "q Q0 g001 1 0.5 x", "line 1: 'q' is not a probe name or row number below 12"),
+        ("trec", "p000 Q0 60 1 0.5 x", "'60' is not a gallery name or row number below 60"),
         ("trec", "", "has no entries"),
         ("trec", "p000 Q0 g001 1 nan x", "has a score that is not a number"),
-        ("trec", "p000 Q0 g001 1 2 x\np000 Q0 g001 2 1 x", "ranking of probe 0 lists one gallery item twice"),
+        ("trec", "p000 Q0 g001 1 2 x\np000 Q0 g001 2 1 x", "ranking of probe 0 contains a gallery item twice"),
         ("trec", b"\xff\xfe", "is not utf-8 text"),
         ("jsonl", '{"probe": 0}', 'line 1: expected {"probe": row, "indices": [...], "scores": [...]}'),
         ("jsonl", "[]", "line 1: expected"),
         ("jsonl", "{", "line 1: expected"),
         ("jsonl", '{"probe": 0, "indices": [1, 2], "scores": [1]}', "line 1: expected"),
         ("jsonl", '{"probe": 0, "indices": [1.5], "scores": [1]}', "line 1: expected"),
-        ("jsonl", '{"probe": 12, "indices": [1], "scores": [1]}', "line 1 names a row outside 12 probes x 60"),
-        ("jsonl", '{"probe": 0, "indices": [-1], "scores": [1]}', "line 1 names a row outside 12 probes x 60"),
+        (
+            "jsonl",
+            '{"probe": 12, "indices": [1], "scores": [1]}',
+            "line 1 refers to a row outside 12 probes x 60",
+        ),
+        (
+            "jsonl",
+            '{"probe": 0, "indices": [-1], "scores": [1]}',
+            "line 1 refers to a row outside 12 probes x 60",
+        ),
         ("csv", "probe,gallery\n0,1", "has no column 'score': expected probe,rank,gallery,score"),
         ("csv", "probe,gallery,score\n0,1,x", "line 2: expected probe,rank,gallery,score"),
-        ("csv", "probe,gallery,score\n0,99,1", "line 2 names a row outside 12 probes x 60"),
+        ("csv", "probe,gallery,score\n0,99,1", "line 2 refers to a row outside 12 probes x 60"),
         ("npz", b"PK\x03\x04 no", "is not a readable ranking archive"),
         ("npz", "", "is not a readable ranking archive"),
         ("jsonl", '{"probe": 0.7, "indices": [1], "scores": [1]}', "line 1: expected"),
@@ -240,14 +248,18 @@ def test_arrays_that_are_no_ranking_are_refused():
     br.Ranking(good, scores, gallery_size=3)
     br.Ranking(np.array([[2, -1, -1]]), np.array([[1, -np.inf, -np.inf]], dtype=np.float32), gallery_size=3)
     for indices, values, said in (
-        (good, scores[:, :2], "must share one"),
-        (good[0], scores[0], "must share one"),
-        (good.astype(float), scores, "expected int32 or int64, and float32"),
+        (good, scores[:, :2], "must have one shape"),
+        (good[0], scores[0], "must have one shape"),
+        (good.astype(float), scores, "expected int32 or int64 indices and float32 scores"),
         (good[:, :0], scores[:, :0], "its depth is 0"),
-        (np.array([[2, 3, 1]]), scores, "ranking of probe 0 names gallery item 3 of 3"),
-        (np.array([[2, -2, 1]]), scores, "names gallery item -2"),
+        (
+            np.array([[2, 3, 1]]),
+            scores,
+            "ranking of probe 0 contains gallery item 3, but the gallery has 3 items",
+        ),
+        (np.array([[2, -2, 1]]), scores, "contains gallery item -2"),
         (np.array([[2, -1, 1]]), scores, "-1 inside a list"),
-        (np.array([[2, 1, 2]]), scores, "ranking of probe 0 lists one gallery item twice"),
+        (np.array([[2, 1, 2]]), scores, "ranking of probe 0 contains a gallery item twice"),
         (good, scores[:, ::-1], "ranking scores of probe 0 do not strictly decrease"),
         (good, scores * 0, "do not strictly decrease"),
         (good, scores * np.float32(np.nan), "do not strictly decrease"),
@@ -312,7 +324,9 @@ def test_positions_that_contradict_themselves_are_refused(cli, write):
             values = file[f"positions/{name}"][()]
             del file[f"positions/{name}"]
             file[f"positions/{name}"] = spoil(values)
-        with pytest.raises(br.InputError, match=r"^spoiled\.h5: positions .* the file is damaged: run again$"):
+        with pytest.raises(
+            br.InputError, match=r"^spoiled\.h5: match positions .* the file is damaged: run again$"
+        ):
             br.read_ranking("spoiled.h5", data)
 
 
@@ -345,7 +359,10 @@ def test_what_is_wrong_with_a_ranking_names_its_file(cli, write):
         file.attrs["format_version"] = 1
         file["indices"][0, 0] = 99
     code, _, err = cli("eval", "good.h5", "bad.h5", feats)
-    assert (code, err) == (1, "error: bad.h5: ranking of probe 0 names gallery item 99 of 60\n")
+    assert (code, err) == (
+        1,
+        "error: bad.h5: ranking of probe 0 contains gallery item 99, but the gallery has 60 items\n",
+    )
 
 
 def test_numbers_for_names_are_never_taken_for_rows():
@@ -353,7 +370,7 @@ def test_numbers_for_names_are_never_taken_for_rows():
     data = br.FeatureSet.from_arrays(**arrays)
     run = io.BytesIO(b"p000 Q0 103 1 0.5 x\n")
     assert br.read_ranking(run, data, format="trec").indices[0, 0] == 3
-    with pytest.raises(br.InputError, match=r"line 1: '7' is no gallery name$"):
+    with pytest.raises(br.InputError, match=r"line 1: '7' is not a gallery name$"):
         br.read_ranking(io.BytesIO(b"p000 Q0 7 1 0.5 x\n"), data, format="trec")
 
 

@@ -131,13 +131,13 @@ def data_of_others(file):
 
 
 OUTSIDE = {
-    link_to_a_file: "feats.h5::/gallery has a link 'features' into another file, which is not followed",
-    link_to_a_group: "feats.h5::/ has a link 'gallery' into another file",
-    link_to_a_pipe: "feats.h5::/gallery has a link 'ids' into another file",
-    link_by_a_link: "feats.h5::/ has a link 'out' into another file",
-    circle: "feats.h5::/gallery has a link 'features' that leads nowhere",
-    data_elsewhere: "feats.h5::/gallery/features is kept in another file, which is not opened",
-    data_of_others: "feats.h5::/gallery/features is kept in another file, which is not opened",
+    link_to_a_file: "feats.h5::/gallery has a link 'features' to another file, which is not followed",
+    link_to_a_group: "feats.h5::/ has a link 'gallery' to another file",
+    link_to_a_pipe: "feats.h5::/gallery has a link 'ids' to another file",
+    link_by_a_link: "feats.h5::/ has a link 'out' to another file",
+    circle: "feats.h5::/gallery has a link 'features' that is circular or nested too deeply",
+    data_elsewhere: "feats.h5::/gallery/features is stored in another file, which is not opened",
+    data_of_others: "feats.h5::/gallery/features is stored in another file, which is not opened",
 }
 
 
@@ -193,7 +193,10 @@ def test_what_was_declared_and_never_written_is_refused(rows, refused, feats, li
         file.create_dataset("gallery/features", (rows, 8), np.float32)
     assert Path(feats).stat().st_size < 1 << 16
     why = refused("run", feats)
-    assert f"feats.h5::/gallery/features is {rows} x 8, {rows * 32:,} bytes, and the file holds 0 of it" in why
+    assert (
+        f"feats.h5::/gallery/features is {rows} x 8, {rows * 32:,} bytes, but the file has only 0 of them"
+        in why
+    )
 
 
 @pytest.mark.parametrize("name", ["ids", "names", "images"])
@@ -217,7 +220,7 @@ def test_features_that_unpack_to_far_more_are_refused(refused, feats, little_mem
         chunk = stored.id.read_direct_chunk((0, 0))[1]
         for start in range(0, 1 << 22, 1 << 16):
             stored.id.write_direct_chunk((start, 0), chunk)
-    assert "no features are packed so tightly" in refused("run", feats)
+    assert "looks like a decompression bomb" in refused("run", feats)
 
 
 def test_one_number_that_stands_for_all_is_refused(refused, little_memory):
@@ -225,7 +228,7 @@ def test_one_number_that_stands_for_all_is_refused(refused, little_memory):
     large = torch.ones(1).expand(1_000_000, 600)
     torch.save(fields | {"query_f": torch.ones(2, 600), "gallery_f": large}, "dump.pt")
     why = refused("convert", "dump.pt", "out.h5")
-    assert "holds more than it can spell out, the same again and again" in why
+    assert "contains far more data than its size, by repeated references" in why
 
 
 def element(kind: int, data: bytes) -> bytes:
@@ -260,7 +263,7 @@ def packed(name: bytes, size: int) -> bytes:
         (matrix(4, b"qf", element(4, b""), (1, 1 << 30)), "damaged"),  # characters that are not there
         (matrix(6, b"qf", struct.pack("<II", 9, 1 << 20) + bytes(8)), "damaged"),  # longer than the variable
         (matrix(6, b"qf", element(9, bytes(8)), (-1, -1)), "damaged"),
-        (b"".join(packed(name, 100 << 20) for name in (b"qf", b"gf", b"xf")), "would unpack"),
+        (b"".join(packed(name, 100 << 20) for name in (b"qf", b"gf", b"xf")), "would decompress"),
     ],
 )
 def test_matlab_files_that_scipy_would_believe_are_refused(variables, why, refused, little_memory):
@@ -275,7 +278,7 @@ def test_two_variables_of_one_name_are_refused(first, refused):
     field = element(5, struct.pack("<i", 4)) + element(1, b"f\0\0\0") + matrix(6, b"", element(50, bytes(8)))
     both = [matrix(2, b"qf", field), matrix(6, b"qf", element(9, bytes(8)))]
     Path("dump.mat").write_bytes(MATLAB + b"".join(both if first == "struct" else both[::-1]))
-    assert "holds two variables of one name" in refused("convert", "dump.mat", "out.h5")
+    assert "has two variables of the same name" in refused("convert", "dump.mat", "out.h5")
 
 
 def test_one_dataset_under_many_names_is_refused(refused, little_memory):
@@ -286,7 +289,7 @@ def test_one_dataset_under_many_names_is_refused(refused, little_memory):
         some[:] = 0
         for number in range(4):
             file[f"x{number}"] = some
-    assert "many.h5 would unpack" in refused("convert", "many.h5", "out.h5")
+    assert "many.h5 would decompress" in refused("convert", "many.h5", "out.h5")
 
 
 def test_one_text_that_every_name_points_to_is_refused(refused, feats, little_memory):
@@ -302,7 +305,7 @@ def test_one_text_that_every_name_points_to_is_refused(refused, feats, little_me
         raw.seek(offset)
         raw.write(first * 60)
     why = refused("run", feats)
-    assert "feats.h5::/gallery/names holds more text than the file has bytes" in why
+    assert "feats.h5::/gallery/names contains more text than the file has bytes" in why
 
 
 @pytest.mark.parametrize("filters", [{}, {"compression": "gzip"}, {"compression": "lzf"}])
@@ -326,7 +329,7 @@ def test_a_filter_that_is_not_here_is_named(refused, feats):
         settings.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))
         space = h5py.h5s.create_simple(rows.shape)
         h5py.h5d.create(file["gallery"].id, b"features", h5py.h5t.NATIVE_FLOAT, space, settings)
-    assert "is packed by HDF5 filter 32015" in refused("run", feats)
+    assert "is compressed by HDF5 filter 32015" in refused("run", feats)
 
 
 # What is left of a heap, of size 0; a text so long that with its header the length comes out at 0.
@@ -337,7 +340,7 @@ def test_a_heap_without_an_end_is_refused(piece, refused, feats):
     heap = data.index(b"GCOL\x01")
     data[heap + 16 : heap + 32] = piece
     Path(feats).write_bytes(data)
-    assert refused("run", feats).endswith("/names lies in a heap of text without an end: the file is damaged")
+    assert refused("run", feats).endswith("/names is stored in a malformed text heap: the file is damaged")
 
 
 @pytest.mark.parametrize("command", ["run", "convert"])
@@ -353,7 +356,7 @@ def test_virtual_data_are_refused_before_their_heap_is_walked_through(command, r
     data[heap + 16 : heap + 32] = bytes(16)
     Path("virtual.h5").write_bytes(data)
     out = ("out.h5",) * (command == "convert")
-    assert "is kept in another file, which is not opened" in refused(command, "virtual.h5", *out)
+    assert "is stored in another file, which is not opened" in refused(command, "virtual.h5", *out)
 
 
 def test_heaps_are_found_behind_a_block_of_the_user(refused, feats):
@@ -365,7 +368,7 @@ def test_heaps_are_found_behind_a_block_of_the_user(refused, feats):
     heap = data.index(b"GCOL\x01")
     data[heap + 16 : heap + 32] = bytes(16)
     Path("block.h5").write_bytes(data)
-    assert "/names lies in a heap of text without an end" in refused("run", "block.h5")
+    assert "/names is stored in a malformed text heap" in refused("run", "block.h5")
 
 
 @pytest.mark.parametrize("where", ["an attribute", "what was never written", "packed text"])
@@ -450,7 +453,7 @@ def bomb(size: int) -> bytes:
 def test_archives_that_unpack_to_far_more_are_refused(arguments, refused, feats, little_memory):
     Path("dump.npz").write_bytes(bomb(600 << 20))
     assert Path("dump.npz").stat().st_size < 1 << 20
-    assert "no features are packed so tightly" in refused(*arguments)
+    assert "looks like a decompression bomb" in refused(*arguments)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -468,7 +471,7 @@ def test_archives_that_python_unpacks_without_a_bound_are_refused(arguments, met
     member = "dump/data.pkl" if "dump.pt" in arguments else "indices.npy"
     with zipfile.ZipFile("dump.pt" if "dump.pt" in arguments else "dump.npz", "w", method) as archive:
         archive.writestr(member, bytes(1 << 16))
-    assert "is packed by another method than deflate" in refused(*arguments)
+    assert "is compressed by a method other than deflate" in refused(*arguments)
 
 
 def test_archives_whose_parts_overlap_are_refused(refused, feats):
@@ -481,7 +484,7 @@ def test_archives_whose_parts_overlap_are_refused(refused, feats):
             again.compress_size, again.file_size = first.compress_size, first.file_size
             archive.filelist.append(again)
             archive.NameToInfo[again.filename] = again
-    assert "holds more than it is long" in refused("convert", "dump.npz", "out.h5")
+    assert "contains more data than its size allows" in refused("convert", "dump.npz", "out.h5")
 
 
 @pytest.mark.parametrize("ending", ["trec", "jsonl", "csv"])
@@ -490,7 +493,7 @@ def test_text_that_unpacks_to_far_more_is_refused(ending, refused, feats, little
         for _ in range(600):
             file.write(b"a" * (1 << 20))
     why = refused("eval", f"lists.{ending}.gz", feats)
-    assert "no features are packed so tightly" in why
+    assert "looks like a decompression bomb" in why
 
 
 def test_variables_that_unpack_to_far_more_are_refused(refused, little_memory):
@@ -504,7 +507,7 @@ def test_variables_that_unpack_to_far_more_are_refused(refused, little_memory):
     )
     head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
     Path("dump.mat").write_bytes(head + (15).to_bytes(4, "little") + len(packed).to_bytes(4, "little") + packed)
-    assert "no features are packed so tightly" in refused("convert", "dump.mat", "out.h5")
+    assert "looks like a decompression bomb" in refused("convert", "dump.mat", "out.h5")
 
 
 def test_matlab_tags_that_scipy_would_follow_are_refused(refused):
@@ -563,7 +566,7 @@ def test_containers_named_again_and_again_are_refused(save, refused):
     else:
         Path("dump.bin").write_bytes(pickle.dumps(fields))
     why = refused("convert", "dump.bin", "out.h5", "--allow-pickle")
-    assert "holds more than it can spell out, the same again and again" in why
+    assert "contains far more data than its size, by repeated references" in why
 
 
 def test_what_is_shared_is_read():
@@ -671,7 +674,7 @@ def test_keys_of_all_kinds_come_out_as_they_were(protocol):
 def test_fields_that_are_called_by_numbers(refused):
     Path("dump.pkl").write_bytes(pickle.dumps({1: np.ones((3, 2)), 2: np.ones((4, 2))}))
     why = refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
-    assert "no layout that is known: pickle with 1 3 x 2, 2 4 x 2" in why
+    assert "layout not recognised: pickle with 1 3 x 2, 2 4 x 2" in why
 
 
 @pytest.mark.parametrize("called", [3, ("a", 3)])
@@ -681,7 +684,7 @@ def test_other_fields_that_are_called_by_no_text(called, cli, tmp_path):
     (tmp_path / "dump.pkl").write_bytes(pickle.dumps(fields))
     code, out, _ = cli("convert", "dump.pkl", "out.h5", "--allow-pickle")
     assert code == 0
-    assert f"not taken: {called}" in out
+    assert f"ignored: {called}" in out
 
 
 def test_one_array_under_many_names_is_refused(refused, little_memory):
@@ -690,7 +693,7 @@ def test_one_array_under_many_names_is_refused(refused, little_memory):
         fields = {"query_f": [row] * 5, "gallery_f": [row] * 5} | {side: [row] * 100_000}
         Path("dump.pkl").write_bytes(pickle.dumps(fields))
         why = refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
-        assert "more than it can spell out" in why
+        assert "far more data than its size" in why
 
 
 def test_one_long_name_makes_the_others_no_longer(cli, tmp_path, little_memory):
@@ -782,8 +785,8 @@ def test_what_else_a_training_saves_is_passed_over(cli, tmp_path):
 def test_other_kinds_of_tensors_are_named(make, named, refused):
     torch.save({"qf": make(), "gf": WIDE}, "dump.pt")
     why = refused("convert", "dump.pt", "out.h5")
-    assert f"dump.pt holds {named}" in why
-    assert "nothing in it was run" in why
+    assert f"dump.pt contains {named}" in why
+    assert "no code in it was executed" in why
 
 
 def rebuilt(offset, shape, strides, *, count=60, name="0"):
@@ -828,8 +831,8 @@ class Referring(pickle.Pickler):
         (rebuilt(0, (6, 10), (-10, 1)), "a tensor without strides"),
         (rebuilt(0, (6, 10), (10,)), "a tensor without strides"),
         (rebuilt(0, (6, 10.0), (10, 1)), "a tensor without numbers or a shape"),
-        (rebuilt(0, (1 << 20, 1 << 20), (0, 0)), "more than it can spell out"),
-        (rebuilt(0, (1 << 40, 1 << 40), (0, 0)), "more than it can spell out"),
+        (rebuilt(0, (1 << 20, 1 << 20), (0, 0)), "far more data than its size"),
+        (rebuilt(0, (1 << 40, 1 << 40), (0, 0)), "far more data than its size"),
         (rebuilt(0, (6, 10), (1 << 61, 1)), "more numbers than there are"),
         (rebuilt(0, (6, 10), (10, 1), name="../0"), "damaged"),
         (rebuilt(0, (6, 10), (10, 1), count=-1), "a storage that is none"),
@@ -855,11 +858,11 @@ def test_tensors_stay_within_their_storage(tensor, why, tmp_path):
 
 def test_tensors_of_bfloat16_are_counted_before_they_are_made(refused):
     torch.save({"qf": torch.zeros(1, dtype=torch.bfloat16).expand(20_000, 25_000)}, "dump.pt")
-    assert "more than it can spell out" in refused("convert", "dump.pt", "out.h5")
+    assert "far more data than its size" in refused("convert", "dump.pt", "out.h5")
     # Each alone is no more than it may be.
     some = [torch.zeros(1, dtype=torch.bfloat16).expand(7_000, 8_000) for _ in range(3)]
     torch.save(some, "dump.pt")
-    assert "more than it can spell out" in refused("convert", "dump.pt", "out.h5")
+    assert "far more data than its size" in refused("convert", "dump.pt", "out.h5")
     torch.save({"qf": torch.zeros((0, 4), dtype=torch.bfloat16)}, "dump.pt")
     assert open_file(Path("dump.pt")).content["qf"].dtype == np.float32
 
@@ -868,7 +871,7 @@ def test_tensors_of_bfloat16_are_counted_before_they_are_made(refused):
 def test_tensors_whose_signs_are_still_to_be_changed_are_refused(change, refused):
     numbers = torch.randn(6, 4, dtype=torch.complex64)
     torch.save({"qf": numbers.conj() if change == "conj" else numbers.conj().imag}, "dump.pt")
-    assert "holds a tensor whose signs are still to be changed" in refused("convert", "dump.pt", "out.h5")
+    assert "contains a tensor whose signs are still to be changed" in refused("convert", "dump.pt", "out.h5")
     torch.save({"qf": numbers.conj().imag.resolve_neg()}, "dump.pt")
     np.testing.assert_array_equal(open_file(Path("dump.pt")).content["qf"], -numbers.imag.numpy())
 
@@ -878,7 +881,7 @@ def test_programs_that_are_packed_are_refused(refused):
     program = b"\x80\x02" + b"]" * 3_000_000 + b"."
     with zipfile.ZipFile("dump.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("dump/data.pkl", program)
-    assert "holds a program that is packed" in refused("convert", "dump.pt", "out.h5")
+    assert "contains a program that is packed" in refused("convert", "dump.pt", "out.h5")
 
 
 def _text(text):
@@ -905,16 +908,16 @@ def test_calls_with_the_same_again_and_again_are_counted(call, refused):
     function, arguments = _AGAIN[call]
     program = b"\x80\x02" + function + b"q\x00" + arguments + b"q\x01]("
     Path("dump.pkl").write_bytes(program + b"h\x00h\x01R" * 4 + b"e.")
-    assert "no layout that is known" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
+    assert "layout not recognised" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
     Path("dump.pkl").write_bytes(program + b"h\x00h\x01R" * 30_000 + b"e.")
-    assert "more than it can spell out" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
+    assert "far more data than its size" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
 
 
 def test_a_long_name_again_and_again_is_counted(refused):
     rows = np.ones((4000, 2), np.float32)
     value = {"query_f": rows, "gallery_f": rows, "query_path": [b"y" * 100_000] * 4000}
     Path("dump.pkl").write_bytes(pickle.dumps(value))
-    assert "more than it can spell out" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
+    assert "far more data than its size" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
 
 
 @pytest.mark.parametrize("number", [1 << 64, 1 << 20_000, -(1 << 20_000)], ids=int.bit_length)
@@ -923,7 +926,9 @@ def test_long_numbers_are_named(place, number, refused):
     fields = {"query_f": np.ones((1, 2), np.float32), "gallery_f": np.ones((1, 2), np.float32)}
     value = number if place is None else fields | {place: [number] if place.startswith("query") else number}
     Path("dump.pkl").write_bytes(pickle.dumps(value))
-    assert "holds a number of more than 64 bits" in refused("convert", "dump.pkl", "out.h5", "--allow-pickle")
+    assert "contains a number of more than 64 bits" in refused(
+        "convert", "dump.pkl", "out.h5", "--allow-pickle"
+    )
 
 
 @pytest.mark.parametrize("digits", [4300, 5000])
@@ -931,7 +936,7 @@ def test_numbers_of_thousands_of_digits_are_counted(digits, refused):
     fields = {side: np.ones((1, 2), np.float32) for side in ("query_f", "gallery_f")}
     np.savez("dump.npz", **fields, query_label=np.array(["9" * digits]), gallery_label=np.array(["1"]))
     why = refused("convert", "dump.npz", "out.h5")
-    assert why.endswith(f"query_label has {digits} digits in row 0: expected what fits int64")
+    assert why.endswith(f"query_label has {digits} digits in row 0: expected a value that fits int64")
 
 
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
@@ -997,12 +1002,12 @@ def test_pipes_are_refused_not_waited_for(arguments, refused, cli, feats):
     Path("folder").mkdir()
     for name in ("pipe", "folder/pipe.csv"):
         os.mkfifo(name)
-    assert re.search(r"pipe\S* is no ordinary file", refused(*arguments))
+    assert re.search(r"pipe\S* is not a regular file", refused(*arguments))
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\udcffb"])
 def test_names_that_no_file_holds_are_refused(name):
-    with pytest.raises(br.InputError, match="expected text that utf-8 can hold, without NUL"):
+    with pytest.raises(br.InputError, match="expected text that utf-8 can encode, without NUL"):
         br.FeatureSet.from_arrays(np.ones((1, 2)), np.ones((2, 2)), gallery_names=["fine", name])
 
 
@@ -1053,7 +1058,7 @@ def test_features_of_many_kinds_are_refused(refused, feats):
         del file["gallery/names"]
         lists = file.create_dataset("gallery/names", (60,), dtype=h5py.vlen_dtype(np.int32))
         lists[:] = [np.arange(3)] * 60
-    assert "feats.h5::/gallery/names is of parts of many kinds" in refused("run", feats)
+    assert "feats.h5::/gallery/names has a compound or object type" in refused("run", feats)
 
 
 def test_features_that_change_while_they_are_read_are_refused(feats, tmp_path):
@@ -1063,7 +1068,9 @@ def test_features_that_change_while_they_are_read_are_refused(feats, tmp_path):
     with open(feats, "r+b") as file:  # a program that knows nothing of locks
         file.seek(0, 2)
         file.write(b"more")
-    with pytest.raises(br.InputError, match=r"feats\.h5::/gallery/features was changed while it was read"):
+    with pytest.raises(
+        br.InputError, match=r"feats\.h5::/gallery/features was changed while it was being read"
+    ):
         data.gallery.features[0:5]
 
 
@@ -1083,7 +1090,7 @@ def test_mapped_features_that_change_while_they_are_searched_are_refused(kind, h
         if 0 < done < total:
             paths[1].write_bytes(whole[:200] if harm == "cut short" else whole)
 
-    with pytest.raises(br.InputError, match=rf"gallery\.{kind} was changed while it was read"):
+    with pytest.raises(br.InputError, match=rf"gallery\.{kind} was changed while it was being read"):
         br.rerank(br.load(*paths), topn=2, memory=100_000, progress=change)
 
     def replace(done, total):
@@ -1117,8 +1124,8 @@ def test_an_index_that_changes_while_it_is_asked_is_refused(harm, tmp_path, feat
     out, err = asked.communicate(json.dumps(probes[1].tolist()) + "\n", timeout=60)
     assert (asked.returncode, out) == (1, "")
     assert err.splitlines() == [
-        f"error: {path} was changed while it was read: run this again when it is complete "
-        "(a new version that is renamed into place does no harm)"
+        f"error: {path} was changed while it was being read: run this again when it is complete "
+        "(replacing it by a rename is safe)"
     ]
 
 
@@ -1162,7 +1169,7 @@ def test_a_tree_of_chunks_that_comes_back_to_itself(command, child, refused):
             file.create_dataset(f"{side}/features", data=rows, chunks=(1, 3), compression="gzip")
     assert br.load("sound.h5").gallery.features[:].shape == (200, 3)
     Path("looped.h5").write_bytes(looped(Path("sound.h5").read_bytes(), 1, 8 + 8 * 3, child))
-    assert "looped.h5::/probe/features lies in a tree without an end" in refused(command, "looped.h5")
+    assert "looped.h5::/probe/features is stored in a malformed B-tree" in refused(command, "looped.h5")
 
 
 @pytest.mark.parametrize("where", ["", "probe/"])
@@ -1175,7 +1182,7 @@ def test_a_tree_of_names_that_comes_back_to_itself(command, where, refused):
             file[f"{where}other {number}"] = number
     Path("looped.h5").write_bytes(looped(Path("sound.h5").read_bytes(), 0, 8, 1))
     out = ("out.h5",) * (command == "convert")
-    assert "lies in a tree without an end" in refused(command, "looped.h5", *out)
+    assert "is stored in a malformed B-tree" in refused(command, "looped.h5", *out)
 
 
 @pytest.mark.parametrize("userblock", [0, 512])
@@ -1209,7 +1216,7 @@ def test_one_text_in_a_heap_without_an_end(refused):
     heap = data.find(b"GCOL\x01")
     data[heap + 16 : heap + 32] = bytes(16)
     Path("note.h5").write_bytes(data)
-    assert "note.h5::/note lies in a heap of text without an end" in refused("convert", "note.h5", "out.h5")
+    assert "note.h5::/note is stored in a malformed text heap" in refused("convert", "note.h5", "out.h5")
 
 
 @pytest.mark.parametrize("place", ["one piece", "compact"])
@@ -1252,7 +1259,7 @@ def test_letters_of_many_bytes_are_refused(version, place, refused, little_memor
         sealed.seal(data, start, end)
     Path("letters.h5").write_bytes(data)
     # Where there are no checksums, HDF5 looks too.
-    expected = {"latest": "is text of letters that are none", "earliest": "the file is damaged"}
+    expected = {"latest": "is text with an invalid character type", "earliest": "the file is damaged"}
     assert expected[version] in refused("convert", "letters.h5", "out.h5")
 
 
@@ -1273,7 +1280,7 @@ def test_one_text_under_many_names_is_refused(refused, little_memory):
         file["text"] = ["a" * (1 << 20)]
         for number in range(300):
             file[f"again {number}"] = h5py.SoftLink("/text")
-    assert "no features are packed so tightly" in refused("convert", "many.h5", "out.h5")
+    assert "looks like a decompression bomb" in refused("convert", "many.h5", "out.h5")
 
 
 def test_many_datasets_each_packed_as_tightly_as_may_be(refused, little_memory):
@@ -1284,7 +1291,7 @@ def test_many_datasets_each_packed_as_tightly_as_may_be(refused, little_memory):
             for label in ("ids", "cams"):
                 shape = {"shape": (30_000_000,), "chunks": (1 << 20,)}
                 file.create_dataset(f"{side}/{label}", dtype=np.int64, compression="gzip", **shape)
-    assert "tight.h5 would unpack" in refused("run", "tight.h5")
+    assert "tight.h5 would decompress" in refused("run", "tight.h5")
 
 
 def test_short_names_take_more_memory_than_they_are_long(refused, little_memory):
@@ -1292,7 +1299,7 @@ def test_short_names_take_more_memory_than_they_are_long(refused, little_memory)
         for side in ("probe", "gallery"):
             file[f"{side}/features"] = np.eye(3)
         file.create_dataset("probe/names", (20_000_000,), "S12", chunks=(1 << 20,), compression="gzip")
-    assert "names.h5 would unpack" in refused("run", "names.h5")
+    assert "names.h5 would decompress" in refused("run", "names.h5")
 
 
 # The newer format of HDF5
@@ -1334,13 +1341,13 @@ def a_tree_of_chunks(file):
 
 
 NEWER = {
-    many_links: "newer.h5::/ keeps its links as",
-    many_links_in_a_group: "newer.h5::/probe keeps its links as",
-    many_attributes: "newer.h5::/ keeps its attributes as",
-    many_attributes_of_features: "newer.h5::/probe/features keeps its attributes as",
-    a_fixed_array: "newer.h5::/probe/features keeps its chunks as",
-    a_growing_array: "newer.h5::/probe/features keeps its chunks as",
-    a_tree_of_chunks: "newer.h5::/probe/features keeps its chunks as",
+    many_links: "newer.h5::/ stores its links in the newer HDF5 format",
+    many_links_in_a_group: "newer.h5::/probe stores its links in the newer HDF5 format",
+    many_attributes: "newer.h5::/ stores its attributes in the newer HDF5 format",
+    many_attributes_of_features: "newer.h5::/probe/features stores its attributes in the newer HDF5 format",
+    a_fixed_array: "newer.h5::/probe/features stores its chunks in the newer HDF5 format",
+    a_growing_array: "newer.h5::/probe/features stores its chunks in the newer HDF5 format",
+    a_tree_of_chunks: "newer.h5::/probe/features stores its chunks in the newer HDF5 format",
 }
 
 
@@ -1367,7 +1374,7 @@ def test_what_the_newer_format_keeps_in_heaps_and_trees_is_refused(change, comma
         assert "newer.h5" in why
     else:
         assert NEWER[change] in why
-        assert "write it again" in why
+        assert "write the file again" in why
 
 
 def test_links_in_their_order_are_refused_where_they_are_many(refused):
@@ -1377,7 +1384,7 @@ def test_links_in_their_order_are_refused_where_they_are_many(refused):
     assert br.load("order.h5").gallery.features[:].shape == (3, 3)
     with h5py.File("order.h5", "r+", track_order=True) as file:
         many_links(file)
-    assert "order.h5::/ keeps its links as the newer format" in refused("run", "order.h5")
+    assert "order.h5::/ stores its links in the newer HDF5 format" in refused("run", "order.h5")
 
 
 def test_the_advice_helps(refused):
@@ -1386,7 +1393,7 @@ def test_the_advice_helps(refused):
             file[f"{side}/features"] = np.eye(40)
         for change in NEWER:
             change(file) if change is not many_links_in_a_group else None
-    assert "write it again" in refused("run", "newer.h5")
+    assert "write the file again" in refused("run", "newer.h5")
     with h5py.File("newer.h5") as file, h5py.File("again.h5", "w") as new:
         for name in ("probe/features", "gallery/features"):
             new[name] = file[name][()]
@@ -1410,7 +1417,7 @@ def test_tables_of_the_whole_file_are_refused_before_it_is_opened(kind, refused,
     sealed.seal(data, start, end)
     Path("tables.h5").write_bytes(data)
     monkeypatch.setattr(h5py, "File", None)
-    assert "tables.h5 has tables for the whole file" in refused("run", "tables.h5")
+    assert "tables.h5 has file-level tables" in refused("run", "tables.h5")
 
 
 @pytest.mark.parametrize("userblock", [0, 512])
@@ -1457,7 +1464,7 @@ def test_a_header_without_an_end(version, harm, refused):
     for start, end in sealed.blocks(Path("sound.h5").read_bytes()):
         sealed.seal(data, start, end)
     Path("sound.h5").write_bytes(data)
-    assert "/probe/features has a header without an end: the file is damaged" in refused("run", "sound.h5")
+    assert "/probe/features has a malformed header: the file is damaged" in refused("run", "sound.h5")
 
 
 # Packed chunks of HDF5
@@ -1510,7 +1517,7 @@ def test_filters_on_top_of_each_other_are_refused(first, again, refused):
     """A deflate of a deflate makes 1.7 GiB of 11 KB."""
     packed_by("twice.h5", [again, (GZIP, (9,))] if first else [(GZIP, (9,)), again], ROWS)
     why = refused("run", "twice.h5")
-    assert why.endswith("/features is packed by 2 filters on top of each other: write it with gzip alone")
+    assert why.endswith("/features is compressed by 2 filters in sequence: write it with gzip only")
 
 
 def deflated(size):
@@ -1529,7 +1536,7 @@ def test_a_chunk_that_unpacks_to_more_than_a_chunk(others, rows, refused):
     peak = PeakMemory(torch.device("cpu"))
     why = refused("info", "bomb.h5")
     peak.stop()
-    assert f"has a chunk that would unpack to more than its {rows * 64:,} bytes" in why
+    assert f"has a chunk that would decompress to more than its {rows * 64:,} bytes" in why
     assert peak.host is None or peak.host < 64 << 20
 
 
@@ -1556,7 +1563,7 @@ def test_filters_that_would_make_room_for_gigabytes(code, options, before, place
     assert before in data
     after = before[:place] + struct.pack("<I", 1 << 30) + before[place + 4 :]
     Path("room.h5").write_bytes(data.replace(before, after))
-    assert "has a chunk that would unpack to more than its 4,096 bytes" in refused("run", "room.h5")
+    assert "has a chunk that would decompress to more than its 4,096 bytes" in refused("run", "room.h5")
 
 
 def test_szip_that_says_gigabytes(refused, little_memory):
@@ -1564,4 +1571,4 @@ def test_szip_that_says_gigabytes(refused, little_memory):
     with h5py.File("szip.h5", "r+") as file:
         stored = file["probe/features"].id
         stored.write_direct_chunk((0, 0), struct.pack("<I", 1 << 31) + stored.read_direct_chunk((0, 0))[1][4:])
-    assert "has a chunk that would unpack to more than its 4,096 bytes" in refused("run", "szip.h5")
+    assert "has a chunk that would decompress to more than its 4,096 bytes" in refused("run", "szip.h5")

@@ -443,7 +443,7 @@ def scale(values):
     values *= 2
 
 
-NO_INDEX = "has values that no index has"
+NO_INDEX = "has values that are invalid in an index"
 FALSE = [
     ("features", put(np.nan), "features has rows that are not normalised"),
     ("features", put(np.inf), "features has rows that are not normalised"),
@@ -506,20 +506,20 @@ def of_another_kind(file):
 
 
 SPOILED = {
-    spoil_features: "features has another checksum than when it was written",
-    spoil_encodings: "encoded/inverted/columns has another checksum than when it was written",
+    spoil_features: "features does not match its checksum",
+    spoil_encodings: "encoded/inverted/columns does not match its checksum",
     spoil_digest: "its rows are not those of its digest",
-    spoil_names: "names have another checksum than when they were written",
+    spoil_names: "names do not match their checksum",
     spoil_params: "its attributes have another checksum than when they were written",
     spoil_size: "encoded/reach is float32 (5,)",
-    spoil_layout: "encoded/reach is not stored in one piece",
+    spoil_layout: "encoded/reach is not stored contiguously",
     lose: "it has no neighbours/lists",
 }
 NOT_AN_INDEX = {
     from_the_future: "has format_version 2: this program reads 1",
     of_no_version: "has format_version a: this program reads 1",
     of_another_kind: "is a blurrerank-ranking file: expected a blurrerank-index file, "
-    "such as `blurrerank index` writes",
+    "as written by `blurrerank index`",
 }
 
 
@@ -542,7 +542,7 @@ def test_a_truncated_or_foreign_index_is_refused(tmp_path, write, cli):
     assert cli("run", "--index", "cut.h5", feats)[2] == (
         "error: cut.h5 is a truncated HDF5 file: copy or write it again\n"
     )
-    kind = "is an HDF5 file: expected a blurrerank-index file, such as `blurrerank index` writes"
+    kind = "is an HDF5 file: expected a blurrerank-index file, as written by `blurrerank index`"
     assert cli("run", "--index", feats, feats)[2] == f"error: {feats} {kind}\n"
     assert cli("run", "--index", "no.h5", feats)[2] == "error: no.h5: no such file\n"
     other = write(
@@ -756,8 +756,8 @@ def test_npy_rows_are_answered_one_by_one(tmp_path, dtype):
     ("data", "said"),
     [
         (npy(np.ones((2, 8)))[:-3], "standard input ends in row 1 of an array of 2"),
-        (npy(np.ones((2, 8))).replace(b"}", b" "), "standard input is no .npy array where one should begin"),
-        (npy(np.ones((2, 8))) + b"more", "standard input is no .npy array where one should begin"),
+        (npy(np.ones((2, 8))).replace(b"}", b" "), "standard input has an invalid .npy header"),
+        (npy(np.ones((2, 8))) + b"more", "standard input has an invalid .npy header"),
         (npy(np.ones((2, 8), int)), "standard input has an array of int64 (2, 8): expected rows of floats"),
         (npy(np.ones((2, 8, 1))), "standard input has an array of float64 (2, 8, 1): expected rows of floats"),
         (npy(np.asfortranarray(np.ones((2, 8)))), "standard input has an array in Fortran order"),

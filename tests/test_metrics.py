@@ -216,8 +216,8 @@ def test_single_shot_counts_each_identity_once():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"probe_cams": None}, "the probes have no cameras: protocol market1501 drops nothing but junk"),
-        ({"probe_cams": np.ones(12, int), "gallery_cams": np.ones(60, int)}, "one camera everywhere"),
+        ({"probe_cams": None}, "the probes have no cameras: protocol market1501 drops only junk"),
+        ({"probe_cams": np.ones(12, int), "gallery_cams": np.ones(60, int)}, "all images have the same camera"),
         ({"probe_ids": np.zeros(12, int)}, "12 probes have id 0, which marks distractors"),
         ({"probe_ids": np.full(12, 99)}, "no probe has a match in the gallery"),
     ],
@@ -243,7 +243,7 @@ def test_rankings_of_other_data_are_refused():
     ranking = br.rerank(data)
     with pytest.raises(br.InputError, match="made from other features"):
         br.evaluate(ranking, br.FeatureSet.from_arrays(**features(seed=1)))
-    with pytest.raises(br.InputError, match="12 probes x 60 gallery items and the features are 12 x 59"):
+    with pytest.raises(br.InputError, match="12 probes x 60 gallery items, but the features are 12 x 59"):
         br.evaluate(ranking, br.FeatureSet.from_arrays(**features(gallery=59)))
     with pytest.raises(br.InputError, match="no ids"):
         br.evaluate(ranking, br.FeatureSet.from_arrays(data.probe.features, data.gallery.features))

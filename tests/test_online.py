@@ -133,7 +133,7 @@ def test_a_probe_that_nobody_has_near_is_ranked_by_those_it_has():
         ({"blur": 1.5}, "blur must be a whole number of at least 1, not 1.5"),
         ({"pool": True}, "pool must be a whole number of at least 1, not True"),
         ({"sigma": 0.01}, "sigma must be at least 0.025, not 0.01"),
-        ({"sigma": float("nan")}, "sigma must be a finite number above 0 (1e-30 at least), not nan"),
+        ({"sigma": float("nan")}, "sigma must be a finite number above 0 (at least 1e-30), not nan"),
         ({"lambda_value": 1.1}, "lambda must be a number from 0 to 1, not 1.1"),
         ({"k1": 51}, "pool 50 must be at least 51: k1, k2 - 1 and blur - 1 neighbours come from it"),
         (

@@ -395,8 +395,8 @@ def test_twenty_thousand_probes(report, visit, write):
 def test_what_is_not_there_is_said_or_left_out(missing, report, visit, write):
     page = visit(report(write(**many() | {f"{side}_{missing}": None for side in ("probe", "gallery")})))
     text = page.inner_text("main")
-    assert ("There are no ids: lists can be shown, and nothing can be measured." in text) == (missing == "ids")
-    assert ("There are no cameras: protocol market1501 drops nothing but junk." in text) == (missing == "cams")
+    assert ("There are no ids: lists can be shown, but not measured." in text) == (missing == "ids")
+    assert ("There are no cameras: protocol market1501 drops only junk." in text) == (missing == "cams")
     assert (page.query_selector("#means") is None) == (missing == "ids")
     assert (page.query_selector("[name=name]") is None) == (missing == "names")
     assert len(page.query_selector_all("tbody[data-probe]")) == 25
@@ -520,7 +520,7 @@ def test_pictures_from_files_stay_within_their_folder(report, visit, cli, write,
     page = visit(report(feats, "--image-root", "images"))
     check_pictures(page, arrays, absent=frozenset(range(20, 25)))
     err = cli("report", "lists.h5", feats, "-o", "report.html", "--force", "--image-root", "images")[2]
-    assert "warning: 5 pictures were not found in images, or are no images" in err
+    assert "warning: 5 pictures were not found in images or are not images" in err
     assert "5 pictures were not found; these are tiles too" in page.inner_text("#probes")
 
 
@@ -555,7 +555,7 @@ def test_pictures_beyond_the_budget_are_left_out_and_it_is_told(report, visit, c
     feats = write(**arrays | images)
     page = visit(report(feats))
     told = cli("report", "lists.h5", feats, "-o", "report.html", "--force")[2]
-    complete = int(re.search(r"room for 30 pictures, \d+ were left out: the (\d+) probes", told)[1])
+    complete = int(re.search(r"only 30 pictures fit, \d+ were left out: the (\d+) probes", told)[1])
     assert complete >= 1
     assert f"the {complete} probes that changed most have all of theirs" in page.inner_text("#probes")
     # The probes that changed most, in whichever direction, come first.
@@ -593,13 +593,13 @@ def test_the_heat_map_is_the_sweep(report, visit, cli, write):
     assert cli("run", other, "-o", "other.ranking.h5")[0] == 0
     code, _, err = cli("report", "other.ranking.h5", other, "--sweep", "sweep.json", "-o", "other.html")
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "the sweep is of other features" in err
+    assert "the sweep was made from other features" in err
     # The same features under other labels: their mAP is another.
     other = write("labels.h5", **many() | {"probe_ids": np.roll(many()["probe_ids"], 1)})
     assert cli("run", other, "-o", "labels.ranking.h5")[0] == 0
     code, _, err = cli("report", "labels.ranking.h5", other, "--sweep", "sweep.json", "-o", "other.html")
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "the sweep is of other ids or cameras" in err
+    assert "the sweep was made from other ids or cameras" in err
     assert not Path("other.html").exists()
 
 
@@ -611,9 +611,13 @@ def test_what_cannot_be_reported_is_one_line(cli, write):
         (("lists.h5", feats), 2, "Missing option '-o'"),
         (("lists.h5", feats, "-o", "report.html"), 1, "report.html exists: pass --force"),
         (("none.h5", feats, "-o", "new.html"), 1, "none.h5: no such file"),
-        (("lists.h5", feats, "-o", "new.html", "--image-root", "nowhere"), 1, "nowhere is no folder"),
+        (("lists.h5", feats, "-o", "new.html", "--image-root", "nowhere"), 1, "nowhere is not a folder"),
         (("lists.h5", feats, "-o", "new.html", "--sweep", "lists.h5"), 2, "is written as .json or .csv"),
-        (("lists.h5", write("o.h5", **features(seed=8)), "-o", "new.html"), 1, "do not belong together"),
+        (
+            ("lists.h5", write("o.h5", **features(seed=8)), "-o", "new.html"),
+            1,
+            "use the features it was made from",
+        ),
     ):
         found, out, err = cli("report", *arguments)
         assert (found, out, len(err.splitlines())) == (code, "", 1), err
@@ -707,9 +711,13 @@ def test_figures_that_cannot_be_drawn_are_one_line(cli, write):
     without = write("without.h5", **many() | {"probe_ids": None})
     assert cli("run", without, "-o", "without.ranking.h5")[0] == 0
     for arguments, code, said in (
-        (("lists.h5", feats, "-o", "f.gif"), 2, "a figure is written as .png, .pdf or .svg"),
+        (("lists.h5", feats, "-o", "f.gif"), 2, "figures need the extension .png, .pdf or .svg"),
         (("lists.h5", feats, "-o", "f.png", "--figure", "sweep"), 2, "the heat map needs a sweep"),
-        (("without.ranking.h5", without, "-o", "f.png"), 1, "the probes have no ids: nothing can be measured"),
+        (
+            ("without.ranking.h5", without, "-o", "f.png"),
+            1,
+            "the probes have no ids: without metrics no figure can be drawn",
+        ),
     ):
         found, out, err = cli("plot", *arguments)
         assert (found, out) == (code, "")

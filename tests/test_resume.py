@@ -31,7 +31,7 @@ METHODS = {
     "cuhk03": ("--protocol", "cuhk03"),
 }
 SMALL = ("--memory", "400KiB")  # some probes at a time
-ASK = "pass --resume to go on from there, or --force to start over"
+ASK = "pass --resume to continue from them, or --force to start over"
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_what_is_left_is_neither_lost_nor_used_unasked(cli, feats, interrupted, 
     assert interrupted(1, "-o", "out.h5")[0] == 130
     before = names(tmp_path / ".out.h5.blurrerank")
     code, out, err = cli("run", feats, *SMALL, "-o", "out.h5")
-    assert (code, out, err) == (1, "", f"error: out.h5: an interrupted run left what it had done; {ASK}\n")
+    assert (code, out, err) == (1, "", f"error: out.h5: an interrupted run left partial results; {ASK}\n")
     assert cli("run", feats, *SMALL, "-o", "another.h5")[0] == 0
     assert names(tmp_path / ".out.h5.blurrerank") == before
     code, _, err = cli("run", feats, *SMALL, "-o", "out.h5", "--force")
@@ -349,7 +349,7 @@ def test_targets_that_are_links_in_a_circle_or_have_long_names(cli, feats, tmp_p
     for command in (("run", feats, "-o", "a.h5", "--force"), ("convert", feats, "a.h5", "--force")):
         assert cli(*command)[::2] == (
             1,
-            "error: a.h5 is a link that leads nowhere: remove it, or choose another name\n",
+            "error: a.h5 is a broken link: remove it, or choose another name\n",
         )
     longest = "n" * 252 + ".h5"
     assert cli("run", feats, "-o", longest)[0] == 0
@@ -484,7 +484,7 @@ def test_a_link_into_a_folder_that_is_not_there_is_told_before_the_work(cli, fea
     (tmp_path / "link.h5").symlink_to("nowhere/out.h5")
     code, _, err = cli("run", feats, "-o", "link.h5")
     assert code == 1
-    assert "nowhere does not exist; make it first" in err
+    assert "nowhere does not exist; create it first" in err
 
 
 def test_a_file_that_is_replaced_stays_as_private_as_it_was(cli, feats, tmp_path):

@@ -186,7 +186,7 @@ def test_what_a_file_says_is_shortened(write, tmp_path):
     done = shell("eval", "lists.trec", "feats.h5", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: lists.trec line 1: 'yyy")
-    assert done.stderr.endswith("yyy' is no gallery name or row number below 60\n")
+    assert done.stderr.endswith("yyy' is not a gallery name or row number below 60\n")
     assert len(done.stderr) < 1_000
     deep = "/".join(["n" * 255] * 15)  # about as long as the system lets a name be
     assert shell("info", deep, cwd=tmp_path).stderr == f"error: {deep}: no such file\n"

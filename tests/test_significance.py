@@ -99,9 +99,9 @@ def test_probes_without_a_match_in_both_are_left_out():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"protocol": "plain"}, "protocol market1501 do not compare with those of plain"),
-        ({"ap_kind": "trapezoid"}, "AP kind plain do not compare"),
-        ({"probes": 4}, "number of probes 3 do not compare with those of 4"),
+        ({"protocol": "plain"}, "metrics with protocol market1501 and plain cannot be compared"),
+        ({"ap_kind": "trapezoid"}, "AP kind plain and trapezoid cannot be compared"),
+        ({"probes": 4}, "number of probes 3 and 4 cannot be compared"),
     ],
 )
 def test_what_was_measured_otherwise_is_refused(changes, message):
@@ -118,8 +118,8 @@ def test_lists_of_two_depths_are_refused(one, other):
     with pytest.raises(br.InputError) as error:
         br.compare(metrics(ap, depth=one), metrics(ap, depth=other))
     (line,) = error.value.problems
-    assert line.startswith(f"metrics to {words[0]} do not compare with metrics to {words[1]}")
-    assert line.endswith("give both lists one depth, as `blurrerank run --depth 50 -o lists.trec` does")
+    assert line.startswith(f"metrics to {words[0]} and to {words[1]} cannot be compared")
+    assert line.endswith("give both lists the same depth, as with `blurrerank run --depth 50 -o lists.trec`")
     assert br.compare(metrics(ap, depth=one), metrics(ap, depth=one)).p_value == 1
 
 
@@ -207,7 +207,7 @@ def test_eval_does_not_compare_a_run_with_its_own_cut_lists(cli, files):
     assert cli("run", files, "--method", "lbr", "--topn", 30, "--depth", 10, "-o", "cut.trec", "-q")[0] == 0
     code, out, err = cli("eval", files, "--compare", "lbr_1.h5", "cut.trec", "-q")
     assert (code, out) == (1, "")
-    assert "error: metrics to the whole gallery do not compare with metrics to rank 10" in err
+    assert "error: metrics to the whole gallery and to rank 10 cannot be compared" in err
     # The next step that it names.
     assert cli("run", files, "--method", "lbr", "--topn", 30, "--depth", 10, "-o", "lists.trec", "-q")[0] == 0
     code, out, err = cli("eval", files, "--compare", "lists.trec", "cut.trec", "-q")

@@ -101,7 +101,7 @@ def test_what_another_process_wrote_meanwhile_is_not_lost(cli, ending, monkeypat
         monkeypatch.setattr(sweeping, "measure", meanwhile)
         code, _, err = cli("sweep", FEATS, "--topn", "8", "--sigma", "0.1", "-o", name)
         assert code == 1
-        assert err == f"error: {name} was written by another process meanwhile; run again to go on from it\n"
+        assert err == f"error: {name} was written by another process meanwhile; run again to continue from it\n"
         assert list(read_sweep(name).rows) == [(7, 0.1), (7, 0.2)]
 
 
@@ -166,8 +166,8 @@ def test_of_equal_settings_the_smaller_is_best():
         ("protocol", "plain", "row 2 has another protocol than the first"),
         ("mAP", "nan", "it has mAP nan"),
         ("mAP", "9.5", "it has mAP 9.5"),
-        ("topn", "-9", "it is damaged or something else"),
-        ("sigma", "0", "it is damaged or something else"),
+        ("topn", "-9", "it is damaged or not a sweep"),
+        ("sigma", "0", "it is damaged or not a sweep"),
         ("note", "mine", "it has a column note, which would be lost"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_file_that_is_no_sweep_is_left_alone(content, name, cli, write, tmp_pa
         (("--topn", "5", "--sigma", "0.1,0"), 2, "sigma must be a finite number above 0"),
         (("--topn", "5", "--memory", "1k"), 2, "a memory budget of 1,000 bytes is too small for one probe"),
         (("-o", "sweep.txt"), 2, "sweep.txt: a sweep is written as .json or .csv"),
-        (("-o", "no/sweep.csv"), 1, "no/sweep.csv: the folder no does not exist; make it first"),
+        (("-o", "no/sweep.csv"), 1, "no/sweep.csv: the folder no does not exist; create it first"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments, code, said, cli, write):

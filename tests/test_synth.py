@@ -128,7 +128,10 @@ print(peak.host)
         (("--junk", -1), "junk must be at least 0, not -1"),
         (("--seed", -1), "seed must be from 0 to 2^63 - 1, not -1"),
         (("--seed", 2**63), "seed must be from 0 to 2^63 - 1, not 9223372036854775808"),
-        (("--gallery", 100), "a gallery of 100 has no room for 750 identities, 2798 distractors and 3819 junk"),
+        (
+            ("--gallery", 100),
+            "a gallery of 100 is too small for 750 identities, 2798 distractors and 3819 junk",
+        ),
         (("--preset", "mars"), "Invalid value for '--preset'"),
     ],
 )

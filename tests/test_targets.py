@@ -74,8 +74,8 @@ def test_who_makes_the_folder_first_gains_nothing(tmp_path, cli):
     for more in ((), ("--force",), ("--force", "--resume")):
         code, out, err = cli("run", "feats.h5", "-q", "-o", "shared/out.csv", *more)
         assert (code, out, err.count("\n")) == (1, "", 1)
-    who = "another user's, who may be writing it"
-    assert err.endswith(f"/.out.csv.blurrerank is {who}: wait or have it removed, or choose another name\n")
+    who = "belongs to another user, who may be writing it"
+    assert err.endswith(f"/.out.csv.blurrerank {who}: wait, have it removed, or choose another name\n")
     assert names(shared) == [".out.csv.blurrerank", "out.csv"]
     assert names(shared / ".out.csv.blurrerank") == []
     # What is theirs keeps nobody from writing other files, and is not swept.
@@ -91,7 +91,7 @@ def test_what_another_user_left_is_neither_used_nor_removed(theirs, tmp_path):
     assert set(targets.what_is_kept(tmp_path / "out")) == {"kept.json", "kept-0.npz"}
     theirs(folder)
     assert targets.what_is_kept(tmp_path / "out") == {}
-    with pytest.raises(br.OutputError, match="another user's"):
+    with pytest.raises(br.OutputError, match="belongs to another user"):
         write(tmp_path / "out", "ours", force=True)
     write(tmp_path / "other", "ours")
     assert names(folder) == ["kept-0.npz", "kept.json", "lock", "output"]
@@ -99,7 +99,7 @@ def test_what_another_user_left_is_neither_used_nor_removed(theirs, tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / ".out.blurrerank").write_text("precious")
-    with pytest.raises(br.OutputError, match=r"\.out\.blurrerank is no folder; remove it$"):
+    with pytest.raises(br.OutputError, match=r"\.out\.blurrerank is not a folder; remove it$"):
         targets.check_target(tmp_path / "out", force=True)
     assert (tmp_path / ".out.blurrerank").read_text() == "precious"
 

@@ -1,4 +1,4 @@
-"""The command line: one module a command, and the one place where errors become messages.
+"""The command line: one module per command; errors become messages and exit codes here.
 
 Nothing heavy is imported here; a command imports the library when it runs.
 """
@@ -38,17 +38,17 @@ from .synth import synth
 from .together import is_first
 
 
-class _ReaderLeftError(Exception):
-    """Whoever read standard output has what it wanted, as in `... | head`."""
+class _ClosedPipeError(Exception):
+    """The reader of standard output closed the pipe, as in `... | head`."""
 
 
 class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; click itself would make an exit with 1 of a closed pipe, and a line more of Ctrl-C."""
+        """Run a command. By default click exits with 1 on a closed pipe and prints an extra line on Ctrl-C."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise _ReaderLeftError from None
+            raise _ClosedPipeError from None
         except KeyboardInterrupt:
             raise click.Abort from None
 
@@ -73,14 +73,14 @@ def _show_versions(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     is_eager=True,
     expose_value=False,
     callback=_show_versions,
-    help="Show versions, also of the libraries that numbers depend on, and exit.",
+    help="Show the versions of blurrerank and of the libraries that results depend on, and exit.",
 )
 def cli() -> None:
     """Re-ranking for re-identification, from features alone.
 
-    Local blurring takes the best gallery items of each probe as a similarity graph, blurs their features by
-    it, and sorts them anew. k-reciprocal re-ranking is here too, to compare, and to answer probes one by one
-    from an index of the gallery.
+    Local blurring builds a similarity graph of the best gallery items of each probe, smooths their features
+    over this graph, and sorts the items again. k-reciprocal re-ranking is included for comparison, and to
+    answer single probes from an index of the gallery.
 
     \b
     blurrerank run feats.h5 --topn 50 --sigma 0.1
@@ -109,27 +109,28 @@ cli.add_command(help_command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 a named error, 2 wrong usage."""
+    """Run the command line and exit: 0 for success, 1 for a named error, 2 for wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    _open_all()
+    _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
-    # Schedulers end a job with SIGTERM, and terminals with SIGHUP, unless nohup has it ignored: leave by the
-    # same door as Ctrl-C.
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    # Schedulers stop a job with SIGTERM and terminals with SIGHUP (unless nohup ignores it): handle both like
+    # Ctrl-C.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signals.end_by(
+            signals.raise_on_signal(
                 number, KeyboardInterrupt if name == "SIGINT" else partial(signals.EndedBySignalError, number)
             )
     try:
-        with signals.none_lost():
+        with signals.resend_lost_signals():
             code = cli.main(arguments or ["--help"], prog_name="blurrerank", standalone_mode=False)
             sys.stdout.flush()
     except click.UsageError as error:
         if error.ctx is not None and not is_first():
-            # All read the same arguments. Let the first speak: torchrun ends it as soon as it sees one go.
+            # All processes have the same arguments. Let the first one report the error before this one exits:
+            # torchrun stops the others as soon as one exits.
             time.sleep(2)
             sys.exit(2)
         where = error.ctx.command_path if error.ctx else "blurrerank"
@@ -139,20 +140,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         code = _fail("interrupted", 130)
     except signals.EndedBySignalError as error:
-        code = _fail(f"ended by {error.name}", error.exit_code)
-    except (_ReaderLeftError, BrokenPipeError):
-        # What is still buffered must go somewhere when the interpreter ends.
+        code = _fail(f"terminated by {error.name}", error.exit_code)
+    except (_ClosedPipeError, BrokenPipeError):
+        # The interpreter flushes what is still buffered when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except BaseException as error:
         if debug:
             raise
-        code = _fail(*_told(error))
+        code = _fail(*_message_and_exit_code(error))
     sys.exit(code)
 
 
-def _open_all() -> None:
-    """Have standard input, output and error, whatever this was started with: no file must get their numbers."""
+def _open_standard_streams() -> None:
+    """Open standard input, output and error if closed, so that no other file gets their descriptors."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
@@ -161,26 +162,26 @@ def _open_all() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
-def _told(error: BaseException) -> tuple[str, int]:
-    """The line that says what went wrong, and the exit code."""
+def _message_and_exit_code(error: BaseException) -> tuple[str, int]:
+    """Return the one-line message for an error, and the exit code."""
     if isinstance(error, SystemExit):
         raise error
     if isinstance(error, ParameterError):
         return str(error), 2
     if isinstance(error, BlurrerankError):
         return str(error), 1
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # as torch says it
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's message
         return "out of memory: try a smaller --memory", 1
     if isinstance(error, PermissionError) and error.filename:
-        # Of an output, `targets` would have said so.
+        # An input: `targets` has its own message for outputs.
         return f"{error.filename} cannot be read: permission denied", 1
     if isinstance(error, OSError):
         return f"{error.filename or 'standard output'}: {error.strerror or error}", 1
     name = type(error).__name__
-    return f"internal error, {name}: {error} (--debug shows where; please report)", 1
+    return f"internal error, {name}: {error} (--debug shows the traceback; please report this)", 1
 
 
 def _fail(message: str, code: int) -> int:
-    with suppress(OSError):  # the terminal may be what was lost
+    with suppress(OSError):  # the terminal may be gone
         click.echo(printable(shortened(f"error: {' '.join(message.split())}")), err=True)
     return code

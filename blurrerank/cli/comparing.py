@@ -1,4 +1,4 @@
-"""What `report` and `plot` share: their arguments, and the road to what they show."""
+"""Arguments that `report` and `plot` share, and the comparison that both of them show."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be compared, and where the result goes."""
+    """The arguments of a comparison, and where to write the result."""
 
     ranking: str
     feats: str
@@ -43,10 +43,10 @@ class Request:
     ap: str
 
     def compare(self, runtime: Runtime, *, shown: int = 10) -> tuple[BeforeAfter, Sweep | None]:
-        """Read everything and measure it; targets are checked before.
+        """Check the output, read the inputs, and measure the ranking.
 
         Raises:
-            BlurrerankError: for anything that cannot be used or written.
+            BlurrerankError: if an input cannot be used or the output cannot be written.
         """
         from ..files import load
         from ..files.targets import check_target
@@ -78,11 +78,11 @@ def _read_sweep(path: str) -> Sweep:
     try:
         return read_sweep(path)
     except InputError:
-        raise InputError(f"{path} is no sweep: pass a file that `blurrerank sweep -o` wrote") from None
+        raise InputError(f"{path} is not a sweep: pass a file written by `blurrerank sweep -o`") from None
 
 
 def comparison_options(command: F) -> F:
-    """RANKING, FEATS and all options that both commands have, collected as `request` and `runtime`."""
+    """Add RANKING, FEATS and the options that both commands share; pass them as `request` and `runtime`."""
     names = tuple(Request.__dataclass_fields__)
 
     def collected(**arguments: Any) -> Any:
@@ -99,12 +99,12 @@ def comparison_options(command: F) -> F:
         "--sweep",
         type=FILE,
         metavar="FILE",
-        help="Also draw this sweep of the same features, which `sweep -o` wrote, as a heat map of mAP.",
+        help="Also draw a heat map of mAP from FILE, a sweep of the same features written by `sweep -o`.",
     )(collected)
     collected = features_argument(collected)
     return ranking_argument(collected)  # type: ignore[return-value]
 
 
 def output_option(help: str) -> Callable[[F], F]:
-    """-o, which must be given."""
+    """Return a decorator that adds the required option -o."""
     return click.option("-o", "--output", required=True, metavar="FILE", type=File(Path), help=help)

@@ -1,15 +1,15 @@
-"""`blurrerank completion`: what makes a shell complete commands, options and files."""
+"""`blurrerank completion`: print the shell completion script."""
 
 from __future__ import annotations
 
 import click
 
 
-@click.command(short_help="Print what makes a shell complete commands and options.")
+@click.command(short_help="Print a shell completion script.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that makes SHELL complete commands, options, methods and files.
+    """Print the completion script for SHELL: it completes commands, options, methods and files.
 
     \b
     blurrerank completion bash >> ~/.bashrc

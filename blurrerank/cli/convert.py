@@ -1,4 +1,4 @@
-"""`blurrerank convert`: other tools' features as a native file."""
+"""`blurrerank convert`: convert other tools' feature files to the native format."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from ..files.foreign import Imported
 
 
-@click.command(short_help="Make a feature file of what another tool wrote.")
+@click.command(short_help="Convert another tool's features to a native file.")
 @click.argument("inputs", metavar="IN [IN2]...", type=FILE, nargs=-1, required=True)
 @click.argument("out", type=FILE, metavar="OUT.h5")
 @click.option(
     "--allow-pickle",
     is_flag=True,
-    help="Read pickles too: arrays, numbers, text and plain containers. Nothing in them is run.",
+    help="Also read pickles: arrays, numbers, text and plain containers. No code in them is executed.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @json_option
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 def convert(
     inputs: tuple[str, ...], out: str, allow_pickle: bool, force: bool, as_json: bool, runtime: Runtime
 ) -> None:
-    """Read features of another tool from IN and write them to OUT, an HDF5 file that every command reads.
+    """Read another tool's features from IN and write them to OUT, an HDF5 file that every command reads.
 
-    What IN is shows in its content: MATLAB v5 and v7.3, NumPy .npz and .npy, torch.save, pickles, CSV, HDF5 of
-    ann-benchmarks, .fbin and .hbin vectors; as layumi's, SFT_REID's, Zhong's, GCN_rerank's, ECN's, torchreid's,
-    fast-reid's and OML's programs write them. Several files where each side, or each field, has its own; probes
-    first, unless names say otherwise.
+    The format of IN is detected from its content: MATLAB v5 and v7.3, NumPy .npz and .npy, torch.save, pickles,
+    CSV, ann-benchmarks HDF5, .fbin and .hbin vectors; in the layouts of layumi, SFT_REID, Zhong, GCN_rerank,
+    ECN, torchreid, fast-reid and OML. Pass several files if each side or each field has its own: probes first,
+    unless the names say otherwise.
 
-    Prints what was recognised: fields, shapes, what was transposed or made integers, norms, cameras; and warns
-    of what is probably not meant. Features keep their type and their norms.
+    Prints what was recognised: fields, shapes, arrays that were transposed or converted to integers, norms and
+    cameras. Warns about likely mistakes. Features keep their dtype and norms.
 
     \b
     blurrerank convert pytorch_result.mat market.h5
@@ -52,10 +52,10 @@ def convert(
 
     runtime.start()
     if not out.lower().endswith((".h5", ".hdf5")):
-        raise ParameterError(f"{out}: name the file to write last, with the ending .h5")
+        raise ParameterError(f"{out}: the last argument is the output file: give it the extension .h5")
     check_target(Path(out), force=force)
     if any(os.path.realpath(out) == os.path.realpath(one) for one in inputs):
-        raise ParameterError(f"{out} is named twice, as an input and as the output")
+        raise ParameterError(f"{out} is both an input and the output: choose another output file")
     found = import_features(*inputs, allow_pickle=allow_pickle)
     doubts = [*found.unsure, *found.doubts, *label_doubts(found.data)]
     save_features(found.data, out, force=force)
@@ -81,26 +81,26 @@ def _table(found: Imported) -> str:
         cells = [shortened(str(found.found[name].get(kind, "-"))) for name, _ in sides]
         rows.append([kind, *cells])
         if kind == "cams" and any(side.cams is not None for _, side in sides):
-            rows.append(["", *(_span(side.cams) for _, side in sides)])
+            rows.append(["", *(_camera_range(side.cams) for _, side in sides)])
         if kind == "ids" and any(side.ids is not None for _, side in sides):
-            rows.append(["", *(_people(side.ids) for _, side in sides)])
+            rows.append(["", *(_count_identities(side.ids) for _, side in sides)])
     lines.append(tabulate(rows, headers=["", *(name for name, _ in sides)], disable_numparse=True))
     return "\n".join(lines)
 
 
-def _span(cams: Any) -> str:
+def _camera_range(cams: Any) -> str:
     return "-" if cams is None else f"{cams.min()} to {cams.max()}"
 
 
-def _people(ids: Any) -> str:
+def _count_identities(ids: Any) -> str:
     import numpy as np
 
     from ..data.labels import DISTRACTOR, JUNK
 
     if ids is None:
         return "-"
-    told = [f"{len(np.unique(ids[ids > DISTRACTOR]))} identities"]
-    told += [
+    counts = [f"{len(np.unique(ids[ids > DISTRACTOR]))} identities"]
+    counts += [
         f"{number} {what}"
         for number, what in (
             (int((ids == JUNK).sum()), "junk"),
@@ -108,4 +108,4 @@ def _people(ids: Any) -> str:
         )
         if number
     ]
-    return ", ".join(told)
+    return ", ".join(counts)

@@ -1,4 +1,4 @@
-"""`blurrerank eval`: metrics of rankings, ours or another tool's."""
+"""`blurrerank eval`: compute metrics of rankings, also of those from other tools."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .options import (
 from .tables import comparison_line, method_label, metrics_table, print_json
 
 
-@click.command("eval", short_help="Measure rankings, ours or another tool's.")
+@click.command("eval", short_help="Compute metrics of rankings.")
 @click.argument("rankings", type=FILE, metavar="[RANKING]...", nargs=-1)
 @features_argument
 @click.option(
     "--format",
     type=click.Choice(FORMAT_NAMES),
-    help="What every RANKING is, instead of what its ending says.",
+    help="Format of every RANKING, instead of the one its extension implies.",
 )
 @click.option(
     "compare",
@@ -37,7 +37,7 @@ from .tables import comparison_line, method_label, metrics_table, print_json
     nargs=2,
     type=FILE,
     metavar="A B",
-    help="Also test whether ranking A is better than ranking B, two files, named as RANKING too or not.",
+    help="Also test whether ranking file A is better than B; they need not be given as RANKING.",
 )
 @style_options
 @metrics_options
@@ -55,11 +55,11 @@ def evaluate(
     as_json: bool,
     runtime: Runtime,
 ) -> None:
-    """Measure each RANKING, made from FEATS, by the ids and cameras in FEATS.
+    """Compute metrics of each RANKING of FEATS, using the ids and cameras in FEATS.
 
-    RANKING is a file that `run` wrote, or a TREC run by any tool; - is standard input. Native files are
-    measured over the whole gallery, however short their lists. Others are measured to the depth they have, and
-    matches that are not listed count as missed.
+    RANKING is a file written by `run`, or a TREC run from any tool; - is standard input. Native files are
+    measured over the whole gallery, however short their lists are. Others are measured to the depth of their
+    lists, and unlisted matches count as missed.
 
     \b
     blurrerank eval feats.ranking.h5 feats.h5 --ap trapezoid
@@ -75,13 +75,13 @@ def evaluate(
     runtime.start()
     named = list(dict.fromkeys([*rankings, *(compare or ())]))
     if not named:
-        raise ParameterError("there is no ranking to measure: name its file before the features")
+        raise ParameterError("no ranking to measure: give ranking files before the feature file")
     for name in named:
         check_ranking(name, format)
     data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
     found, measured = [], {}
     with warnings.catch_warnings():
-        # What is wrong with the labels is so for every ranking: the same words are said once.
+        # Warnings about labels apply to every ranking: show each of them once.
         warnings.simplefilter("default", BlurrerankWarning)
         for name in named:
             ranking = ranking_of(name, data, format)
@@ -97,12 +97,12 @@ def evaluate(
             )
     comparison = None if compare is None else test(*(measured[name] for name in compare))
     if as_json:
-        told = [one | measured[one["ranking"]].summary() for one in found]
+        summaries = [one | measured[one["ranking"]].summary() for one in found]
         if comparison is not None and compare is not None:
             pair = {"a": compare[0], "b": compare[1]}
-            print_json({"rankings": told, "comparison": pair | comparison.summary()})
+            print_json({"rankings": summaries, "comparison": pair | comparison.summary()})
         else:
-            print_json(told if len(told) > 1 else told[0])
+            print_json(summaries if len(summaries) > 1 else summaries[0])
         return
     labels = _labels(found)
     click.echo(printable(metrics_table([(labels[name], measured[name]) for name in named], style), lines=True))
@@ -111,7 +111,7 @@ def evaluate(
 
 
 def _labels(found: list[dict[str, Any]]) -> dict[str, str]:
-    """What to call each ranking: its method, and its file too where the method does not tell it apart."""
+    """Return a label for each ranking: its method, with its file name if several share the method."""
     methods = [method_label(one["method"], one["params"]) for one in found]
     labels = {}
     for one, method in zip(found, methods, strict=True):

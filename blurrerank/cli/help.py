@@ -1,4 +1,4 @@
-"""`blurrerank help`: commands, and the files they read and write."""
+"""`blurrerank help`: show help for commands and for file formats."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     "sweeps": ("studies/sweep_files",),
     "other-tools": ("files/foreign/__init__",),
 }
-"""Topic -> the modules whose docstrings tell of it."""
+"""Topic -> the modules whose docstrings describe it."""
 
 
 def topic_text(topic: str) -> str:
-    """What `help` says of a topic of `TOPICS`."""
-    # Parsed, not imported: help should come at once.
+    """Return the help text of a topic of `TOPICS`."""
+    # Parsed, not imported, to be fast.
     sources = [
         files("blurrerank").joinpath(f"{module}.py").read_text(encoding="utf-8") for module in TOPICS[topic]
     ]
     return "\n\n".join(ast.get_docstring(ast.parse(source)) or "" for source in sources)
 
 
-def _known(root: click.Context) -> list[str]:
+def _list_topics(root: click.Context) -> list[str]:
     commands = root.command
     assert isinstance(commands, click.Group)
     return [*(name for name, command in sorted(commands.commands.items()) if not command.hidden), *TOPICS]
 
 
-def _names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    return [name for name in _known(ctx.find_root()) if name.startswith(incomplete)]
+def _complete_topic(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in _list_topics(ctx.find_root()) if name.startswith(incomplete)]
 
 
-@click.command("help", short_help="Tell of a command, or of a file format.")
-@click.argument("topic", required=False, shell_complete=_names)
+@click.command("help", short_help="Show help for a command or a file format.")
+@click.argument("topic", required=False, shell_complete=_complete_topic)
 @click.pass_context
 def help_command(ctx: click.Context, topic: str | None) -> None:
-    """Tell of a command or a topic; without one, list them.
+    """Show help for a command or a topic; without an argument, list them all.
 
     \b
     blurrerank help run
@@ -64,8 +64,9 @@ def help_command(ctx: click.Context, topic: str | None) -> None:
         return
     command = commands.get_command(root, topic)
     if command is None:
-        near = get_close_matches(topic, _known(root), 1)
-        meant = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(_known(root))}"
-        raise click.UsageError(f"there is no help for {topic!r}: {meant}")
+        topics = _list_topics(root)
+        near = get_close_matches(topic, topics, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(topics)}"
+        raise click.UsageError(f"there is no help for {topic!r}: {hint}")
     with click.Context(command, info_name=topic, parent=root) as context:
         click.echo(command.get_help(context))

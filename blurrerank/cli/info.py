@@ -1,4 +1,4 @@
-"""`blurrerank info`: what is in a feature file, or in an index."""
+"""`blurrerank info`: show the content of a feature file or an index."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .options import Runtime, features_argument, json_option, printable, runtime
 from .tables import method_label, print_json
 
 
-@click.command(short_help="Show what is in a feature file and what is wrong with it.")
+@click.command(short_help="Show the content of a feature file and its problems.")
 @features_argument
 @json_option
 @runtime_options
 @click.pass_context
 def info(ctx: click.Context, feats: str, gallery: str | None, as_json: bool, runtime: Runtime) -> None:
-    """Show what is in FEATS, every problem found, and what the default run would do.
+    """Show the content of FEATS, all problems found, and what a default run would do.
 
-    FEATS may also be an index, which is then checked as a whole. Exits with 1 if there are problems.
+    FEATS may also be an index, which is then verified completely. Exits with 1 if there are problems.
     """
     from ..files.access import check_readable
     from ..index.index_h5 import is_index
@@ -56,7 +56,7 @@ def _table(described: dict[str, Any]) -> str:
         ["names", *("yes" if side.get("names") else "-" for side in sides)],
         ["images", *(" x ".join(map(str, side["images"])) if side.get("images") else "-" for side in sides)],
     ]
-    # A value may have lines of its own.
+    # A value may contain line breaks.
     lines = ["\n" + f"{name}: {value}".replace("\n", "\\n") for name, value in described["attributes"].items()]
     if described["problems"]:
         lines += ["\nproblems:", *(f"  - {printable(problem)}" for problem in described["problems"])]
@@ -73,7 +73,8 @@ def _table(described: dict[str, Any]) -> str:
 def _index_lines(described: dict[str, Any]) -> str:
     side = described["gallery"]
     lines = [
-        f"index of {' x '.join(map(str, side['features']))}, {described['bytes'] / 2**20:.1f} MiB, sound",
+        f"index of {' x '.join(map(str, side['features']))}, {described['bytes'] / 2**20:.1f} MiB, "
+        "checksums verified",
         f"for {method_label(described['method'], described['params'])}",
     ]
     labels = ("identities", "junk", "distractors", "cameras")
@@ -93,7 +94,7 @@ def _run_lines(run: dict[str, Any]) -> list[str]:
     lines = [
         f"default run: {method_label(run['method'], run['params'])} on {run['device']}, "
         f"{run['probe_batch']} probes at a time, normalised gallery {gallery}, "
-        f"{run['gallery_block']} rows a block",
+        f"{run['gallery_block']} rows per block",
     ]
     if run["valid_probes"] is not None:
         valid = ", ".join(f"{name} {count}" for name, count in run["valid_probes"].items())

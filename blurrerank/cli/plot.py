@@ -1,4 +1,4 @@
-"""`blurrerank plot`: the figures of a report for print."""
+"""`blurrerank plot`: draw the figures of a report for print."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from .options import Runtime
 
 
 @click.command(short_help="Draw CMC curves and changes of AP for print.")
-@output_option("The figure to write, .png, .pdf or .svg.")
+@output_option("Figure file to write: .png, .pdf or .svg.")
 @click.option(
     "--figure",
     type=click.Choice(["cmc", "ap", "sweep", "all"]),
     default="all",
     show_default=True,
-    help="CMC curves before and after; the change of each probe's AP, sorted; the heat map of --sweep; or all "
+    help="CMC curves before and after; the sorted change of AP of each probe; the heat map of --sweep; or all "
     "side by side.",
 )
 @comparison_options
 def plot(request: Request, figure: str, runtime: Runtime) -> None:
     """Draw RANKING, made from FEATS, against the cosine search of FEATS.
 
-    The numbers are those of `report`. Needs the extra blurrerank[plot], and no display.
+    The numbers are the same as in `report`. Needs the extra blurrerank[plot], but no display.
 
     \b
     blurrerank plot feats.ranking.h5 feats.h5 -o figure.pdf

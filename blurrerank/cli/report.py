@@ -1,4 +1,4 @@
-"""`blurrerank report`: one HTML page of a ranking."""
+"""`blurrerank report`: write an HTML report of a ranking."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Show a ranking in one HTML page, probe by probe.")
-@output_option("The page to write.")
+@output_option("HTML file to write.")
 @click.option(
     "--shown",
     type=click.IntRange(1, 1000),
     default=10,
     show_default=True,
     metavar="N",
-    help="How many items of each list to show.",
+    help="Number of items to show of each list.",
 )
 @click.option(
     "--image-root",
     type=FILE,
     metavar="DIR",
-    help="Take pictures from the files in this folder that names point to, not from FEATS.",
+    help="Take pictures from image files in this folder, found by the names in FEATS, instead of from FEATS.",
 )
 @comparison_options
 def report(request: Request, shown: int, image_root: str | None, runtime: Runtime) -> None:
-    """Write one self-contained HTML page of RANKING, made from FEATS: metrics, curves, and each probe's list.
+    """Write a self-contained HTML page about RANKING, made from FEATS: metrics, curves, and each probe's list.
 
-    The page compares RANKING with the cosine search of FEATS. It loads nothing from anywhere. RANKING is read
-    and measured as in `eval`; a ranking that is known to the depth of its lists alone is compared with cosine
-    lists cut there.
+    The page compares RANKING with the cosine search of FEATS. It loads nothing from the network. RANKING is
+    read and measured as in `eval`; if it can only be measured to the depth of its lists, the cosine lists are
+    cut to the same depth.
 
-    Pictures are the images in FEATS, or the files in --image-root; an image without one is a tile with its
-    identity and camera. Pictures are scaled to 64 pixels, and a page holds 20,000 of them and 10 MiB at the
-    most: beyond that the probes whose AP changed most have pictures, and the page says for how many. Pictures
-    need the extra blurrerank[report].
+    Pictures come from the images in FEATS, or from the files in --image-root; an image without a picture is
+    shown as a tile with its identity and camera. Pictures are scaled to 64 pixels. A page holds at most 20,000
+    pictures and 10 MiB of them; the probes whose AP changed most get theirs first, and the page says how many
+    probes have all of them. Pictures need the extra blurrerank[report].
 
     \b
     blurrerank report feats.ranking.h5 feats.h5 -o report.html
@@ -57,7 +57,7 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
         pillow()
     comparison, sweep = request.compare(runtime, shown=shown)
     probes, gallery = _pictures(request, comparison.data, image_root)
-    # A page is passed on: names of files, not of the folders of this machine.
+    # Pages are shared: show file names only, not the folders of this machine.
     facts = {"ranking": Path(request.ranking).name, "features": Path(request.feats).name}
     if request.gallery is not None:
         facts["gallery"] = Path(request.gallery).name
@@ -77,16 +77,17 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
     )
     if written.missing:
         runtime.note(
-            f"warning: {written.missing} pictures were not found in {image_root}, or are no images; these are "
-            "tiles. Names must be paths below that folder"
+            f"warning: {written.missing} pictures were not found in {image_root} or are not images; they are "
+            "shown as tiles. Names must be paths below that folder"
         )
     if written.left_out:
         runtime.note(
-            f"note: room for {written.pictures} pictures, {written.left_out} were left out: the "
-            f"{written.complete} probes that changed most have all of theirs; a smaller --shown fits more"
+            f"note: only {written.pictures} pictures fit, {written.left_out} were left out: the "
+            f"{written.complete} probes that changed most have all their pictures; a smaller --shown fits more "
+            "probes"
         )
     runtime.note(
-        f"wrote {request.output}: {written.size / 1e6:.1f} MB, pictures of {written.pictures} of "
+        f"wrote {request.output}: {written.size / 1e6:.1f} MB, with pictures of {written.pictures} of "
         f"{written.images} images"
     )
 
@@ -94,7 +95,7 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
 def _pictures(
     request: Request, data: FeatureSet, image_root: str | None
 ) -> tuple[Pictures | None, Pictures | None]:
-    """Where pictures of probes and of the gallery come from."""
+    """Return the sources of the pictures of the probes and of the gallery."""
     from ..errors import InputError
     from ..files.images import ImageFiles, stored_images
 
@@ -102,7 +103,9 @@ def _pictures(
         return stored_images(request.feats, "probe"), stored_images(request.gallery or request.feats, "gallery")
     sides = (data.probe, data.gallery)
     if all(side.names is None for side in sides):
-        raise InputError(f"{request.feats} has no names: --image-root finds pictures by them")
+        raise InputError(
+            f"{request.feats} has no names, and --image-root finds pictures by name: leave it out, or add names"
+        )
     probe, gallery = (
         None if side.names is None else ImageFiles(image_root, side.names.tolist()) for side in sides
     )

@@ -1,4 +1,4 @@
-"""Signals that end a command, by an error that goes past what removes temporary files."""
+"""Turn signals that stop a command into exceptions, so that temporary files are removed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-# HDF5 calls what is in here, and calls again whatever that raises: something else comes of it.
+# HDF5 calls the functions of this module and does not pass on what they raise: never raise inside it.
 _NOT_IN = "blurrerank.files.sink"
-# Seconds until a signal comes again.
-_LATER = 0.01
+# Seconds until a signal is sent again.
+_RESEND_AFTER = 0.01
 
 
 class EndedBySignalError(SystemExit):
-    """Somebody told this process to end; its exit code is that by which shells tell of it."""
+    """The process was told to terminate; the exit code is 128 plus the signal number, as in shells."""
 
     def __init__(self, number: int) -> None:
-        """Know the signal."""
+        """Store the number, name and exit code of the signal."""
         self.exit_code = 128 + number
         super().__init__(self.exit_code)
         self.name = signal.Signals(number).name
@@ -32,16 +32,16 @@ _due: set[int] = set()
 _raised: list[tuple[int, BaseException]] = []
 
 
-def end_by(number: int, error: Callable[[], BaseException]) -> None:
-    """Have a signal raise an error, in the main thread, from now on.
+def raise_on_signal(number: int, error: Callable[[], BaseException]) -> None:
+    """Install a handler that raises `error()` in the main thread when signal `number` arrives.
 
-    Where nothing can be raised it comes again a little later.
+    Where raising is not possible, the signal is sent again a little later.
     """
 
     def raise_error(number: int, frame: FrameType | None) -> None:
         while frame is not None:
             if frame.f_globals.get("__name__") == _NOT_IN:
-                _later(number)
+                _resend_later(number)
                 return
             frame = frame.f_back
         _raised[:] = [(number, error())]
@@ -51,21 +51,21 @@ def end_by(number: int, error: Callable[[], BaseException]) -> None:
 
 
 @contextmanager
-def none_lost() -> Iterator[None]:
-    """Have a signal come again that came where Python ignores what is raised, as while it collects garbage.
+def resend_lost_signals() -> Iterator[None]:
+    """Send a signal again if it arrived where Python ignores exceptions, as during garbage collection.
 
-    Python would print the traceback, and go on as if nobody had asked for the end.
+    Python would otherwise print the traceback and continue.
     """
     before = sys.unraisablehook
 
-    def tell(what: Any) -> None:
+    def resend_or_report(unraisable: Any) -> None:
         for number, error in _raised:
-            if what.exc_value is error:
-                _later(number)
+            if unraisable.exc_value is error:
+                _resend_later(number)
                 return
-        before(what)
+        before(unraisable)
 
-    sys.unraisablehook = tell
+    sys.unraisablehook = resend_or_report
     try:
         yield
     finally:
@@ -74,14 +74,14 @@ def none_lost() -> Iterator[None]:
         _raised.clear()
 
 
-def _later(number: int) -> None:
+def _resend_later(number: int) -> None:
     if number not in _due:
         _due.add(number)
-        _thread.start_new_thread(_again, (number,))
+        _thread.start_new_thread(_resend, (number,))
 
 
-def _again(number: int) -> None:
-    time.sleep(_LATER)
+def _resend(number: int) -> None:
+    time.sleep(_RESEND_AFTER)
     if number in _due:
         _due.remove(number)
         os.kill(os.getpid(), number)

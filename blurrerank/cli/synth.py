@@ -1,4 +1,4 @@
-"""`blurrerank synth`: generated features of any size."""
+"""`blurrerank synth`: generate synthetic features of any size."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ import click
 from .options import FILE, Runtime, talking_options
 
 PRESET_NAMES = ("market1501", "dukemtmc", "cuhk03", "msmt17", "veri776")
-"""Those of `synth.PRESETS`, which is too heavy to import for a help text; a test compares them."""
+"""Names of `synth.PRESETS`, which is too slow to import for a help text; a test compares both."""
 
 
-@click.command(short_help="Generate features with the sizes of a public data set.")
+@click.command(short_help="Generate synthetic features sized like a public data set.")
 @click.argument("out", type=FILE, metavar="OUT")
 @click.option(
     "--preset",
     type=click.Choice(PRESET_NAMES),
     default="market1501",
     show_default=True,
-    help="The test set whose sizes are used where no other option says.",
+    help="Test set that sets the defaults of the sizes below.",
 )
-@click.option("--probes", type=int, metavar="N", help="Images on the probe side.")
-@click.option("--gallery", type=int, metavar="N", help="Images on the gallery side.")
+@click.option("--probes", type=int, metavar="N", help="Number of probe images.")
+@click.option("--gallery", type=int, metavar="N", help="Number of gallery images.")
 @click.option("--dim", type=int, metavar="N", help="Dimensions of a feature vector.")
-@click.option("--ids", type=int, metavar="N", help="Identities in the gallery.")
-@click.option("--cams", type=int, metavar="N", help="Cameras.")
-@click.option("--distractors", type=int, metavar="N", help="Gallery images of nobody, id 0.")
-@click.option("--junk", type=int, metavar="N", help="Gallery images that evaluation ignores, id -1.")
+@click.option("--ids", type=int, metavar="N", help="Number of identities in the gallery.")
+@click.option("--cams", type=int, metavar="N", help="Number of cameras.")
+@click.option("--distractors", type=int, metavar="N", help="Number of distractors in the gallery, id 0.")
+@click.option("--junk", type=int, metavar="N", help="Number of junk images in the gallery, id -1.")
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "float32"]),
     default="float32",
     show_default=True,
-    help="How features are stored.",
+    help="Data type of the stored features.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of all randomness.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @talking_options
 def synth(
     out: str, preset: str, dtype: str, seed: int, force: bool, runtime: Runtime, **sizes: int | None
 ) -> None:
-    """Write generated features to OUT, an HDF5 file that `run` and `bench` read.
+    """Write synthetic features to OUT, an HDF5 file that `run` and `bench` read.
 
-    They have the sizes, identities and cameras of a public test set, and are hard enough that methods differ.
-    They are for trying out scale and for benchmarks; what a method gains on them says nothing of real images.
+    They match a public test set in sizes, identities and cameras, and are hard enough for methods to differ.
+    Use them to try out scale and for benchmarks; gains on them say nothing about real images.
 
     \b
     blurrerank synth market.h5 --preset market1501

@@ -1,4 +1,4 @@
-"""How results look on a terminal."""
+"""Format results as tables, lines and JSON."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ..evaluation.significance import Comparison
 
 
-# Variants of a method that are not the usual one are said; the usual one is not.
-_UNSAID = (("steps", 1), ("base_distance", "squared"))
+# Parameters at these values are left out of labels, because they mean the usual variant of a method.
+_USUAL = (("steps", 1), ("base_distance", "squared"))
 
 
 def table(
@@ -28,14 +28,14 @@ def table(
     *,
     names: int = 1,
 ) -> str:
-    """A line that says what the figures are, then the figures.
+    """Return a heading line followed by a table.
 
     Args:
-        head: the line.
-        rows: cells as text.
-        headers: of the columns.
+        head: the heading line.
+        rows: the cells, as text.
+        headers: the column headers.
         style: `latex_booktabs`, `github`, or None for a terminal.
-        names: how many columns, from the left, are aligned left.
+        names: number of columns, from the left, that are left-aligned.
     """
     from tabulate import tabulate
 
@@ -47,12 +47,12 @@ def table(
 
 
 def remark(line: str, style: str | None = None) -> str:
-    """A line beside a table: a comment in LaTeX."""
+    """Return a line to print with a table; in LaTeX it becomes a comment."""
     return f"% {line}" if style == "latex_booktabs" else line
 
 
 def metrics_table(rows: Sequence[tuple[str, Metrics]], style: str | None = None) -> str:
-    """What was measured, and one row for each ranking."""
+    """Return a table of metrics, one row per ranking, with a heading that says how they were measured."""
     from ..evaluation.metrics import CMC_RANKS
 
     first = rows[0][1]
@@ -73,7 +73,7 @@ def metrics_table(rows: Sequence[tuple[str, Metrics]], style: str | None = None)
 
 
 def comparison_line(a: str, b: str, found: Comparison, style: str | None = None) -> str:
-    """Such as `lbr against cosine: mAP +0.0417, ...`."""
+    """Return a line such as `lbr against cosine: mAP +0.0417, ...`."""
     p_value = "p < 0.0001" if found.p_value < 1e-4 else f"p = {found.p_value:.4f}"
     return remark(
         f"{a} against {b}: mAP {found.difference:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}, "
@@ -84,15 +84,15 @@ def comparison_line(a: str, b: str, found: Comparison, style: str | None = None)
 
 
 def method_label(method: str, params: Mapping[str, Any]) -> str:
-    """Such as `lbr (topn 50, sigma 0.1)`; switches that are off are left out."""
+    """Return a label such as `lbr (topn 50, sigma 0.1)`, without switches that are off."""
     shown = []
     for name, value in params.items():
         words = name.removesuffix("_value").replace("_", " ")
-        if (name, value) not in _UNSAID and value is not False:
+        if (name, value) not in _USUAL and value is not False:
             shown.append(words if value is True else f"{words} {value}")
     return shortened(f"{method} ({', '.join(shown)})" if shown else method)
 
 
 def print_json(value: Any, *, err: bool = False) -> None:
-    """Indented JSON."""
+    """Print indented JSON."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False), err=err)

@@ -1,4 +1,4 @@
-"""A command that `torchrun` started several times: one of them speaks, and all end together."""
+"""Commands started by `torchrun`: one process reports errors, and all processes stop together."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 
 
 class EndedError(BlurrerankError):
-    """Told to end, as `torchrun` tells the others when it has lost a process, and schedulers tell all."""
+    """This process received SIGTERM: from `torchrun`, because another process was lost, or from a scheduler."""
 
     def __init__(self) -> None:
         super().__init__(
-            "this run was ended, or another process of it was lost: nothing was written; start it again"
+            "this run was stopped, or another process of it was lost: nothing was written; start it again"
         )
 
 
 def is_first() -> bool:
-    """Whether this process is the only one, or the first of those that `torchrun` started."""
+    """Return whether this process is the only one, or the first one that `torchrun` started."""
     return "MASTER_ADDR" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def together(device: str) -> Iterator[Group | None]:
-    """The processes of this run, met and connected; None outside `torchrun`.
+    """Connect the processes of this run and yield their group; None outside `torchrun`.
 
-    An error in the block goes on in one process and ends the others, which say nothing.
+    An error in the block propagates in one process and stops the others silently.
 
     Args:
-        device: as the user named it.
+        device: the device as the user gave it.
     """
     if "MASTER_ADDR" in os.environ:
-        # Before torch is imported: it would add its stack to each connection that another process closed.
+        # Must be set before torch is imported: it logs a stack trace for each connection that is closed.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from ..compute.processes import Group, expected
 
@@ -48,7 +48,7 @@ def together(device: str) -> Iterator[Group | None]:
         return
 
     before = signal.getsignal(signal.SIGTERM)
-    signals.end_by(signal.SIGTERM, EndedError)
+    signals.raise_on_signal(signal.SIGTERM, EndedError)
     group = None
     try:
         group = Group()
@@ -56,12 +56,12 @@ def together(device: str) -> Iterator[Group | None]:
         yield group
         group.close()
     except BaseException as error:
-        # What there is to say must be said before torchrun, which sees the others go, ends this one.
+        # torchrun sends SIGTERM as soon as another process exits: ignore it until the error is reported.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if group is None or group.closed:
             raise
         if isinstance(error, BrokenPipeError):
-            group.claim("enough")  # was read, as in `... | head`: no failure
+            group.claim("enough")  # the reader closed the pipe, as in `... | head`: not a failure
         speaks = group.claim("error")
         group.give_up()
         if speaks:

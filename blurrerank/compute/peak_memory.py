@@ -1,4 +1,4 @@
-"""How much memory the work of this process took at its peak."""
+"""Measure the peak memory use of this process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
-    """Starts with what the process holds now; `stop` takes the most it held since, beyond that.
+    """Measures the peak memory use between construction and `stop`.
 
     Attributes:
-        host: bytes of resident memory, None where the system does not tell. Pages of the page cache are no
-            part of it.
-        device: bytes of tensors on a CUDA device, None on others.
+        host: peak of resident memory in bytes, beyond what was resident at the start, without the page cache;
+            None if the system does not report it.
+        device: peak of tensor memory on a CUDA device in bytes; None on other devices.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,13 +29,13 @@ class PeakMemory:
         self._before = _resident("VmRSS")
         if _STATUS.exists():
             try:
-                # Without this, the peak of whatever this process was forked from would count.
+                # Reset the peak, which a process inherits from the one it was forked from.
                 Path("/proc/self/clear_refs").write_text("5")
             except OSError:
                 self._before = None
 
     def stop(self) -> None:
-        """Note the peak."""
+        """Record the peak."""
         peak = _resident("VmHWM")
         if peak is not None and self._before is not None:
             self.host = peak - self._before
@@ -44,7 +44,7 @@ class PeakMemory:
 
 
 def _resident(field: str) -> int | None:
-    """Bytes resident now (VmRSS) or at the most so far (VmHWM)."""
+    """Return resident memory in bytes, current (VmRSS) or peak (VmHWM)."""
     if _STATUS.exists():
         lines = _STATUS.read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))

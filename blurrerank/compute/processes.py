@@ -1,7 +1,7 @@
-"""The processes that `torchrun` started for one run, and what they say to each other.
+"""`Group`: the processes that `torchrun` started for one run, and the communication between them.
 
-Everything that travels goes through the few methods of `Group`. Each of them is called by all processes, in
-the same order, and waits; a process that is gone ends the waiting with `LostError`.
+All communication uses the methods of `Group`. All processes must call them in the same order. They block until
+the others arrive; if a process is lost, they raise `LostError`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ import torch.distributed as dist
 from ..errors import BlurrerankError
 
 SILENCE = 30.0
-"""Seconds without a sign of life after which a process counts as lost. One that dies is noticed at once, since
-its connections close; this is for a machine that fell silent."""
+"""Seconds without a heartbeat after which a process counts as lost. A process that dies is noticed at once,
+because its connections close; this timeout is for machines that stop responding."""
 ARRIVAL = 300.0
 """Seconds within which all processes of a run must have started."""
 
+# Seconds between heartbeats.
 _BEAT = 4.0
-# Processes wait for each other however long the slowest works, as long as it gives signs of life.
+# Processes wait as long as the slowest one needs, while its heartbeat continues.
 _PATIENCE = timedelta(days=7)
 _ANSWER = timedelta(seconds=SILENCE)
 
 
 class LostError(BlurrerankError):
-    """Another process of the run is gone, or gave up."""
+    """Another process of the run is gone, or has given up."""
 
     def __init__(self) -> None:
         super().__init__("another process of this run was lost: nothing was written; start it again")
 
 
 def expected() -> int:
-    """How many processes the environment says this run has; 1 outside `torchrun`."""
+    """Return the number of processes of this run, from the environment; 1 outside `torchrun`."""
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return 1
     return int(os.environ["WORLD_SIZE"])
@@ -48,32 +49,32 @@ class Group:
     """The processes of one run.
 
     Attributes:
-        rank: which this is, from 0.
-        size: how many there are, 2 or more.
-        device: where this one computes, once they are connected.
-        closed: whether they have parted.
+        rank: number of this process, from 0.
+        size: number of processes, 2 or more.
+        device: device of this process, once connected.
+        closed: whether `close` was called.
     """
 
     device: str = "cpu"
     closed: bool = False
 
     def __init__(self, arrival: float = ARRIVAL) -> None:
-        """Meet the others, at the address that the environment names.
+        """Wait for the other processes, at the address in the environment.
 
         Args:
             arrival: seconds to wait for the others.
 
         Raises:
-            LostError: if not all of them come.
+            LostError: if not all of them arrive.
         """
         # Not every build of torch has these.
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
-        stores: Any = dist  # which does not say that it exports them
+        stores: Any = dist  # its type stubs do not export the stores
         try:
             self._meeting, self.rank, self.size = next(rendezvous("env://", timeout=timedelta(seconds=arrival)))
-            # A connection of our own to the same store: one that waits for somebody answers nobody else.
+            # Open a second connection to the same store: a connection that waits serves no other request.
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             own = stores.TCPStore(address, port, is_master=False, timeout=_ANSWER)
@@ -85,10 +86,10 @@ class Group:
         self._pulse.start()
 
     def connect(self, device: str) -> None:
-        """Make ready to compute together; NCCL carries what lies on a GPU, gloo the rest.
+        """Initialise torch.distributed, with NCCL for tensors on GPUs and gloo for others.
 
         Args:
-            device: `auto`, `cpu` or `cuda`; with GPUs, each process of a machine takes its own.
+            device: `auto`, `cpu` or `cuda`; with GPUs, each process of a machine uses its own.
 
         Raises:
             BlurrerankError: if there are more processes than GPUs on this machine.
@@ -113,7 +114,7 @@ class Group:
             except Exception as error:
                 failed.append(error)
 
-        # It waits for the others, deaf to signals: let a thread wait.
+        # The call blocks signals while it waits for the others: run it in a thread.
         thread = threading.Thread(target=connect, daemon=True, name="connect")
         thread.start()
         while thread.is_alive():
@@ -124,7 +125,7 @@ class Group:
             raise LostError from failed[0]
 
     def _meet(self, arrival: float) -> None:
-        """Wait until all are there. Not in one call, which would keep signals waiting too."""
+        """Wait until all processes have arrived, by polling: one long call would block signals."""
         self._store.set(_beat_of(self.rank), "0")
         names = [_beat_of(rank) for rank in range(self.size)]
         limit = time.monotonic() + arrival
@@ -134,30 +135,30 @@ class Group:
             time.sleep(0.02)
 
     def claim(self, what: str) -> bool:
-        """Whether this process is the first of the group to ask for `what`; without the others' help."""
+        """Return whether this process is the first to claim `what`; the others need not take part."""
         try:
             return bool(self._store.add(f"claim/{what}", 1) == 1)
-        except RuntimeError:  # whoever kept the count is gone
+        except RuntimeError:  # the process that hosts the store is gone
             return True
 
     def claimed(self, what: str) -> bool:
-        """Whether a process of the group has claimed `what`."""
+        """Return whether a process of the group has claimed `what`."""
         try:
             return bool(self._store.check([f"claim/{what}"]))
         except RuntimeError:
             return False
 
     def give_up(self) -> None:
-        """Let those who wait for this process wait no longer."""
+        """Tell the other processes not to wait for this one."""
         try:
             self._store.set("lost", str(self.rank))
-        except RuntimeError:  # then they know
+        except RuntimeError:  # the store is gone, so they have noticed
             return
         finally:
             self._pulse.stop()
 
     def close(self) -> None:
-        """Part, everything being done."""
+        """Disconnect after all work is done."""
         if self.closed:
             return
         self.closed = True
@@ -165,49 +166,49 @@ class Group:
         dist.destroy_process_group()
 
     def _wait(self, start: Callable[[], Any]) -> None:
-        """Begin a collective operation and wait for its end, with an eye on whether the others live."""
+        """Start a collective operation and wait until it completes or a process is lost."""
         pause = 1e-5
         try:
             work = start()
             while not work.is_completed():
                 if self._pulse.lost:
                     raise LostError
-                time.sleep(pause)  # short: signals are seen between two of them
+                time.sleep(pause)  # short, because signals are handled between two sleeps
                 pause = min(2 * pause, 2e-3)
             work.wait()
         except RuntimeError as error:
             raise LostError from error
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
-        self.reduced(torch.zeros(1), "sum")
+        """Wait until every process has called this."""
+        self.all_reduce(torch.zeros(1), "sum")
 
-    def reduced(self, values: torch.Tensor, how: str) -> torch.Tensor:
-        """The `sum`, `min` or `max` over the processes, element by element; `values` is overwritten with it."""
+    def all_reduce(self, values: torch.Tensor, how: str) -> torch.Tensor:
+        """Return the elementwise `sum`, `min` or `max` over the processes; `values` may be overwritten."""
         op = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}[how]
         values = values.contiguous()
         if values.numel():
             self._wait(lambda: dist.all_reduce(values, op, async_op=True))
         return values
 
-    def agreed(self, numbers: Sequence[int]) -> list[int]:
-        """The smallest of each number over the processes."""
-        smallest: list[int] = self.reduced(torch.tensor(numbers, dtype=torch.int64), "min").tolist()
+    def all_reduce_min(self, numbers: Sequence[int]) -> list[int]:
+        """Return the minimum of each number over the processes."""
+        smallest: list[int] = self.all_reduce(torch.tensor(numbers, dtype=torch.int64), "min").tolist()
         return smallest
 
-    def sent(self, values: torch.Tensor, source: int) -> torch.Tensor:
-        """`values` of process `source`; those of the others, of the same shape and dtype, are overwritten."""
+    def broadcast(self, values: torch.Tensor, source: int) -> torch.Tensor:
+        """Return the `values` of process `source`; the others', of equal shape and dtype, are overwritten."""
         self._wait(lambda: dist.broadcast(values, source, async_op=True))
         return values
 
-    def exchanged(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Hand one tensor to each process.
+    def all_to_all(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Send one tensor to each process.
 
         Args:
-            parts: for each process an (n, ...) tensor; n may differ, and be 0, the rest of the shape not.
+            parts: an (n, ...) tensor for each process; n may differ and be 0, the other sizes must be equal.
 
         Returns:
-            What each process had for this one, likewise.
+            The tensors that each process sent to this one, in order of rank.
         """
         counts = torch.tensor([len(part) for part in parts], dtype=torch.int64)
         coming = torch.empty_like(counts)
@@ -219,21 +220,21 @@ class Group:
         )
         return list(torch.split(found, coming.tolist()))
 
-    def gathered(self, rows: torch.Tensor) -> torch.Tensor:
-        """The (n, ...) `rows` of all processes, one after another, everywhere; n may differ."""
-        return torch.cat(self.exchanged([rows] * self.size))
+    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the (n, ...) `rows` of all processes, concatenated in order of rank; n may differ."""
+        return torch.cat(self.all_to_all([rows] * self.size))
 
-    def to_first(self, rows: torch.Tensor) -> torch.Tensor:
-        """The (n, ...) `rows` of all processes, one after another, on the first; nothing on the others."""
-        return torch.cat(self.exchanged([rows, *[rows[:0]] * (self.size - 1)]))
+    def gather_to_first(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the concatenated (n, ...) `rows` of all processes on the first one; no rows on the others."""
+        return torch.cat(self.all_to_all([rows, *[rows[:0]] * (self.size - 1)]))
 
-    def messages(self, text: str) -> list[str]:
-        """What each process says, everywhere."""
+    def all_gather_text(self, text: str) -> list[str]:
+        """Return the texts of all processes, in order of rank, in each of them."""
         said = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else _NOTHING
-        return [bytes(part.tolist()).decode() for part in self.exchanged([said] * self.size)]
+        return [bytes(part.tolist()).decode() for part in self.all_to_all([said] * self.size)]
 
     def share(self, count: int, rank: int | None = None) -> slice:
-        """Which of `count` things are this process's, or those of `rank`: contiguous, in order of rank."""
+        """Return the slice of `count` items that belongs to this process, or to `rank`, in order of rank."""
         rank = self.rank if rank is None else rank
         return slice(count * rank // self.size, count * (rank + 1) // self.size)
 
@@ -242,10 +243,10 @@ _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 class _Pulse(threading.Thread):
-    """Shows that this process lives, and watches the next one: a silent machine closes no connection.
+    """Sends heartbeats and watches those of the next process: an unresponsive machine closes no connection.
 
     Attributes:
-        lost: whether some process is gone, as far as is known here.
+        lost: whether a process is known to be gone.
     """
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
@@ -270,7 +271,7 @@ class _Pulse(threading.Thread):
                 elif time.monotonic() - since > SILENCE:
                     self._store.set("lost", str(self._watched))
                 self.lost = self._store.check(["lost"])
-            except RuntimeError:  # who kept the store is gone
+            except RuntimeError:  # the process that hosts the store is gone
                 self.lost = True
             if self.lost:
                 return
@@ -281,7 +282,7 @@ def _beat_of(rank: int) -> str:
 
 
 def _device_for(name: str) -> str:
-    """The device of this process by what was asked for."""
+    """Return the device of this process for the requested device `name`."""
     if name == "auto" and not torch.cuda.is_available():
         return "cpu"
     if name not in ("auto", "cuda"):
@@ -289,7 +290,7 @@ def _device_for(name: str) -> str:
     local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     if local >= torch.cuda.device_count():
         raise BlurrerankError(
-            f"torch sees {torch.cuda.device_count()} GPUs and there are more processes on this machine: each "
-            "needs its own; start fewer, or use --device cpu"
+            f"torch sees {torch.cuda.device_count()} GPUs, but there are more processes on this machine, and "
+            "each needs its own GPU: start fewer processes, or use --device cpu"
         )
     return f"cuda:{local}"

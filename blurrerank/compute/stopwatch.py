@@ -1,4 +1,4 @@
-"""Where the time goes."""
+"""Measure the time spent in each stage of the work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Adds up seconds of wall-clock time by stage; the time of a stage within another is its own.
+    """Sums up wall-clock time by stage; the time of a nested stage counts only for that stage.
 
     Attributes:
         seconds: stage -> seconds so far.
@@ -21,11 +21,11 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._within = [0.0]  # of each stage that is open, what stages within it took
+        self._within = [0.0]  # for each open stage, the seconds spent in stages nested in it
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Add what the block takes to `stage`."""
+        """Add the time of the block to `stage`."""
         start = _now()
         self._within.append(0.0)
         try:
@@ -36,7 +36,7 @@ class Stopwatch:
             self._within[-1] += took
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """`items`, with the time it takes to make each of them added to `stage`."""
+        """Yield `items`, adding the time to produce each of them to `stage`."""
         source = iter(items)
         while True:
             with self(stage):
@@ -47,7 +47,7 @@ class Stopwatch:
 
 
 def _now() -> float:
-    """Work that was handed to a GPU counts where it was asked for."""
+    """Return the time after pending GPU work is done, so that it counts for the stage that started it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

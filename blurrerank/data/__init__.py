@@ -1,1 +1,1 @@
-"""The values that everything else passes on: features with their labels, lists, rankings."""
+"""Validated data objects: feature sets with labels, candidate lists, rankings."""

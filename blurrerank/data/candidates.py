@@ -1,4 +1,4 @@
-"""The best gallery items of each probe, as search hands them to re-ranking."""
+"""`Candidates`: the best gallery items of each probe, passed from search to re-ranking."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ class Candidates:
     scores: torch.Tensor
 
     def __post_init__(self) -> None:
-        """Refuse what are no candidates."""
+        """Check shapes and dtypes."""
         shapes = tuple(self.indices.shape), tuple(self.scores.shape)
         if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
-            raise InputError(f"candidates have shapes {shapes[0]} and {shapes[1]}: expected one (P, n)")
+            raise InputError(f"candidates have shapes {shapes[0]} and {shapes[1]}: expected (P, n) for both")
         if self.indices.dtype != torch.int64 or self.scores.dtype != torch.float32:
             raise InputError(
                 f"candidates are {self.indices.dtype} and {self.scores.dtype}: expected int64 and float32"
             )
 
     def head(self, depth: int) -> Candidates:
-        """The first `depth` of each list."""
+        """Return the first `depth` items of each list."""
         return Candidates(self.indices[:, :depth], self.scores[:, :depth])
 
     def followed_by(self, deeper: Candidates) -> Candidates:
-        """These, and then the rest of `deeper` lists of which these are a head in whatever order."""
+        """Append the rest of the `deeper` lists, whose heads have the same items as these, in any order."""
         indices, scores = (
-            torch.cat([mine, theirs[:, mine.shape[1] :]], dim=1)
-            for mine, theirs in ((self.indices, deeper.indices), (self.scores, deeper.scores))
+            torch.cat([head, full[:, head.shape[1] :]], dim=1)
+            for head, full in ((self.indices, deeper.indices), (self.scores, deeper.scores))
         )
         return Candidates(indices, scores)
 
     def sorted_by(self, scores: torch.Tensor) -> Candidates:
-        """The same items with (P, n) float32 new scores, best first."""
+        """Return the same items sorted by new (P, n) float32 `scores`, best first."""
         order = sort_keys(scores, self.indices).argsort(dim=1, descending=True)
         return Candidates(self.indices.gather(1, order), scores.gather(1, order))

@@ -1,4 +1,4 @@
-"""Checks of parameters that several parts of the library share."""
+"""Parameter checks shared across the library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_share(name: str, value: Any) -> None:
 
 
 def check_switch(name: str, value: Any) -> None:
-    """Raise `ParameterError` unless `value` is true or false: other values count as true unnoticed."""
+    """Raise `ParameterError` unless `value` is a bool: other values would silently count as true."""
     if not isinstance(value, bool):
         raise ParameterError(f"{name} must be True or False, not {value!r}")
 
@@ -29,4 +29,4 @@ def check_switch(name: str, value: Any) -> None:
 def check_sigma(value: Any, name: str = "sigma") -> None:
     """Raise `ParameterError` unless `value` is a finite number above 0, by which float32 can divide."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 1e-30 <= float(value) < float("inf"):
-        raise ParameterError(f"{name} must be a finite number above 0 (1e-30 at least), not {value!r}")
+        raise ParameterError(f"{name} must be a finite number above 0 (at least 1e-30), not {value!r}")

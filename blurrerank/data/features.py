@@ -1,4 +1,4 @@
-"""`FeatureSet`: probe and gallery features with their labels, checked once."""
+"""`FeatureSet`: probe and gallery features with their labels, validated once."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ from .validation import find_problems
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Probe and gallery, validated: whoever holds one need not check again.
+    """Probe and gallery features with their labels, validated on construction.
+
+    Code that receives a `FeatureSet` need not check it again.
+
+    Attributes:
+        probe: the probe side.
+        gallery: the gallery side.
+        provenance: where the features came from, as attribute name -> value.
 
     Raises:
-        InputError: naming every problem at once, with the side and the first rows concerned.
+        InputError: listing all problems at once, each with the side and the first rows affected.
     """
 
     probe: Side
@@ -29,7 +36,7 @@ class FeatureSet:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse anything that later stages would have to check."""
+        """Validate both sides."""
         problems = find_problems(self.probe, self.gallery)
         if problems:
             raise InputError(problems)
@@ -54,17 +61,17 @@ class FeatureSet:
         probe_names: ArrayLike | None = None,
         gallery_names: ArrayLike | None = None,
     ) -> FeatureSet:
-        """Build from arrays or tensors; nothing is copied where that can be helped.
+        """Build a feature set from arrays or tensors, without copying where possible.
 
         Args:
             probe: (P, D) float16, float32 or float64.
             gallery: (G, D), the same dimension.
-            probe_ids: (P,) integers, likewise `gallery_ids` (G,), and the cameras.
-            gallery_ids: see `probe_ids`.
-            probe_cams: see `probe_ids`.
-            gallery_cams: see `probe_ids`.
-            probe_names: (P,) strings, likewise `gallery_names`.
-            gallery_names: see `probe_names`.
+            probe_ids: (P,) integers, the identities.
+            gallery_ids: (G,) integers.
+            probe_cams: (P,) integers, the cameras.
+            gallery_cams: (G,) integers.
+            probe_names: (P,) strings.
+            gallery_names: (G,) strings.
 
         Raises:
             InputError: see the class.
@@ -91,21 +98,21 @@ class FeatureSet:
 
     @property
     def dim(self) -> int:
-        """D, the number of dimensions both sides share."""
+        """D, the number of dimensions of both sides."""
         return self.probe.dim
 
     @property
     def has_ids(self) -> bool:
-        """Whether both sides carry identities, so that a ranking can be measured."""
+        """Whether both sides have identities, so that a ranking can be measured."""
         return self.probe.ids is not None and self.gallery.ids is not None
 
     @property
     def has_cams(self) -> bool:
-        """Whether both sides carry cameras."""
+        """Whether both sides have cameras."""
         return self.probe.cams is not None and self.gallery.cams is not None
 
     def lacking(self, labels: str) -> str:
-        """Which side has no `ids` or `cams`, in words; for a set that lacks them on one side at least."""
+        """Say which side has no `ids` or `cams`, for a message; at least one side must lack them."""
         word = {"ids": "ids", "cams": "cameras"}[labels]
         probe, gallery = (getattr(side, labels) is None for side in (self.probe, self.gallery))
         if probe and gallery:
@@ -113,16 +120,16 @@ class FeatureSet:
         return f"the probes have no {word}" if probe else f"the gallery has no {word}"
 
     def check(self) -> None:
-        """See that the features of both sides are what they were; see `Side.check`."""
+        """Check that the features of both sides are unchanged; see `Side.check`."""
         self.probe.check()
         self.gallery.check()
 
     def digest(self) -> str:
-        """SHA-256 of both sides' digests: what a ranking was made from."""
+        """Return the SHA-256 of both sides' digests, which identifies what a ranking was made from."""
         return hashlib.sha256(f"{self.probe.digest()} {self.gallery.digest()}".encode()).hexdigest()
 
     def labels_digest(self) -> str:
-        """SHA-256 over ids and cameras of both sides: what a measurement was made from."""
+        """Return the SHA-256 of both sides' ids and cameras, which identifies the labels metrics depend on."""
         digest = hashlib.sha256()
         for labels in (self.probe.ids, self.probe.cams, self.gallery.ids, self.gallery.cams):
             digest.update(b"none" if labels is None else np.asarray(labels, dtype="<i8").tobytes())

@@ -1,4 +1,4 @@
-"""Lists that came from elsewhere, an approximate index or a vector database, checked."""
+"""`GivenLists`: candidate lists from an external source, such as an approximate index or a vector database."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..errors import BlurrerankWarning, InputError
 
 @dataclass(frozen=True, eq=False)
 class GivenLists:
-    """The gallery items that each probe may be answered with, in any order.
+    """The candidate gallery items of each probe, in any order.
 
     Attributes:
-        indices: (P, R) integers, rows of the gallery; -1 pads lists that end early. Kept as int64.
-        gallery_size: how many items the gallery has.
-        source: where they came from, as messages and files name it.
+        indices: (P, R) integers, gallery rows; -1 pads shorter lists at the end. Stored as int64.
+        gallery_size: number of gallery items.
+        source: where the lists came from, for messages and files.
 
     Raises:
-        InputError: on construction, for another shape or dtype, an index outside the gallery or twice in a
-            list, -1 before the end of a list, or no candidate at all; names the probe.
+        InputError: on construction, for a wrong shape or dtype, an index outside the gallery or twice in a
+            list, -1 before the end of a list, or no candidates at all; names the probe.
     """
 
     indices: NDArray[np.int64]
@@ -33,7 +33,7 @@ class GivenLists:
     source: str = "candidates"
 
     def __post_init__(self) -> None:
-        """Refuse what are no lists; cut off columns that only pad."""
+        """Validate the lists and drop columns of padding only."""
         found = self._as_array(self.indices)
         problem = self._problem(found)
         if problem:
@@ -49,27 +49,27 @@ class GivenLists:
         gallery: int,
         source: str = "candidates",
     ) -> GivenLists:
-        """Lists for so many probes and gallery items, checked.
+        """Return validated lists for `probes` probes and `gallery` gallery items.
 
         Args:
-            lists: (P, R) integers, as the class has them, or lists that are checked already.
-            probes: P.
-            gallery: how many items the gallery has.
-            source: where they came from.
+            lists: (P, R) integers as in `indices`, or a `GivenLists`.
+            probes: P, the number of probes.
+            gallery: number of gallery items.
+            source: where the lists came from.
 
         Raises:
-            InputError: as the class, and for another number of lists than of probes.
+            InputError: as on construction, and if the lists are for another number of probes or gallery items.
         """
         found = lists if isinstance(lists, cls) else cls(lists, gallery, source)  # type: ignore[arg-type]
         if len(found) != probes:
             raise InputError(
-                f"{found.source} has {len(found)} lists and there are {probes} probes: give one list for each, "
-                "in their order"
+                f"{found.source} has {len(found)} lists for {probes} probes: give one list per probe, in probe "
+                "order"
             )
         if found.gallery_size != gallery:
             raise InputError(
-                f"{found.source} is of {found.gallery_size} gallery items and the gallery has {gallery}: they "
-                "do not belong together"
+                f"{found.source} was made for {found.gallery_size} gallery items, but the gallery has "
+                f"{gallery}: use lists made for this gallery"
             )
         return found
 
@@ -91,19 +91,19 @@ class GivenLists:
 
     @property
     def complete(self) -> bool:
-        """Whether every list holds the whole gallery, so that nothing is unknown."""
+        """Whether every list contains the whole gallery."""
         return self.shortest == self.gallery_size
 
     def digest(self) -> str:
-        """SHA-256 of the lists, whatever they came from."""
+        """Return the SHA-256 of `indices`; `source` is not part of it."""
         return hashlib.sha256(np.ascontiguousarray(self.indices).data).hexdigest()
 
     def warn_about(self) -> None:
-        """Warn, with `BlurrerankWarning`, of probes that have no candidates."""
+        """Issue a `BlurrerankWarning` if any probe has no candidates."""
         empty = int((self.indices[:, 0] < 0).sum())
         if empty:
             warnings.warn(
-                f"{self.source}: {empty} of {len(self)} probes have no candidates, and their lists stay empty",
+                f"{self.source}: {empty} of {len(self)} probes have no candidates; their lists stay empty",
                 BlurrerankWarning,
                 stacklevel=3,
             )
@@ -115,7 +115,7 @@ class GivenLists:
             return np.asarray(lists)
         except ValueError:
             raise InputError(
-                f"{self.source} is no table: pad shorter lists with -1 at the end, to one length"
+                f"{self.source} has lists of different lengths: pad the shorter ones with -1 at the end"
             ) from None
 
     def _problem(self, lists: NDArray[Any]) -> str | None:
@@ -123,29 +123,29 @@ class GivenLists:
             return f" has shape {lists.shape}: expected (probes, candidates)"
         if lists.dtype.kind not in "iu":
             hint = ", not distances" if lists.dtype.kind == "f" else ""
-            return f" is {lists.dtype}: expected integers, the rows of gallery items{hint}"
+            return f" has dtype {lists.dtype}: expected integers, gallery row numbers{hint}"
         outside = (lists < -1) | (lists >= self.gallery_size)
         if outside.any():
             probe = int(np.argmax(outside.any(axis=1)))
             entry = int(lists[probe][outside[probe]][0])
             return (
-                f": the list of probe {probe} names gallery item {entry}, and there are {self.gallery_size}: "
-                "count rows from 0, and pad lists that end early with -1"
+                f": the list of probe {probe} contains gallery item {entry}, but the gallery has "
+                f"{self.gallery_size} items: count rows from 0, and pad shorter lists with -1"
             )
         listed = lists >= 0
         if not listed.any():
-            return " holds no candidates: at least one list must have an item"
+            return " has no candidates: at least one list must have an item"
         inside = listed[:, 1:] & ~listed[:, :-1]
         if inside.any():
             probe = int(np.argmax(inside.any(axis=1)))
             return (
-                f": the list of probe {probe} goes on after -1 (at place {int(np.argmax(inside[probe])) + 1}): "
-                "-1 may only pad the end"
+                f": the list of probe {probe} continues after -1 (at position "
+                f"{int(np.argmax(inside[probe])) + 1}): -1 may only pad the end"
             )
         rows = np.sort(lists, axis=1)
         twice = (rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] >= 0)
         if twice.any():
             probe = int(np.argmax(twice.any(axis=1)))
             entry = int(rows[probe, 1:][twice[probe]][0])
-            return f": the list of probe {probe} names gallery item {entry} twice: leave one out"
+            return f": the list of probe {probe} contains gallery item {entry} twice: remove one"
         return None

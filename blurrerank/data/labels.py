@@ -1,4 +1,4 @@
-"""What labels mean, and which fit."""
+"""Special identity labels, and a check for labels that overflow int64."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 JUNK = -1
-"""The identity of images that evaluation ignores; they do stand in the gallery and in graphs."""
+"""Identity of junk images: evaluation ignores them, but they stay in the gallery and in graphs."""
 DISTRACTOR = 0
-"""The identity of images of nobody in particular: ordinary negatives."""
+"""Identity of distractor images, which match no probe: ordinary negatives."""
 
 
 def beyond_int64(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which integers are too large for int64; only unsigned ones can be. (N,) in, (N,) out."""
+    """Return an (N,) mask of the integers that are too large for int64; only unsigned ones can be."""
     return labels > np.iinfo(np.int64).max if labels.dtype.kind == "u" else np.zeros(labels.shape, bool)

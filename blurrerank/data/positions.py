@@ -1,4 +1,4 @@
-"""Where the matches of each probe stand in its full list."""
+"""`Positions`: the ranks of each probe's matches in its full list."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """Where, in each probe's full list, the gallery items of the probe's own identity stand.
+    """The ranks, in each probe's full list, of the gallery items with the probe's identity (its matches).
 
-    This is all that CMC, AP and INP need, whatever the protocol, and it is small. Probe p owns the entries
+    This is all that CMC, AP and INP need under any protocol, and it is small. The entries of probe p are
     `offsets[p]:offsets[p + 1]`.
 
     Attributes:
         offsets: (P + 1,) int64.
         indices: (T,) int32 or int64 into the gallery.
-        ranks: (T,) int64, zero-based, junk not counted; -1 where the list ends before the item.
+        ranks: (T,) int64, zero-based, junk not counted; -1 if the list ends before the item.
         within: (T, K) float64 or None. Single-gallery-shot only: the probability that at most k other
-            identities (k = 0 .. K - 1) stand ahead of the item when one image of each is drawn.
+            identities (k = 0 .. K - 1) rank ahead of the item when one image of each is drawn.
     """
 
     offsets: NDArray[np.int64]
@@ -33,7 +33,7 @@ class Positions:
     within: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse, with `InputError`, arrays that cannot be positions."""
+        """Raise `InputError` unless the arrays are consistent."""
         entries = len(self.indices)
         sound = (
             self.offsets.ndim == self.indices.ndim == self.ranks.ndim == 1
@@ -46,17 +46,17 @@ class Positions:
             and (self.within is None or (self.within.ndim == 2 and len(self.within) == entries))
         )
         if not sound:
-            raise InputError("positions of the matches contradict themselves; the file is damaged: run again")
+            raise InputError("match positions are inconsistent; the file is damaged: run again")
 
     @property
     def probes(self) -> NDArray[np.int64]:
-        """(T,) the probe that each entry belongs to."""
+        """(T,) int64, the probe of each entry."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
-    def apart(self, gallery_size: int) -> bool:
-        """Whether the matches of each probe stand in places of their own, of a list of so many."""
-        there = self.ranks >= 0
-        probes, ranks = self.probes[there], self.ranks[there]
+    def has_valid_ranks(self, gallery_size: int) -> bool:
+        """Return whether all ranks are below `gallery_size` and no probe has two matches at one rank."""
+        listed = self.ranks >= 0
+        probes, ranks = self.probes[listed], self.ranks[listed]
         order = np.lexsort((ranks, probes))
         probes, ranks = probes[order], ranks[order]
         twice = (probes[1:] == probes[:-1]) & (ranks[1:] == ranks[:-1])
@@ -64,7 +64,7 @@ class Positions:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Positions]) -> Positions:
-        """Positions of consecutive batches of probes as one."""
+        """Join the positions of consecutive batches of probes."""
         counts = np.concatenate([np.diff(part.offsets) for part in parts])
         within = [part.within for part in parts if part.within is not None]
         return cls(

@@ -1,8 +1,4 @@
-"""What search and re-ranking hand on: `Candidates`, `Ranking`, and where the matches stand in it.
-
-The one tie rule of the project lives here too: the better score first, and of equal scores the lower
-gallery index.
-"""
+"""`Ranking`: the ranked lists of all probes, with the method that made them."""
 
 from __future__ import annotations
 
@@ -19,28 +15,28 @@ from .positions import Positions
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """The gallery ranked for every probe, best first, down to some depth.
+    """The ranked gallery items of each probe, best first, to depth R.
 
     Attributes:
-        indices: (P, R) int32 or int64 into the gallery; -1 pads lists that end early.
-        scores: (P, R) float32, strictly decreasing along each list: a sort key, whatever sorts.
-        gallery_size: how many items the gallery has; R may be less.
-        method: the method's name, such as `lbr`; `unknown` for lists made elsewhere.
-        params: every parameter of the method.
+        indices: (P, R) int32 or int64 into the gallery; -1 pads shorter lists at the end.
+        scores: (P, R) float32, strictly decreasing along each list, so that any sort restores the list.
+        gallery_size: number of gallery items; R may be less.
+        method: the method's name, such as `lbr`; `unknown` for lists from another tool.
+        params: all parameters of the method.
         setting: `transductive` if the method looked at all probes together, `online` if it ranked each by
             itself; None of a method that always does the latter, or where it is not known.
         reranked_depth: how many items at the head were re-ranked; 0 for plain cosine.
-        cosine_tail: whether, after the re-ranked head, the full list goes on by cosine similarity.
-        candidates: where the lists came from, if not from a search of the whole gallery: of what they do not
-            hold nothing is known, unless it is in `positions`.
-        digest: `FeatureSet.digest()` of the input, where known.
-        labels_digest: `FeatureSet.labels_digest()` that `positions` were found with.
-        positions: where the matches stand in the full list, where known.
-        source: how messages call it.
+        cosine_tail: whether the full list continues by cosine similarity after the re-ranked head.
+        candidates: the source of the candidate lists, or None after a search of the whole gallery. The ranks of
+            items outside the candidate lists are unknown, except those in `positions`.
+        digest: `FeatureSet.digest()` of the input, if known.
+        labels_digest: `FeatureSet.labels_digest()` of the labels that `positions` were found with.
+        positions: the ranks of the matches in the full lists, if known.
+        source: name of the ranking in messages.
 
     Raises:
         InputError: on construction, for shapes that disagree, an index outside the gallery or twice in a list,
-            or scores that do not decrease; names the probe.
+            or scores that do not strictly decrease; names the probe.
     """
 
     indices: NDArray[Any]
@@ -58,7 +54,7 @@ class Ranking:
     source: str = "the ranking"
 
     def __post_init__(self) -> None:
-        """Refuse what is not a ranking."""
+        """Validate the lists."""
         problem = self._problem()
         if problem:
             raise InputError(problem)
@@ -71,26 +67,31 @@ class Ranking:
 
     @property
     def depth(self) -> int:
-        """R, how much of each list is here."""
+        """R, the length of the stored lists."""
         return int(self.indices.shape[1])
 
     def __len__(self) -> int:
         return int(self.indices.shape[0])
 
     def check_size(self, probes: int, gallery: int) -> None:
-        """Raise `InputError` unless this ranks `gallery` items for each of `probes`."""
+        """Raise `InputError` unless this ranks `gallery` items for each of `probes` probes."""
         if (len(self), self.gallery_size) != (probes, gallery):
             raise InputError(
-                f"{self.source} is of {len(self)} probes x {self.gallery_size} gallery items and the features "
-                f"are {probes} x {gallery}: they do not belong together"
+                f"{self.source} ranks {len(self)} probes x {self.gallery_size} gallery items, but the features "
+                f"are {probes} x {gallery}: use the features it was made from"
             )
 
     def _problem(self) -> str | None:
         indices, scores = self.indices, self.scores
         if indices.ndim != 2 or indices.shape != scores.shape:
-            return f"ranking indices {indices.shape} and scores {scores.shape} must share one (probes, depth)"
+            return (
+                f"ranking indices {indices.shape} and scores {scores.shape} must have one shape (probes, depth)"
+            )
         if indices.dtype.kind != "i" or scores.dtype != np.float32:
-            return f"ranking is {indices.dtype} and {scores.dtype}: expected int32 or int64, and float32"
+            return (
+                f"ranking has {indices.dtype} indices and {scores.dtype} scores: expected int32 or int64 "
+                "indices and float32 scores"
+            )
         if self.depth == 0:
             return "ranking has no entries: its depth is 0"
         listed = indices >= 0
@@ -98,13 +99,16 @@ class Ranking:
         if outside.any():
             probe = int(np.argmax(outside.any(axis=1)))
             entry = int(indices[probe][outside[probe]][0])
-            return f"ranking of probe {probe} names gallery item {entry} of {self.gallery_size}"
+            return (
+                f"ranking of probe {probe} contains gallery item {entry}, but the gallery has "
+                f"{self.gallery_size} items"
+            )
         if (listed[:, 1:] & ~listed[:, :-1]).any():
-            return "ranking has -1 inside a list: it may only pad the end"
+            return "ranking has -1 inside a list: -1 may only pad the end"
         rows = np.sort(indices, axis=1)
         twice = ((rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] >= 0)).any(axis=1)
         if twice.any():
-            return f"ranking of probe {int(np.argmax(twice))} lists one gallery item twice"
+            return f"ranking of probe {int(np.argmax(twice))} contains a gallery item twice"
         rising = (~(scores[:, 1:] < scores[:, :-1]) & listed[:, 1:]).any(axis=1)
         if rising.any() or np.isnan(scores[listed]).any():
             return f"ranking scores of probe {int(np.argmax(rising))} do not strictly decrease"
@@ -112,7 +116,7 @@ class Ranking:
         if found is not None and (
             len(found.offsets) != len(self) + 1
             or ((found.indices < 0) | (found.indices >= self.gallery_size)).any()
-            or not found.apart(self.gallery_size)
+            or not found.has_valid_ranks(self.gallery_size)
         ):
-            return "positions of the matches do not belong to the lists; the file is damaged: run again"
+            return "match positions do not fit the lists; the file is damaged: run again"
         return None

@@ -1,6 +1,6 @@
-"""One side of the comparison: features with their labels, read by blocks.
+"""`Side`: the features and labels of the probes or of the gallery, read block by block.
 
-Features stay as they came (an array, a tensor, or a dataset on disk) and are converted block by block.
+Features stay in their original form (an array, a tensor, a dataset on disk) and are converted block by block.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from .labels import beyond_int64
 
-# Bytes read at a time, as float64, while checking or digesting.
+# Bytes read at a time, as float64, for validation and digests.
 _SCAN_BYTES = 4 << 20
 
 
 class FeatureArray(Protocol):
-    """What features must offer: a NumPy array, a tensor and an HDF5 dataset all do."""
+    """The interface of features: NumPy arrays, tensors and HDF5 datasets all have it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -29,39 +29,39 @@ class FeatureArray(Protocol):
 
     @property
     def dtype(self) -> Any:
-        """float16, float32 or float64, of NumPy or torch."""
+        """float16, float32 or float64, a NumPy or torch dtype."""
 
     def __getitem__(self, rows: slice, /) -> Any:
-        """Rows as an array or a tensor."""
+        """Return rows as an array or a tensor."""
 
 
 class Source(Protocol):
-    """Where features lie that are read as they are needed."""
+    """A file that features are mapped from and read on demand."""
 
     def check(self) -> None:
-        """See that they are what they were.
+        """Check that the file is unchanged.
 
         Raises:
-            InputError: if they were changed.
+            InputError: if it was changed.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One side of the comparison, probe or gallery. Checked by the `FeatureSet` it enters.
+    """The features and labels of the probes or of the gallery. `FeatureSet` validates them.
 
     Attributes:
         features: (N, D) float16, float32 or float64, in memory or on disk.
         ids: (N,) integers, -1 junk, 0 distractor; or None.
         cams: (N,) integers, only compared for equality; or None.
         names: (N,) strings; or None.
-        label: how messages call this side, such as `feats.h5::/probe`.
-        first: the number that messages give row 0, where these rows are a part of a file's.
-        sources: the files that features are mapped from, if they are.
+        label: name of this side in messages, such as `feats.h5::/probe`.
+        first: the number of row 0 in messages, where these rows are a slice of a file's.
+        sources: the files that the features are mapped from, if any.
     """
 
     unit: ClassVar[bool] = False
-    """Whether the features are L2-normalised float32 rows that were checked before: those of an index are."""
+    """Whether the features are L2-normalised float32 rows that were validated before, as in an index."""
 
     features: FeatureArray
     ids: NDArray[Any] | None = None
@@ -72,7 +72,7 @@ class Side:
     sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
-        """Store integer labels as int64, so that nothing downstream asks which integer they were."""
+        """Convert integer labels to int64."""
         for name in ("ids", "cams"):
             labels = getattr(self, name)
             if labels is not None and labels.dtype.kind in "iu" and not beyond_int64(labels).any():
@@ -87,19 +87,19 @@ class Side:
         return int(self.features.shape[1])
 
     def check(self) -> None:
-        """See that features are what they were.
+        """Check that the features are unchanged.
 
         Raises:
-            InputError: if the file that they are mapped from was changed.
+            InputError: if a file that they are mapped from was changed.
         """
         for source in self.sources:
             source.check()
 
     def block(self, start: int, stop: int) -> torch.Tensor:
-        """Rows `start:stop` in their stored dtype, (stop - start, D).
+        """Return rows `start:stop` in their stored dtype, (stop - start, D).
 
         Raises:
-            InputError: if the file that they lie in was changed.
+            InputError: if the file that holds them was changed.
         """
         self.check()
         rows = self.features[start:stop]
@@ -111,12 +111,12 @@ class Side:
         return found
 
     def blocks(self, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """All rows in order, `rows` at a time, each block with the index of its first row."""
+        """Yield all rows in order, `rows` at a time, as (index of the first row, block)."""
         for start in range(0, len(self), rows):
             yield start, self.block(start, min(start + rows, len(self)))
 
     def row_digests(self) -> NDArray[np.uint8]:
-        """(N, 16) uint8: the start of the SHA-256 of each row's bytes."""
+        """Return (N, 16) uint8: the first 16 bytes of the SHA-256 of each row."""
         found = bytearray()
         for _, block in self.blocks(self.scan_rows()):
             for row in block.cpu().contiguous().numpy():
@@ -124,18 +124,18 @@ class Side:
         return np.frombuffer(found, dtype=np.uint8).reshape(len(self), 16)
 
     def digest(self) -> str:
-        """SHA-256 over the `row_digests()`: which features these are."""
+        """Return the SHA-256 of `row_digests()`, which identifies the features."""
         return digest_of(self.row_digests())
 
     def encoded_for(self, method: Any) -> Any:
-        """What a `GalleryMethod` knows of this gallery already: nothing, unless it is of an index."""
+        """Return what `method` has precomputed for this gallery: None unless it comes from an index."""
         return None
 
     def scan_rows(self) -> int:
-        """How many rows to read at a time in a pass that only looks."""
+        """Return how many rows to read at a time in a pass over the features."""
         return max(1, _SCAN_BYTES // (8 * max(1, self.dim)))
 
 
 def digest_of(rows: NDArray[np.uint8]) -> str:
-    """`Side.digest()` of the side whose `row_digests()` are `rows`."""
+    """Return the `Side.digest()` of a side with these `row_digests()`."""
     return hashlib.sha256(rows.data).hexdigest()

@@ -1,4 +1,4 @@
-"""The one tie rule of the project: the better score first, and of equal scores the lower gallery index."""
+"""Integer sort keys for the project's tie rule: higher score first, then lower gallery index."""
 
 from __future__ import annotations
 
@@ -12,53 +12,54 @@ _LOW = 0xFFFFFFFF
 
 
 NOBODY = torch.iinfo(torch.int64).min
-"""A sort key that comes after every other."""
+"""A sort key that sorts after all others."""
 
 
 Bits = TypeVar("Bits", torch.Tensor, NDArray[np.int32])
 
 
 def _monotone(bits: Bits) -> Bits:
-    """The bits of float32 numbers as int32 that order as the numbers do; its own inverse."""
+    """Map the bits of float32 numbers to int32 that sort as the numbers do; the map is its own inverse."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def index_dtype(gallery_size: int) -> type[np.signedinteger[Any]]:
-    """What gallery indices are kept as: int32 as long as that reaches."""
+    """Return the dtype for gallery indices: int32 if they fit, otherwise int64."""
     return np.int32 if gallery_size <= 2**31 else np.int64
 
 
 def sort_keys(scores: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Integers that order as the lists do: descending by score, then ascending by gallery index.
+    """Return integers that sort as the lists do: descending by score, then ascending by gallery index.
 
-    Being all different, they give the same order under any sort and any top-n, on any device.
+    All keys are distinct, so any sort and any top-n gives the same order on any device.
 
     Args:
         scores: float32, any shape.
         indices: int64 below 2^32, broadcastable to `scores`.
 
     Returns:
-        int64, the shape of `scores`: the score's bits made monotone above, the index reversed below.
+        int64, the shape of `scores`: the monotone bits of the score in the upper half, the complement of the
+        index in the lower half.
     """
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0 makes one zero of the two
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     return (_monotone(bits).to(torch.int64) << 32) | (_LOW - indices)
 
 
 def from_sort_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gallery indices (int64) and scores (float32) back from `sort_keys`, exactly."""
+    """Invert `sort_keys` exactly: return gallery indices (int64) and scores (float32)."""
     return _LOW - (keys & _LOW), _monotone((keys >> 32).to(torch.int32)).view(torch.float32)
 
 
 def fine_keys(scores: torch.Tensor, indices: torch.Tensor, total: int) -> torch.Tensor:
-    """Sort keys that tell scores apart as finely as the indices leave room for.
+    """Return sort keys that give the score all bits that the indices do not need.
 
     Args:
         scores: float64 between -1.5 and 1.5, or -inf, any shape.
         indices: int64 below `total`, of the same shape.
-        total: how many there may be, up to 2^32: of 63 bits a score has what these do not need.
+        total: number of possible indices, up to 2^32; scores get the rest of 63 bits.
 
     Returns:
-        int64, ordered as `sort_keys`; `NOBODY` for -inf.
+        int64, sorting as `sort_keys` do; `NOBODY` for -inf.
     """
     bits = max(1, (total - 1).bit_length())
     fixed = (scores.clamp_min(-1.5) * 2.0 ** (62 - bits)).round().to(torch.int64)
@@ -67,16 +68,16 @@ def fine_keys(scores: torch.Tensor, indices: torch.Tensor, total: int) -> torch.
 
 
 def from_fine_keys(keys: torch.Tensor, total: int) -> torch.Tensor:
-    """The indices back from `fine_keys`."""
+    """Return the indices that `fine_keys` encoded."""
     low = (1 << max(1, (total - 1).bit_length())) - 1
     return low - (keys & low)
 
 
 def strictly_decreasing(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Lower each score that does not lie below its predecessor to the next float32 that does.
+    """Lower each score that is not below its predecessor to the next smaller float32.
 
-    Tools that read a ranking sort it by score again, each with its own idea of ties: with this they all
-    restore the list. A score without a tie before it is untouched.
+    Tools that read a ranking sort it by score again and break ties in different ways; strictly decreasing
+    scores make all of them restore the same list. Other scores are unchanged.
 
     Args:
         scores: (P, R) float32 in list order.
@@ -89,7 +90,7 @@ def strictly_decreasing(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     bits = (scores + np.float32(0)).view(np.int32)
     monotone = _monotone(bits).astype(np.int64)
-    # The two zeros are neighbours as integers but equal as numbers: close the gap, reopen it below.
+    # -0.0 and 0.0 differ by one as integers but are equal as numbers: close that gap here, reopen it below.
     monotone += monotone < 0
     steps = np.arange(scores.shape[1])
     monotone = np.minimum.accumulate(monotone + steps, axis=1) - steps

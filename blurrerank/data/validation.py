@@ -1,4 +1,4 @@
-"""What keeps two sides from being a `FeatureSet`, one line for each problem."""
+"""Validation of the two sides of a `FeatureSet`, one line per problem."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .side import Side
 
 
 def find_problems(probe: Side | None, gallery: Side | None) -> list[str]:
-    """Everything that keeps two sides from being a `FeatureSet`, one line each; empty when nothing does."""
+    """Return all problems that keep two sides from forming a `FeatureSet`, one line each."""
     sides = [side for side in (probe, gallery) if side is not None]
     problems = [problem for side in sides for problem in _side_problems(side)]
     flat = [side for side in sides if len(side.features.shape) == 2]
@@ -35,7 +35,7 @@ def _side_problems(side: Side) -> list[str]:
     elif 0 in shape:
         problems.insert(0, f"{where} is empty, shape {shape}: at least one row and one dimension are needed")
     elif not _is_float(side.features.dtype):
-        hint = " (astype('float32') makes it so)" if "int" in str(side.features.dtype) else ""
+        hint = " (use astype('float32'))" if "int" in str(side.features.dtype) else ""
         problems.insert(0, f"{where} is {side.features.dtype}: expected float16, float32 or float64{hint}")
     else:
         problems[:0] = _value_problems(side)
@@ -43,7 +43,7 @@ def _side_problems(side: Side) -> list[str]:
 
 
 def label_problems(side: Side) -> list[str]:
-    """What is wrong with the labels of a side, one line each."""
+    """Return the problems with the labels of a side, one line each."""
     return list(_label_problems(side))
 
 
@@ -58,19 +58,19 @@ def _label_problems(side: Side) -> Iterator[str]:
         if labels is None:
             continue
         if labels.shape != (rows,):
-            hint = " (reshape(-1) makes it so)" if labels.size == rows else ""
-            yield f"{side.label}/{name} has shape {labels.shape}: expected ({rows},), one for each row{hint}"
+            hint = " (use reshape(-1))" if labels.size == rows else ""
+            yield f"{side.label}/{name} has shape {labels.shape}: expected ({rows},), one label per row{hint}"
         elif labels.dtype.kind == "f" and kinds == "iu" and (labels % 1 != 0).any():
             row = int(np.argmax(labels % 1 != 0))
             yield f"{side.label}/{name} has {labels[row]} in row {row}: expected integers"
         elif labels.dtype.kind not in kinds:
-            hints = {"f": " (astype('int64') makes them so)"} | dict.fromkeys("OSU", " (number them from 1)")
+            hints = {"f": " (use astype('int64'))"} | dict.fromkeys("OSU", " (number them from 1)")
             hint = hints.get(labels.dtype.kind, "")
             what = "text" if kinds == "iu" and labels.dtype.kind in "OSU" else labels.dtype
             yield f"{side.label}/{name} is {what}: expected {expected}{hint}"
         elif name != "names" and beyond_int64(labels).any():
             row = int(np.argmax(beyond_int64(labels)))
-            yield f"{side.label}/{name} has {labels[row]} in row {row}: expected what fits int64"
+            yield f"{side.label}/{name} has {labels[row]} in row {row}: expected a value that fits int64"
         elif name == "ids" and (labels < JUNK).any():
             row = int(np.argmax(labels < JUNK))
             yield (
@@ -78,12 +78,12 @@ def _label_problems(side: Side) -> Iterator[str]:
             )
         elif name == "names" and not all(map(_is_text, labels)):
             row = next(row for row, label in enumerate(labels) if not _is_text(label))
-            what = "a string" if not isinstance(labels[row], str) else "text that utf-8 can hold, without NUL"
+            what = "a string" if not isinstance(labels[row], str) else "text that utf-8 can encode, without NUL"
             yield f"{side.label}/names has {labels[row]!r} in row {row}: expected {what}"
 
 
 def _is_text(label: Any) -> bool:
-    """Whether it is a string that files can hold."""
+    """Return whether `label` is a string that a file can hold."""
     try:
         return isinstance(label, str) and "\0" not in label and bool(label.encode() or True)
     except UnicodeEncodeError:
@@ -91,12 +91,12 @@ def _is_text(label: Any) -> bool:
 
 
 def _value_problems(side: Side) -> Iterator[str]:
-    """One pass over the features for values that have no direction."""
+    """Find NaN, infinity and all-zero rows in one pass over the features."""
     not_finite: list[int] = []
     zero: list[int] = []
     for start, block in side.blocks(side.scan_rows()):
         norms = torch.linalg.vector_norm(block.to(torch.float32), dim=1)
-        # A float32 norm that overflows or vanishes is suspicious, not guilty: look at the values themselves.
+        # A float32 norm may overflow or underflow for valid rows: check the values of those rows themselves.
         suspects = torch.nonzero(~(torch.isfinite(norms) & (norms > 0))).flatten()
         if len(suspects):
             rows = block[suspects]
@@ -106,7 +106,7 @@ def _value_problems(side: Side) -> Iterator[str]:
             zero += (side.first + start + suspects[finite & ~nonzero]).tolist()
     where = f"{side.label}/features"
     if not_finite:
-        yield f"{where} has NaN or infinity in {_rows(not_finite)}: mend or remove them"
+        yield f"{where} has NaN or infinity in {_rows(not_finite)}: fix or remove them"
     if zero:
         yield f"{where} is all zero in {_rows(zero)}: such a row has no direction; remove it"
 

@@ -176,7 +176,7 @@ def rerank_measured(
             take(done)
             first = done.stop
     if isinstance(data, ShardedSet):
-        (first,) = data.group.agreed([first if compute.leads else len(data.probe)])
+        (first,) = data.group.all_reduce_min([first if compute.leads else len(data.probe)])
     resumed = first
     # Under torchrun all would have to know what one process kept of a graph.
     graphs = None if isinstance(data, ShardedSet) else checkpoint

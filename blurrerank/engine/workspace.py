@@ -72,4 +72,4 @@ def cameras_of(data: FeatureSet, images: int, wanted_by: str) -> torch.Tensor:
         raise InputError(f"{data.lacking('cams')}: method {wanted_by} needs them; choose another method")
     if leads:
         found = torch.from_numpy(np.concatenate(cams))
-    return data.group.sent(found, 0) if isinstance(data, ShardedSet) else found
+    return data.group.broadcast(found, 0) if isinstance(data, ShardedSet) else found

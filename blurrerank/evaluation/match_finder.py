@@ -1,7 +1,7 @@
-"""Where the gallery items of each probe's identity stand in its full list.
+"""`MatchFinder`: finds the ranks of each probe's matches in its full list.
 
-The full list of every probe is never stored: items ahead of a match are counted while the probe's
-similarities pass by, and re-ranking a head moves only what is in that head.
+The full lists are never stored: items ahead of a match are counted block by block as similarities are computed,
+and re-ranking a head moves only the items in that head.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..data.positions import Positions
 from ..data.sort_keys import sort_keys
 
 MAX_RANK = 50
-"""How far cumulative match curves reach."""
+"""Length of cumulative match curves."""
 
-# Bytes worked on at a time, in several arrays: a CPU's share should stay in cache, a GPU wants more.
+# Bytes of working memory per chunk: small enough for the cache of a CPU, larger on a GPU.
 _CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
-# What one element of a chunk takes: its key, the key with junk masked, its cell, and their copies.
+# Bytes per element of a chunk: its key, the key with junk masked, its cell, and their copies.
 _ELEMENT_BYTES = 48
 _LAST = torch.iinfo(torch.int64).min
 _PAD = torch.iinfo(torch.int64).max
@@ -37,8 +37,8 @@ class MatchFinder:
     Args:
         data: the features, with ids on both sides.
         single_shot: also find `Positions.within`.
-        device: where similarities will come from.
-        memory: the whole budget in bytes (2 GiB by default), of which an eighth is worked in here.
+        device: the device of the similarities.
+        memory: the whole budget in bytes (2 GiB by default); this class uses an eighth of it.
     """
 
     def __init__(
@@ -61,25 +61,25 @@ class MatchFinder:
         self._sorted_ids = ids[self._order]
         self._junk = torch.from_numpy(ids == JUNK).to(device)
         self._columns = torch.arange(len(ids), device=device)
-        # Identities numbered from 0; distractors come last, as they are nobody, and junk with them, uncounted.
-        people = self._people_among(ids)
-        group = np.searchsorted(people, ids)
-        group[ids <= DISTRACTOR] = len(people)
-        self._people = people
+        # Identities numbered from 0; the last number is for distractors, and for junk, which is never counted.
+        identities = self._all_identities(ids)
+        group = np.searchsorted(identities, ids)
+        group[ids <= DISTRACTOR] = len(identities)
+        self._identities = identities
         self._group = torch.from_numpy(group).to(device)
-        self._images = torch.from_numpy(np.bincount(group, minlength=len(people) + 1)).to(device)
+        self._images = torch.from_numpy(np.bincount(group, minlength=len(identities) + 1)).to(device)
 
     def by_similarity(self, start: int, similarities: torch.Tensor) -> Positions:
-        """Positions in the full lists by cosine similarity.
+        """Return the positions in the full lists by cosine similarity.
 
         Args:
-            start: the first probe.
-            similarities: (p, G) float32, of consecutive probes.
+            start: index of the first probe.
+            similarities: (p, G) float32, for consecutive probes.
         """
         parts = []
         for rows, matches, present in self._chunks(start, len(similarities), similarities.shape[1]):
             keys = sort_keys(similarities[rows], self._columns)
-            wanted, matches = self._wanted(keys, matches)
+            wanted, matches = self._match_keys(keys, matches)
             wanted = wanted.masked_fill(~present, _PAD)
             keys = keys.masked_fill(self._junk, _LAST)
             ranks, within = self._count(start, rows, keys, wanted, self._group)
@@ -87,13 +87,13 @@ class MatchFinder:
         return Positions.concatenate(parts)
 
     def in_lists(self, start: int, lists: torch.Tensor, before: Positions | None = None) -> Positions:
-        """Positions in lists that are given, for consecutive probes.
+        """Return the positions in the given lists, for consecutive probes.
 
         Args:
-            start: the first probe.
-            lists: (p, R) int64 gallery indices, best first, -1 where a list has ended.
-            before: positions in the full lists of which `lists` are a re-ordered head. An item that is not in
-                its list keeps the rank it has there; without `before` its rank is -1.
+            start: index of the first probe.
+            lists: (p, R) int64 gallery indices, best first, -1 past the end of a list.
+            before: positions in the full lists, whose heads `lists` re-orders. An item outside its list keeps
+                its rank from `before`; without `before` its rank is -1.
         """
         parts = []
         offset = 0
@@ -116,14 +116,14 @@ class MatchFinder:
             parts.append(part)
         return Positions.concatenate(parts)
 
-    def agrees(self, found: Positions, lists: NDArray[Any]) -> bool:
-        """Whether `found`, of all probes and the whole gallery, can be where the matches stand.
+    def is_consistent(self, found: Positions, lists: NDArray[Any]) -> bool:
+        """Return whether positions fit the labels and the heads of the lists.
 
-        It has to name each match once, and those of the lists in the places that they have there.
+        Each match must occur once, and the matches in the lists must have their ranks there.
 
         Args:
-            found: positions in the full lists.
-            lists: (P, R) heads of these, -1 where a list has ended.
+            found: positions of all probes in the full lists.
+            lists: (P, R) heads of these lists, -1 past the end of a list.
         """
         first, last = self._spans(self._probe_ids)
         offsets = np.concatenate([[0], np.cumsum(last - first)])
@@ -135,19 +135,19 @@ class MatchFinder:
         items, lengths = lists[counted], counted.sum(axis=1)
         listed = found.ranks < lengths[owner]
         places = (np.cumsum(lengths) - lengths)[owner[listed]] + found.ranks[listed]
-        mine = np.repeat(np.where(self._probe_ids > DISTRACTOR, self._probe_ids, JUNK), lengths)
+        probe_ids = np.repeat(np.where(self._probe_ids > DISTRACTOR, self._probe_ids, JUNK), lengths)
         return (
             np.array_equal(found.indices, matches)
             and np.array_equal(items[places], matches[listed])
-            and np.count_nonzero(self._ids[items] == mine) == len(places)
+            and np.count_nonzero(self._ids[items] == probe_ids) == len(places)
         )
 
     def _chunks(
         self, start: int, count: int, width: int, *, per_match: bool = False
     ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """Slices of the batch, with (c, m) matches of their probes and which of these are not padding."""
+        """Yield slices of the batch, the (c, m) matches of their probes, and which of these are not padding."""
         first, last = self._spans(self._probe_ids[start : start + count])
-        before, numbers = self._layout(slice(start, start + count), last - first)
+        before, numbers = self._match_counts(slice(start, start + count), last - first)
         most = int(numbers.max(initial=0))
         per_probe = width * max(1, most if per_match else 1)
         if self.single_shot:
@@ -159,50 +159,52 @@ class MatchFinder:
             place = np.arange(number.max(initial=0))
             present = place < number
             at = first[rows, None] + place - before[rows, None]
-            held = present & (at >= first[rows, None]) & (at < last[rows, None])
-            matches = np.where(held, self._order[np.where(held, at, 0)], -1)
+            local = present & (at >= first[rows, None]) & (at < last[rows, None])
+            matches = np.where(local, self._order[np.where(local, at, 0)], -1)
             yield rows, torch.from_numpy(matches).to(self.device), torch.from_numpy(present).to(self.device)
 
     def _spans(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where in the gallery sorted by identity the matches of probes with these `ids` begin and end."""
+        """Return where the matches for these probe `ids` begin and end in the gallery sorted by identity."""
         first = np.searchsorted(self._sorted_ids, ids, side="left")
         last = np.searchsorted(self._sorted_ids, ids, side="right")
         last[ids <= DISTRACTOR] = first[ids <= DISTRACTOR]
         return first, last
 
-    # What follows is where a gallery that is cut into parts differs.
+    # `ShardFinder` overrides these four for a sharded gallery.
 
-    def _people_among(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """All identities of the gallery, ascending, from the ids that are here."""
+    def _all_identities(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return all identities of the gallery, ascending, from the `ids` of this process."""
         return np.unique(ids[ids > DISTRACTOR])
 
-    def _layout(self, probes: slice, here: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """How many matches of each probe come before those that are `here`, and how many there are in all."""
+    def _match_counts(
+        self, probes: slice, here: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return per probe the matches in lower shards and in all, given those `here`."""
         return np.zeros_like(here), here
 
-    def _wanted(self, keys: torch.Tensor, matches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and gallery indices of the (c, m) matches, of which -1 are not here."""
+    def _match_keys(self, keys: torch.Tensor, matches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and gallery indices of the (c, m) matches; -1 marks a match in another shard."""
         return keys.gather(1, matches.clamp_min(0)), matches
 
-    def _over_all(self, counts: torch.Tensor) -> torch.Tensor:
-        """Counts over the whole gallery."""
+    def _sum_over_shards(self, counts: torch.Tensor) -> torch.Tensor:
+        """Return counts over the whole gallery."""
         return counts
 
     def _count(
         self, start: int, rows: slice, keys: torch.Tensor, wanted: torch.Tensor, group: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """How many items stand ahead of each wanted one, and `Positions.within`.
+        """Return how many items rank ahead of each match, and `Positions.within`.
 
         Args:
-            start: the batch's first probe.
+            start: the first probe of the batch.
             rows: the probes of this chunk within the batch.
-            keys: (c, C) int64, greater is nearer the front.
+            keys: (c, C) int64 sort keys, larger ranks higher.
             wanted: (c, m) int64, the keys of the matches, `_PAD` for padding.
-            group: (C,) or (c, C), the identity of each item.
+            group: (C,) or (c, C), the number of each item's identity.
         """
         probes, most = wanted.shape
         wanted, order = wanted.sort(dim=1)
-        # An item ahead of b of the matches is counted in cell b; a match then has ahead of it whatever was
+        # An item ahead of b of the matches is counted in cell b. The items ahead of a match are then those
         # counted in the cells above its own.
         cells = torch.searchsorted(wanted, keys)
         cells += torch.arange(probes, device=self.device).unsqueeze(1) * (most + 1)
@@ -211,24 +213,25 @@ class MatchFinder:
             cells = cells * groups + group
         counted = torch.bincount(cells.flatten(), minlength=probes * (most + 1) * groups)
         ahead = counted.view(probes, most + 1, groups).flip(1).cumsum(1).flip(1)[:, 1:]
-        ahead = self._over_all(ahead)
+        ahead = self._sum_over_shards(ahead)
         ahead = torch.empty_like(ahead).scatter_(1, order.unsqueeze(2).expand_as(ahead), ahead)
         ranks = ahead.sum(dim=2)
         if not self.single_shot:
             return ranks, None
-        own = np.searchsorted(self._people, self._probe_ids[start : start + rows.stop][rows])
-        return ranks, self._draws(ahead, torch.from_numpy(own).to(self.device))
+        own = np.searchsorted(self._identities, self._probe_ids[start : start + rows.stop][rows])
+        return ranks, self._single_shot_within(ahead, torch.from_numpy(own).to(self.device))
 
-    def _draws(self, ahead: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """(c, m, K) probability that at most k = 0 .. K - 1 others stand ahead in a single-shot draw.
+    def _single_shot_within(self, ahead: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Return `Positions.within`: (c, m, K) float64, the probabilities under single-shot draws.
 
-        Each other identity j is ahead with the probability that the image drawn of it is, independently; so
-        their number has the Poisson binomial distribution, built up one identity at a time. Every distractor
-        is always in the gallery.
+        Entry k is the probability that at most k = 0 .. K - 1 other identities rank ahead of the match. Each
+        other identity is ahead, independently, with the probability that the image drawn of it is ahead; so
+        their number has a Poisson binomial distribution, built up one identity at a time. All distractors
+        always stay in the gallery.
 
         Args:
-            ahead: (c, m, I + 1) images ahead of each match, by identity, distractors last.
-            own: (c,) the identity of the probe, which is left out.
+            ahead: (c, m, I + 1) number of images ahead of each match, by identity, distractors last.
+            own: (c,) number of the probe's own identity, which is left out.
         """
         chance = ahead.to(torch.float64) / self._images.clamp_min(1)
         own = own.clamp_max(len(self._images) - 1).view(-1, 1, 1).expand(-1, chance.shape[1], 1)
@@ -247,7 +250,7 @@ class MatchFinder:
 def _pack(
     matches: torch.Tensor, ranks: torch.Tensor, within: torch.Tensor | None, present: torch.Tensor
 ) -> Positions:
-    """Drop the padding."""
+    """Return `Positions` without the padding."""
     counts = present.sum(dim=1).cpu().numpy()
     return Positions(
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -258,9 +261,9 @@ def _pack(
 
 
 def _with_tail(head: Positions, full: Positions, offset: int, counted: torch.Tensor) -> Positions:
-    """`head`, with what it does not list taken from entry `offset` on of `full`.
+    """Fill the unlisted entries of `head` from `full`, starting at entry `offset` of `full`.
 
-    An item outside the head cannot stand among the `counted` (p,) items of it, whatever rounding says.
+    An item outside the head ranks behind all `counted` (p,) items of it, even if rounding says otherwise.
     """
     entries = slice(offset, offset + len(head.ranks))
     unlisted: NDArray[np.bool_] = head.ranks < 0

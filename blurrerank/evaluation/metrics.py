@@ -1,4 +1,4 @@
-"""CMC, average precision and inverse negative penalty, from where the matches stand.
+"""CMC, average precision and inverse negative penalty, from the ranks of the matches.
 
 Sources: AP and CMC as in the Market-1501 protocol (Zheng et al., "Scalable Person Re-identification: A
 Benchmark", ICCV 2015); INP from Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook",
@@ -25,26 +25,27 @@ from .protocols import Protocol, get_protocol
 AP_KINDS = ("plain", "trapezoid")
 CMC_RANKS = (1, 5, 10, 20)
 MEANS = ("mAP", "mINP", *(f"rank{rank}" for rank in CMC_RANKS))
-"""What `Metrics.means` holds."""
+"""Keys of `Metrics.means()`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """How good a ranking is: means over the probes that have a match, as fractions.
+    """Retrieval metrics of a ranking, as fractions; means are over the probes that have a match.
 
     Attributes:
         mAP: mean average precision; NaN if no probe has a match, like all means here.
         mINP: mean inverse negative penalty.
         cmc: (K,) cumulative match curve; `cmc[k - 1]` is rank-k.
-        valid_probes: probes that have a match in the gallery; the means are over these.
-        probes: all probes.
-        protocol: the protocol's name.
+        valid_probes: number of probes that have a match in the gallery; the means are over these.
+        probes: number of all probes.
+        protocol: name of the protocol.
         ap_kind: `plain` or `trapezoid`.
-        depth: None for the whole gallery; otherwise the length of the shortest list, and a match that is not
-            listed counts as missed.
-        ap: (P,) average precision of each probe, NaN for one without a match.
-        inp: (P,) likewise its inverse negative penalty.
-        first_match: (P,) likewise the rank, from 1, of its first match; infinity if that is not listed.
+        depth: None if measured over the whole gallery; otherwise the length of the shortest list. Unlisted
+            matches then count as missed.
+        ap: (P,) average precision of each probe, NaN without a match.
+        inp: (P,) inverse negative penalty of each probe, NaN without a match.
+        first_match: (P,) rank, from 1, of each probe's first match; infinity if it is not listed, NaN without a
+            match.
     """
 
     mAP: float
@@ -64,7 +65,7 @@ class Metrics:
         return f"Metrics({means}, {self.valid_probes} valid of {self.probes} probes, {self.protocol})"
 
     def rank(self, k: int) -> float:
-        """Rank-k: the share of valid probes with a match among the first k, 1 to 50.
+        """Return rank-k: the share of valid probes with a match among the first k, for k from 1 to 50.
 
         Raises:
             ParameterError: for any other k.
@@ -74,11 +75,11 @@ class Metrics:
         return float(self.cmc[k - 1])
 
     def means(self) -> dict[str, float]:
-        """mAP, mINP and rank-k for each of `CMC_RANKS`, by `MEANS`."""
+        """Return mAP, mINP and rank-k for each of `CMC_RANKS`, with the keys `MEANS`."""
         return dict(zip(MEANS, (self.mAP, self.mINP, *map(self.rank, CMC_RANKS)), strict=True))
 
     def summary(self) -> dict[str, Any]:
-        """The means and what they are means of, ready for JSON (NaN as None)."""
+        """Return the means, the number of probes and the settings, ready for JSON (NaN as None)."""
         return {
             **{name: None if np.isnan(value) else value for name, value in self.means().items()},
             "valid_probes": self.valid_probes,
@@ -90,7 +91,7 @@ class Metrics:
 
 
 def check_ap(ap: str) -> None:
-    """Raise `ParameterError` unless `ap` is a kind of average precision."""
+    """Raise `ParameterError` unless `ap` is one of `AP_KINDS`."""
     if ap not in AP_KINDS:
         raise ParameterError(f"AP {ap!r} is not known: use {' or '.join(AP_KINDS)}")
 
@@ -103,9 +104,9 @@ def measure(
     ap: str = "plain",
     depth: int | None = None,
 ) -> Metrics:
-    """Measure a ranking by the positions of its matches.
+    """Compute the metrics of a ranking from the positions of its matches.
 
-    With r_1 < ... < r_m the ranks (from 1) of a probe's m matches after the protocol has dropped its items:
+    With r_1 < ... < r_m the ranks (from 1) of a probe's m matches after the protocol has dropped items:
 
         AP (plain)      = 1/m sum_i  i / r_i
         AP (trapezoid)  = 1/m sum_i  (i / r_i + (i - 1) / (r_i - 1)) / 2, where 0 / 0 is 1
@@ -113,11 +114,11 @@ def measure(
         rank-k          = 1 if r_1 <= k; single-shot: its expectation over the draws
 
     Args:
-        positions: of all probes of `data`.
-        data: for cameras.
-        protocol: which items are dropped.
+        positions: the ranks of the matches of all probes of `data`.
+        data: the labels.
+        protocol: says which items to drop.
         ap: `plain` (torchreid, fast-reid) or `trapezoid` (Market-1501 toolbox).
-        depth: of the lists the positions were found in, where these do not reach the end of the gallery.
+        depth: depth of the lists that the positions were found in, if they do not cover the whole gallery.
 
     Raises:
         ParameterError: for an unknown kind of AP.
@@ -127,15 +128,15 @@ def measure(
     ranks = np.where(positions.ranks < 0, np.inf, positions.ranks + 1.0)
     order = np.lexsort((ranks, owner))
     owner, ranks = owner[order], ranks[order]
-    dropped = _dropped(positions, data, protocol)[order]
+    dropped = _find_dropped(positions, data, protocol)[order]
 
-    # Ranks as they are once the dropped items ahead are gone.
+    # Subtract the dropped items ahead of each match from its rank.
     starts = positions.offsets[:-1]
-    ranks = ranks - _running(dropped, owner, starts)
+    ranks = ranks - _running_sums(dropped, owner, starts)
     owner, ranks = owner[~dropped], ranks[~dropped]
     matches = np.bincount(owner, minlength=probes)
     starts = np.concatenate([[0], np.cumsum(matches)[:-1]])
-    hits = _running(np.ones(len(owner)), owner, starts)
+    hits = _running_sums(np.ones(len(owner)), owner, starts)
 
     precision = hits / ranks
     if ap == "trapezoid":
@@ -143,7 +144,7 @@ def measure(
         precision = (precision + before) / 2
 
     valid = matches > 0
-    # Invalid probes divide by NaN: no answer, and no warning.
+    # Dividing by NaN gives NaN for invalid probes, without a NumPy warning.
     number = np.where(valid, matches, np.nan)
     last, first = np.full(probes, np.nan), np.full(probes, np.nan)
     last[valid] = ranks[(starts + matches - 1)[valid]]
@@ -175,15 +176,18 @@ def measure(
     )
 
 
-def _dropped(positions: Positions, data: FeatureSet, protocol: Protocol) -> NDArray[np.bool_]:
+def _find_dropped(positions: Positions, data: FeatureSet, protocol: Protocol) -> NDArray[np.bool_]:
+    """Return which entries of `positions` the protocol drops."""
     if not protocol.drops_same_camera or data.probe.cams is None or data.gallery.cams is None:
         return np.zeros(len(positions.ranks), dtype=bool)
     same: NDArray[np.bool_] = data.probe.cams[positions.probes] == data.gallery.cams[positions.indices]
     return same
 
 
-def _running(values: NDArray[Any], owner: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Sum of `values` up to and including each entry, within its owner."""
+def _running_sums(
+    values: NDArray[Any], owner: NDArray[np.int64], starts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the sum of `values` up to and including each entry, within its owner."""
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     running: NDArray[np.float64] = total[1:] - total[starts[owner]]
     return running
@@ -194,7 +198,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def valid_probes(data: FeatureSet, protocol: str) -> int:
-    """How many probes have a match in the gallery once `protocol` has dropped its items; `data` has ids."""
+    """Count the probes that have a match in the gallery under `protocol`; `data` must have ids."""
     assert data.probe.ids is not None
     assert data.gallery.ids is not None
     same_camera = np.zeros(len(data.probe), dtype=np.int64)
@@ -215,22 +219,22 @@ def valid_probes(data: FeatureSet, protocol: str) -> int:
     return int((matches > same_camera).sum())
 
 
-def cameras(side: Side) -> NDArray[np.int64]:
-    """The distinct cameras of a side that has cameras, ascending, but for junk, which no protocol looks at."""
+def distinct_cameras(side: Side) -> NDArray[np.int64]:
+    """Return the distinct cameras of a side, ascending, without those of junk; `side` must have cameras."""
     assert side.cams is not None
     return np.unique(side.cams if side.ids is None else side.cams[side.ids != JUNK])
 
 
-def doubts(data: FeatureSet, protocol: Protocol, valid_probes: int) -> list[str]:
-    """What in the labels makes metrics say something else than was probably meant, one line each."""
+def suspicious_labels(data: FeatureSet, protocol: Protocol, valid_probes: int) -> list[str]:
+    """Return warnings about labels that probably make the metrics misleading, one line each."""
     found = []
     if protocol.drops_same_camera:
         if data.probe.cams is None or data.gallery.cams is None:
-            found.append(f"{data.lacking('cams')}: protocol {protocol.name} drops nothing but junk")
-        elif len(np.union1d(cameras(data.probe), cameras(data.gallery))) == 1:
+            found.append(f"{data.lacking('cams')}: protocol {protocol.name} drops only junk")
+        elif len(np.union1d(distinct_cameras(data.probe), distinct_cameras(data.gallery))) == 1:
             found.append(
-                f"one camera everywhere: protocol {protocol.name} drops every match; "
-                "if there is only one, measure with protocol plain"
+                f"all images have the same camera, so protocol {protocol.name} drops every match: if there is "
+                "only one camera, measure with protocol plain"
             )
     nobody = int(np.count_nonzero(data.probe.ids == DISTRACTOR))
     if nobody:
@@ -244,8 +248,8 @@ def doubts(data: FeatureSet, protocol: Protocol, valid_probes: int) -> list[str]
 
 
 def warn_about(metrics: Metrics, data: FeatureSet) -> None:
-    """Warn, with `BlurrerankWarning`, of `doubts` and of lists that end before the gallery does."""
-    found = doubts(data, get_protocol(metrics.protocol), metrics.valid_probes)
+    """Issue a `BlurrerankWarning` for each of `suspicious_labels`, and for lists shorter than the gallery."""
+    found = suspicious_labels(data, get_protocol(metrics.protocol), metrics.valid_probes)
     if metrics.depth is not None:
         found.append(
             f"the shortest list ends at rank {metrics.depth} of {len(data.gallery)}: "

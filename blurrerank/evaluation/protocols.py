@@ -1,4 +1,4 @@
-"""Which gallery items count for which probe."""
+"""Evaluation protocols: which gallery items count for which probe."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..errors import ParameterError
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the lists of a benchmark are measured. Junk (id -1) never counts, whatever the protocol.
+    """An evaluation protocol. Every protocol ignores junk (id -1).
 
     Attributes:
-        name: what the field calls it.
-        drops_same_camera: whether gallery items of the probe's own identity and camera are left out.
-        single_shot: whether CMC draws one gallery image of each identity. AP and INP use all of them.
+        name: the usual name of the protocol.
+        drops_same_camera: whether gallery items with the probe's identity and camera are dropped.
+        single_shot: whether CMC draws one gallery image per identity. AP and INP use all images.
     """
 
     name: str
@@ -33,10 +33,10 @@ PROTOCOLS = {
 
 
 def get_protocol(name: str) -> Protocol:
-    """A protocol by name.
+    """Return the protocol called `name`.
 
     Raises:
-        ParameterError: if there is none of that name.
+        ParameterError: if there is no such protocol.
 
     >>> get_protocol("cuhk03").single_shot
     True

@@ -1,4 +1,4 @@
-"""Where the matches stand when each process has the similarities to its own part of the gallery."""
+"""`ShardFinder`: finds the ranks of matches when each process has the similarities to its own gallery shard."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .match_finder import MatchFinder
 
 
 class ShardFinder(MatchFinder):
-    """Finds `Positions` from similarities of which each process has those to its own rows.
+    """Finds `Positions` when each process has the similarities to its own gallery rows.
 
-    All processes must come to `by_similarity` together; what it returns is the same everywhere. Lists are
-    looked at on the first process alone, which knows all labels.
+    All processes must call `by_similarity` together; it returns the same result in all of them. Only the first
+    process, which has all labels, looks at lists.
 
     Args:
         data: the features, with ids on both sides.
         single_shot: also find `Positions.within`.
-        device: where similarities will come from.
+        device: the device of the similarities.
         memory: the whole budget in bytes; the same in all processes.
     """
 
     def __init__(
         self, data: ShardedSet, *, single_shot: bool, device: torch.device, memory: int | None = None
     ) -> None:
-        """Count the matches of each probe in each part of the gallery."""
+        """Count the matches of each probe in each shard of the gallery."""
         self._processes: Group = data.group
         super().__init__(data.part, single_shot=single_shot, device=device, memory=memory)
         self._whole = None
@@ -41,17 +41,17 @@ class ShardFinder(MatchFinder):
         self._widest = -(-len(data.gallery) // data.group.size)
         self._columns += data.shard.first
         if not len(self._order):
-            self._order = np.zeros(1, dtype=np.int64)  # read, in places that are then overwritten
+            self._order = np.zeros(1, dtype=np.int64)  # index 0 is read, and then masked
         if single_shot:
-            self._images = self._over_all(self._images)
+            self._images = self._sum_over_shards(self._images)
         first, last = self._spans(self._probe_ids)
         here = torch.from_numpy(last - first)
-        counts = torch.stack(data.group.exchanged([here] * data.group.size)).numpy()
+        counts = torch.stack(data.group.all_to_all([here] * data.group.size)).numpy()
         self._before = counts[: data.group.rank].sum(axis=0)
         self._number = counts.sum(axis=0)
 
     def in_lists(self, start: int, lists: torch.Tensor, before: Positions | None = None) -> Positions:
-        """As `MatchFinder.in_lists` on the first process; on the others `before`, and nothing is looked at."""
+        """Return `MatchFinder.in_lists` on the first process; the others return `before` unchanged."""
         if self._whole is not None:
             return self._whole.in_lists(start, lists, before)
         assert before is not None
@@ -60,24 +60,26 @@ class ShardFinder(MatchFinder):
     def _chunks(
         self, start: int, count: int, width: int, *, per_match: bool = False
     ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        # All processes cut the batch alike, whatever they hold.
+        # All processes must cut the batch the same way, so use the width of the largest shard.
         return super()._chunks(start, count, self._widest, per_match=per_match)
 
-    def _people_among(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        people = super()._people_among(ids)
+    def _all_identities(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        identities = super()._all_identities(ids)
         if not self.single_shot:
-            return people
-        return np.unique(self._processes.gathered(torch.from_numpy(people)).numpy())
+            return identities
+        return np.unique(self._processes.all_gather(torch.from_numpy(identities)).numpy())
 
-    def _layout(self, probes: slice, here: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _match_counts(
+        self, probes: slice, here: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return self._before[probes], self._number[probes]
 
-    def _wanted(self, keys: torch.Tensor, matches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # The last column, which -1 names as well, loses against every key there is.
+    def _match_keys(self, keys: torch.Tensor, matches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Index -1 reads the padding column, which is smaller than every key and so loses the maximum.
         keys = pad(keys, (0, 1), value=NOBODY)
         found = keys.gather(1, matches.remainder(keys.shape[1]))
-        found = self._processes.reduced(found, "max")
+        found = self._processes.all_reduce(found, "max")
         return found, from_sort_keys(found)[0]
 
-    def _over_all(self, counts: torch.Tensor) -> torch.Tensor:
-        return self._processes.reduced(counts, "sum")
+    def _sum_over_shards(self, counts: torch.Tensor) -> torch.Tensor:
+        return self._processes.all_reduce(counts, "sum")

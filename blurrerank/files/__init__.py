@@ -1,4 +1,4 @@
-"""Reading and writing files, one module a container. What the rest of the library calls is named here."""
+"""Read and write files, one module per format. The functions for the rest of the library are listed here."""
 
 from .candidates import read_candidates
 from .features_h5 import Contents, load_sharded, load_side, save_features

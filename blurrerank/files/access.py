@@ -1,4 +1,4 @@
-"""Whether a file may be read, asked before libraries that have words of their own for it."""
+"""Check read permission before a library opens a file and reports it in its own words."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from ..errors import InputError
 
 
 def check_readable(path: Path) -> None:
-    """Raise `InputError` for a file that this process has no permission to read."""
+    """Raise `InputError` if this process has no permission to read the file."""
     if path.is_file() and not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read: permission denied")

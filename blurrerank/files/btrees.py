@@ -1,9 +1,9 @@
-"""Trees in HDF5 files, by which it finds the members of a group and the chunks of a dataset.
+"""Validate the B-trees in HDF5 files, which locate the members of a group and the chunks of a dataset.
 
-HDF5 goes down a tree of the first version without asking whether it comes back to where it was: a node that is
-its own child ends the process. What is here goes down first. What the newer format has instead (trees of the
-second version, heaps of links and attributes, arrays of chunks) HDF5 2.0 believes just as much: it crashes,
-stays for ever or takes gigabytes. There is far more of that than could be checked here, so it is refused.
+HDF5 walks version 1 B-trees without cycle detection: a node that is its own child crashes the process. This
+module walks them first. The newer structures (version 2 B-trees, heaps of links and attributes, arrays of
+chunks) are trusted just as much by HDF5 2.0: if damaged, it crashes, hangs or takes gigabytes. They are too
+many to validate here, so they are refused.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _LINKS, _LAYOUT, _SYMBOLS, _ATTRIBUTES = 0x02, 0x08, 0x11, 0x15
 _CHUNKED, _VIRTUAL = 2, 3
 # How the newer format finds chunks: by a fixed or a growing array, or by a tree of the second version.
 _NEWER = (3, 4, 5)
-ELSEWHERE = "is kept in another file, which is not opened: copy its values into this one"
-_ENDLESS = "lies in a tree without an end: the file is damaged"
+ELSEWHERE = "is stored in another file, which is not opened: copy its values into this file"
+_ENDLESS = "is stored in a malformed B-tree: the file is damaged"
 
 
 def check_tree(item: Any, link: str | None = None) -> None:
-    """Refuse a group or dataset whose tree is none, or is kept as the newer format has it.
+    """Check that a group or dataset has a valid B-tree and none of the newer structures.
 
     Args:
         item: an h5py group or dataset.
-        link: a hard link in that group: what it leads to is looked at, before HDF5 opens it.
+        link: name of a hard link in that group; its target is checked before HDF5 opens it.
 
     Raises:
-        InputError: if a node has others of its own depth, or deeper ones, below it, or is below two; for what
-            HDF5 would look for in heaps and trees of the newer format; for a header without an end.
+        InputError: if the children of a node are not one level lower, or a node has two parents; for content in
+            heaps or trees of the newer format; for a malformed header.
     """
     file = item.file
     if link is None:
@@ -110,7 +110,7 @@ class _Tree(Headers):
 
 def _newer(what: str) -> InputError:
     return InputError(
-        f"keeps {what} as the newer format of HDF5 does, over which HDF5 may crash if they are damaged: "
-        "write it again with h5py's default libver and without track_order, new[name] = old[name][()] "
-        "(h5repack and copies of groups may keep it as it is)"
+        f"stores {what} in the newer HDF5 format, in which damage can crash HDF5: write the file again with "
+        "h5py's default libver and without track_order, as in new[name] = old[name][()] "
+        "(h5repack and copies of groups may keep the newer format)"
     )

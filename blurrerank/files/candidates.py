@@ -1,14 +1,14 @@
-"""Candidate lists that an approximate index or a vector database returned, in whatever file they are.
+"""Candidate lists from an approximate index or a vector database, in any of these formats.
 
     native ranking, .npz        `indices` (P, R), or in an archive `neighbors`; scores are not needed
     .npy                        (P, R) integers, as numpy.save writes them
     ann-benchmarks (HDF5)       `neighbors` (P, R) integers; `distances` are not read
-    .ibin (big-ann-benchmarks)  uint32 P, uint32 R, then P x R int32, all little-endian; ground truth files go
-                                on with P x R float32 distances, which are not read
-    TREC run, JSON lines, CSV   as `rankings` reads them, also compressed as .gz
+    .ibin (big-ann-benchmarks)  uint32 P, uint32 R, then P x R int32, all little-endian; ground truth files
+                                continue with P x R float32 distances, which are not read
+    TREC run, JSON lines, CSV   as for rankings, also compressed as .gz
 
-The file says itself which it is, but for text whose ending says it. Rows count from 0, the order within a list
-does not matter, and -1 pads lists that end early.
+The format is detected from the content, that of text files from the extension. Rows count from 0, the order
+within a list does not matter, and -1 pads shorter lists.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def read_candidates(source: str | Path | BinaryIO, data: FeatureSet) -> GivenLis
 
     Args:
         source: the file, or a binary stream such as standard input.
-        data: what the lists are of; text formats may name probes and gallery items as it does.
+        data: the features the lists refer to; text formats may use its names of probes and gallery items.
 
     Returns:
-        Lists in the order of the probes; a probe that a text format does not mention has none.
+        Lists in the order of the probes; a probe that does not occur in a text file has an empty list.
 
     Raises:
         InputError: if the file cannot be read or does not fit `data`; names the line or the probe.
@@ -79,7 +79,7 @@ def _read(path: Path, where: str, data: FeatureSet) -> GivenLists:
     elif start.startswith(b"\x93NUMPY"):
         lists = _array(path, where)
     elif start.startswith(b"\x89HDF"):
-        raise InputError(f"{where} is no readable HDF5 file: it is truncated; copy it again")
+        raise InputError(f"{where} is a truncated HDF5 file: copy it again")
     elif path.suffix.lower() == ".ibin" or _ibin_parts(path.stat().st_size, start):
         lists = _ibin(path, where)
     else:
@@ -101,7 +101,7 @@ def _hdf5(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], str]:
         raise InputError(str(error).replace(str(path), where)) from error
     if not native:
         raise InputError(
-            f"{where} is HDF5 that holds {listed}: expected a {ranking_h5.FORMAT} file, or neighbors as "
+            f"{where} is an HDF5 file with {listed}: expected a {ranking_h5.FORMAT} file, or neighbors as "
             "ann-benchmarks writes them"
         )
     return _ranking(path, where, "h5", data), where
@@ -117,7 +117,7 @@ def _archive(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], st
                 name = next((name for name in ("indices", "neighbors") if name in names), None)
                 if name is None:
                     listed = ", ".join(names) or "nothing"
-                    raise InputError(f"{where} holds {listed}: expected indices (probes, candidates)")
+                    raise InputError(f"{where} contains {listed}: expected indices (probes, candidates)")
                 return archive[name], f"{where}::{name}"
     except InputError:
         raise
@@ -134,7 +134,7 @@ def _ranking(path: Path, where: str, form: str, data: FeatureSet) -> NDArray[Any
         raise InputError([problem.replace(str(path), where) for problem in error.problems]) from error
     if found.digest is not None and found.digest != data.digest():
         warnings.warn(
-            f"{where} was made from other features than these: its lists are right only if probes and gallery "
+            f"{where} was made from other features: its lists are valid only if probes and gallery "
             "are the same images in the same order",
             BlurrerankWarning,
             stacklevel=2,
@@ -162,15 +162,15 @@ def _ibin(path: Path, where: str) -> NDArray[Any]:
     size = path.stat().st_size
     if size < 8:
         raise InputError(
-            f"{where} is {size} bytes long: expected the two uint32 of an .ibin header, lists and their length"
+            f"{where} is {size} bytes long: expected an .ibin header of two uint32, lists and their length"
         )
     header = np.fromfile(path, dtype="<u4", count=2)
     rows, columns = header.tolist()
     if not _ibin_parts(size, header.tobytes()):
         part = 4 * rows * columns
         raise InputError(
-            f"{where} is {size:,} bytes long and its header says {rows} lists of {columns}: expected "
-            f"{8 + part:,} bytes, or {8 + 2 * part:,} with distances; it is damaged, or no .ibin file"
+            f"{where} is {size:,} bytes long, but its header says {rows} lists of {columns}: expected "
+            f"{8 + part:,} bytes, or {8 + 2 * part:,} with distances; it is damaged or not an .ibin file"
         )
     return np.fromfile(path, dtype="<i4", count=rows * columns, offset=8).reshape(rows, columns)
 
@@ -180,7 +180,7 @@ def _text(path: Path, where: str, start: bytes, data: FeatureSet) -> NDArray[Any
     form = _TEXT_ENDINGS.get(Path(path.name.removesuffix(".gz")).suffix.lower())
     first = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if form is None and b"\0" in start:
-        raise InputError(f"{where} is of no format that is known here: expected {_KNOWN}")
+        raise InputError(f"{where} has an unrecognised format: expected {_KNOWN}")
     if form is None and first.startswith(b"{"):
         form = "jsonl"
     elif form is None and b"," in first.partition(b"\n")[0]:

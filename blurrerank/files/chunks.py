@@ -1,6 +1,6 @@
-"""Packed chunks of HDF5 datasets: by what filters, and whether one becomes more than a chunk is.
+"""Check the compressed chunks of HDF5 datasets: their filters and their decompressed size.
 
-HDF5 unpacks a chunk until it ends, and compares with the declared size afterwards.
+HDF5 decompresses a chunk completely and compares it with the declared size only afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNPACKED, _PACKED = 1 << 20, 1 << 16
 
 
 def filters_of(dataset: Any) -> list[int]:
-    """Codes of the filters that a dataset is packed by, in their order."""
+    """Return the codes of a dataset's filters, in order."""
     return [code for code, _ in _filters(dataset)]
 
 
@@ -37,18 +37,19 @@ def _filters(dataset: Any) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def check_chunks(dataset: Any, size: int, where: str) -> None:
-    """Refuse a dataset of which a chunk would become more than a chunk is.
+    """Check that no chunk of a dataset would decompress to more than the declared chunk size.
 
-    What deflate makes of a chunk is known only when it was unpacked: one that could become too much is unpacked
-    twice, here and by HDF5. Filters that somebody installed in addition are trusted.
+    The size of a deflated chunk is known only after decompression: a chunk that could become too large is
+    decompressed twice, here and by HDF5. Separately installed filters are trusted.
 
     Args:
         dataset: an h5py dataset.
-        size: bytes of a chunk, unpacked.
-        where: how messages call it.
+        size: decompressed size of a chunk, in bytes.
+        where: name of the dataset in messages.
 
     Raises:
-        InputError: if one would, or if it is packed more than once: each filter multiplies.
+        InputError: if a chunk is too large, or if the dataset has several compression filters, whose ratios
+            multiply.
     """
     filters = _filters(dataset)
     packing = [(code, values) for code, values in filters if code not in (SHUFFLE, _CHECKSUM)]
@@ -56,7 +57,7 @@ def check_chunks(dataset: Any, size: int, where: str) -> None:
         return
     if len(packing) > 1:
         raise InputError(
-            f"{where} is packed by {len(packing)} filters on top of each other: write it with gzip alone"
+            f"{where} is compressed by {len(packing)} filters in sequence: write it with gzip only"
         )
     code, values = packing[0]
     # Number and size of the values, or size of the chunk: so much room these make, whatever is in it.
@@ -87,7 +88,7 @@ def check_chunks(dataset: Any, size: int, where: str) -> None:
 
 
 def for_each_chunk(dataset: Any, look: Callable[[Any], None]) -> None:
-    """Call `look` with what HDF5 knows of each chunk that was written; it tells of all at once since 1.12.3."""
+    """Call `look` with the HDF5 chunk info of each written chunk; HDF5 can iterate over them since 1.12.3."""
     if hasattr(dataset.id, "chunk_iter"):
         dataset.id.chunk_iter(look)
         return
@@ -114,5 +115,5 @@ def _inflated(data: bytes, most: int) -> int:
 
 def _too_much(where: str, size: int) -> InputError:
     return InputError(
-        f"{where} has a chunk that would unpack to more than its {size:,} bytes: the file is damaged"
+        f"{where} has a chunk that would decompress to more than its {size:,} bytes: the file is damaged"
     )

@@ -31,7 +31,7 @@ class Writer(RankingWriter):
         self._csv.writerow([*_COLUMNS, *(("probe_name", "gallery_name") if self._named else ())])
 
     def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
-        """Lists of consecutive probes."""
+        """Write the lists of consecutive probes."""
         for row, (items, values) in enumerate(zip(indices.tolist(), scores.tolist(), strict=True)):
             for rank, (item, value) in enumerate(zip(items, values, strict=True), start=1):
                 if item >= 0:
@@ -45,7 +45,7 @@ class Writer(RankingWriter):
 
 
 def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
-    """Read CSV that has the columns probe, gallery and score; the order is that of the scores.
+    """Read CSV with the columns probe, gallery and score; lists are sorted by score.
 
     Raises:
         InputError: naming the first line that is not an entry of these features.
@@ -60,7 +60,7 @@ def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
             probe, item = int(row["probe"]), int(row["gallery"])
             if not 0 <= probe < len(data.probe) or not 0 <= item < len(data.gallery):
                 raise InputError(
-                    f"{where} line {rows.line_num} names a row outside {len(data.probe)} probes x "
+                    f"{where} line {rows.line_num} refers to a row outside {len(data.probe)} probes x "
                     f"{len(data.gallery)} gallery items"
                 )
             probes.append(probe)

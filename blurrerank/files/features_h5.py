@@ -1,17 +1,18 @@
 """Native feature files, `blurrerank-features` version 1.
 
-    /probe, /gallery        one group a side
+    /probe, /gallery        one group per side
         features            (N, D) float16, float32 or float64
         ids, cams           (N,) integers, optional
         names               (N,) utf-8 strings, optional
         images              (N, H, W) or (N, H, W, 3) uint8 thumbnails, optional
 
-Root attributes: `format` and `format_version`, always written, not required; anything else is provenance.
-`file.h5::/group` addresses a group inside a file, which then stands for the root. Where one side is asked for,
-its group may also be addressed itself.
+Root attributes: `format` and `format_version`, always written but not required; others are provenance.
+`file.h5::/group` addresses a group inside a file, which is then used as the root. Where only one side is
+needed, its group may also be addressed directly.
 
-What h5py writes with its default settings is read, also packed by one filter. With libver="latest", groups and
-datasets with more than 8 links or attributes, or of several chunks, are refused; with track_order, more than 8.
+Files that h5py writes with its default settings can be read, also with one compression filter. With
+libver="latest", groups and datasets with more than 8 links or attributes, or with several chunks, are refused;
+with track_order, those with more than 8.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in one or two files, usable or not.
+    """The content of one or two feature files, valid or not.
 
     Attributes:
         probe: the probe side, if it can be read at all.
-        gallery: likewise the gallery.
-        data: both, if there are no problems.
-        problems: everything that keeps them from being a `FeatureSet`.
+        gallery: the gallery side, if it can be read at all.
+        data: both sides, if there are no problems.
+        problems: all problems that keep the sides from forming a `FeatureSet`.
         attributes: root attributes of the probe file.
         images: side name -> shape of its thumbnails.
-        imported: what was recognised, if the files are another tool's.
+        imported: the import result, if the files come from another tool.
     """
 
     probe: Side | None
@@ -75,12 +76,13 @@ class Contents:
 def load_sharded(
     path: str | Path, gallery: str | Path | None = None, *, group: Group, memory: int | None = None
 ) -> ShardedSet:
-    """As `load`, in all processes of `group`; each reads the probes and its share of the gallery.
+    """Load features in all processes of `group`; each reads the probes and its shard of the gallery.
 
-    Labels of the gallery: each reads the ids of its share, and the first process all labels.
+    Each process reads the gallery ids of its shard; the first process reads all gallery labels. Arguments are
+    as for `load`.
 
     Raises:
-        InputError: in all processes, naming the problems that any of them found.
+        InputError: in all processes, listing the problems that any of them found.
     """
     from ..data.sharded import ShardedSet, raise_everywhere
 
@@ -106,10 +108,11 @@ def load_sharded(
 
 
 def load_side(path: str | Path, name: str, *, memory: int | None = None) -> Side:
-    """Read one side of a native HDF5 file, not yet checked for its values.
+    """Read one side of a native HDF5 file, without validating its values.
 
     Args:
-        path: `feats.h5`, with a group of that name or the side's datasets themselves; or `feats.h5::/group`.
+        path: `feats.h5`, with a group of that name or with the side's datasets in the root; or
+            `feats.h5::/group`.
         name: `probe` or `gallery`.
         memory: budget in bytes (2 GiB by default); features above a quarter of it stay on disk.
 
@@ -127,9 +130,9 @@ def load_side(path: str | Path, name: str, *, memory: int | None = None) -> Side
 
 
 def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> Contents:
-    """Look at everything in native files and collect the problems instead of raising them.
+    """Read native files and collect all problems instead of raising them.
 
-    Args and errors as for `load`, except that only a file that cannot be opened at all raises `InputError`.
+    Arguments and errors are as for `load`, except that only a file that cannot be opened raises `InputError`.
     """
     reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
     root, label = open_group(path)
@@ -154,7 +157,7 @@ def save_features(data: FeatureSet, path: str | Path, *, force: bool = False, **
     """Write a native feature file, block by block.
 
     Args:
-        data: what to write, in the dtype it has.
+        data: the features and labels, written in their dtype.
         path: the file; written beside itself and renamed into place.
         force: replace an existing file.
         **provenance: further root attributes.
@@ -288,7 +291,8 @@ class _Reader:
         right = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
         if images.dtype != np.uint8 or not right or shape[:1] != rows:
             self.problems.append(
-                f"{where}/images is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3), one a row"
+                f"{where}/images is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3), one per "
+                "row"
             )
         else:
             self.images[name] = shape
@@ -299,11 +303,11 @@ def _refuse_foreign(path: str | Path | None) -> None:
     from .foreign import is_foreign
 
     if path is not None and "::" not in str(path) and is_foreign(Path(path)):
-        raise InputError(f"{path} is no native file: `blurrerank convert` makes one of other tools' files")
+        raise InputError(f"{path} is not a native file: convert it with `blurrerank convert` first")
 
 
 def open_group(address: str | Path) -> tuple[Any, str]:
-    """The file or the group in it that `address` names, and how messages call it."""
+    """Open the file, or the group in it, at `address`; return it with its name in messages."""
     path, _, group = str(address).partition("::")
     file = open_hdf5(path)
     if group.strip("/") == "":
@@ -336,7 +340,7 @@ def _check_format(root: Any, label: str, problems: list[str]) -> dict[str, Any]:
 
 
 def decoded(names: NDArray[Any], where: str) -> NDArray[Any]:
-    """Strings from the bytes that HDF5 gives."""
+    """Decode the bytes of HDF5 strings as utf-8."""
     try:
         decoded = [name.decode() if isinstance(name, bytes) else name for name in names.ravel().tolist()]
     except UnicodeDecodeError as error:

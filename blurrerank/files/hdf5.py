@@ -1,7 +1,7 @@
-"""Reading HDF5 files of strangers.
+"""Read untrusted HDF5 files safely.
 
-HDF5 lets a file point into others, declare more than it holds, and name filters that nobody has. Every reader
-here goes through this module, which follows no way out of the file and checks sizes before anything is read.
+An HDF5 file may refer to other files, declare more data than it contains, and name unknown filters. All readers
+use this module, which follows no references to other files and checks sizes before reading.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _TEXT_BYTES = 64
 
 
 def open_hdf5(path: str | Path) -> Any:
-    """The open file, an `h5py.File`.
+    """Open a file for reading and return the `h5py.File`.
 
     Raises:
-        InputError: if it is not there, is no HDF5, is damaged, or somebody is writing it.
+        InputError: if it does not exist, is not HDF5, is damaged, or is being written.
     """
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file")
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder: name a file in it")
     if not os.path.isfile(path):
-        raise InputError(f"{path} is no ordinary file: HDF5 is read from files alone")
+        raise InputError(f"{path} is not a regular file; HDF5 cannot be read from a pipe or device")
     try:
         check_beginning(path)
         file = h5py.File(path, "r")
@@ -65,7 +65,7 @@ def open_hdf5(path: str | Path) -> Any:
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Whatever HDF5 and h5py say of a damaged file becomes an `InputError` that names `where`."""
+    """Turn errors of HDF5 and h5py about a damaged file into an `InputError` that names `where`."""
     try:
         yield
     except InputError:
@@ -78,10 +78,10 @@ def reading(where: str) -> Iterator[None]:
 
 
 def member(group: Any, path: str) -> Any:
-    """The group or dataset at `path`, None if there is none; links inside the file are followed.
+    """Return the group or dataset at `path`, or None; links inside the file are followed.
 
     Raises:
-        InputError: for a link out of the file, or in a circle; for what cannot be opened.
+        InputError: for a link to another file, a circular link, or an object that cannot be opened.
     """
     with reading(f"{group.file.filename}::/{path}"):
         return _resolved(group, path, [_LINKS])
@@ -95,13 +95,16 @@ def _resolved(group: Any, path: str, left: list[int]) -> Any:
         link = found.get(part, getlink=True) if part != "." else None
         if isinstance(link, h5py.ExternalLink):
             raise InputError(
-                f"{found.file.filename}::{found.name} has a link '{part}' into another file, which is not "
-                "followed: copy what it points to into this one"
+                f"{found.file.filename}::{found.name} has a link '{part}' to another file, which is not "
+                "followed: copy its target into this file"
             )
         if isinstance(link, h5py.SoftLink):
             left[0] -= 1
             if left[0] < 0:
-                raise InputError(f"{found.file.filename}::{found.name} has a link '{part}' that leads nowhere")
+                raise InputError(
+                    f"{found.file.filename}::{found.name} has a link '{part}' that is circular or nested too "
+                    "deeply"
+                )
             found = _resolved(found, link.path, left)
         elif link is not None:
             check_tree(found, part)
@@ -112,7 +115,7 @@ def _resolved(group: Any, path: str, left: list[int]) -> Any:
 
 
 def at(file: Any, reference: Any, where: str) -> Any:
-    """What a reference in the file leads to.
+    """Dereference an object reference.
 
     Raises:
         InputError: as `member`.
@@ -124,7 +127,7 @@ def at(file: Any, reference: Any, where: str) -> Any:
 
 
 def members(group: Any) -> dict[str, Any]:
-    """All groups and datasets in a group, by name.
+    """Return all groups and datasets in a group, by name.
 
     Raises:
         InputError: as `member`.
@@ -135,11 +138,11 @@ def members(group: Any) -> dict[str, Any]:
 
 
 def attributes(item: Any, where: str | None = None) -> dict[str, Any]:
-    """The attributes of a group or dataset that are numbers or text; of more than one, as a list.
+    """Return the numeric and text attributes of a group or dataset; arrays as lists.
 
     Args:
         item: the group or dataset.
-        where: how messages call it. To ask it for its name takes long if a reference led to it.
+        where: its name in messages; HDF5 finds the name slowly if the item was reached by a reference.
 
     Raises:
         InputError: if they cannot be read.
@@ -171,15 +174,15 @@ def _readable(value: Any) -> Any:
 
 
 def check_dataset(dataset: Any, where: str) -> None:
-    """Refuse a dataset that is not in its file, or not all of it.
+    """Check that a dataset is completely stored in its file and can be read.
 
     Raises:
-        InputError: for data in other files, filters that are not here, and sizes that cannot be true.
+        InputError: for data in other files, filters that are not installed, and impossible sizes.
     """
     with reading(where):
         dtype = dataset.dtype
         if dtype.hasobject and not (h5py.check_string_dtype(dtype) or h5py.check_ref_dtype(dtype)):
-            raise InputError(f"{where} is of parts of many kinds: expected numbers or text")
+            raise InputError(f"{where} has a compound or object type: expected numbers or text")
         if is_variable(dtype):
             check_letters(dataset.id.get_type(), where)
         # One piece in this file, and no filters.
@@ -193,8 +196,8 @@ def check_dataset(dataset: Any, where: str) -> None:
         size = status(dataset).st_size
         if stored > size or (stored < declared and (plain or not filters_of(dataset))):
             raise InputError(
-                f"{where} is {_sizes(dataset)}, {declared:,} bytes, and the file holds {min(stored, size):,} "
-                "of it: it was cut short, or never written"
+                f"{where} is {_sizes(dataset)}, {declared:,} bytes, but the file has only "
+                f"{min(stored, size):,} of them: it was truncated or never completely written"
             )
         if plain:
             return
@@ -217,44 +220,44 @@ def _check_settings(dataset: Any, where: str) -> None:
         if not h5py.h5z.filter_avail(code):
             called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
             raise InputError(
-                f"{where} is packed by HDF5 filter {code} ({called}), which is not installed: write it "
-                "with gzip or unpacked"
+                f"{where} is compressed by HDF5 filter {code} ({called}), which is not installed: write it "
+                "with gzip or uncompressed"
             )
 
 
 def read(dataset: Any, where: str, selection: Any = ()) -> NDArray[Any]:
-    """The values of a dataset, or those of a selection.
+    """Read a dataset, or a selection of it.
 
     Raises:
-        InputError: as `check_dataset`, and if the file does not give them.
+        InputError: as `check_dataset`, and if reading fails.
     """
     return Budget(dataset.file.filename).read(dataset, where, selection)
 
 
 class Budget:
-    """Reads of one file, which together are no more than a file of its size may unpack to.
+    """Limits the total size read from one file, in proportion to its size.
 
-    Many names may lead to one dataset, and many datasets may be packed as tightly as one may be.
+    Without it, many names for one dataset, or many highly compressed datasets, could fill the memory.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Begin to count."""
+        """Start counting."""
         self._path, self._size, self._total = str(path), os.stat(path).st_size, 0
 
     def take(self, size: int) -> None:
-        """Count so many bytes.
+        """Count `size` bytes as read.
 
         Raises:
-            InputError: if all that was read is too much.
+            InputError: if the total exceeds the limit.
         """
         self._total += size
         check_unpacked(self._total, self._size, self._path)
 
     def read(self, dataset: Any, where: str, selection: Any = ()) -> NDArray[Any]:
-        """The values of a dataset, as `hdf5.read` gives them.
+        """Read a dataset as `hdf5.read` does, and count its size.
 
         Raises:
-            InputError: as `hdf5.read`, and if all that was read is too much.
+            InputError: as `hdf5.read`, and if the total exceeds the limit.
         """
         check_dataset(dataset, where)
         text = h5py.check_string_dtype(dataset.dtype) is not None

@@ -1,4 +1,4 @@
-"""Text of any length in HDF5 files: it lies in heaps, and a dataset says where, and how long each is."""
+"""Read variable-length text in HDF5 files: it is stored in heaps; datasets hold positions and lengths."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _TEXT_BYTES = 64 << 20
 
 
 def is_variable(dtype: Any) -> bool:
-    """Whether the entries are of different lengths, and lie elsewhere in the file."""
+    """Return whether `dtype` is variable-length text, which is stored in heaps."""
     text = h5py.check_string_dtype(dtype)
     return text is not None and text.length is None
 
 
 def check_letters(kind: Any, where: str) -> None:
-    """Refuse text whose letters are said to be of many bytes: HDF5 makes room for these.
+    """Check that text has characters of one byte: HDF5 would allocate whatever size the file declares.
 
     Args:
-        kind: the type of a dataset or an attribute, as h5py has it.
-        where: how messages call it.
+        kind: the h5py type of a dataset or an attribute.
+        where: its name in messages.
 
     Raises:
-        InputError: if they are.
+        InputError: if the character size is not one byte.
     """
     # Two bytes, then the type as in a file: class and size, and behind these class and size of a letter.
     if kind.encode()[14:18] != b"\1\0\0\0":
-        raise InputError(f"{where} is text of letters that are none: the file is damaged")
+        raise InputError(f"{where} is text with an invalid character type: the file is damaged")
 
 
 def _widths(item: Any) -> tuple[int, int]:
@@ -49,23 +49,23 @@ def _widths(item: Any) -> tuple[int, int]:
 
 
 def check_heaps(item: Any, where: str) -> None:
-    """Refuse a file in which anything that looks like a heap has no end.
+    """Check everything in the file that looks like a text heap.
 
-    It costs a pass over the file, and is for texts of which HDF5 alone knows where they lie.
+    This takes a pass over the file; it is needed for text whose position only HDF5 knows.
 
     Raises:
-        InputError: if one has none.
+        InputError: if HDF5 would never reach the end of one of them.
     """
     if not all_heaps_end(item, _widths(item)[1]):
         raise _endless(where)
 
 
 def _endless(where: str) -> InputError:
-    return InputError(f"{where} lies in a heap of text without an end: the file is damaged")
+    return InputError(f"{where} is stored in a malformed text heap: the file is damaged")
 
 
 def entry_bytes(dataset: Any) -> int:
-    """Bytes of an entry in the file."""
+    """Return the size of an entry in the file, in bytes."""
     if is_variable(dataset.dtype):
         # A length, an address and a number.
         return 8 + _widths(dataset)[0]
@@ -73,15 +73,15 @@ def entry_bytes(dataset: Any) -> int:
 
 
 def read_texts(dataset: Any, where: str) -> NDArray[Any]:
-    """The entries of a dataset of any length, which in a sound file are not longer, together, than the file.
+    """Read a dataset of variable-length text.
 
     Raises:
-        InputError: if they are longer, or lie in a heap without an end.
+        InputError: if its entries are longer, together, than the file, or are stored in a malformed heap.
     """
     if not dataset.size:
         return np.empty(dataset.shape, object)
     size = status(dataset).st_size
-    damaged = InputError(f"{where} holds more text than the file has bytes: it is damaged")
+    damaged = InputError(f"{where} contains more text than the file has bytes: it is damaged")
     total, pieces = 0, _references(dataset)
     if dataset.id.get_offset() is not None and not heaps_end(dataset, _heaps(dataset), _widths(dataset)[1]):
         raise _endless(where)

@@ -1,6 +1,6 @@
-"""What HDF5 files say before any data: where the file begins, and the headers of its groups and datasets.
+"""Parse HDF5 superblocks and the object headers of groups and datasets.
 
-HDF5 takes the file's word for much of it. Other modules look here first, and then let HDF5 look.
+HDF5 trusts most of their content, so other modules validate it with this one before HDF5 reads it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _MOST = 64 << 20
 
 
 class Headers:
-    """Reads headers; what it does not know is HDF5's to complain of."""
+    """Reads object headers; it leaves unknown content to HDF5."""
 
     def __init__(self, file: BinaryIO, base: int, address: int, length: int) -> None:
-        """Of a file that begins at `base`, and has addresses and lengths of so many bytes."""
+        """Read from a file that begins at `base`, with addresses and lengths of the given sizes in bytes."""
         self._file, self._base, self.address, self.length = file, base, address, length
 
     def messages(self, header: int) -> Iterator[tuple[int, bytes]]:
-        """Kinds and bodies of the messages of a group or dataset.
+        """Yield kind and body of each message of a group or dataset.
 
         Raises:
-            InputError: if there are more than the file has room for, or pieces come again.
+            InputError: if the messages are longer than the file, or a block occurs twice.
         """
         head = self.read(header, 64).ljust(64, b"\0")
         newer = head[:4] == b"OHDR"
@@ -48,7 +48,7 @@ class Headers:
         for number, (start, size) in enumerate(pieces):
             left -= size
             if left < 0 or start in seen:
-                raise InputError("has a header without an end: the file is damaged")
+                raise InputError("has a malformed header: the file is damaged")
             seen.add(start)
             block = self.read(start, size)
             if newer and number:
@@ -65,15 +65,15 @@ class Headers:
                 yield kind, body
 
     def number(self, data: bytes) -> int:
-        """The address that these bytes begin with."""
+        """Return the address at the start of `data`."""
         return int.from_bytes(data[: self.address], "little")
 
     def defined(self, data: bytes) -> bool:
-        """Whether these bytes begin with an address of anything."""
+        """Return whether `data` begins with a defined address."""
         return len(data) >= self.address and data[: self.address] != b"\xff" * self.address
 
     def read(self, address: int, size: int) -> bytes:
-        """What is there of so many bytes."""
+        """Read up to `size` bytes at `address`."""
         try:
             self._file.seek(self._base + address)
         except (OSError, ValueError):  # no place in any file
@@ -82,10 +82,10 @@ class Headers:
 
 
 def check_beginning(path: str | Path) -> None:
-    """Refuse a file with tables that HDF5 reads as soon as it opens it.
+    """Check that a file has none of the tables that HDF5 reads on opening it.
 
     Raises:
-        InputError: for what headers share, or a copy of the cache of HDF5: nobody needs either for features.
+        InputError: for a table of shared messages or a metadata cache image; features need neither.
     """
     with open(path, "rb") as file:
         size, base = file.seek(0, 2), 0
@@ -110,6 +110,6 @@ def check_beginning(path: str | Path) -> None:
             raise InputError(f"{path} {error}") from None
     if kinds & {_SHARED, _CACHED}:
         raise InputError(
-            f"{path} has tables for the whole file, over which HDF5 may crash if they are damaged: "
-            "copy what is in it into a file that h5py.File(NAME, 'w') makes"
+            f"{path} has file-level tables, in which damage can crash HDF5: "
+            "copy its content into a file made by h5py.File(NAME, 'w')"
         )

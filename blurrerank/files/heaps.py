@@ -1,7 +1,7 @@
-"""Heaps of text in HDF5 files.
+"""Validate the text heaps (global heaps) of HDF5 files.
 
-Text of any length lies in heaps, and HDF5 walks through a whole heap when it first reads a text in it, by the
-sizes that the file gives for its pieces. At a piece of size 0 it would stay forever. What is here walks first.
+Variable-length text is stored in heaps. HDF5 walks a whole heap when it first reads a text in it, using the
+object sizes in the file; an object of size 0 would make it loop forever. This module walks the heap first.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _BLOCK = 4 << 20
 
 
 def heaps_end(item: Any, addresses: Iterable[int], width: int = 8) -> bool:
-    """Whether HDF5 comes to the end of each of the heaps at these places in the file.
+    """Return whether HDF5 would reach the end of each of the heaps at the given addresses.
 
     Args:
-        item: an h5py file, or something in it.
-        addresses: where the heaps begin, each once, in bytes from the beginning of the file. Where there is
-            none, HDF5 says so itself.
-        width: bytes of a length in the file.
+        item: an h5py file, or an object in it.
+        addresses: where the heaps begin, each once, in bytes from the beginning of the file. Addresses without
+            a heap are left to HDF5.
+        width: size of a length in the file, in bytes.
 
     Returns:
-        False too if the heaps are together longer than the file: in a sound one they do not overlap.
+        False also if the heaps are together longer than the file: in a valid file they do not overlap.
     """
     size = left = status(item).st_size
     with open_same(item) as file:
@@ -65,7 +65,7 @@ _MOST_KNOWN = 16
 
 
 def all_heaps_end(item: Any, width: int = 8) -> bool:
-    """`heaps_end` of whatever looks like a heap: a pass over the file, once for each state that it is in."""
+    """Apply `heaps_end` to everything that looks like a heap: a pass over the file, cached until it changes."""
     found = status(item)
     state = (width, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
     if state not in _known:

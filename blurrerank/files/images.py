@@ -1,6 +1,6 @@
-"""Thumbnails of the images behind the features: from the feature file, or from files that names point to.
+"""Read thumbnails of the images behind the features, from the feature file or from image files.
 
-Pillow is an extra: `pip install "blurrerank[report]"`. Nothing imports it before a picture is asked for.
+Pillow is an extra: `pip install "blurrerank[report]"`. It is only imported when a picture is needed.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ _ROWS = 64
 
 
 class Pictures(Protocol):
-    """Where the thumbnails of one side come from."""
+    """A source of thumbnails for one side."""
 
     def read(self, rows: Sequence[int], size: int) -> Iterator[tuple[int, Thumbnail | None]]:
-        """Thumbnails of `rows`, ascending, scaled to fit `size` x `size`; None where there is none."""
+        """Yield (row, thumbnail) for ascending `rows`, scaled to fit `size` x `size`; None if there is none."""
 
 
 class StoredImages:
-    """`images` of one side of a native feature file, read row by row as they are asked for."""
+    """The dataset `images` of one side of a native feature file, read on demand."""
 
     def __init__(self, dataset: Any, where: str) -> None:
         """Keep `dataset`, (N, H, W) or (N, H, W, 3) uint8, and its file open; `where` names it in messages."""
         self._dataset, self._file, self._where = dataset, dataset.file, where
 
     def read(self, rows: Sequence[int], size: int) -> Iterator[tuple[int, Thumbnail]]:
-        """See `Pictures`. Each chunk of the file is read once at the most.
+        """Yield thumbnails, see `Pictures`. Each chunk of the file is read at most once.
 
         Raises:
-            InputError: if the file does not give them.
+            InputError: if they cannot be read.
             BlurrerankError: if Pillow is not installed and they must be scaled.
         """
         step = self._dataset.chunks[0] if self._dataset.chunks else _ROWS
@@ -73,14 +73,14 @@ class ImageFiles:
         """Look below `root` for `names`, relative paths, one for each row.
 
         Raises:
-            InputError: if `root` is no folder.
+            InputError: if `root` is not a folder.
         """
         self._root, self._names = Path(root).resolve(), names
         if not self._root.is_dir():
-            raise InputError(f"{root} is no folder: name the one that the images lie in")
+            raise InputError(f"{root} is not a folder: name the folder that contains the images")
 
     def read(self, rows: Sequence[int], size: int) -> Iterator[tuple[int, Thumbnail | None]]:
-        """See `Pictures`. None for a name that leads out of the folder, to nothing, or to no image.
+        """Yield thumbnails, see `Pictures`: None for a name outside the folder, or without an image file.
 
         Raises:
             BlurrerankError: if Pillow is not installed.
@@ -102,7 +102,7 @@ class ImageFiles:
 
 
 def stored_images(address: str | Path, side: str) -> StoredImages | None:
-    """The `images` of a side of a native feature file, if it has any.
+    """Return the `images` of a side of a native feature file, or None.
 
     Args:
         address: `feats.h5` or `feats.h5::/group`, as for `load`, where the side is a group or the root itself.
@@ -128,7 +128,7 @@ def stored_images(address: str | Path, side: str) -> StoredImages | None:
 
 
 def pillow() -> ModuleType:
-    """Pillow's module `PIL.Image`.
+    """Import and return Pillow's module `PIL.Image`.
 
     Raises:
         BlurrerankError: naming the extra, if it is not installed.

@@ -1,4 +1,4 @@
-"""JSON lines: one object a probe, `{"probe": 0, "indices": [...], "scores": [...]}`.
+"""JSON lines: one object per probe, `{"probe": 0, "indices": [...], "scores": [...]}`.
 
 With names, also `"name"` and `"names"`. Row numbers are from 0, best first.
 """
@@ -28,7 +28,7 @@ class Writer(RankingWriter):
         self._names = data.gallery.names
 
     def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
-        """Lists of consecutive probes."""
+        """Write the lists of consecutive probes."""
         for row in range(len(indices)):
             name = None if self._probe_names is None else self._probe_names[start + row]
             self._text.write(line(start + row, name, indices[row], scores[row], self._names))
@@ -37,10 +37,10 @@ class Writer(RankingWriter):
 def line(
     probe: int, name: str | None, indices: NDArray[Any], scores: NDArray[np.float32], names: NDArray[Any] | None
 ) -> str:
-    """The line of one probe.
+    """Format the line of one probe.
 
     Args:
-        probe: its row.
+        probe: the row of the probe.
         name: its name, if it has one.
         indices: (R,) gallery rows, -1 past the end of the list.
         scores: (R,).
@@ -59,7 +59,7 @@ def line(
 
 
 def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
-    """Read JSON lines; the order is that of the scores.
+    """Read JSON lines; lists are sorted by score.
 
     Raises:
         InputError: naming the first line that is not a list for these features.
@@ -82,7 +82,7 @@ def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
             ) from None
         if not 0 <= probe < len(data.probe) or not all(0 <= item < len(data.gallery) for item in listed):
             raise InputError(
-                f"{where} line {number} names a row outside {len(data.probe)} probes x "
+                f"{where} line {number} refers to a row outside {len(data.probe)} probes x "
                 f"{len(data.gallery)} gallery items"
             )
     return from_entries(probes, items, scores, data, where)

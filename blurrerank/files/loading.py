@@ -1,4 +1,4 @@
-"""Reading features, whoever wrote them: native files, and those of other tools."""
+"""Load features from native files or files of other tools."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def load(
     memory: int | None = None,
     told: Callable[[str], None] | None = None,
 ) -> FeatureSet:
-    """Read features from a native HDF5 file, or from files of another tool.
+    """Load features from a native HDF5 file, or from files of another tool.
 
     Args:
-        path: `feats.h5`, `feats.h5::/group`, or what `importers.import_features` reads, pickles excepted.
-        gallery: another file to take the gallery from; `path` then gives the probes alone.
+        path: `feats.h5`, `feats.h5::/group`, or any file that `import_features` reads, except pickles.
+        gallery: a separate file for the gallery; `path` then provides only the probes.
         memory: budget in bytes (2 GiB by default); features of native files above a quarter of it stay on disk.
-        told: called with lines that say what another tool's files were taken for, and what in them is doubtful.
+        told: called with notes about how another tool's files were read, and warnings about likely mistakes.
 
     Raises:
-        InputError: naming every problem at once, with path and row; or for files of another tool that could be
-            read in two ways.
+        InputError: listing all problems at once, with path and row; also for files of another tool that could
+            be read in two ways.
     """
     contents = inspect(path, gallery, memory=memory)
     if contents.data is None:
@@ -41,10 +41,10 @@ def load(
 
 
 def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> Contents:
-    """Look at everything `load` would read and collect the problems instead of raising them.
+    """Read what `load` would read and collect all problems instead of raising them.
 
-    Args and errors as for `load`, except that of a native file only one that cannot be opened at all raises
-    `InputError`.
+    Arguments and errors are as for `load`, except that a native file only raises `InputError` if it cannot be
+    opened.
     """
     from .foreign import import_features, is_foreign
 
@@ -54,13 +54,13 @@ def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int 
         return features_h5.inspect(path, gallery, memory=memory)
     if len(foreign) < len(paths):
         raise InputError(
-            f"{foreign[0]} is another tool's file and the other is native: make it native too, with "
+            f"{foreign[0]} is another tool's file, but the other is native: convert it with "
             "`blurrerank convert`"
         )
     imported = import_features(*paths)
     data = imported.data
     problems = [
-        f"{', '.join(map(str, paths))}: {line}; look at it with `blurrerank convert`"
+        f"{', '.join(map(str, paths))}: {line}; inspect it with `blurrerank convert`"
         for line in imported.unsure
     ]
     return Contents(

@@ -1,4 +1,4 @@
-"""HDF5 files that are mapped into memory: each dataset in one piece, with a checksum."""
+"""HDF5 files that are mapped into memory: each dataset is contiguous and has a checksum."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from .watched import Watched
 
 VERSION = 1
 OFF = 1e-3
-"""How far the length of a unit row in float32, or a cosine of two, may be off by rounding."""
+"""Allowed rounding error of the norm of a float32 unit row, or of the cosine of two such rows."""
 _COSINES = (-1 - OFF, 1 + OFF)
 
 
 def describe(file: Any, about: Mapping[str, str | int]) -> None:
-    """Set attributes. Text has its length in its type: that of any length would lie in a heap, and to look for
-    heaps without an end takes a pass over the file."""
+    """Set attributes. Text has a fixed-length type: variable-length text would be stored in a heap, and
+    checking heaps takes a pass over the file when reading."""
     for name, value in about.items():
         file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
 
 
 @contextmanager
 def reading_mapped(path: Path, form: str, *, verify: bool) -> Iterator[MappedFile]:
-    """The open file, whose faults become `InputError`."""
+    """Open a mapped file of format `form`; errors while reading become `InputError`."""
     file = open_group(path)[0].file
     try:
         known = attributes(file)
         stated, version = known.get("format"), known.get("format_version")
         if stated != form:
             kind = f"a {stated} file" if stated else "an HDF5 file"
-            raise InputError(f"{path} is {kind}: expected a {form} file, such as `blurrerank index` writes")
+            raise InputError(f"{path} is {kind}: expected a {form} file, as written by `blurrerank index`")
         if not isinstance(version, int | np.integer) or not 1 <= version <= VERSION:
             raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
         try:
@@ -59,7 +59,7 @@ def reading_mapped(path: Path, form: str, *, verify: bool) -> Iterator[MappedFil
 
 
 class MappedFile:
-    """Datasets of an open file as tensors that are mapped into memory, checked as far as they are asked for."""
+    """Datasets of an open file as memory-mapped tensors, each verified when it is requested."""
 
     def __init__(self, file: Any, stream: BinaryIO, source: Watched, verify: bool) -> None:
         self.attrs = attributes(file)
@@ -69,7 +69,7 @@ class MappedFile:
 
     @property
     def items(self) -> tuple[int, int]:
-        """The first item of the gallery and the last."""
+        """The first and the last gallery index."""
         return 0, self._sizes["G"] - 1
 
     def take(
@@ -80,10 +80,10 @@ class MappedFile:
         *,
         within: tuple[float, float] | None = None,
     ) -> torch.Tensor:
-        """One dataset; a size that has a name must be the same wherever it appears.
+        """Return one dataset; a named size must be the same wherever it appears.
 
-        Checksums say that nothing was damaged, not that the file was made here: `within` are the least and the
-        greatest value it may have.
+        Checksums detect damage, but not files from other programs: `within` are the smallest and the largest
+        value allowed.
         """
         dataset = self._dataset(name)
         expected = [
@@ -96,12 +96,12 @@ class MappedFile:
         if not dataset.size:
             values = np.empty(dataset.shape, dataset.dtype)
         elif offset is None:
-            raise InputError(f"{name} is not stored in one piece")
+            raise InputError(f"{name} is not stored contiguously")
         else:
             # Private pages are shared with every other reader until somebody writes, which nobody does.
             values = np.memmap(self._stream, dataset.dtype, mode="c", offset=offset, shape=dataset.shape)
         if self._verify and zlib.crc32(values.data) != attributes(dataset).get("crc32"):
-            raise InputError(f"{name} has another checksum than when it was written")
+            raise InputError(f"{name} does not match its checksum")
         if within is not None:
             self._check(name, values, within)
         return torch.from_numpy(values)
@@ -110,7 +110,7 @@ class MappedFile:
         if self._verify and values.size:
             low, high = within
             if not (values.min() >= low and values.max() <= high):  # nan is neither
-                raise InputError(f"{name} has values that no index has")
+                raise InputError(f"{name} has values that are invalid in an index")
 
     def _dataset(self, name: str) -> Any:
         dataset = member(self._file, name)
@@ -120,7 +120,7 @@ class MappedFile:
         return dataset
 
     def labels(self, name: str) -> NDArray[Any] | None:
-        """`ids` or `cams`, if they are there."""
+        """Return `ids` or `cams`, or None."""
         if member(self._file, name) is None:
             return None
         most = np.iinfo(np.int64)
@@ -128,7 +128,7 @@ class MappedFile:
         return self.take(name, ("G",), np.int64, within=(least, most.max)).numpy()
 
     def names(self) -> NDArray[Any] | None:
-        """The names of the gallery."""
+        """Return the names of the gallery, or None."""
         if member(self._file, "names") is None:
             return None
         stored = self._dataset("names")
@@ -136,11 +136,11 @@ class MappedFile:
         if names.shape != (self._sizes["G"],):
             raise InputError(f"names are {names.shape}")
         if self._verify and checksum_of(names) != attributes(stored).get("crc32"):
-            raise InputError("names have another checksum than when they were written")
+            raise InputError("names do not match their checksum")
         return names
 
     def neighbours(self) -> NeighbourGraph:
-        """Who is near whom."""
+        """Return the neighbour lists."""
         lists = self.take("neighbours/lists", ("G", "K"))
         self._check("neighbours/lists", lists.numpy(), self.items)
         return NeighbourGraph(
@@ -163,10 +163,10 @@ class MappedFile:
         )
 
     def sparse_rows(self, name: str) -> SparseRows:
-        """Sparse rows, one for each of the gallery."""
+        """Return sparse rows, one per gallery item."""
         offsets = self.take(f"{name}/offsets", (self._sizes["G"] + 1,), np.int64)
         if self._verify and not (offsets[0] == 0 and bool((offsets.diff() >= 0).all())):
-            raise InputError(f"{name}/offsets has values that no index has")
+            raise InputError(f"{name}/offsets has values that are invalid in an index")
         entries = (int(offsets[-1]),)
         columns = self.take(f"{name}/columns", entries, within=self.items)
         weights = self.take(f"{name}/weights", entries, np.int32, within=(0, ONE))
@@ -174,18 +174,18 @@ class MappedFile:
 
 
 def checksum_of(names: NDArray[Any]) -> int:
-    """CRC-32 of (N,) strings."""
+    """Return the CRC-32 of (N,) strings."""
     return zlib.crc32("\0".join(names).encode())
 
 
 def put(file: Any, name: str, values: NDArray[Any]) -> None:
-    """One dataset with its checksum."""
+    """Write one dataset with its checksum."""
     dataset = file.create_dataset(name, data=values)
     dataset.attrs["crc32"] = zlib.crc32(np.ascontiguousarray(values).data)
 
 
 def put_neighbours(file: Any, near: NeighbourGraph) -> None:
-    """The datasets of `near`, in a group of their own."""
+    """Write the datasets of `near` to the group `neighbours`."""
     for name in ("lists", "similarities", "lowest"):
         put(file, f"neighbours/{name}", getattr(near, name).cpu().numpy())
     for kind in CAMERA_LISTS:

@@ -1,4 +1,4 @@
-"""Neighbour lists of the first images, kept while the lists of all are being found."""
+"""Partial neighbour lists, saved while an index is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PARTIAL = "blurrerank-index-partial"
 
 
 def write_partial(path: Path, near: NeighbourGraph, *, pool: int, digest: str) -> None:
-    """Write, or replace, what is known while an index is built.
+    """Write or replace the file of partial neighbour lists.
 
     Raises:
         OutputError: if it cannot be written there.
@@ -24,10 +24,10 @@ def write_partial(path: Path, near: NeighbourGraph, *, pool: int, digest: str) -
 
 
 def read_partial(path: Path) -> tuple[NeighbourGraph, int, str]:
-    """What is known so far, the pool, and the digest of the gallery.
+    """Return the partial neighbour lists, the pool size and the digest of the gallery.
 
     Raises:
-        InputError: if it is no such file, or is damaged.
+        InputError: if it is not such a file, or is damaged.
     """
     with reading_mapped(path, PARTIAL, verify=True) as file:
         return file.neighbours(), int(file.attrs["pool"]), str(file.attrs["digest"])

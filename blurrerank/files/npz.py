@@ -1,6 +1,6 @@
 """NumPy archives: `indices` (P, R), `scores` (P, R) and `info`, a JSON string.
 
-`info` holds what a native file has as root attributes.
+`info` contains the root attributes of a native file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .unpacking import check_archive
 
 
 class Writer(RankingWriter):
-    """Writes an archive, list by list: the indices straight into it, the scores by way of a spool."""
+    """Writes an archive, list by list: indices directly, scores through a temporary file."""
 
     def __init__(self, path: Path, data: FeatureSet, depth: int, method: str) -> None:
         """Open the archive for all probes of `data`."""
@@ -38,13 +38,13 @@ class Writer(RankingWriter):
         self._indices = self._member("indices.npy", self._index_type)
 
     def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
-        """Lists of consecutive probes, which must come in order."""
+        """Write the lists of consecutive probes, which must come in order."""
         self._indices.write(np.ascontiguousarray(indices, dtype=self._index_type).tobytes())
         self._spool.write(np.ascontiguousarray(scores).tobytes())
         self._sink.check()
 
     def finish(self, info: RunInfo) -> None:
-        """The scores, and what is known at the end."""
+        """Write the scores and `info`."""
         self._indices.close()
         self._spool.seek(0)
         with self._member("scores.npy", np.dtype(np.float32)) as scores:
@@ -81,10 +81,10 @@ class Writer(RankingWriter):
 
 
 def read(path: Path, data: FeatureSet, where: str) -> Ranking:
-    """Read an archive; without `info`, as of an unknown method.
+    """Read an archive; without `info`, the method is `unknown`.
 
     Raises:
-        InputError: if it is none, or is damaged.
+        InputError: if it is not a ranking archive, or is damaged.
     """
     try:
         check_archive(path, str(path))

@@ -1,7 +1,7 @@
-"""Probes as they arrive on a stream: JSON lines, or rows of `.npy` arrays one after another.
+"""Probes on a stream: JSON lines, or rows of consecutive `.npy` arrays.
 
-A JSON line is an array of numbers, or an object with such an array as `features` and, optional, a `name`; empty
-lines are passed over. An `.npy` array is one row, or rows; more arrays of the same dimension may follow.
+A JSON line is an array of numbers, or an object with such an array as `features` and an optional `name`; empty
+lines are skipped. An `.npy` array is one row or several; more arrays of the same dimension may follow.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Arrived:
-    """One probe, or what arrived instead of one.
+    """One probe from the stream, or the problem with it.
 
     Attributes:
-        features: (1, D) float, if it is one.
+        features: (1, D) float, if the probe is valid.
         name: its name, if it has one.
-        problem: what is wrong with it otherwise.
+        problem: what is wrong, if it is not valid.
     """
 
     features: NDArray[Any] | None = None
@@ -39,7 +39,7 @@ _NUMBER, _REST = 64, 1 << 16
 
 
 def arriving(stream: BufferedReader, width: int) -> Iterator[Arrived]:
-    """Every probe as soon as it is there; it has so many dimensions.
+    """Yield each probe, of `width` dimensions, as soon as it arrives.
 
     Raises:
         InputError: if the stream cannot be read any further.
@@ -79,7 +79,7 @@ def _arrays(stream: BufferedReader, width: int) -> Iterator[Arrived]:
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, by_columns, dtype = header[version](stream)
         except (ValueError, KeyError, SyntaxError, TokenError) as error:
-            raise InputError(f"standard input is no .npy array where one should begin: {error}") from None
+            raise InputError(f"standard input has an invalid .npy header: {error}") from None
         if dtype.kind != "f" or dtype.itemsize > 8 or len(shape) not in (1, 2):
             raise InputError(f"standard input has an array of {dtype} {shape}: expected rows of floats")
         if by_columns and len(shape) == 2 and min(shape) > 1:

@@ -2,7 +2,7 @@
 
     indices         (P, R) int32 or int64 into the gallery, best first, -1 past the end of a list
     scores          (P, R) float32, strictly decreasing along each list, -inf past its end
-    positions/      optional: where the matches stand in the full lists, however short R is
+    positions/      optional: the ranks of the matches in the full lists, however short R is
         offsets     (P + 1,) int64: probe p owns entries offsets[p] to offsets[p + 1]
         indices     (T,) gallery items of the probe's identity
         ranks       (T,) int64, zero-based, junk not counted
@@ -13,8 +13,8 @@
 
 Root attributes: `format`, `format_version`, `gallery_size`, `method` (of a chain, such as `dba+lbr`), `params`
 (JSON; of a chain, such as `dba.k`), `setting` (`transductive` or `online`, of methods that look at neighbours
-of many images), `reranked_depth`, `cosine_tail`, `candidates` (where the lists came from, if not from a search
-of the whole gallery), `digest`, `labels_digest`, `versions` (JSON). Attributes of the groups in `metrics`: the
+of many images), `reranked_depth`, `cosine_tail`, `candidates` (source of the lists, if not a search of the
+whole gallery), `digest`, `labels_digest`, `versions` (JSON). Attributes of the groups in `metrics`: the
 means.
 """
 
@@ -48,7 +48,7 @@ class Writer(RankingWriter):
     """Writes one native ranking file."""
 
     def __init__(self, path: Path, data: FeatureSet, depth: int, method: str) -> None:
-        """Lay out the lists of all probes of `data`."""
+        """Create the file and its datasets for all probes of `data`."""
         self.data = data
         self._sink = Sink(path)
         self._file = h5py.File(self._sink, "w")
@@ -57,13 +57,13 @@ class Writer(RankingWriter):
         self._scores = self._file.create_dataset("scores", shape, np.float32)
 
     def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
-        """Lists of consecutive probes."""
+        """Write the lists of consecutive probes."""
         self._indices[start : start + len(indices)] = indices
         self._scores[start : start + len(scores)] = scores
         self._sink.check()
 
     def finish(self, info: RunInfo) -> None:
-        """Everything that is known only at the end."""
+        """Write attributes, positions and metrics."""
         attributes = {
             "format": FORMAT,
             "format_version": VERSION,
@@ -91,14 +91,14 @@ class Writer(RankingWriter):
                 group[name] = getattr(metrics, name)
 
     def close(self) -> None:
-        """Close the file; HDF5 writes the last of it here."""
+        """Close the file; HDF5 flushes its last data here."""
         with self._sink:
             self._file.close()
             self._sink.check()
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Return the versions of blurrerank and of the libraries that results depend on."""
     return {
         "blurrerank": __version__,
         "python": platform.python_version(),
@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
 
 
 def made_by(path: Path) -> dict[str, str]:
-    """The `versions()` that a native ranking file was made with; empty if it does not say."""
+    """Return the `versions()` stored in a native ranking file; empty if there are none."""
     try:
         with open_hdf5(path) as file:
             stored = json.loads(attributes(file).get("versions", "{}"))
@@ -119,10 +119,10 @@ def made_by(path: Path) -> dict[str, str]:
 
 
 def read(path: Path, data: FeatureSet, where: str) -> Ranking:
-    """Read a native ranking file, which messages call `where`.
+    """Read a native ranking file; `where` is its name in messages.
 
     Raises:
-        InputError: if it is none, or is damaged.
+        InputError: if it is not a native ranking file, or is damaged.
     """
     with open_hdf5(path) as file, reading(f"{where}, a {FORMAT} file,"):
         known = attributes(file)

@@ -1,7 +1,7 @@
-"""Ranking files of every format: which there are, and one way to write and to read them.
+"""Ranking files: the list of formats, and a common interface to write and read them.
 
-A format is a module with `write` and `read`. Text formats are written to a stream as the lists come, so that
-they pipe; binary ones to a file.
+Each format is a module with `Writer` and `read`. Text formats are written to a stream list by list, so that
+they can be piped; binary ones are written to a file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "csv": (".csv",),
     "npz": (".npz",),
 }
-"""Format name -> the file name endings that mean it."""
+"""Format name -> its file extensions."""
 
 GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 _MODULES = {"h5": "ranking_h5", "trec": "trec", "jsonl": "jsonl", "csv": "csv_lists", "npz": "npz"}
@@ -52,7 +52,7 @@ _TEXT = ("trec", "jsonl", "csv")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is known of a ranking besides its lists; see `Ranking` for the fields they share."""
+    """The properties of a ranking besides its lists; see `Ranking` for the fields."""
 
     method: str
     params: Mapping[str, Any]
@@ -67,24 +67,24 @@ class RunInfo:
 
 
 class RankingWriter(ABC):
-    """Writes the lists of one ranking in order, then what is known at the end."""
+    """Writes the lists of one ranking in order, then its other properties."""
 
     @abstractmethod
     def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
-        """Write the (p, R) lists of consecutive probes, the first of them `start`."""
+        """Write the (p, R) lists of consecutive probes, starting with probe `start`."""
 
     def finish(self, info: RunInfo) -> None:  # noqa: B027  (most formats have no place for it)
-        """Write what is known at the end, where the format has a place for it."""
+        """Write the other properties, if the format supports them."""
 
     def close(self) -> None:  # noqa: B027
-        """Let go of the file."""
+        """Close the file."""
 
 
 def format_of(path: str | Path, name: str | None = None) -> str:
-    """The format called `name`, or the one that the ending of `path` means.
+    """Return the format called `name`, or else the one that the extension of `path` implies.
 
     Raises:
-        ParameterError: if neither says one.
+        ParameterError: if neither determines a format.
     """
     if name is not None:
         if name not in FORMATS:
@@ -94,7 +94,7 @@ def format_of(path: str | Path, name: str | None = None) -> str:
         if str(path).lower().endswith(endings):
             return known
     endings = tuple(ending for some in FORMATS.values() for ending in some)
-    raise ParameterError(f"{path}: no format has this ending; name one ({', '.join(endings)}) or pass --format")
+    raise ParameterError(f"{path}: unknown extension: use one of {', '.join(endings)}, or pass --format")
 
 
 @contextmanager
@@ -108,16 +108,16 @@ def open_ranking(
     force: bool = False,
     resume: bool = False,
 ) -> Iterator[RankingWriter]:
-    """A writer to a file, which appears only when the block ends well, or to a binary stream.
+    """Open a writer to a binary stream, or to a file that appears only if the block succeeds.
 
     Args:
         target: the file, or a stream such as standard output.
-        data: what was ranked, for its size and names.
+        data: the ranked features, for their size and names.
         depth: R, the length of each list.
         format: a name from `FORMATS`.
         method: the method's name.
         force: replace an existing file.
-        resume: leave what an interrupted run kept; see `replacing`.
+        resume: keep the partial results of an interrupted run; see `replacing`.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -175,15 +175,15 @@ def save_ranking(
     """Write a ranking.
 
     Args:
-        ranking: of the probes of `data`, lists of equal length.
-        data: what was ranked.
-        path: the file; its ending says the format unless `format` does.
+        ranking: a ranking of the probes of `data`.
+        data: the ranked features.
+        path: the file; its extension implies the format unless `format` is given.
         format: a name from `FORMATS`.
         force: replace an existing file.
 
     Raises:
-        OutputError: if it cannot be written there.
-        ParameterError: if the format is not known.
+        OutputError: if the file cannot be written.
+        ParameterError: if the format is unknown.
     """
     path = Path(path)
     chosen = format_of(path, format)
@@ -204,16 +204,16 @@ def save_ranking(
 
 
 def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str | None = None) -> Ranking:
-    """Read a ranking of the probes of `data`, also one made by another tool.
+    """Read a ranking of the probes of `data`, also from another tool.
 
     Args:
-        source: the file, of text formats also compressed as .gz, or a binary stream such as standard input.
-        data: what was ranked: probes and gallery items are found in it by name or by row number.
-        format: a name from `FORMATS`; by default what the file's ending means.
+        source: the file (text formats may be compressed as .gz), or a binary stream such as standard input.
+        data: the ranked features; probes and gallery items are identified by name or by row number.
+        format: a name from `FORMATS`; by default the one that the file's extension implies.
 
     Raises:
-        InputError: if the file cannot be read or does not fit `data`; names the line where there are lines.
-        ParameterError: if the format is not known.
+        InputError: if the file cannot be read or does not fit `data`; names the line in text formats.
+        ParameterError: if the format is unknown.
     """
     path = Path(source) if isinstance(source, str | Path) else None
     where = "standard input" if path is None else str(path)
@@ -224,7 +224,7 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
     if path is not None and path.is_dir():
         raise InputError(f"{path} is a folder: name a file in it")
     if path is not None and not path.is_file():
-        raise InputError(f"{path} is no ordinary file: pass - and pipe it")
+        raise InputError(f"{path} is not a regular file: pass - and pipe it in")
     if path is not None:
         check_readable(path)
     if chosen in _TEXT:
@@ -248,21 +248,21 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
     # With other labels than these they are of no use, and may say what they like.
     if ranking.positions is not None and data.has_ids and ranking.labels_digest == data.labels_digest():
         finder = MatchFinder(data, single_shot=False, device=torch.device("cpu"))
-        if not finder.agrees(ranking.positions, ranking.indices):
+        if not finder.is_consistent(ranking.positions, ranking.indices):
             raise InputError(
-                f"{where}: positions of the matches contradict the lists or ids; the file is damaged: run again"
+                f"{where}: match positions contradict the lists or ids; the file is damaged: run again"
             )
     return ranking
 
 
 def open_text(path: str | Path) -> BinaryIO:
-    """A file of text to read as bytes, unpacked if it is compressed by gzip.
+    """Open a text file to read bytes, decompressed if it is a gzip file.
 
     Raises:
-        InputError: if it is no ordinary file, or would unpack to too much.
+        InputError: if it is not a regular file, or looks like a decompression bomb.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path} is no ordinary file: pass - and pipe it")
+        raise InputError(f"{path} is not a regular file: pass - and pipe it in")
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     if packed:
@@ -285,14 +285,14 @@ def _text(stream: BinaryIO, where: str) -> Iterator[TextIO]:
 def from_entries(
     probes: ArrayLike, items: ArrayLike, scores: ArrayLike, data: FeatureSet, where: str
 ) -> Ranking:
-    """A ranking from loose entries, sorted again by score; ties go to the lower gallery index.
+    """Build a ranking from unordered entries; lists are sorted by score, ties by lower gallery index.
 
     Args:
         probes: (T,) probe rows.
         items: (T,) gallery rows.
-        scores: (T,) higher is better.
-        data: what was ranked.
-        where: how messages call the source.
+        scores: (T,) scores, higher is better.
+        data: the ranked features.
+        where: name of the source in messages.
 
     Raises:
         InputError: if there are no entries, a score is NaN, or an item is listed twice for a probe.

@@ -1,4 +1,4 @@
-"""A limit for what HDF5 takes in memory before it looks whether there is so much."""
+"""A memory limit for HDF5, which allocates declared sizes before it checks them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _THREAD_BYTES = 256 << 20
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """Memory for text of a file of so many bytes, of which HDF5 takes what its length says, up to 4 GiB.
+    """Limit the memory of the process while HDF5 reads text from a file of `size` bytes.
 
-    Other threads have little to go on with meanwhile, and processes that they start keep the limit.
+    HDF5 allocates the length that a text declares, up to 4 GiB. The limit also applies to other threads, and to
+    processes that they start meanwhile.
     """
     if resource is None or not _STATM.exists():
         yield

@@ -1,4 +1,4 @@
-"""The bytes of a file that HDF5 has open, whatever stands at its path by now: it may have been replaced."""
+"""Read the bytes of a file that HDF5 has open, even if its path was replaced meanwhile."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class _Raw(io.RawIOBase):
 
 
 def open_same(item: Any) -> io.BufferedReader:
-    """The file of an h5py file, group or dataset, to be read while that is open."""
+    """Return a reader for the file of an h5py file, group or dataset, usable while that is open."""
     return io.BufferedReader(_Raw(item.file.id.get_vfd_handle()), 1 << 16)
 
 
 def status(item: Any) -> os.stat_result:
-    """What the system says of that file."""
+    """Return the `os.stat_result` of that file."""
     return os.fstat(item.file.id.get_vfd_handle())

@@ -1,8 +1,7 @@
-"""New files whose writers cannot bear a disk that is full.
+"""Write files with libraries that cannot handle a full disk.
 
-HDF5 tries again and again to write what the disk did not take, on its way out too, until the process crashes;
-zip archives complain from where nobody can catch it. Here they write into a `Sink`, which takes everything, and
-tells afterwards.
+HDF5 retries failed writes, also at exit, until the process crashes; zip archives raise errors where they cannot
+be caught. Here they write to a `Sink`, which accepts everything and reports errors afterwards.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from .targets import opener
 
 
 class Sink(io.RawIOBase):
-    """A new file that never refuses to be written to.
+    """A new file whose write operations never raise.
 
     Args:
-        path: the file, which is emptied if it is there; a link is refused.
+        path: the file, which is truncated if it exists; a symbolic link is refused.
 
     Raises:
-        OSError: if it cannot be opened; later from `check` alone.
+        OSError: if it cannot be opened; later only from `check`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,12 +35,12 @@ class Sink(io.RawIOBase):
         self._place = self._size = 0
 
     def check(self) -> None:
-        """Raise the `OSError` of the first thing that could not be written, if there was one."""
+        """Raise the `OSError` of the first failed operation, if any."""
         if self._error is not None:
             raise self._error
 
     def readable(self) -> bool:
-        """What was written can be read."""
+        """Return True: written data can be read back."""
         return True
 
     def writable(self) -> bool:
@@ -53,12 +52,12 @@ class Sink(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Go to another place."""
+        """Set the position."""
         self._place = offset + (0, self._place, self._size)[whence]
         return self._place
 
     def tell(self) -> int:
-        """The place where it goes on."""
+        """Return the position."""
         return self._place
 
     def truncate(self, size: int | None = None, /) -> int:
@@ -68,7 +67,7 @@ class Sink(io.RawIOBase):
         return self._size
 
     def write(self, data: Any, /) -> int:
-        """Write all of it, or note that it could not be done."""
+        """Write all of `data`, or record the error."""
         left = memoryview(data).cast("B")
         size, place = len(left), self._place
         while len(left) and self._error is None:
@@ -79,7 +78,7 @@ class Sink(io.RawIOBase):
         return size
 
     def readinto(self, buffer: Any, /) -> int:
-        """Read what is there, zeros where it could not be written."""
+        """Read data back, with zeros where it could not be written."""
         into = memoryview(buffer).cast("B")
         wanted = max(0, min(len(into), self._size - self._place))
         found = self._try(os.pread, self._number, wanted, self._place) or b""
@@ -88,10 +87,10 @@ class Sink(io.RawIOBase):
         return wanted
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: writes are not buffered."""
 
     def close(self) -> None:
-        """Close the file. Whoever still writes then, writes nowhere: the number may soon be another file's."""
+        """Close the file and forget the descriptor, which may be reused: later writes go nowhere."""
         number, self._number = self._number, -1
         if number >= 0:
             os.close(number)
@@ -107,7 +106,7 @@ class Sink(io.RawIOBase):
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[Any]:
-    """A new `h5py.File` at `path`, closed at the end.
+    """Create an `h5py.File` at `path` and close it at the end of the block.
 
     Raises:
         OSError: if it could not be written.

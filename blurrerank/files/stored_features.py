@@ -1,4 +1,4 @@
-"""Features that stay on disk and are read by slices."""
+"""Features that stay on disk and are read in slices."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class StoredFeatures:
-    """Features that stay on disk: slices are read when asked for."""
+    """Features that stay on disk; slices are read on demand."""
 
     def __init__(self, dataset: Any, where: str, part: slice | None = None) -> None:
-        """Keep `dataset`, or a `part` of its rows, and its file open with it; `where` names it in messages."""
+        """Keep `dataset`, or the rows `part` of it, and its file open; `where` is its name in messages."""
         self._dataset = dataset
         self._where = where
         # HDF5 keeps other programs that use it from writing meanwhile, and no others.
@@ -33,7 +33,7 @@ class StoredFeatures:
         """Read rows.
 
         Raises:
-            InputError: if the file does not give them, or was changed since it was opened.
+            InputError: if they cannot be read, or the file was changed since it was opened.
         """
         start, stop, _ = rows.indices(self.shape[0])
         with reading(self._where):

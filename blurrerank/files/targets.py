@@ -1,11 +1,12 @@
-"""Writing a file so that it is either there whole or not there at all.
+"""Write files atomically: a file appears complete, or not at all.
 
-While `NAME` is written, a folder `.NAME.blurrerank` stands beside it, with a lock that the system lets go of
-however the process ends. Of a process that was killed the folder stays: the next that writes a file in the same
-place removes it, unless it holds what a run can go on from.
+While `NAME` is written, there is a work folder `.NAME.blurrerank` beside it, with a lock that the system
+releases however the process ends. If the process is killed, the folder remains; the next process that writes a
+file in the same place removes it, unless it has partial results that a run can resume from.
 
-Where others may write, they may have made that folder first, and would own what is written in it: it is used
-only if it is this user's, nobody else can look into it, and only what was made there gets the file's name.
+In a folder that others can write to, another user may have created the work folder first, and would own what is
+written in it. It is therefore used only if it belongs to this user; nobody else can read it, and only a file
+created there is renamed to the target.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ except ImportError:  # not on Windows
 
 _SUFFIX, _LOCK, _OUTPUT = ".blurrerank", "lock", "output"
 KEPT = "kept"
-"""How the names of files begin that a run keeps: `kept.json` says of what run, and what it can go on from has a
-`-` there."""
+"""Prefix of the files with partial results: `kept.json` describes the run; the results are in `kept-...`."""
 
 # Bytes of a name to which the suffix can be added: systems take 255.
 _LONGEST = 240
@@ -45,25 +45,25 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
-    """Refuse a target that could not be written, before any work is done for it.
+    """Check that a target can be written, before any work is done for it.
 
     Args:
         path: the file.
-        force: it may be replaced, and what an interrupted run left may be thrown away.
-        resume: what an interrupted run left will be used.
+        force: replace an existing file and discard partial results of an interrupted run.
+        resume: use partial results of an interrupted run.
 
     Raises:
-        OutputError: if the folder is missing or read-only, something is there or was left by an interrupted run
-            and neither `force` nor `resume` says what to do with it, or another process is writing it.
+        OutputError: if the folder is missing or read-only, if the file exists without `force`, if there are
+            partial results without `force` or `resume`, or if another process is writing it.
     """
     target = _resolved(path)
     parent = target.parent if path.is_symlink() else path.parent
     if not parent.is_dir():
-        raise OutputError(f"{path}: the folder {parent} does not exist; make it first")
+        raise OutputError(f"{path}: the folder {parent} does not exist; create it first")
     if path.is_dir():
         raise OutputError(f"{path} is a folder: name a file in it")
     if path.exists() and not path.is_file():
-        raise OutputError(f"{path} is no ordinary file: write to standard output with -o - and redirect it")
+        raise OutputError(f"{path} is not a regular file: write to standard output with -o - and redirect it")
     _check_free(path, force)
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{path}: the folder {parent} is read-only; choose another with -o")
@@ -72,7 +72,7 @@ def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
         with _claimed(folder, path):
             if _kept(folder) and not (force or resume):
                 raise OutputError(
-                    f"{path}: an interrupted run left what it had done; pass --resume to go on from there, or "
+                    f"{path}: an interrupted run left partial results; pass --resume to continue from them, or "
                     "--force to start over"
                 )
 
@@ -83,7 +83,7 @@ def _check_free(path: Path, force: bool) -> None:
 
 
 def work_folder(path: Path) -> Path:
-    """Where whoever writes `path` keeps what is not complete; of a symbolic link, beside what it points to."""
+    """Return the work folder for `path`; for a symbolic link, it is beside the link's target."""
     target = _resolved(path)
     name = os.fsencode(target.name)
     known = target.name if len(name) <= _LONGEST else hashlib.sha256(name).hexdigest()
@@ -100,26 +100,25 @@ def _resolved(path: Path) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError before Python 3.13, and from then on a link
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise OutputError(f"{path} cannot be written: its name is too long") from error
-    raise OutputError(f"{path} is a link that leads nowhere: remove it, or choose another name")
+    raise OutputError(f"{path} is a broken link: remove it, or choose another name")
 
 
 @contextmanager
 def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path]:
-    """A temporary path, renamed to `path` when the block ends well and removed when it does not.
+    """Yield a temporary path that is renamed to `path` if the block succeeds, and removed otherwise.
 
-    It stands in `work_folder(path)`, where the block may keep further files, `KEPT` at the beginning of their
-    names, which stay if it ends otherwise. Of a symbolic link, the file it points to is replaced.
+    It is in `work_folder(path)`, where the block may store further files with the prefix `KEPT`; these remain
+    if the block fails. For a symbolic link, the link's target is replaced.
 
-    The temporary is there, and empty: the block opens it with `opener`, and puts nothing else in its place.
+    The temporary file exists and is empty: the block must open it with `opener`, and not replace it.
 
     Args:
         path: the file.
-        force: replace what is there.
-        resume: leave what an interrupted run kept to the block, which is removed otherwise.
+        force: replace an existing file.
+        resume: keep the partial results of an interrupted run for the block; otherwise they are removed.
 
     Raises:
-        OutputError: as `check_target`; if something appeared at `path` meanwhile; if writing fails, for lack of
-            room, say.
+        OutputError: as `check_target`; if `path` was created meanwhile; if writing fails, as on a full disk.
     """
     check_target(path, force=force, resume=resume)
     target, folder = _resolved(path), work_folder(path)
@@ -136,8 +135,8 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
                     yield temporary
                     if not os.path.samestat(temporary.lstat(), os.fstat(number)):
                         raise OutputError(
-                            f"{path} cannot be written: something else was put in the place of {temporary}; "
-                            "choose a folder where only you can write"
+                            f"{path} cannot be written: {temporary} was replaced by something else; "
+                            "choose a folder that only you can write to"
                         )
                     os.fsync(number)
                     _set_owner_and_mode(number, target if force else None, mode)
@@ -156,7 +155,7 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
 
 
 def opener(path: str | Path, flags: int) -> int:
-    """For `open`: what `replacing` gave, and no file that a link in its place leads to."""
+    """Open the temporary file of `replacing`, for use with `open`; it refuses symbolic links."""
     return os.open(path, flags | _NO_LINK, 0o600)
 
 
@@ -273,9 +272,9 @@ def _why_not_ours(folder: Path) -> str | None:
     if stat.S_ISLNK(found.st_mode):
         return "is a link; remove it"
     if not stat.S_ISDIR(found.st_mode):
-        return "is no folder; remove it"
+        return "is not a folder; remove it"
     if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
-        return "is another user's, who may be writing it: wait or have it removed, or choose another name"
+        return "belongs to another user, who may be writing it: wait, have it removed, or choose another name"
     return None
 
 
@@ -330,7 +329,7 @@ def _sweep(place: Path, but: Path) -> None:
 
 
 def what_is_kept(path: Path) -> dict[str, int]:
-    """What a run which writes `path` could go on from: names, and when each was written."""
+    """Return the partial results for `path`: file name -> modification time in nanoseconds."""
     folder = work_folder(path)
     # Somebody else's is told where the file is to be written.
     if not os.path.lexists(folder) or _why_not_ours(folder) or not _kept(folder):

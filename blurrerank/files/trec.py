@@ -1,8 +1,8 @@
-"""TREC run files: `probe Q0 item rank score tag`, one entry a line.
+"""TREC run files: `probe Q0 item rank score tag`, one entry per line.
 
-What trec_eval, ir_measures and ranx read. These sort by score again and ignore the rank, each breaking ties
-in its own way, so scores strictly decrease. Probes and items go by name where names serve as identifiers, and
-by row number, from 0, where they do not.
+This is the format of trec_eval, ir_measures and ranx. They ignore the rank, sort by score again, and break ties
+in different ways, so scores strictly decrease. Probes and items are identified by name if the names are valid
+identifiers, otherwise by row number, from 0.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Writer(RankingWriter):
         self._tag = f"blurrerank-{method}"
 
     def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
-        """Lists of consecutive probes."""
+        """Write the lists of consecutive probes."""
         for row, (items, values) in enumerate(zip(indices.tolist(), scores.tolist(), strict=True)):
             probe = self._probes[start + row]
             self._text.writelines(
@@ -43,7 +43,7 @@ class Writer(RankingWriter):
 
 
 def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
-    """Read a TREC run by anyone; the order is that of the scores.
+    """Read a TREC run from any tool; lists are sorted by score.
 
     Raises:
         InputError: naming the first line that is not an entry of these features.
@@ -74,7 +74,7 @@ def _usable(side: Side) -> str | None:
         return "there are none"
     names = side.names.tolist()
     if len(set(names)) != len(names):
-        return "they are not all different"
+        return "they are not unique"
     if any(name.split() != [name] for name in names):
         return "some are empty or have white space"
     return None
@@ -87,7 +87,7 @@ def _identifiers(side: Side) -> list[str]:
         return [str(name) for name in side.names]
     if side.names is not None:
         warnings.warn(
-            f"{side.label}/names cannot identify TREC entries, {problem}: row numbers are written instead",
+            f"{side.label}/names cannot be TREC identifiers, {problem}: row numbers are written instead",
             BlurrerankWarning,
             stacklevel=5,
         )
@@ -111,5 +111,5 @@ class _Rows:
 
     def __getitem__(self, identifier: str) -> int:
         if identifier not in self._rows:
-            raise KeyError(f"{identifier!r} is no {self._what}")
+            raise KeyError(f"{identifier!r} is not a {self._what}")
         return self._rows[identifier]

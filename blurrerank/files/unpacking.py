@@ -1,4 +1,4 @@
-"""How much a packed file may become."""
+"""Limits on the decompressed size of files."""
 
 from __future__ import annotations
 
@@ -9,71 +9,71 @@ from pathlib import Path
 from ..errors import InputError
 
 _LARGE, _TIMES = 256 << 20, 100
-"""Bytes that anything may unpack to, and how many times what is stored if it is more."""
+"""Decompressed size in bytes that is always allowed, and the maximum compression ratio above it."""
 
 _MOST = 1032
-"""How many times its size deflate can unpack anything to."""
+"""Maximum compression ratio of deflate."""
 
 
 def is_too_much(unpacked: int, packed: int) -> bool:
-    """Whether so many bytes of so many were made to fill the memory: no features are packed so tightly."""
+    """Return whether `packed` bytes that decompress to `unpacked` look like a decompression bomb."""
     return unpacked > _LARGE and unpacked > _TIMES * packed
 
 
 def check_unpacked(unpacked: int, packed: int, where: str) -> None:
-    """Refuse what was made to fill the memory: no features, labels or lists are packed so tightly.
+    """Check that data does not look like a decompression bomb.
 
     Args:
-        unpacked: bytes that it becomes.
-        packed: bytes that it takes.
-        where: how messages call it.
+        unpacked: decompressed size in bytes.
+        packed: stored size in bytes.
+        where: name of the data in messages.
 
     Raises:
-        InputError: if it is large, and more than a hundred times what is stored.
+        InputError: if the data is large, and more than a hundred times its stored size.
     """
     if is_too_much(unpacked, packed):
         raise InputError(
-            f"{where} would unpack {packed:,} bytes to {unpacked:,}: no features are packed so tightly; if it "
-            "is what you mean, write it unpacked"
+            f"{where} would decompress {packed:,} bytes to {unpacked:,}, which looks like a decompression "
+            "bomb: if the file is genuine, write it uncompressed"
         )
 
 
 def may_be_large(packed: int) -> bool:
-    """Whether deflate could make more of so many bytes than is read without asking."""
+    """Return whether `packed` bytes of deflate data could exceed the size that is always allowed."""
     return packed * _MOST > _LARGE
 
 
 def check_archive(path: Path, where: str) -> list[str]:
-    """The names in a zip archive, which does not unpack to more than it may.
+    """Check the decompressed size of a zip archive and return the names of its members.
 
     Args:
         path: the archive.
-        where: how messages call it.
+        where: name of the archive in messages.
 
     Raises:
-        InputError: as `check_unpacked`, or if its parts overlap, or are packed by anything but deflate.
-        zipfile.BadZipFile: if it is none.
+        InputError: as `check_unpacked`, or if members overlap, or are compressed by anything but deflate.
+        zipfile.BadZipFile: if it is not a zip archive.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     # Python unpacks the other kinds without a bound, whatever size is declared; nobody writes features so.
     if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
         raise InputError(
-            f"{where} is packed by another method than deflate: write it by np.savez or torch.save"
+            f"{where} is compressed by a method other than deflate: write it with np.savez or torch.save"
         )
     packed, size = sum(member.compress_size for member in members), path.stat().st_size
     if packed > size:
-        raise InputError(f"{where} holds more than it is long: it is damaged, or was made to be too much")
+        raise InputError(f"{where} contains more data than its size allows: it is damaged or malicious")
     check_unpacked(sum(member.file_size for member in members), packed, where)
     return [member.filename for member in members]
 
 
 def check_gzip(path: Path, where: str) -> None:
-    """Unpack a gzip file and forget it, unless it is too small to become large.
+    """Check the decompressed size of a gzip file by decompressing it, unless it is too small to become large.
 
     Args:
         path: the file.
-        where: how messages call it.
+        where: name of the file in messages.
 
     Raises:
         InputError: as `check_unpacked`.

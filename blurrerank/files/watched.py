@@ -1,4 +1,4 @@
-"""Files that are read bit by bit, as they are needed: whoever changes one meanwhile is noticed."""
+"""Detect changes to files that are read on demand."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ..errors import InputError
 
 
 class Watched:
-    """An open file that is to stay as it is; another that gets its name by a rename is no change to it."""
+    """An open file that must not change; renaming another file to its path is not a change."""
 
     def __init__(self, status: Callable[[], os.stat_result], where: str) -> None:
-        """Note how the file is now, of which `status` tells; `where` names it in messages."""
+        """Record the current state of the file, from `status`; `where` is its name in messages."""
         self._status, self._where = status, where
         self._state = self._found()
 
     @classmethod
     def open(cls, path: str | Path) -> Watched:
-        """The file at `path`, held open."""
+        """Watch the file at `path`, and keep it open."""
         return cls._held(os.open(path, os.O_RDONLY), str(path))
 
     @classmethod
     def same(cls, number: int, where: str) -> Watched:
-        """The file of a descriptor, held open when that is closed."""
+        """Watch the file of a descriptor, and keep it open when the descriptor is closed."""
         return cls._held(os.dup(number), where)
 
     @classmethod
@@ -36,15 +36,15 @@ class Watched:
         return found
 
     def check(self) -> None:
-        """See that nothing was written to the file.
+        """Check that the file is unchanged.
 
         Raises:
-            InputError: if something was.
+            InputError: if it was changed.
         """
         if self._found() != self._state:
             raise InputError(
-                f"{self._where} was changed while it was read: run this again when it is complete "
-                "(a new version that is renamed into place does no harm)"
+                f"{self._where} was changed while it was being read: run this again when it is complete "
+                "(replacing it by a rename is safe)"
             )
 
     def _found(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-"""One self-contained HTML page of a ranking: metrics, figures, and the lists of each probe before and after.
+"""Write a self-contained HTML page about a ranking: metrics, figures, and each probe's list before and after.
 
-The page needs no network, and forbids itself any. What comes from files is escaped, or enters as text.
+The page needs no network, and its content security policy forbids any. Content from files is escaped or
+inserted as text.
 """
 
 from __future__ import annotations
@@ -49,16 +50,16 @@ _LEGEND = {
 
 @dataclass(frozen=True)
 class Written:
-    """What a page holds.
+    """The size and content of a written page.
 
     Attributes:
-        size: of the file in bytes.
-        images: different images in the strips, probes among them.
-        pictures: how many of them are shown as pictures; the others are tiles with identity and camera.
-        missing: how many pictures were looked for and not found, or could not be read.
-        left_out: how many pictures there was no room for.
-        complete: how many probes have strips of pictures alone, but for what is missing, counted from the one
-            that changed most to the first that has not; all, unless pictures were left out.
+        size: size of the file in bytes.
+        images: number of distinct images in the lists, including probes.
+        pictures: number of images shown as pictures; the others are tiles with identity and camera.
+        missing: number of pictures that were not found or could not be read.
+        left_out: number of pictures that did not fit.
+        complete: number of probes, from the one that changed most up to the first one with a left-out picture,
+            that have all their pictures, except missing ones; all probes if none were left out.
     """
 
     size: int
@@ -81,26 +82,29 @@ def write_report(
 ) -> Written:
     """Write the page.
 
-    Pictures that do not fit into `sprites.BUDGET` bytes or go beyond `sprites.MOST` are left out, those of the
-    probes that changed least first; the page says so.
+    Pictures beyond `sprites.BUDGET` bytes or `sprites.MOST` pictures are left out, those of the probes that
+    changed least first; the page says so.
 
     Args:
-        comparison: what to show, from `before_and_after`.
-        path: the file; written beside itself and renamed into place.
-        probe_pictures: thumbnails of the probes, as `formats.images` gives them; without, tiles with identity
-            and camera.
-        gallery_pictures: likewise of the gallery.
-        sweep: of the same features, drawn as a heat map of mAP.
-        facts: what else is to be told of how the ranking was made, name -> text.
+        comparison: the comparison to show, from `before_and_after`.
+        path: the file; written to a temporary file and renamed into place.
+        probe_pictures: thumbnails of the probes, from `files.images`; without them, images are tiles with
+            identity and camera.
+        gallery_pictures: thumbnails of the gallery, likewise.
+        sweep: a sweep of the same features, drawn as a heat map of mAP.
+        facts: further facts about how the ranking was made, name -> text.
         force: replace an existing file.
 
+    Returns:
+        The size of the page and the number of pictures in it.
+
     Raises:
-        OutputError: if it cannot be written there.
-        InputError: if the sweep is of something else, or the pictures cannot be read.
+        OutputError: if the file cannot be written.
+        InputError: if the sweep is of other features, labels or settings, or the pictures cannot be read.
         BlurrerankError: if there are pictures and Pillow, the extra `report`, is not installed.
     """
     if not comparison.data.has_ids and sweep is not None:
-        raise InputError(f"{comparison.data.lacking('ids')}: a sweep cannot be of these labels")
+        raise InputError(f"{comparison.data.lacking('ids')}, so the sweep cannot belong to these features")
     strips = _Strips(comparison, probe_pictures, gallery_pictures)
     heat = "" if sweep is None else heat_map(grid_of(sweep, comparison))
     style, script, page = (_file(name) for name in ("page.css", "page.js", "page.html"))
@@ -118,7 +122,7 @@ def write_report(
         lead=_lead(comparison),
         notes="".join(f'<p class="note">{escape(caveat)}</p>' for caveat in comparison.caveats()),
         figures=_figures(comparison, heat),
-        strips=escape(strips.told()),
+        strips=escape(strips.description()),
         legend=_legend(comparison),
         filters=_filters(comparison),
         facts=_facts(comparison, facts or {}),
@@ -129,7 +133,7 @@ def write_report(
             for place, uri in enumerate(strips.sheets.uris)
         ),
     )
-    # A lone surrogate, as damaged names have, is no text.
+    # Damaged names can contain lone surrogates, which utf-8 cannot encode.
     content = text.encode("utf-8", "replace")
     with replacing(Path(path), force=force) as temporary, open(temporary, "wb", opener=opener) as file:
         file.write(content)
@@ -137,7 +141,7 @@ def write_report(
 
 
 class _Strips:
-    """The lists of all probes, and the images in them."""
+    """The strips of pictures: the lists of all probes, and the images in them."""
 
     def __init__(self, comparison: BeforeAfter, probes: Pictures | None, gallery: Pictures | None) -> None:
         self.comparison = comparison
@@ -152,7 +156,7 @@ class _Strips:
         count, listed = len(comparison.data.probe), len(self.items)
         self.cells = np.full(count + listed, -1, dtype=np.int32)
         self.sheets = Sheets(self.cells[:0])
-        # Numbers of images: probes first, then the listed items.
+        # Images are numbered: probes first, then the listed items.
         self.wanted = self._wanted(count, probes is not None, gallery is not None)
         if len(self.wanted):
             sources = [
@@ -163,7 +167,7 @@ class _Strips:
             self.cells[self.wanted] = self.sheets.cells
 
     def _wanted(self, count: int, probes: bool, gallery: bool) -> NDArray[np.int64]:
-        """Images that are to have a picture, in the order in which they are met, most changed probe first."""
+        """Return the images to show as pictures, in order of appearance, the most changed probe first."""
         lists = self.lists.reshape(len(self.lists), -1)[self.order].astype(np.int64)
         met = np.concatenate([self.order[:, None], np.where(lists < 0, -1, lists + count)], axis=1).ravel()
         met = met[((met >= 0) & (met < count) & probes) | ((met >= count) & gallery)]
@@ -171,7 +175,7 @@ class _Strips:
         return met[np.sort(first)]
 
     def written(self, size: int) -> Written:
-        """What is to be told of the page."""
+        """Return the size and content of the page."""
         sheets = self.sheets
         return Written(
             size=size,
@@ -186,7 +190,7 @@ class _Strips:
         count = len(self.lists)
         if not self.sheets.left_out:
             return count
-        # Sheets are filled in the order of the wanted: all beyond the last with a picture were left out.
+        # Sheets are filled in the order of `wanted`: everything after the last picture was left out.
         last = int(np.flatnonzero(self.sheets.cells >= 0).max(initial=-1))
         out = np.zeros(len(self.cells) + 1, dtype=bool)
         out[self.wanted[last + 1 :]] = True
@@ -194,25 +198,25 @@ class _Strips:
         without = out[:count] | out[np.where(lists < 0, len(self.cells), lists + count)].any(axis=1)
         return int(np.argmax(without[self.order])) if without.any() else count
 
-    def told(self) -> str:
-        """What the page says of its strips."""
+    def description(self) -> str:
+        """Describe the strips and their pictures for the page."""
         shown = self.comparison.before.shape[1]
         said = f"The first {shown} items of each probe's list, before (cosine) and after."
         written = self.written(0)
         if written.left_out:
             said += (
-                f" A page has room for {written.pictures:,} of {len(self.wanted):,} pictures: the "
-                f"{written.complete:,} probes that changed most have all of theirs, and of the others "
+                f" Only {written.pictures:,} of {len(self.wanted):,} pictures fit on the page: the "
+                f"{written.complete:,} probes that changed most have all their pictures; for the others, "
                 "some images are tiles with identity and camera."
             )
         elif not self.has_pictures:
-            said += " There are no pictures: each image is a tile with what is known of it."
+            said += " There are no pictures: each image is a tile with its identity and camera."
         if written.missing:
             said += f" {written.missing:,} pictures were not found; these are tiles too."
         return said
 
     def table(self) -> dict[str, Any]:
-        """All that the page's script needs."""
+        """Return the data for the script of the page."""
         comparison, data = self.comparison, self.comparison.data
         count = len(data.probe)
         columns: dict[str, tuple[str, Any]] = {
@@ -260,7 +264,7 @@ class _Strips:
 
 
 def _places(metrics: Metrics) -> NDArray[np.int32]:
-    """Rank of each probe's first match; -1 where it is not listed, 0 where there is none."""
+    """Return (P,) int32, the rank of each probe's first match: -1 if it is not listed, 0 without a match."""
     first = metrics.first_match
     known = np.isfinite(first)
     places = np.where(np.isnan(first), 0, -1)
@@ -274,7 +278,7 @@ def _base64(values: Any, kind: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON that ends no script element and is the same in HTML and JavaScript."""
+    """Return JSON that cannot end a script element and reads the same in HTML and JavaScript."""
     text = json.dumps(value, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -289,7 +293,7 @@ def _hash(text: str) -> str:
 
 def _label(comparison: BeforeAfter) -> str:
     method = comparison.ranking.method
-    return "A ranking from elsewhere" if method == "unknown" else method
+    return "A ranking from another tool" if method == "unknown" else method
 
 
 def _lead(comparison: BeforeAfter) -> str:
@@ -396,7 +400,7 @@ def _facts(comparison: BeforeAfter, more: Mapping[str, str]) -> str:
     elif ranking.digest is not None:
         lists = "from a search of the whole gallery"
     else:
-        lists = "from elsewhere"
+        lists = "from another tool"
     known = ranking.method != "unknown"
     facts = {
         "method": ranking.method,

@@ -1,4 +1,4 @@
-"""The report's figures as inline SVG and HTML; colours and fonts are the style sheet's."""
+"""Draw the figures of the report as inline SVG and HTML; the style sheet sets colours and fonts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..studies.before_after import BeforeAfter, Grid
 
 _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 344, 12, 192
-# Columns of the plot of changes: beyond what a screen tells apart.
+# Maximum number of columns in the plot of changes; more would not be visible.
 _STEPS = 400
 
 
 def cmc_chart(before: Metrics, after: Metrics, label: str) -> str:
-    """Both cumulative match curves, ranks 1 to 50; `label` names the ranking."""
+    """Draw both cumulative match curves, ranks 1 to 50; `label` names the ranking."""
     low = np.floor(min(before.cmc[0], after.cmc[0], 0.95) * 20) / 20
     marks = np.linspace(low, 1, 6)
     body = _axes(
@@ -43,7 +43,7 @@ def cmc_chart(before: Metrics, after: Metrics, label: str) -> str:
 
 
 def change_chart(comparison: BeforeAfter) -> str:
-    """Each probe's change of AP, largest gain first."""
+    """Draw the change of AP of each probe, largest gain first."""
     change = comparison.sorted_change()
     counts = comparison.counts()
     limit = max(0.05, float(np.ceil(np.abs(change).max(initial=0) * 10) / 10))
@@ -70,7 +70,7 @@ def change_chart(comparison: BeforeAfter) -> str:
 
 
 def heat_map(grid: Grid) -> str:
-    """mAP for each topn and sigma, the best marked."""
+    """Draw a table of mAP for each topn and sigma, with the best one marked."""
     low, high = np.nanmin(grid.values), np.nanmax(grid.values)
     head = "".join(f'<th scope="col">{topn}</th>' for topn in grid.topns)
     rows = ""
@@ -94,7 +94,7 @@ def heat_map(grid: Grid) -> str:
 
 
 def _ticks(number: int) -> range:
-    """Round numbers from 0 up to `number`, three to seven of them."""
+    """Return three to seven round numbers from 0 up to `number`."""
     step = 1
     while number // step > 6:
         step = step * 5 // 2 if str(step)[0] == "2" else step * 2
@@ -106,7 +106,7 @@ def _signed(value: float) -> str:
 
 
 def _sampled(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At most `_STEPS` of sorted values, evenly; the first and the last among them."""
+    """Return at most `_STEPS` evenly spaced values, including the first and the last."""
     if len(values) <= _STEPS:
         return values
     some: NDArray[np.float64] = values[np.linspace(0, len(values) - 1, _STEPS).round().astype(int)]

@@ -1,6 +1,6 @@
-"""The figures of a report for print, by matplotlib.
+"""Draw the figures of a report for print, with matplotlib.
 
-matplotlib is an extra: `pip install "blurrerank[plot]"`. Nothing imports it before a figure is drawn.
+matplotlib is an extra: `pip install "blurrerank[plot]"`. It is only imported when a figure is drawn.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ ENDINGS = (".png", ".pdf", ".svg")
 FIGURES = ("cmc", "ap", "sweep", "all")
 
 _PANEL = (4.2, 3.1)  # inches
-# Okabe and Ito's colours, which differ for colour-blind readers and in print.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, also in print.
 _BEFORE, _AFTER, _BETTER, _WORSE = "#5f6b76", "#0072b2", "#009e73", "#d55e00"
 
 
 def check_figure(path: str | Path, figure: str, *, sweep: bool) -> None:
-    """Refuse, before any work, a figure that could not be drawn.
+    """Check, before any work, that a figure can be drawn.
 
     Raises:
-        ParameterError: for another ending than `ENDINGS`, an unknown figure, or `sweep` without a sweep.
-        BlurrerankError: naming the extra, if matplotlib is not installed.
+        ParameterError: for an extension not in `ENDINGS`, an unknown figure, or figure `sweep` without a sweep.
+        BlurrerankError: if matplotlib is not installed; names the extra.
     """
     if Path(path).suffix.lower() not in ENDINGS:
-        raise ParameterError(f"{path}: a figure is written as {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+        raise ParameterError(
+            f"{path}: figures need the extension {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}: rename the output"
+        )
     if figure not in FIGURES:
         raise ParameterError(f"figure {figure!r} is not known: use {' or '.join(FIGURES)}")
     if figure == "sweep" and not sweep:
         raise ParameterError(
-            "the heat map needs a sweep: pass --sweep FILE, as `blurrerank sweep -o` writes it"
+            "the heat map needs a sweep: pass --sweep FILE, a file written by `blurrerank sweep -o`"
         )
     if figure in ("cmc", "ap") and sweep:
         raise ParameterError(f"--figure {figure} draws no sweep: leave --sweep out, or pass --figure all")
@@ -58,27 +60,28 @@ def draw(
     sweep: Sweep | None = None,
     force: bool = False,
 ) -> None:
-    """Draw figures into one file; no display is needed.
+    """Draw one or several figures into one file; no display is needed.
 
     Args:
-        comparison: what to show, from `before_and_after`.
+        comparison: the comparison to show, from `before_and_after`.
         path: the file, `.png` (300 dots per inch), `.pdf` or `.svg`.
-        figure: `cmc`, `ap` (each probe's change of AP, sorted), `sweep` (heat map of mAP), or `all` of these
-            side by side, the last if there is a sweep.
-        sweep: of the same features.
+        figure: `cmc`, `ap` (sorted change of AP of each probe), `sweep` (heat map of mAP), or `all` side by
+            side, with the heat map if there is a sweep.
+        sweep: a sweep of the same features.
         force: replace an existing file.
 
     Raises:
         ParameterError: see `check_figure`.
-        InputError: without ids or a match on both sides, or if the sweep is of something else.
-        OutputError: if it cannot be written there.
+        InputError: without ids on both sides, without any match, or if the sweep is of other features, labels
+            or settings.
+        OutputError: if the file cannot be written.
         BlurrerankError: if matplotlib, the extra `plot`, is not installed.
     """
     path = Path(path)
     check_figure(path, figure, sweep=sweep is not None)
     check_target(path, force=force)
     if comparison.measured is None:
-        raise InputError(f"{comparison.data.lacking('ids')}: nothing can be measured, and no figure drawn")
+        raise InputError(f"{comparison.data.lacking('ids')}: without metrics no figure can be drawn")
     before, after = comparison.measured
     if not after.valid_probes:
         raise InputError("no probe has a match in the gallery: there is nothing to draw")
@@ -88,7 +91,7 @@ def draw(
     from matplotlib.figure import Figure
 
     panels = [name for name in FIGURES[:-1] if figure in (name, "all") and (name != "sweep" or grid)]
-    # Text as text in PDF and SVG, which journals ask for, and the same bytes from the same numbers.
+    # Keep text as text in PDF and SVG, as journals ask, and make the output reproducible.
     style: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "blurrerank", "font.size": 9}
     with rc_context(style):
         canvas = Figure(figsize=(_PANEL[0] * len(panels), _PANEL[1]), layout="constrained")
@@ -102,7 +105,7 @@ def draw(
                 _heat_map(axis, grid)
         kind = path.suffix.lower()[1:]
         undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
-        # Not into the file: of a full disk matplotlib's PDF makes an error of its own.
+        # Draw to memory first: on a full disk, matplotlib's PDF writer raises an error of its own.
         drawn = io.BytesIO()
         canvas.savefig(drawn, format=kind, dpi=300, metadata=undated)
     with replacing(path, force=force) as temporary, open(temporary, "wb", opener=opener) as file:
@@ -113,7 +116,7 @@ def _cmc(axis: Any, before: Metrics, after: Metrics, method: str) -> None:
     ranks = np.arange(1, len(after.cmc) + 1)
     label = "the ranking" if method == "unknown" else method
     axis.plot(ranks, before.cmc, color=_BEFORE, linestyle="--", label="cosine")
-    # A method's name comes from a file: no mathematics in it.
+    # The name of the method comes from a file: disable math text.
     axis.plot(ranks, after.cmc, color=_AFTER, label=label.replace("$", r"\$").lstrip("_"))
     axis.set(xlabel="rank k", ylabel="probes with a match by rank k", xlim=(1, len(ranks)))
     axis.set_ylim(top=1.0)
@@ -124,7 +127,7 @@ def _cmc(axis: Any, before: Metrics, after: Metrics, method: str) -> None:
 
 def _changes(axis: Any, comparison: BeforeAfter) -> None:
     change, counts = comparison.sorted_change(), comparison.counts()
-    # A step for each probe.
+    # One step per probe.
     edges = np.arange(len(change) + 1)
     for values, colour in ((change.clip(0), _BETTER), (change.clip(None, 0), _WORSE)):
         axis.stairs(values, edges, fill=True, color=colour, linewidth=0)

@@ -1,4 +1,4 @@
-"""Thumbnails on sprite sheets, within a budget."""
+"""Pack thumbnails into sprite sheets, within a size limit."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from numpy.typing import NDArray
 from ..files.images import Pictures, Thumbnail, pillow
 
 EDGE = 64
-"""Pictures are scaled to fit this many pixels each way."""
+"""Maximum width and height of a picture, in pixels."""
 BUDGET = 10 << 20
-"""Bytes that all sheets of a page may take, as text."""
+"""Maximum size of all sheets of a page, in bytes of base64 text."""
 MOST = 20_000
-"""Pictures that a page may show."""
+"""Maximum number of pictures on a page."""
 
 _COLUMNS, _PER_SHEET = 16, 256
-_PADDING = 128  # grey, where a picture does not fill its cell
+_PADDING = 128  # grey value where a picture does not fill its cell
 
 
 @dataclass
 class Sheets:
-    """Sprite sheets: pictures in cells of one size, 16 a row, up to 256 a sheet.
+    """Sprite sheets: pictures in cells of equal size, 16 per row, up to 256 per sheet.
 
     Attributes:
-        width: of a cell, in pixels.
-        height: of a cell.
-        columns: cells in a row.
-        per_sheet: cells on each sheet but the last.
+        width: width of a cell in pixels.
+        height: height of a cell in pixels.
+        columns: number of cells per row.
+        per_sheet: number of cells on each sheet except the last.
         uris: the sheets, as data URIs.
-        cells: (M,) int32, for each picture asked for its cell, -1 without one.
-        missing: how many were not found or are no images.
-        left_out: how many there was no room for.
+        cells: (M,) int32, the cell of each requested picture, or -1.
+        missing: number of pictures that were not found or are not images.
+        left_out: number of pictures that did not fit.
     """
 
     cells: NDArray[np.int32]
@@ -50,7 +50,7 @@ class Sheets:
 
 
 def make_sheets(wanted: Sequence[tuple[Pictures, int]]) -> Sheets:
-    """Pictures on sheets, in the order in which they are asked for, until `BUDGET` or `MOST` is spent.
+    """Pack pictures into sheets in the given order, until `BUDGET` or `MOST` is reached.
 
     Args:
         wanted: (source, row) of each picture.
@@ -82,7 +82,7 @@ def make_sheets(wanted: Sequence[tuple[Pictures, int]]) -> Sheets:
 
 
 def _read(wanted: Sequence[tuple[Pictures, int]]) -> list[Thumbnail | None]:
-    """The thumbnails, read in the order of their files."""
+    """Read the thumbnails in the order of their rows in each source."""
     thumbnails: list[Thumbnail | None] = [None] * len(wanted)
     for source in {id(source): source for source, _ in wanted}.values():
         places = {row: place for place, (of, row) in enumerate(wanted) if of is source}
@@ -105,7 +105,7 @@ def _drawn(thumbnails: Sequence[Thumbnail], height: int, width: int, colour: boo
 
 
 def _encoded(sheet: NDArray[np.uint8]) -> str:
-    """As PNG, exact and small for drawings, or as JPEG where that is smaller, as for photographs."""
+    """Encode a sheet as PNG (lossless; small for drawings) or as JPEG (for photographs) if that is smaller."""
     picture, best = pillow().fromarray(sheet), b""
     for kind, options in (("PNG", {"optimize": True}), ("JPEG", {"quality": 80})):
         stream = io.BytesIO()

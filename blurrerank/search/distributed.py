@@ -50,7 +50,7 @@ class DistributedGallery:
         group, first, topn = self._group, self.columns.start, query.topn
         for batch in self._search_shard(probe, query, progress):
             keys = best_of_share(sort_keys(batch.found.scores, batch.found.indices), topn, group)
-            found = Candidates(*from_sort_keys(group.gathered(keys)))
+            found = Candidates(*from_sort_keys(group.all_gather(keys)))
             near = found
             if rerank_head is not None:
                 mine = Candidates(*from_sort_keys(keys))
@@ -58,7 +58,7 @@ class DistributedGallery:
                 # A process may have no share of a small batch; it takes part in what all do.
                 if len(keys):
                     mine = rerank_head(batch.probe[group.share(len(batch.probe))], mine, fetched)
-                near = Candidates(group.gathered(mine.indices), group.gathered(mine.scores))
+                near = Candidates(group.all_gather(mine.indices), group.all_gather(mine.scores))
             if batch.similarities is not None:
                 overwrite_with_exact_scores(batch.similarities, found, first)
             batch = replace(batch, found=found)
@@ -84,7 +84,7 @@ class DistributedGallery:
         values = similarities.new_zeros(places.shape)
         if similarities.shape[1]:
             values = similarities.gather(1, places.masked_fill(~here, 0)).masked_fill_(~here, 0)
-        return self._group.reduced(values, "sum").view(items.shape)
+        return self._group.all_reduce(values, "sum").view(items.shape)
 
     def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `GallerySource.gather`; the rows are fetched from their owners."""

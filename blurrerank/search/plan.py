@@ -119,7 +119,7 @@ class Plan:
 
     def agreed(self, group: Group) -> Plan:
         """The plan that all processes of `group` can follow in step."""
-        batch, block, held, working, low = group.agreed(
+        batch, block, held, working, low = group.all_reduce_min(
             [
                 self.probe_batch,
                 self.gallery_block,

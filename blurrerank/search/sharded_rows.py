@@ -37,10 +37,10 @@ class FetchedRows:
             self._distinct[start:stop]
             for start, stop in zip(cuts, [*cuts[1:], len(self._distinct)], strict=True)
         ]
-        asked = group.exchanged(wanted)
+        asked = group.all_to_all(wanted)
         table, places = shard.gather(torch.cat(asked) - starts[group.rank])
         answers = torch.split(table.index_select(0, places), [len(part) for part in asked])
-        self._table = torch.cat(group.exchanged(answers))
+        self._table = torch.cat(group.all_to_all(answers))
 
     def __len__(self) -> int:
         return self._size
@@ -89,7 +89,7 @@ class ShardedImages(UnitRows):
                 piece = rows[probes + first - start : probes + last - start]
                 if rank == self.group.rank:
                     piece.copy_(self._shard.rows(first - held.start, last - held.start))
-                self.group.sent(piece, rank)
+                self.group.broadcast(piece, rank)
         return rows
 
     def is_assigned_here(self, number: int) -> bool:
@@ -98,7 +98,7 @@ class ShardedImages(UnitRows):
 
     def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of each value over the processes."""
-        return self.group.reduced(values, "sum")
+        return self.group.all_reduce(values, "sum")
 
     def merge_top_keys(self, keys: torch.Tensor) -> torch.Tensor:
         """The best keys of all processes, merged piece by piece, so that little more than `keys` is held."""
@@ -120,7 +120,7 @@ def merged(keys: torch.Tensor, count: int, group: Group) -> torch.Tensor:
     Returns:
         (p, count) int64, best first.
     """
-    return group.gathered(best_of_share(keys, count, group))
+    return group.all_gather(best_of_share(keys, count, group))
 
 
 def best_of_share(keys: torch.Tensor, count: int, group: Group) -> torch.Tensor:
@@ -128,5 +128,5 @@ def best_of_share(keys: torch.Tensor, count: int, group: Group) -> torch.Tensor:
     # n is told by lists of one length: a process with a short gallery fills up with keys that lose.
     widened = torch.full((len(keys), count), NOBODY, dtype=torch.int64, device=keys.device)
     widened[:, : keys.shape[1]] = keys[:, :count]
-    found = group.exchanged([widened[group.share(len(keys), rank)] for rank in range(group.size)])
+    found = group.all_to_all([widened[group.share(len(keys), rank)] for rank in range(group.size)])
     return torch.cat(found, dim=1).topk(count, dim=1).values if count else found[0]

@@ -1,4 +1,4 @@
-"""A ranking beside the cosine search of the same features: the numbers that `report` and `plot` show."""
+"""Compare a ranking with the cosine search of the same features, for `report` and `plot`."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from ..evaluation.significance import gains
 from .sweep import Sweep
 
 UNKNOWN, RIGHT, WRONG, IS_JUNK, DROPPED = range(5)
-"""What a listed item is to its probe: nothing is known or listed; its identity, another, junk, or its identity
-under a camera that the protocol drops."""
+"""Kinds of a listed item: unknown or not listed; same identity; other identity; junk; same identity and camera,
+which the protocol drops."""
 
 
 @dataclass(frozen=True, eq=False)
 class BeforeAfter:
-    """A ranking and the cosine search of the same features.
+    """A ranking compared with the cosine search of the same features.
 
     Attributes:
-        ranking: what is compared.
-        data: what was ranked.
-        protocol: by which it was measured.
+        ranking: the ranking.
+        data: the ranked features.
+        protocol: name of the evaluation protocol.
         ap_kind: `plain` or `trapezoid`.
         before: (P, S) gallery rows by cosine, best first; -1 pads.
-        after: (P, S) likewise of the ranking.
-        kinds_before: (P, S) uint8, what each item of `before` is to its probe, by `kinds_of`.
-        kinds_after: likewise of `after`.
-        metrics_before: of the cosine search, measured as deep as the ranking was; None without ids.
-        metrics_after: of the ranking; None without ids.
-        change: (P,) float64, AP after less AP before, 0 where they differ by rounding alone, NaN for a probe
+        after: (P, S) gallery rows of the ranking, likewise.
+        kinds_before: (P, S) uint8, the kind of each item of `before`, from `kinds_of`.
+        kinds_after: (P, S) uint8, the kind of each item of `after`.
+        metrics_before: metrics of the cosine search, to the same depth as the ranking; None without ids.
+        metrics_after: metrics of the ranking; None without ids.
+        change: (P,) float64, AP after minus AP before, 0 where they differ only by rounding, NaN for a probe
             without a match; None without ids.
     """
 
@@ -60,13 +60,13 @@ class BeforeAfter:
 
     @property
     def measured(self) -> tuple[Metrics, Metrics] | None:
-        """Metrics before and after, if there are ids."""
+        """Metrics before and after; None without ids."""
         if self.metrics_before is None or self.metrics_after is None:
             return None
         return self.metrics_before, self.metrics_after
 
     def counts(self) -> dict[str, int]:
-        """How many probes are `better`, `equal`, `worse`, or without a match, `no match`; empty without ids."""
+        """Count the probes that are `better`, `equal`, `worse`, or have `no match`; empty without ids."""
         if self.change is None:
             return {}
         return {
@@ -77,18 +77,18 @@ class BeforeAfter:
         }
 
     def sorted_change(self) -> NDArray[np.float64]:
-        """(V,) the change of AP of each probe with a match, largest gain first; empty without ids."""
+        """Return (V,) changes of AP of the probes with a match, largest gain first; empty without ids."""
         change = np.zeros(0) if self.change is None else self.change
         return -np.sort(-change[~np.isnan(change)])
 
     def by_change(self) -> NDArray[np.int64]:
-        """(P,) probes, those that changed most first, without a match last; in their order without ids."""
+        """Return (P,) probe indices, largest absolute change first, no match last; in order without ids."""
         if self.change is None:
             return np.arange(len(self.before))
         return np.argsort(-np.abs(self.change), kind="stable")  # NaN sorts last
 
     def caveats(self) -> list[str]:
-        """What a reader must know to read the numbers rightly, a sentence each."""
+        """Return notes needed to interpret the numbers, one sentence each."""
         found = []
         if self.ranking.candidates is not None:
             found.append(
@@ -96,19 +96,14 @@ class BeforeAfter:
                 "whole gallery. Before is the exact cosine search of the features."
             )
         if self.metrics_after is None:
-            found.append(
-                f"{_sentence(self.data.lacking('ids'))}: lists can be shown, and nothing can be measured."
-            )
+            found.append(f"{_sentence(self.data.lacking('ids'))}: lists can be shown, but not measured.")
         elif self.metrics_after.depth is not None:
             found.append(
-                f"Both are measured as deep as the ranking's lists go (the shortest ends at rank "
-                f"{self.metrics_after.depth} of {len(self.data.gallery)}): a match that is not listed counts "
-                "as missed."
+                f"Both are measured to the depth of the ranking's lists (the shortest ends at rank "
+                f"{self.metrics_after.depth} of {len(self.data.gallery)}): unlisted matches count as missed."
             )
         if get_protocol(self.protocol).drops_same_camera and self.data.has_ids and not self.data.has_cams:
-            found.append(
-                f"{_sentence(self.data.lacking('cams'))}: protocol {self.protocol} drops nothing but junk."
-            )
+            found.append(f"{_sentence(self.data.lacking('cams'))}: protocol {self.protocol} drops only junk.")
         return found
 
 
@@ -127,23 +122,23 @@ def before_and_after(
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> BeforeAfter:
-    """Measure a ranking and the exact cosine search of the same features, and take the heads of both.
+    """Measure a ranking and the exact cosine search of the same features, and return the heads of both.
 
-    A ranking whose matches are known to its depth alone is measured to it (`evaluate`), and so is the cosine
-    search then: each probe's list is cut where the ranking's ends.
+    If the ranking can only be measured to its depth (see `evaluate`), the cosine search is measured to the same
+    depth: each cosine list is cut where the ranking's list ends.
 
     Args:
-        ranking: of the probes of `data`.
-        data: features; without ids on both sides nothing is measured.
+        ranking: a ranking of the probes of `data`.
+        data: the features; without ids on both sides nothing is measured.
         protocol: `market1501`, `cuhk03` or `plain`.
         ap: `plain` or `trapezoid`.
-        shown: how many items of each list to take; capped at what the ranking has.
-        device: where similarities are computed.
-        memory: budget in bytes for the same.
-        progress: called with (images done, images in all) for the search.
+        shown: number of items to return of each list, at most the depth of the ranking.
+        device: device for the similarities.
+        memory: memory budget in bytes for the similarities.
+        progress: called with (images done, images in all) during the search.
 
     Raises:
-        InputError: if ranking and data do not belong together.
+        InputError: if the ranking was not made from `data`.
         ParameterError: for an unknown protocol or kind of AP, or `shown` below 1.
     """
     rules = get_protocol(protocol)
@@ -165,11 +160,11 @@ def before_and_after(
     before, change = None, None
     if after is not None:
         if cut:
-            # Known to the depth of its lists, as candidates are.
+            # Mark the cut lists as known only to their depth, like candidates.
             within = np.where(ranking.indices >= 0, cosine.indices, -1)
             cosine = replace(cosine, indices=within, candidates="cosine search", cosine_tail=False)
         with warnings.catch_warnings():
-            # What there is to say of these labels was said of the ranking.
+            # The ranking has already caused the warnings about these labels.
             warnings.simplefilter("ignore", BlurrerankWarning)
             before = evaluate(cosine, data, **measured)  # type: ignore[arg-type]
         change = gains(after.ap, before.ap)
@@ -190,12 +185,12 @@ def before_and_after(
 
 
 def kinds_of(lists: NDArray[Any], data: FeatureSet, protocol: Protocol) -> NDArray[np.uint8]:
-    """What each listed item is to its probe.
+    """Return the kind of each listed item.
 
     Args:
         lists: (P, S) gallery rows, -1 past the end of a list.
-        data: the labels; without ids on both sides everything is `UNKNOWN`.
-        protocol: which items are dropped.
+        data: the labels; without ids on both sides all kinds are `UNKNOWN`.
+        protocol: says which items are dropped.
 
     Returns:
         (P, S) uint8 of `UNKNOWN`, `RIGHT`, `WRONG`, `IS_JUNK`, `DROPPED`.
@@ -216,13 +211,13 @@ def kinds_of(lists: NDArray[Any], data: FeatureSet, protocol: Protocol) -> NDArr
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """mAP of a sweep as a table.
+    """The mAP of a sweep as a table.
 
     Attributes:
-        topns: (C,) of the columns, ascending.
-        sigmas: (R,) of the rows, ascending.
+        topns: (C,) topn of each column, ascending.
+        sigmas: (R,) sigma of each row, ascending.
         values: (R, C) float64 mAP, NaN for a setting that was not measured.
-        best: row and column of the best.
+        best: row and column of the best setting.
     """
 
     topns: list[int]
@@ -232,22 +227,22 @@ class Grid:
 
 
 def grid_of(sweep: Sweep, comparison: BeforeAfter) -> Grid:
-    """The mAP of each setting of `sweep`, which must be of what `comparison` is of.
+    """Return the mAP of each setting of `sweep`, which must be of the features in `comparison`.
 
     Raises:
-        InputError: if it is of other features, labels, protocol or AP, or holds no setting.
+        InputError: if it is of other features, labels, protocol or AP, or has no settings.
     """
     data = comparison.data
     if sweep.digest != data.digest() or sweep.labels_digest != data.labels_digest():
         what = "features" if sweep.digest != data.digest() else "ids or cameras"
-        raise InputError(f"the sweep is of other {what}: pass one that was made from these")
+        raise InputError(f"the sweep was made from other {what}: pass a sweep of these features")
     if (sweep.protocol, sweep.ap) != (comparison.protocol, comparison.ap_kind):
         raise InputError(
-            f"the sweep is measured by protocol {sweep.protocol} and {sweep.ap} AP: pass "
-            f"--protocol {sweep.protocol} --ap {sweep.ap}, or sweep again with those given here"
+            f"the sweep was measured with protocol {sweep.protocol} and {sweep.ap} AP: pass "
+            f"--protocol {sweep.protocol} --ap {sweep.ap}, or run the sweep again with the ones given here"
         )
     if not sweep.rows:
-        raise InputError("the sweep holds no settings: run `blurrerank sweep` again")
+        raise InputError("the sweep has no settings: run `blurrerank sweep` again")
     topns, sigmas = (sorted({setting[part] for setting in sweep.rows}) for part in (0, 1))
     values = np.full((len(sigmas), len(topns)), np.nan)
     for (topn, sigma), means in sweep.rows.items():

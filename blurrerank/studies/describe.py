@@ -1,4 +1,4 @@
-"""What is in a feature file, what is wrong with it, and what a run would make of it."""
+"""Describe a feature file: its content, its problems, and what a default run would do."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from ..methods import create
 def describe(
     path: str | Path, gallery: str | Path | None = None, *, device: str = "auto", memory: int | None = None
 ) -> dict[str, Any]:
-    """Describe feature files, usable or not.
+    """Describe feature files, valid or not.
 
     Args:
         path: as for `load`.
         gallery: as for `load`.
-        device: where a run would compute.
-        memory: its budget in bytes.
+        device: the device of the default run.
+        memory: its memory budget in bytes.
 
     Returns:
         A dictionary ready for JSON: `probe` and `gallery` (None if unreadable), `attributes`, `problems`,
-        `warnings` of what is probably not meant, as of `convert`, and `run`, what the default run would do,
-        None if there are problems.
+        `warnings` about likely mistakes, as from `convert`, and `run`, the plan of a default run (None if there
+        are problems).
 
     Raises:
         InputError: if a file cannot be opened at all.
@@ -59,17 +59,17 @@ def describe(
 
 
 def describe_index(path: str | Path) -> dict[str, Any]:
-    """Describe an index, whose checksums are compared.
+    """Describe an index and verify its checksums.
 
     Args:
         path: the file.
 
     Returns:
-        A dictionary ready for JSON: `gallery`, as of `describe`; `method`, `params`, `digest`, and the `bytes`
-        of the file.
+        A dictionary ready for JSON: `gallery`, as from `describe`; `method`, `params`, `digest`, and `bytes`,
+        the size of the file.
 
     Raises:
-        InputError: if it is no index, or is damaged.
+        InputError: if it is not an index, or is damaged.
     """
     index = GalleryIndex.open(path, device="cpu")
     return {
@@ -117,7 +117,7 @@ def _default_run(data: FeatureSet, device: str, memory: int | None) -> dict[str,
 
 
 def _plain(value: Any) -> Any:
-    """JSON takes numbers and strings; it has no NaN, and anything stranger goes by its text."""
+    """Convert an attribute for JSON: numbers and strings are kept; NaN and other types become text."""
     simple = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     finite = isinstance(simple, int | str) or (isinstance(simple, float) and np.isfinite(simple))
     return simple if finite else str(value)

@@ -1,9 +1,9 @@
 """Sweep files: the metrics of every setting, as JSON or CSV.
 
-JSON: `format` (`blurrerank-sweep`), `format_version`, what the sweep is of (`digest`, `labels_digest`,
+JSON: `format` (`blurrerank-sweep`), `format_version`, the input and protocol (`digest`, `labels_digest`,
 `protocol`, `ap`, `probes`, `valid_probes`), `cosine` (means without re-ranking), `rows` (`topn`, `sigma` and
-means each) and `best` (mean -> its best row). CSV: a row each, the first of method `cosine`, with what the
-sweep is of repeated in every row.
+means of each setting) and `best` (mean -> its best row). CSV: one row per setting after a first row of method
+`cosine`; every row repeats the input and protocol.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _COLUMNS = ("method", "topn", "sigma", *MEANS, *_OF)
 
 
 def check_name(path: Path) -> None:
-    """Raise `ParameterError` unless the ending of `path` says how to write it."""
+    """Raise `ParameterError` unless `path` has the extension .json or .csv."""
     if path.suffix.lower() not in (".json", ".csv"):
         raise ParameterError(f"{path}: a sweep is written as .json or .csv")
 
 
 def as_dict(sweep: Sweep) -> dict[str, Any]:
-    """A sweep as its JSON file holds it."""
+    """Return a sweep as a dictionary, as in its JSON file."""
     rows = {setting: _row(sweep, setting) for setting in sweep.rows}
     return {
         "format": FORMAT,
@@ -51,18 +51,19 @@ def save_sweep(sweep: Sweep, path: str | Path, known: Sweep | None = None) -> No
     """Write a sweep.
 
     Args:
-        sweep: what to write.
+        sweep: the sweep to write.
         path: the file.
-        known: what the file holds, if it is there: it is replaced only as long as it holds just that.
+        known: the sweep in the existing file, or None if there is no file. An existing file is replaced only if
+            it still contains this sweep.
 
     Raises:
-        OutputError: if it cannot be written there, or another process wrote it meanwhile.
-        ParameterError: for an ending other than .json and .csv.
+        OutputError: if it cannot be written, or another process wrote it meanwhile.
+        ParameterError: for an extension other than .json and .csv.
     """
     path = Path(path)
     check_name(path)
     if (read_sweep(path) if path.exists() else None) != known:
-        raise OutputError(f"{path} was written by another process meanwhile; run again to go on from it")
+        raise OutputError(f"{path} was written by another process meanwhile; run again to continue from it")
     if path.suffix.lower() == ".json":
         text = json.dumps(as_dict(sweep), indent=2) + "\n"
     else:
@@ -84,24 +85,24 @@ def read_sweep(path: str | Path) -> Sweep:
     """Read a sweep.
 
     Raises:
-        InputError: if it is none, or is damaged.
-        ParameterError: for an ending other than .json and .csv.
+        InputError: if it is not a sweep, or is damaged.
+        ParameterError: for an extension other than .json and .csv.
     """
     path = Path(path)
     check_name(path)
     try:
-        # -sig: spreadsheets put a byte order mark before what they save.
+        # -sig: spreadsheets save CSV with a byte order mark.
         text = path.read_text(encoding="utf-8-sig")
         return _from_json(text) if path.suffix.lower() == ".json" else _from_csv(text)
     except _NoSweepError as error:
         why = str(error)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error):
-        why = "it is damaged or something else"
+        why = "it is damaged or not a sweep"
     raise InputError(f"{path} is not a sweep that can be continued: {why}; choose another name")
 
 
 class _NoSweepError(Exception):
-    """Why a file cannot be continued, in words."""
+    """The reason why a sweep file cannot be continued."""
 
 
 def _from_json(text: str) -> Sweep:

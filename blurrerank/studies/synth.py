@@ -1,8 +1,8 @@
-"""Generated features with the sizes and cameras of public data sets: for trying out scale, not for claims.
+"""Synthetic features with the sizes and cameras of public data sets, to try out scale, not to support claims.
 
-An identity is a point in a space of few dimensions. Each camera stretches that space in its own way and shifts
-it, each image adds noise, and one fixed projection spreads the result over the dimensions of a real model. So
-images of one identity are most alike within a camera, and hard pairs exist, whatever the number of dimensions.
+An identity is a point in a low-dimensional space. Each camera scales and shifts that space in its own way, each
+image adds noise, and a fixed projection maps the result to the dimensions of a real model. Images of one
+identity are thus most similar within a camera, and hard pairs exist for any number of dimensions.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _BLOCK_ROWS = 1024
 
 @dataclass(frozen=True)
 class Size:
-    """How large a generated test set is, and what its labels look like.
+    """The size and label counts of a synthetic test set.
 
     Attributes:
-        probes: images on the probe side.
-        gallery: images on the gallery side, junk and distractors among them.
+        probes: number of probe images.
+        gallery: number of gallery images, including junk and distractors.
         dim: dimensions of a feature vector.
-        ids: identities in the gallery.
-        cams: cameras.
-        distractors: gallery images of nobody, id 0.
-        junk: gallery images that evaluation ignores, id -1.
-        probe_ids: identities that have probes; by default, and at the most, all.
+        ids: number of identities in the gallery.
+        cams: number of cameras.
+        distractors: number of distractors in the gallery, id 0.
+        junk: number of junk images in the gallery, id -1.
+        probe_ids: number of identities with probes; by default, and at most, all.
     """
 
     probes: int
@@ -52,7 +52,7 @@ class Size:
     probe_ids: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse, with `ParameterError`, a set that cannot be."""
+        """Raise `ParameterError` for an impossible size."""
         if self.probe_ids is not None:
             object.__setattr__(self, "probe_ids", min(self.probe_ids, self.ids))
         for name, value in asdict(self).items():
@@ -61,8 +61,8 @@ class Size:
                 raise ParameterError(f"{name} must be at least {least}, not {value}")
         if self.distractors + self.junk + self.ids > self.gallery:
             raise ParameterError(
-                f"a gallery of {self.gallery} has no room for {self.ids} identities, {self.distractors} "
-                f"distractors and {self.junk} junk images: lower these too, or raise gallery"
+                f"a gallery of {self.gallery} is too small for {self.ids} identities, {self.distractors} "
+                f"distractors and {self.junk} junk images: reduce these too, or increase gallery"
             )
 
 
@@ -73,8 +73,8 @@ PRESETS: Mapping[str, Size] = {
     "msmt17": Size(11659, 82161, 2048, ids=3060, cams=15),
     "veri776": Size(1678, 11579, 2048, ids=200, cams=20),
 }
-"""Sizes of the test sets: Market-1501 (junk included), DukeMTMC-reID (its 408 identities without probes are
-gallery identities), CUHK03-NP detected, MSMT17, VeRi-776."""
+"""Sizes of the test sets Market-1501 (including junk), DukeMTMC-reID (with its 408 gallery identities without
+probes), CUHK03-NP detected, MSMT17, VeRi-776."""
 
 
 def synthesize(
@@ -86,20 +86,20 @@ def synthesize(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write a native feature file of generated features, block by block.
+    """Write a native feature file of synthetic features, block by block.
 
     The same size and seed give the same values.
 
     Args:
-        path: the file; written beside itself and renamed into place.
-        size: of the set; see `PRESETS`.
+        path: the file; written to a temporary file and renamed into place.
+        size: size of the set; see `PRESETS`.
         dtype: `float32`, or `float16`: the same values, rounded.
-        seed: of all randomness, at least 0.
+        seed: random seed, at least 0.
         force: replace an existing file.
         progress: called with (images written, images in all).
 
     Raises:
-        OutputError: if it cannot be written there.
+        OutputError: if the file cannot be written.
         ParameterError: for another dtype, or a seed that is negative or has more than 63 bits.
     """
     if dtype not in ("float16", "float32"):
@@ -123,7 +123,7 @@ def synthesize(
 
 
 class _World:
-    """Identities, cameras, and how they look."""
+    """The generator: identities, cameras, and their features."""
 
     def __init__(self, size: Size, seed: int) -> None:
         self.size, self.seed = size, seed
@@ -135,7 +135,7 @@ class _World:
         self.labels = np.random.default_rng([seed, 1])
 
     def probe_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids and cameras: one probe of each identity in one camera after another, as far as they go."""
+        """Return ids and cameras: in turn, one probe of each identity, each time from its next camera."""
         size = self.size
         people = size.probe_ids or size.ids
         turn, person = np.divmod(np.arange(size.probes), people)
@@ -144,7 +144,7 @@ class _World:
         return 1 + person[order], 1 + (first[person] + turn)[order] % size.cams
 
     def gallery_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids and cameras: junk, distractors, then identities in order, of which each has an image."""
+        """Return ids and cameras: junk, distractors, then identities in order, each with at least one image."""
         size = self.size
         rest = size.gallery - size.junk - size.distractors - size.ids
         people = np.concatenate([np.arange(size.ids), self.labels.integers(0, size.ids, rest)])
@@ -155,12 +155,12 @@ class _World:
     def features(
         self, side: int, ids: NDArray[np.int64], cams: NDArray[np.int64]
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Blocks of rows, each with the index of its first row."""
+        """Yield blocks of rows, each with the index of its first row."""
         for start in range(0, len(ids), _BLOCK_ROWS):
             random = np.random.default_rng([self.seed, 2, side, start])
             some, seen_by = ids[start : start + _BLOCK_ROWS], cams[start : start + _BLOCK_ROWS] - 1
             noise = random.standard_normal((2, len(some), _LATENT), dtype=np.float32)
-            # Nobody looks like somebody who is seen only once.
+            # Junk and distractors look like identities with a single image.
             looks = np.where((some > DISTRACTOR)[:, None], self.people[some - 1], noise[0])
             latent = looks * self.stretch[seen_by] + self.shift[seen_by] + _NOISE * noise[1]
             yield start, latent @ self.projection

@@ -1,32 +1,32 @@
-"""Features as other tools write them, for `convert` and for every command that takes features.
+"""Feature files of other tools, for `convert` and for every command that takes features.
 
-What a file is shows in its content. Several files may be named where each side, or each field, has its own:
-probes first, unless the names say query and gallery.
+The format is detected from the content. Pass several files if each side or each field has its own: probes
+first, unless the names contain query and gallery.
 
     MATLAB v5, v7.3     query_f query_label query_cam, gallery_f ..., also query_path (layumi); with
-                        multi_query.mat, probes are means over mquery_f of their identity and camera
-                        feat ids cam_ids imgs, a file a side, and distractor files (SFT_REID)
-                        testID testCam queryID queryCam, features (D, N), a file each (Zhong)
+                        multi_query.mat, each probe is the mean of mquery_f over its identity and camera
+                        feat ids cam_ids imgs, one file per side, and distractor files (SFT_REID)
+                        testID testCam queryID queryCam, features (D, N), one file each (Zhong)
                         labels camId query_idx gallery_idx filelist, and features of all images (CUHK03-NP)
     .npz, torch.save    qf gf q_pids g_pids q_camids g_camids (torchreid)
                         feats pids camids and num_query, probes first (fast-reid); or names as in MATLAB
     pickle              layumi's six names (GNN re-ranking)
-                        name -> vector, a file a side; identity and camera are in names such as
+                        name -> vector, one file per side; identity and camera come from names such as
                         0002_c1s1_000451_03.jpg (GCN_rerank)
                         features, identities, cameras of the probes, then of the gallery (CoinCheung)
     folder of CSV       query/ and test/, each with features.csv labels.csv cameras.csv (ECN)
     CSV with a header   label is_query is_gallery, also path, sequence; and a file of features (OML)
     HDF5                train, the gallery, and test, the probes (ann-benchmarks); or names as in .npz
-    .fbin .hbin         features alone, a file a side; likewise .npy, and .csv without a header
+    .fbin .hbin         only features, one file per side; likewise .npy, and .csv without a header
 
-Pickles are read by `convert --allow-pickle` only: arrays, numbers, text and plain containers. Nothing in them
-is run. Files of torch.save are read in the same way, without that option.
+Pickles are read only by `convert --allow-pickle`: arrays, numbers, text and plain containers. No code in them
+is executed. Files from torch.save are read in the same way, without that option.
 
-Features keep their type and norm. Labels become integers: whole numbers as they are, text numbered from 1, but
-for -1 and 0. Labels of OML that count from 0 get 1 more. An array (D, N) is turned round where the labels, or
-the other side, say so. Names without an identity become junk. All that is done is told, and so is what is
-probably not meant: one camera everywhere, cameras that count from 0 on one side and from 1 on the other, probes
-without a match.
+Features keep their dtype and norms. Labels become integers: whole numbers keep their value, and other text is
+numbered from 1, except for -1 and 0. OML labels that start at 0 are increased by 1. A (D, N) array is
+transposed if the labels or the other side show that it is one. Images whose names have no identity become junk.
+Every conversion is reported, and so are likely mistakes: the same camera for all images, cameras numbered from
+0 on one side and from 1 on the other, probes without a match.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ __all__ = ["Imported", "import_features", "is_foreign"]
 
 @dataclass(frozen=True)
 class Imported:
-    """Features of another tool.
+    """Features imported from another tool.
 
     Attributes:
         data: the features and labels.
-        source: what the files are, in words.
-        found: side -> `features`, `norms`, `ids`, `cams`, `names` -> what was found there and done to it.
-        notes: what else there is to say.
-        doubts: what in it is probably not meant; `traps.label_doubts` has more, of labels in general.
-        unsure: what could be read in two ways.
+        source: description of the file formats and layout.
+        found: side -> `features`, `norms`, `ids`, `cams`, `names` -> what was found and how it was converted.
+        notes: further remarks.
+        doubts: warnings about likely mistakes; `traps.label_doubts` adds warnings about labels in general.
+        unsure: ambiguities, where the files could be read in two ways.
     """
 
     data: FeatureSet
@@ -71,27 +71,27 @@ class Imported:
 
 
 def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
-    """Read features and labels as other tools write them.
+    """Read features and labels from files of other tools.
 
-    What files are is told by their content: MATLAB v5 and v7.3, NumPy archives and arrays, files of
-    `torch.save`, pickles, CSV, the HDF5 of ann-benchmarks, and `.fbin` and `.hbin` vectors; in the layouts of
-    layumi's, SFT_REID's, Zhong's, GCN_rerank's, CoinCheung's, ECN's, torchreid's, fast-reid's and OML's
-    programs. Features keep their dtype and norm. Labels become integers.
+    The format is detected from the content: MATLAB v5 and v7.3, NumPy archives and arrays, `torch.save` files,
+    pickles, CSV, ann-benchmarks HDF5, and `.fbin` and `.hbin` vectors; in the layouts of layumi, SFT_REID,
+    Zhong, GCN_rerank, CoinCheung, ECN, torchreid, fast-reid and OML. Features keep their dtype and norms.
+    Labels become integers.
 
     Args:
-        *paths: the files; where a side has one of its own, probes first, unless their names say otherwise.
-        allow_pickle: read pickles too. Only arrays, numbers, text and plain containers are read of one, and
-            nothing in it is run.
+        *paths: the files; with one file per side, probes first, unless their names say otherwise.
+        allow_pickle: also read pickles. Only arrays, numbers, text and plain containers are read from them, and
+            no code in them is executed.
 
     Returns:
         The features and labels as a `FeatureSet`, and what was recognised.
 
     Raises:
-        InputError: if a file cannot be read, is nothing that is known, or holds what is no features; one line
-            for each problem.
+        InputError: if a file cannot be read, has an unknown format or layout, or contains invalid features; one
+            line per problem.
     """
     if not paths:
-        raise InputError("name a file to read")
+        raise InputError("no input: give at least one file to read")
     files = [open_file(Path(path), allow_pickle=allow_pickle) for path in paths]
     layout = _recognise(files)
     named = ", ".join(str(file.path) for file in files)
@@ -119,7 +119,7 @@ def _recognise(files: Sequence[Opened]) -> Layout:
         if found is not None:
             return found
     raise InputError(
-        f"{listed(file.path for file in files)}: no layout that is known: {'; '.join(map(shown, files))}. "
+        f"{listed(file.path for file in files)}: layout not recognised: {'; '.join(map(shown, files))}. "
         "Name the fields query_f, query_label, query_cam, gallery_f, gallery_label, gallery_cam"
     )
 
@@ -136,7 +136,7 @@ def _sides(layout: Layout, where: str, sources: tuple[Source, ...]) -> list[Side
         labels[kind] = [next(found) if kind in parts else None for parts in both]
         if len(have) == 1:
             side = "probes" if kind in layout.probe else "gallery"
-            layout.doubts.append(f"{kind} are there for the {side} only")
+            layout.doubts.append(f"{kind} exist only for the {side}")
     doubts = [doubt for parts in both for part in parts.values() for doubt in part.doubts]
     layout.doubts += dict.fromkeys(doubts)
     return [

@@ -1,4 +1,4 @@
-"""Opening what other tools write: one way into each kind of file, told by what is in it, not by its name."""
+"""Open files of other tools; the format is detected from the content, not from the name."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 
 @dataclass(frozen=True)
 class Opened:
-    """A file and what it holds.
+    """A file of another tool and its content.
 
     Attributes:
         path: the file.
-        container: what kind of file, in words.
-        content: fields by name, values by position, or a single array; of a table, columns of text.
-        attributes: of the root, where there are any.
-        source: the file, where the content is mapped from it.
-        unread: what else is there, of a kind that is not read.
+        container: description of the file format.
+        content: fields by name, values by position, or a single array; for a table, columns of text.
+        attributes: the root attributes, if any.
+        source: the open file, if the content is mapped from it.
+        unread: names of further content of unsupported types.
     """
 
     path: Path
@@ -50,12 +50,12 @@ class Opened:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The fields by name; empty where there are none."""
+        """The fields by name; empty if the content has no fields."""
         return self.content if isinstance(self.content, Mapping) else {}
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether this is a file of another tool, as far as that shows: native files are HDF5 with groups."""
+    """Return whether this looks like a file of another tool; native files are HDF5 with groups."""
     if not path.is_file():
         return path.is_dir()
     check_readable(path)
@@ -81,10 +81,10 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
 
     Args:
         path: the file, or a folder of CSV files as ECN writes it.
-        allow_pickle: whether pickles are read, with what is in `pickles`.
+        allow_pickle: whether to read pickles, through the restricted reader in `pickles`.
 
     Raises:
-        InputError: if it cannot be read, or is nothing that holds features.
+        InputError: if it cannot be read, or does not contain features.
     """
     where = str(path)
     if not path.exists():
@@ -93,7 +93,7 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
         if path.is_dir():
             return Opened(path, "folder of CSV files", _folder(path), {})
         if not path.is_file():
-            raise InputError(f"{where} is no ordinary file")
+            raise InputError(f"{where} is not a regular file")
         head = _head(path, 4096)
         if not head:
             raise InputError(f"{where} is empty")
@@ -112,8 +112,8 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
         if _is_pickle(path, head):
             if not allow_pickle:
                 raise InputError(
-                    f"{where} is a pickle, a program that is run when it is opened: `blurrerank convert "
-                    "--allow-pickle` reads arrays and containers of it and runs nothing"
+                    f"{where} is a pickle, which could execute code when loaded: `blurrerank convert "
+                    "--allow-pickle` reads arrays and containers from it and executes nothing"
                 )
             return Opened(path, "pickle", pickles.read_pickle(path.read_bytes(), where), {})
         source = Watched.open(path)
@@ -123,7 +123,7 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
         if head.startswith(b"\x1f\x8b"):
             with gzip.open(path) as unzipped:
                 _refuse_lists(unzipped.read(4096), where)
-            raise InputError(f"{where} is compressed: unpack it with gunzip first")
+            raise InputError(f"{where} is compressed: decompress it with gunzip first")
         return _text(path, head)
 
 
@@ -141,7 +141,7 @@ def _told(where: str) -> Iterator[None]:
     except Exception as error:
         why = str(error).strip().splitlines()
         said = why[0] if why else type(error).__name__
-        raise InputError(f"{where} cannot be read, it may be damaged or cut short: {said}") from error
+        raise InputError(f"{where} cannot be read; it may be damaged or truncated: {said}") from error
 
 
 def _head(path: Path, size: int) -> bytes:
@@ -163,7 +163,7 @@ def _hdf5(path: Path, head: bytes) -> Opened:
             known = {name: value for name, value in values.items() if value is not None}
             return Opened(path, "MATLAB v7.3", known, {}, unread=sorted(values.keys() - known.keys()))
     if any(isinstance(items.get(side), h5py.Group) for side in ("probe", "gallery")):
-        raise InputError(f"{path} is a native file: every command reads it as it is")
+        raise InputError(f"{path} is already a native file: use it directly")
     fields: dict[str, Any] = {}
     budget = hdf5.Budget(path)
     for name, item in items.items():
@@ -197,7 +197,7 @@ class _Cells:
         if known.get("MATLAB_class") == "cell":
             self._left -= values.size
             if depth > DEEPEST or self._left < 0:
-                raise InputError(f"{where} holds cells in cells without end: it is damaged")
+                raise InputError(f"{where} has cells that are nested too deeply: it is damaged")
             cells = [
                 self.value(hdf5.at(self._file, reference, where), where, depth + 1)
                 for reference in values.T.ravel()
@@ -216,7 +216,7 @@ def _zip(path: Path) -> Opened:
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
         return Opened(path, "torch.save", read_torch(path), {})
     if not names or not all(name.endswith(".npy") for name in names):
-        raise InputError(f"{path} is a zip archive, but neither NumPy's nor torch's")
+        raise InputError(f"{path} is a zip archive, but not one from NumPy or torch")
     with np.load(path, allow_pickle=False) as arrays:
         fields = {}
         for name in arrays.files:
@@ -224,7 +224,7 @@ def _zip(path: Path) -> Opened:
                 fields[name] = arrays[name]
             except ValueError:
                 raise InputError(
-                    f"{path}: array '{name}' holds Python objects, which would have to be unpickled: "
+                    f"{path}: array '{name}' contains Python objects, which would need unpickling: "
                     "save it again as numbers or text, np.asarray(values, dtype=...)"
                 ) from None
     return Opened(path, "NumPy archive", fields, {})
@@ -252,16 +252,16 @@ def _vectors(path: Path, head: bytes) -> tuple[str, Any] | None:
         if expected is None:
             return None
         if not rows or not columns:
-            raise InputError(f"{path} has no numbers: its header says {rows:,} rows of {columns:,}")
+            raise InputError(f"{path} has no values: its header says {rows:,} rows of {columns:,}")
         raise InputError(
-            f"{path} is {size + 8:,} bytes long and its header says {rows:,} x {columns:,}, which takes "
-            f"{8 + expected * rows * columns:,}: it was cut short, or is something else"
+            f"{path} is {size + 8:,} bytes long, but its header says {rows:,} x {columns:,}, which takes "
+            f"{8 + expected * rows * columns:,}: it was truncated or is not a vector file"
         )
     values: NDArray[Any] = np.memmap(path, dtype=f"<f{width}", mode="r", offset=8, shape=(rows, columns))
     some = np.abs(values[:16].astype(np.float64))
     # Whole numbers below 2^23 are no normal numbers when they are taken for float32.
     if path.suffix.lower() == ".ibin" or (width == 4 and (some < 1.2e-38).all() and some.any()):
-        raise InputError(f"{path} holds lists of neighbours, not features: pass it to `run` with --candidates")
+        raise InputError(f"{path} contains neighbour lists, not features: pass it to `run` with --candidates")
     return f"vectors of {'float16' if width == 2 else 'float32'}", values
 
 
@@ -272,7 +272,7 @@ def _text(path: Path, head: bytes) -> Opened:
     _refuse_lists(head, str(path))
     if b"\0" in head:
         raise InputError(
-            f"{path} is no file of features that is known: `blurrerank help other-tools` tells what can be read"
+            f"{path} is not a recognised feature file: see `blurrerank help other-tools` for what can be read"
         )
     begun = (line for line in head.decode("utf-8-sig", "replace").splitlines() if line.strip())
     first = next(begun, "").split(",")
@@ -287,10 +287,10 @@ def _text(path: Path, head: bytes) -> Opened:
     header, rows = [name.strip() for name in found[0][1]], [row for _, row in found[1:]]
     wrong = next((number for number, row in found if len(row) != len(header)), None)
     if len(header) < 2 or wrong is not None:
-        where = "" if wrong is None else f": line {wrong} has not the {len(header)} columns of the header"
+        where = "" if wrong is None else f": line {wrong} does not have the {len(header)} columns of the header"
         raise InputError(
-            f"{path} is text, but no table of features{where}: `blurrerank help other-tools` tells what can be "
-            "read"
+            f"{path} is text, but not a table of features{where}: see `blurrerank help other-tools` for what "
+            "can be read"
         )
     if not rows:
         raise InputError(f"{path} has a header and no rows")
@@ -306,10 +306,11 @@ def _refuse_lists(head: bytes, where: str) -> None:
     columns = lines[0].split()
     if len(columns) == 6 and columns[1].upper() == b"Q0":
         raise InputError(
-            f"{where} is a TREC run, lists and no features: see `blurrerank eval` and `run --candidates`"
+            f"{where} is a TREC run, which has lists but no features: see `blurrerank eval` and "
+            "`run --candidates`"
         )
     if len(columns) == 4 and columns[1] == b"0" and columns[3].lstrip(b"-").isdigit():
-        raise InputError(f"{where} holds TREC judgements (qrels), not features: identities are the labels here")
+        raise InputError(f"{where} contains TREC judgements (qrels), not features: labels must be identities")
 
 
 def _is_number(text: str) -> bool:
@@ -325,7 +326,7 @@ def _numbers(path: Path) -> NDArray[Any]:
         return np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float64, encoding="utf-8-sig")
     except ValueError as error:
         # What follows is advice to whoever calls NumPy.
-        raise InputError(f"{path} is no table of numbers: {str(error).partition(';')[0]}") from error
+        raise InputError(f"{path} is not a table of numbers: {str(error).partition(';')[0]}") from error
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -334,8 +335,8 @@ def _folder(path: Path) -> dict[str, Any]:
     for file in sorted(path.glob("*.csv")) + sorted(path.glob("*/*.csv")):
         name = "_".join(file.relative_to(path).with_suffix("").parts)
         if not file.is_file():
-            raise InputError(f"{file} is no ordinary file")
+            raise InputError(f"{file} is not a regular file")
         fields[name] = _numbers(file)
     if not fields:
-        raise InputError(f"{path} is a folder without CSV files, or sub-folders of them: name a file")
+        raise InputError(f"{path} has no CSV files in it or its subfolders: name a file")
     return fields

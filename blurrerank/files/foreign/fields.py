@@ -1,4 +1,4 @@
-"""Layouts whose fields say what they are: side and kind, or kind alone with a file or a count for the side."""
+"""Layouts recognised by field names: side and kind, or kind alone with one file per side or a probe count."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _POOLED = {kind: re.compile(kinds) for kind, kinds in _KINDS.items()}
 
 
 def named(files: Sequence[Opened]) -> Layout | None:
-    """Fields that say side and kind: layumi's, torchreid's, ECN's, and the several files of Zhong's."""
+    """Recognise fields named by side and kind, as in layumi, torchreid, ECN and Zhong's separate files."""
     sides: dict[str, Parts] = {"probe": {}, "gallery": {}}
     several: Parts = {}
     spare: list[tuple[Opened, str, Any]] = []
@@ -74,15 +74,15 @@ def named(files: Sequence[Opened]) -> Layout | None:
             side, kind = role
             if kind in sides[side]:
                 raise InputError(
-                    f"{file.path}: {sides[side][kind].origin} and {name} may both be the {side} {kind}: "
-                    "keep one of them"
+                    f"{file.path}: {sides[side][kind].origin} and {name} could both be the {side} {kind}: "
+                    "keep only one of them"
                 )
             sides[side][kind] = Part(name, value)
     if not any(sides.values()) and not several:
         return None
     if several and not sides["gallery"]:
         raise InputError(
-            f"{listed(file.path for file in files)}: images for multi-query alone: name pytorch_result.mat too"
+            f"{listed(file.path for file in files)}: only images for multi-query: also pass pytorch_result.mat"
         )
     names = {part.origin for parts in sides.values() for part in parts.values()}
     for side, parts in sides.items():
@@ -97,7 +97,7 @@ def named(files: Sequence[Opened]) -> Layout | None:
     if sides["probe"]["features"].values is sides["gallery"]["features"].values:
         raise InputError(
             f"{listed(file.path for file in files)}: {sides['probe']['features'].origin} is the only array of "
-            "features: name the other side's file too"
+            "features: also pass the other side's file"
         )
     whose = "names of probe and gallery fields"
     for name, whole in (
@@ -113,7 +113,7 @@ def named(files: Sequence[Opened]) -> Layout | None:
         _average_queries(found, several, listed(file.path for file in files))
     rest = [name for _, name, _ in spare if name not in {parts["features"].origin for parts in sides.values()}]
     if rest:
-        found.notes.append(f"not taken: {listed(rest)}")
+        found.notes.append(f"ignored: {listed(rest)}")
     return found
 
 
@@ -140,7 +140,7 @@ def _average_queries(found: Layout, several: Parts, where: str) -> None:
     ):
         if not {"features", "ids", "cams"} <= set(parts):
             raise InputError(
-                f"multi-query needs {what}: {listed(part.origin for part in parts.values())} are there"
+                f"multi-query needs {what}: found only {listed(part.origin for part in parts.values())}"
             )
     found.unsure += settle([found.probe, found.gallery, several], where)
     found.settled = True
@@ -156,23 +156,23 @@ def _average_queries(found: Layout, several: Parts, where: str) -> None:
         alone += not len(some)
         means.append(some.mean(axis=0) if len(some) else old[row])
     found.probe["features"] = Part(
-        several["features"].origin, np.stack(means), ["means over identity and camera"]
+        several["features"].origin, np.stack(means), ["mean over identity and camera"]
     )
     found.notes.append("multi-query: each probe is the mean of all images of its identity under its camera")
     if alone:
-        found.doubts.append(f"{alone} probes have no images for multi-query and stay as they are")
+        found.doubts.append(f"{alone} probes have no images for multi-query and keep their own features")
 
 
 def _check_dim(one: Part, other: Part, where: str) -> None:
     if one.values.shape[1] != other.values.shape[1]:
         raise InputError(
             f"{where}: {one.origin} has {one.values.shape[1]} dimensions and {other.origin} "
-            f"{other.values.shape[1]}: they are not of one network"
+            f"{other.values.shape[1]}: they come from different models"
         )
 
 
 def pooled(files: Sequence[Opened]) -> Layout | None:
-    """Fields without a side: one file with num_query, probes first, or a file a side."""
+    """Recognise fields without a side: one file with num_query, probes first, or one file per side."""
     found = [_kinds(file) for file in files]
     if not found or not all("features" in parts for parts in found):
         return None
@@ -187,8 +187,8 @@ def pooled(files: Sequence[Opened]) -> Layout | None:
         )
         if count is None:
             raise InputError(
-                f"{files[0].path} has one list of images: name a second file for the gallery, or say in a "
-                "field num_query how many of them, from the first, are probes"
+                f"{files[0].path} has one list of images: pass a second file for the gallery, or store in a "
+                "field num_query how many of them, counted from the first, are probes"
             )
         return _split(files[0], found[0], count)
     stems = [file.path.stem.lower() for file in files]
@@ -226,7 +226,9 @@ def _split(file: Opened, parts: Parts, told: Part) -> Layout:
         raise InputError(f"{file.path}: {told.origin} has {len(numbers)} values: expected one number")
     count, images = int(numbers[0]), parts["features"].values.shape[0]
     if not 0 < count < images:
-        raise InputError(f"{file.path}: {told.origin} is {count} of {images} images: both sides need some")
+        raise InputError(
+            f"{file.path}: {told.origin} is {count} of {images} images: each side needs at least one"
+        )
     return Layout(
         "one list of images",
         taken(parts, slice(0, count)),
@@ -255,12 +257,12 @@ def _append(gallery: Parts, more: Parts, file: Opened) -> None:
         values = np.concatenate([some.values[:] for some in both])
         told = [f"{what} in {file.path.name}" for what in more[kind].told if what not in part.told]
         if kind == "features" and values.dtype != part.values.dtype:
-            told.append(f"{part.values.dtype} made {values.dtype} as in {file.path.name}")
+            told.append(f"{part.values.dtype} converted to {values.dtype} as in {file.path.name}")
         gallery[kind] = Part(part.origin, values, part.told + told, part.doubts + more[kind].doubts)
 
 
 def bare(files: Sequence[Opened]) -> Layout | None:
-    """Two arrays, probes and gallery."""
+    """Recognise two bare arrays, probes and gallery."""
     if len(files) != 2 or any(len(matrices(entries(file))) != 1 for file in files):
         return None
     probe, gallery, told = two_sides(files)

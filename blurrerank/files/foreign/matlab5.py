@@ -1,7 +1,7 @@
-"""Variables of MATLAB v5 files, looked through before scipy reads them.
+"""Validate the variables of MATLAB v5 files before scipy reads them.
 
-scipy believes the tags in such a file, and takes the process along where they are wrong. Layout: The MathWorks,
-"MAT-File Format", Level 5.
+scipy trusts the tags in such a file, and invalid ones can crash the process. Layout: The MathWorks, "MAT-File
+Format", Level 5.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class _DamagedError(Exception):
 
 
 def read_matlab_5(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The arrays, text and cells in a MATLAB v5 file, and the names of what else is in it.
+    """Return the arrays, text and cells in a MATLAB v5 file, and the names of its other variables.
 
     Raises:
-        InputError: if it is damaged, or would unpack to too much.
+        InputError: if it is damaged, or looks like a decompression bomb.
     """
     from scipy.io import loadmat
 
@@ -49,7 +49,7 @@ def read_matlab_5(path: Path) -> tuple[dict[str, Any], list[str]]:
             raise InputError(f"{path} is a damaged MATLAB file: copy or write it again") from None
     if len(dict(found)) < len(found):
         # scipy would read the first of them, whichever was looked at.
-        raise InputError(f"{path} holds two variables of one name: write it again with each once")
+        raise InputError(f"{path} has two variables of the same name: write it again with unique names")
     names = [name for name, sound in found if sound]
     values = {name: value for name, value in loadmat(path, variable_names=names).items() if name in names}
     return values, [name for name, sound in found if not sound]

@@ -1,4 +1,4 @@
-"""The parts of a feature set as other tools keep them, and how they become arrays; no change goes untold."""
+"""Convert the arrays of other tools' files to the parts of a feature set, and record every conversion."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .pickles import of_objects
 
 @dataclass
 class Part:
-    """One array of a side as it was found.
+    """One array of a side.
 
     Attributes:
-        origin: the name it has where it was found, such as `query_label`.
-        values: what is there.
-        told: what was done to it, such as `transposed`.
-        doubts: what in it is probably not meant.
+        origin: its name in the file, such as `query_label`.
+        values: the array.
+        told: descriptions of the conversions made, such as `transposed`.
+        doubts: warnings about likely mistakes.
     """
 
     origin: str
@@ -38,21 +38,21 @@ class Part:
 Entry = TypeVar("Entry", bound=tuple[Any, ...])
 
 Parts = dict[str, Part]
-"""`features`, and `ids`, `cams` and `names` where they are."""
+"""`features`, and `ids`, `cams` and `names` if present."""
 
 
 @dataclass
 class Layout:
-    """What was recognised.
+    """A recognised layout and its parts.
 
     Attributes:
-        name: whose layout it is.
+        name: name of the layout.
         probe: the parts of the probes.
         gallery: the parts of the gallery.
-        notes: what else there is to say of it.
-        doubts: what is probably not meant, or was not taken.
-        unsure: what could be read in two ways: nothing is read so unless somebody looks at it.
-        settled: whether `settle` has seen the parts.
+        notes: further remarks.
+        doubts: warnings about likely mistakes and about content that was ignored.
+        unsure: ambiguities; only `convert`, whose output a user checks, accepts them.
+        settled: whether `settle` has processed the parts.
     """
 
     name: str
@@ -65,10 +65,10 @@ class Layout:
 
 
 def as_array(values: Any, where: str) -> Any:
-    """An array of whatever holds numbers or text; arrays on disk stay there.
+    """Convert lists and tuples of numbers or text to an array; return arrays as they are, also those on disk.
 
     Raises:
-        InputError: if rows have different lengths, say.
+        InputError: if this is not possible, as for rows of different lengths.
     """
     if not isinstance(values, list | tuple):
         return values
@@ -87,7 +87,7 @@ def _has_text(values: Iterable[Any]) -> bool:
 
 
 _LARGEST = np.iinfo(np.int64).max
-_FITTING = "what fits int64"
+_FITTING = "a value that fits int64"
 
 
 # Python reads no numbers of thousands of digits.
@@ -99,20 +99,20 @@ def _is_whole(text: str) -> bool:
 
 
 def settle(sides: Sequence[Parts], where: str) -> list[str]:
-    """Bring what was found into form, in place: features (N, D), labels and names (N,), each N times of a side.
+    """Bring the parts of all sides into standard form, in place: features (N, D), labels and names (N,).
 
-    Labels become int64, or stay text until `numbered` has seen that of both sides. Arrays of MATLAB programs
-    may be (D, N), and are turned round where labels, or the other sides, say so.
+    Labels become int64, or stay text until `numbered` has seen those of both sides. Arrays from MATLAB may be
+    (D, N); they are transposed if the labels or the other sides show that.
 
     Args:
-        sides: what belongs together: all features are of one D, and lie the same way.
-        where: names the files in messages.
+        sides: the parts of all sides; all features have the same D and orientation.
+        where: name of the files in messages.
 
     Returns:
-        What could be read in two ways, one line each.
+        Ambiguities, one line each.
 
     Raises:
-        InputError: for labels that are none, and where a side has not one of each for each image.
+        InputError: for invalid labels, or if a side does not have one of each part per image.
     """
     for parts in sides:
         for kind, part in parts.items():
@@ -131,13 +131,13 @@ def settle(sides: Sequence[Parts], where: str) -> list[str]:
             if part.values.shape[0] != features.values.shape[0]:
                 raise InputError(
                     f"{where}: {features.origin} has {features.values.shape[0]} images and {part.origin} "
-                    f"{part.values.shape[0]}: they are not of the same images"
+                    f"{part.values.shape[0]}: they do not describe the same images"
                 )
     return unsure
 
 
 def taken(parts: Parts, rows: Any) -> Parts:
-    """Some rows, an index or a slice, of a side that is settled."""
+    """Select rows, by index array or slice, of a settled side."""
     return {
         kind: replace(
             part,
@@ -157,10 +157,10 @@ def _as_matrix(part: Part, where: str) -> Any:
         values, shape = values.reshape(shape[:2]), shape[:2]
         part.told.append("flattened")
     if len(shape) != 2:
-        raise InputError(f"{where}: {part.origin} has shape {tuple(shape)}: expected a vector for each image")
+        raise InputError(f"{where}: {part.origin} has shape {tuple(shape)}: expected one vector per image")
     if np.dtype(values.dtype).kind in "iu":
         wide = np.float32 if values.dtype.itemsize <= 2 else np.float64
-        part.told.append(f"{values.dtype} made {np.dtype(wide).name}")
+        part.told.append(f"{values.dtype} converted to {np.dtype(wide).name}")
         values = np.asarray(values[:]).astype(wide)
     return values
 
@@ -183,7 +183,7 @@ def _turn(sides: Sequence[Parts], where: str) -> list[str]:
         if not ways[-1]:
             raise InputError(
                 f"{where}: {part.origin} is {upright} x {lying}, and there are {rows} labels: "
-                "they are not of the same images"
+                "they do not describe the same images"
             )
     alike = [
         turned
@@ -194,28 +194,28 @@ def _turn(sides: Sequence[Parts], where: str) -> list[str]:
     for part, way in zip(features, ways, strict=True):
         upright, lying = part.values.shape
         if upright == lying and len(alike) == 2:
-            unsure.append(f"{part.origin} is square: rows were taken for images")
+            unsure.append(f"{part.origin} is square: rows were assumed to be images")
         elif upright == lying and alike:
-            part.told.append("square, read as the other side is")
+            part.told.append("square, oriented like the other side")
         if alike[0] if alike else next(iter(way)):
             part.told.append(f"transposed from {upright} x {lying}")
             part.values = np.asarray(part.values[:]).T
     if len(alike) == 2 and len(features) > 1 and not unsure:
-        unsure = ["both arrays have one shape: rows were taken for images"]
+        unsure = ["both arrays have the same shape: rows were assumed to be images"]
     return unsure
 
 
 def as_labels(part: Part, where: str) -> NDArray[Any]:
-    """(N,) labels: int64 where they are whole numbers of whatever type, or text.
+    """Return (N,) labels: int64 for whole numbers of any dtype, otherwise text.
 
     Raises:
-        InputError: for numbers that are not whole, or anything that is neither.
+        InputError: for numbers that are not whole, or values that are neither numbers nor text.
     """
     values = np.asarray(as_array(part.values, where))
     if values.ndim > 1 and max(values.shape) == values.size:
         part.told.append(f"flattened from {' x '.join(map(str, values.shape))}")
     elif values.ndim != 1:
-        raise InputError(f"{where}: {part.origin} has shape {values.shape}: expected one label for each image")
+        raise InputError(f"{where}: {part.origin} has shape {values.shape}: expected one label per image")
     values = values.ravel()
     kind = values.dtype.kind
     if kind in "OSU":
@@ -231,12 +231,12 @@ def as_labels(part: Part, where: str) -> NDArray[Any]:
     why = f"whole numbers that {values.dtype} holds exactly" if kind == "f" else _FITTING
     _refuse(values, outside, part, where, why)
     if kind in "fb":
-        part.told.append(f"{values.dtype} made integers")
+        part.told.append(f"{values.dtype} converted to integers")
     return values.astype(np.int64)
 
 
 def as_integers(part: Part, where: str) -> NDArray[np.int64]:
-    """(N,) whole numbers of whatever type, or as text.
+    """Return (N,) int64 from whole numbers of any dtype, or written as text.
 
     Raises:
         InputError: for anything else.
@@ -250,12 +250,12 @@ def as_integers(part: Part, where: str) -> NDArray[np.int64]:
 
 
 def is_text(labels: NDArray[Any]) -> bool:
-    """Whether `as_labels` found text."""
+    """Return whether `labels`, from `as_labels`, are text."""
     return labels.dtype.kind == "O"
 
 
 def are_whole(texts: NDArray[Any]) -> bool:
-    """Whether all of these are whole numbers, written as text."""
+    """Return whether all texts are whole numbers."""
     return all(map(_is_whole, texts))
 
 
@@ -265,7 +265,7 @@ def _from_text(texts: NDArray[Any], part: Part, where: str) -> NDArray[np.int64]
             raise InputError(f"{where}: {part.origin} has {len(text)} digits in row {row}: expected {_FITTING}")
     values = of_objects([int(text) for text in texts])
     _refuse(values, np.array([abs(value) > _LARGEST for value in values], dtype=bool), part, where, _FITTING)
-    part.told.append("text made integers")
+    part.told.append("text converted to integers")
     return values.astype(np.int64)
 
 
@@ -285,13 +285,13 @@ def _wrapped(part: Part) -> str | None:
     if not number:
         return None
     return (
-        f"{part.origin} is {values.dtype} and has {largest} in {number} rows, which is what -1 becomes there: "
+        f"{part.origin} is {values.dtype} and has {largest} in {number} rows, which is -1 stored as unsigned: "
         "if these are junk, save the labels as signed integers"
     )
 
 
 def as_texts(values: Any) -> list[str]:
-    """Strings, without the spaces that MATLAB pads them with; its cells are opened."""
+    """Return strings, without the trailing spaces that MATLAB adds, and with the content of its cells."""
     found = []
     for value in np.asarray(as_array(values, "names")).ravel().tolist():
         while isinstance(value, np.ndarray | list | tuple) and len(value) == 1:
@@ -303,13 +303,13 @@ def as_texts(values: Any) -> list[str]:
 
 
 def numbered(parts: Sequence[Part], where: str, *, keep: Sequence[int] = ()) -> list[NDArray[np.int64]]:
-    """Settled labels of all sides as integers.
+    """Return the settled labels of all sides as integers.
 
-    Text that is whole numbers throughout becomes these. Other text is numbered from 1, in sorted order, over
-    all sides; what says a number in `keep` stays that.
+    Text that consists only of whole numbers is parsed. Other text is numbered from 1, in sorted order, over all
+    sides, except that numbers in `keep` keep their value.
 
     Raises:
-        InputError: for names on one side and numbers on the other.
+        InputError: for text on one side and numbers on the other.
     """
     labels = [part.values for part in parts]
     texts = [is_text(some) for some in labels]
@@ -321,7 +321,9 @@ def numbered(parts: Sequence[Part], where: str, *, keep: Sequence[int] = ()) -> 
         ]
     if not all(texts):
         one, other = parts[names.index(True)].origin, parts[texts.index(False)].origin
-        raise InputError(f"{where}: {one} is text and {other} is numbers: one kind of label is needed")
+        raise InputError(
+            f"{where}: {one} is text and {other} is numbers: labels must be all text or all numbers"
+        )
     whole = {text for some in labels for text in some if len(text) <= _DIGITS and _is_whole(text)}
     number = {text: int(text) for text in whole if int(text) in keep}
     distinct = sorted(set().union(*(some.tolist() for some in labels)) - set(number))
@@ -329,18 +331,18 @@ def numbered(parts: Sequence[Part], where: str, *, keep: Sequence[int] = ()) -> 
     for part, some in zip(parts, labels, strict=True):
         kept = sorted(set(some) - set(distinct))
         part.told.append(
-            f"{len(distinct)} texts numbered from 1{', but for ' * bool(kept)}{' and '.join(kept)}"
+            f"{len(distinct)} text labels numbered from 1{', except ' * bool(kept)}{' and '.join(kept)}"
         )
     return [np.array([number[text] for text in some], dtype=np.int64) for some in labels]
 
 
 def listed(things: Iterable[Any]) -> str:
-    """One after another."""
+    """Join items with commas."""
     return ", ".join(map(str, things))
 
 
 def shown(file: Opened) -> str:
-    """What a file holds, in words."""
+    """Describe the content of a file."""
     found = f"{file.container}, {_shape(file.content)}"
     if file.fields:
         fields = [f"{name} {_shape(value)}" for name, value in file.fields.items()]
@@ -362,12 +364,12 @@ def _shape(value: Any) -> str:
 
 
 def plain(name: Any) -> str:
-    """A name, which in a pickle may be a number, without case and signs."""
+    """Reduce a field name (in a pickle possibly a number) to lower-case letters and digits."""
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
 def is_matrix(value: Any) -> bool:
-    """Whether this may be features."""
+    """Return whether `value` can be features."""
     shape = getattr(value, "shape", ())
     kind = getattr(value, "dtype", None)
     floats = "float" in str(kind)
@@ -375,23 +377,26 @@ def is_matrix(value: Any) -> bool:
 
 
 def is_vector(value: Any) -> bool:
-    """Whether this is one row or one column: labels, unless there is nothing larger."""
+    """Return whether `value` is one row or one column: labels, unless there is nothing larger."""
     return min(getattr(value, "shape", ()), default=0) < 2
 
 
 def matrices(entries: Iterable[Entry]) -> list[Entry]:
-    """Those whose last part may be features; MATLAB's labels are doubles in a row or a column too."""
+    """Return the entries whose last element can be features.
+
+    MATLAB labels are doubles too, in one row or column: these are left out if there is anything larger.
+    """
     found = [entry for entry in entries if is_matrix(entry[-1])]
     return [entry for entry in found if not is_vector(entry[-1])] or found
 
 
 def entries(file: Opened) -> list[tuple[str, Any]]:
-    """The arrays of a file, each with its name."""
+    """Return the arrays of a file as (name, array)."""
     return list(file.fields.items()) if file.fields else [(file.path.name, file.content)]
 
 
 def only_matrix(file: Opened) -> Part:
-    """The features in a file that has nothing else that could be."""
+    """Return the features of a file with exactly one candidate array."""
     found = matrices(entries(file))
     if len(found) != 1:
         raise InputError(f"{file.path}: expected one array of features, found {shown(file)}")
@@ -399,7 +404,7 @@ def only_matrix(file: Opened) -> Part:
 
 
 def two_sides(files: Sequence[Opened]) -> tuple[Opened, Opened, list[str]]:
-    """Which of two files has the probes: their names say it, or their order."""
+    """Return (probe file, gallery file, notes), decided by file names, or else by order."""
 
     def says(file: Opened) -> str | None:
         stem = file.path.stem.lower()

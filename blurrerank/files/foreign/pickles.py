@@ -1,8 +1,9 @@
-"""Reading pickles without running what is in them.
+"""Read pickles without executing their code.
 
-A pickle is a program: it names functions and calls them. Here the only names it may use are those that rebuild
-NumPy arrays and ordered dictionaries, and even these stand for functions of ours, which look at what they get
-before NumPy sees it. Numbers, strings, lists, tuples, dictionaries and sets need no names.
+A pickle is a program that looks up functions by name and calls them. Here it may only use the names that
+rebuild NumPy arrays and ordered dictionaries, and even these are mapped to functions of this module, which
+validate their arguments before NumPy sees them. Numbers, strings, lists, tuples, dictionaries and sets need no
+names.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from ..unpacking import is_too_much
 
 
 class NotData(Exception):
-    """What a file holds that is no array of numbers, text or objects; its message goes on after "holds"."""
+    """Unsupported content of a file; the message continues a sentence after "contains"."""
 
 
 # Parts of a key, and bits of a number.
 _KEY_PARTS, _BITS = 16, 64
-_TOO_MUCH = "more than it can spell out, the same again and again"
+_TOO_MUCH = "far more data than its size, by repeated references"
 # What a value takes in memory, about: a reference, and what it refers to.
 _VALUE_BYTES = 64
 # What a set takes, and a place in the table of what is named again, for which a program has a byte each; and an
@@ -314,53 +315,53 @@ class Unpickler(pickle._Unpickler):
 
 
 def read_pickle(data: bytes, where: str) -> Any:
-    """The object in a pickle of NumPy arrays, numbers, text and plain containers.
+    """Return the object in a pickle of NumPy arrays, numbers, text and plain containers.
 
     Args:
-        data: the whole file.
-        where: how messages call it.
+        data: the content of the file.
+        where: name of the file in messages.
 
     Raises:
-        InputError: if it holds anything else, which is neither imported nor called, or is damaged.
+        InputError: if it is damaged or contains anything else, which is neither imported nor called.
     """
     return run(
         lambda: Unpickler(io.BytesIO(data), len(data)).load(),
         len(data),
         where,
         "pickle",
-        "NumPy arrays, numbers, text and plain containers (tensors are, of files of torch.save)",
+        "NumPy arrays, numbers, text and plain containers (tensors only from torch.save files)",
     )
 
 
 def run(load: Callable[[], Any], size: int, where: str, kind: str, known: str) -> Any:
-    """What a program makes, with arrays in the place of what stood for them.
+    """Return the object that a pickle program builds, with placeholders replaced by arrays.
 
     Args:
-        load: runs it.
-        size: bytes of the file, which bound what it may make.
-        where: how messages call the file.
-        kind: what kind of file it is, in words.
-        known: what is read of such files, in words.
+        load: runs the program.
+        size: size of the file in bytes, which limits what the program may build.
+        where: name of the file in messages.
+        kind: kind of the file, for messages.
+        known: what is read from such files, for messages.
 
     Raises:
-        InputError: if it makes anything else, or is damaged.
+        InputError: if it builds anything else, or is damaged.
     """
     try:
         return _finished(load(), size)
     except NotData as error:
         raise InputError(
-            f"{where} holds {error}, and only {known} are read of a {kind}; nothing in it was run"
+            f"{where} contains {error}, but only {known} are read from a {kind}; no code in it was executed"
         ) from None
     except RecursionError:
-        raise InputError(f"{where} is nested too deeply, or holds itself") from None
+        raise InputError(f"{where} is nested too deeply or contains itself") from None
     except MemoryError:
-        raise InputError(f"{where} is damaged: it claims more memory than there is") from None
+        raise InputError(f"{where} is damaged: it declares more data than fits into memory") from None
     except Exception as error:  # whatever a damaged program of a stranger may do to the machine that reads it
         raise InputError(f"{where} is a damaged {kind}: {type(error).__name__}: {error}") from None
 
 
 def of_objects(values: Sequence[Any]) -> NDArray[Any]:
-    """A (N,) array of objects, which NumPy would otherwise look into."""
+    """Return an (N,) object array; np.array would convert nested sequences."""
     found = np.empty(len(values), dtype=object)
     for place, value in enumerate(values):
         found[place] = value

@@ -1,4 +1,4 @@
-"""Layouts that take files as a whole: tables, dictionaries by file name, values by position, lists of rows."""
+"""Layouts recognised from whole files: tables, dictionaries by image name, values by position, row lists."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _IMAGE = re.compile(r"(-?\d{1,18})_c(\d{1,18})")
 
 
 def ann_benchmarks(files: Sequence[Opened]) -> Layout | None:
-    """HDF5 with `train` and `test`."""
+    """Recognise ann-benchmarks: HDF5 with `train` and `test`."""
     if len(files) != 1 or not {"train", "test"} <= set(files[0].fields):
         return None
     file = files[0]
@@ -46,21 +46,21 @@ def ann_benchmarks(files: Sequence[Opened]) -> Layout | None:
     )
     distance = file.attributes.get("distance")
     if isinstance(distance, str) and distance != "angular":
-        found.doubts.append(f"its distance is {distance}, and lists are made here by cosine similarity")
+        found.doubts.append(f"its distance is {distance}, but blurrerank ranks by cosine similarity")
     if "neighbors" in file.fields:
-        found.notes.append("neighbors are not taken: `run --candidates` reads them from this file")
+        found.notes.append("neighbors are ignored: `run --candidates` reads them from this file")
     return found
 
 
 def oml(files: Sequence[Opened]) -> Layout | None:
-    """A table with is_query and is_gallery, and its features beside it."""
+    """Recognise OML: a table with is_query and is_gallery, and a file of features."""
     tables = [file for file in files if {"label", "is_query", "is_gallery"} <= set(file.fields)]
     if not tables:
         return None
     table, others = tables[0], [file for file in files if file is not tables[0]]
     if len(others) != 1:
         raise InputError(
-            f"{table.path} is OML's table: name it and the file of its features, one row for each of its rows"
+            f"{table.path} is an OML table: also pass the file of its features, one row per table row"
         )
     vectors = only_matrix(others[0])
     columns = {name: np.array(values, dtype=object) for name, values in table.fields.items()}
@@ -73,7 +73,7 @@ def oml(files: Sequence[Opened]) -> Layout | None:
     values = as_array(vectors.values, vectors.origin)
     found = Layout("OML", {}, {})
     if values.shape[0] == used.sum() != rows:
-        found.notes.append(f"features are of the {used.sum()} rows that are query or gallery, of {rows}")
+        found.notes.append(f"features cover only the {used.sum()} query or gallery rows, of {rows}")
         place = np.cumsum(used) - 1
     elif values.shape[0] == rows:
         place = np.arange(rows)
@@ -81,15 +81,17 @@ def oml(files: Sequence[Opened]) -> Layout | None:
             found.notes.append(f"{rows - used.sum()} of {rows} rows are neither query nor gallery")
     else:
         raise InputError(
-            f"{others[0].path} has {values.shape[0]} rows and {table.path} has {rows}: these do not belong "
-            "together"
+            f"{others[0].path} has {values.shape[0]} rows and {table.path} has {rows}: they must have the same "
+            "number of rows"
         )
     ids = Part("label", columns["label"])
     if are_whole(ids.values):
         ids.values = as_integers(ids, str(table.path))
         if (ids.values[chosen["probe"]] == DISTRACTOR).any():
             ids.values = ids.values + (ids.values >= DISTRACTOR)
-            ids.told.append("1 added to each that is not negative, for 0 marks distractors, and probes have it")
+            ids.told.append(
+                "1 added to all non-negative ids, because probes have id 0, which marks distractors"
+            )
     cams = None
     sequences = _sequences(columns["sequence"], found) if "sequence" in columns else np.array([])
     if any(sequences):
@@ -97,12 +99,12 @@ def oml(files: Sequence[Opened]) -> Layout | None:
         mixed = [some for some in set(sequences) - {""} if len(set(columns["label"][sequences == some])) > 1]
         if mixed:
             found.doubts.append(
-                f"sequence {min(mixed)} holds several identities: OML ignores all of a probe's sequence, "
-                "protocol market1501 only what is of its identity"
+                f"sequence {min(mixed)} holds several identities: OML ignores all items of a probe's sequence, "
+                "protocol market1501 only those of its identity"
             )
     elif (chosen["probe"] & chosen["gallery"]).any():
         cams = Part("row number", np.arange(rows))
-        cams.told.append("so that no image is its own match")
+        cams.told.append("so that no image matches itself")
     for side, parts in (("probe", found.probe), ("gallery", found.gallery)):
         some = np.flatnonzero(chosen[side])
         parts["features"] = Part(vectors.origin, np.asarray(values[:])[place[some]])
@@ -113,7 +115,7 @@ def oml(files: Sequence[Opened]) -> Layout | None:
             parts["names"] = Part("path", columns["path"][some])
     ignored = sorted(set(columns) - {"label", "is_query", "is_gallery", "path", "sequence"})
     if ignored:
-        found.notes.append(f"not taken: {listed(ignored)}")
+        found.notes.append(f"ignored: {listed(ignored)}")
     return found
 
 
@@ -121,7 +123,7 @@ def _sequences(column: Any, found: Layout) -> Any:
     """The column, empty where pandas wrote that there is nothing."""
     nothing = np.array([text.strip().lower() == "nan" for text in column], dtype=bool)
     if nothing.any():
-        found.notes.append(f"sequence is {column[nothing][0]} in {nothing.sum()} rows: taken for none")
+        found.notes.append(f"sequence is {column[nothing][0]} in {nothing.sum()} rows: treated as empty")
     return np.where(nothing, "", column)
 
 
@@ -145,7 +147,7 @@ def _flags(column: Any, table: Opened) -> Any:
 
 
 def vectors_by_name(files: Sequence[Opened]) -> Layout | None:
-    """Two dictionaries, name of an image -> vector, as GCN_rerank has them; labels are in the names."""
+    """Recognise GCN_rerank: two dictionaries, image name -> vector, with labels in the names."""
     if len(files) != 2 or not all(file.fields and all(map(_is_vector, file.fields.values())) for file in files):
         return None
     probe, gallery, told = two_sides(files)
@@ -184,7 +186,7 @@ def _parsed(file: Opened) -> Parts:
 
 
 def by_position(files: Sequence[Opened]) -> Layout | None:
-    """Features, identities and cameras of the probes, then of the gallery, as in CoinCheung's SFT-ReID."""
+    """Recognise CoinCheung's SFT-ReID: features, ids and cameras of the probes, then of the gallery."""
     if len(files) != 1 or not isinstance(files[0].content, list | tuple) or len(files[0].content) != 6:
         return None
     six = [as_array(value, str(files[0].path)) for value in files[0].content]
@@ -201,7 +203,7 @@ def by_position(files: Sequence[Opened]) -> Layout | None:
 
 
 def indexed(files: Sequence[Opened]) -> Layout | None:
-    """Lists of rows for both sides, from 1, over features of all images, as CUHK03-NP has them."""
+    """Recognise CUHK03-NP: row lists of both sides, counted from 1, over the features of all images."""
     fields = {plain(name): Part(name, value) for file in files for name, value in file.fields.items()}
     if not {"queryidx", "galleryidx"} <= set(fields):
         return None

@@ -1,7 +1,7 @@
-"""Reading files of torch.save without torch.
+"""Read torch.save files without torch.
 
-Torch's own reader keeps to known names, and can still be kept busy forever, or made to fill the memory. Here
-the program in such a file is run by the reader of pickles, and what tensors are made of becomes arrays.
+Torch's own reader allows only known names, but a crafted file can still make it run forever or fill the memory.
+Here the restricted pickle reader runs the program in such a file, and tensors become arrays.
 """
 
 from __future__ import annotations
@@ -188,13 +188,13 @@ class _Program(Unpickler):
 
 
 def read_torch(path: Path) -> Any:
-    """What was saved, with arrays in the place of tensors; bfloat16 becomes float32.
+    """Return the saved object, with tensors as arrays; bfloat16 becomes float32.
 
     Args:
-        path: a file of torch.save, of any version; one in a zip archive has gone through `check_archive`.
+        path: a torch.save file of any version; a zip archive must have passed `check_archive`.
 
     Raises:
-        InputError: if it holds anything but tensors, arrays and plain containers, or is damaged.
+        InputError: if it is damaged, or contains anything but tensors, arrays and plain containers.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:

@@ -1,4 +1,5 @@
-"""What goes wrong with other tools' dumps, seen in their issue threads: told, never mended in silence."""
+"""Warnings about common mistakes in other tools' feature files, as seen in their issue threads; never fixed
+silently."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 from ...data.features import FeatureSet
 from ...data.labels import DISTRACTOR
 from ...data.side import Side
-from ...evaluation.metrics import cameras, doubts, valid_probes
+from ...evaluation.metrics import distinct_cameras, suspicious_labels, valid_probes
 from ...evaluation.protocols import get_protocol
 
 # Norms of float16 features of unit length are off by a thousandth.
@@ -18,7 +19,7 @@ _NEAR = 2e-3
 
 
 def norms(side: Side) -> str:
-    """The Euclidean norms of the rows, in words."""
+    """Describe the Euclidean norms of the rows."""
     least, most = math.inf, 0.0
     for _, block in side.blocks(side.scan_rows()):
         some = torch.linalg.vector_norm(block.to(torch.float64), dim=1)
@@ -29,17 +30,19 @@ def norms(side: Side) -> str:
         return "1, normalised"
     parts = round(most**2)
     if parts > 1 and abs(most - math.sqrt(parts)) < _NEAR * most:
-        return f"{most:.4g}, the root of {parts}: perhaps {parts} normalised parts one after another, as of PCB"
+        return (
+            f"{most:.4g}, the square root of {parts}: perhaps {parts} normalised parts concatenated, as in PCB"
+        )
     return f"{most:.4g} everywhere"
 
 
 def label_doubts(data: FeatureSet) -> list[str]:
-    """What measuring would stumble over, one line each."""
+    """Return warnings about labels that affect metrics, one line each."""
     if not data.has_ids:
         return [f"{data.lacking('ids')}: lists can be written but not measured"]
     protocol = get_protocol("market1501")
     valid = valid_probes(data, protocol.name)
-    found = doubts(data, protocol, valid)
+    found = suspicious_labels(data, protocol, valid)
     if 0 < valid < len(data.probe):
         found.append(
             f"{len(data.probe) - valid} of {len(data.probe)} probes have no match in the gallery under "
@@ -49,7 +52,7 @@ def label_doubts(data: FeatureSet) -> list[str]:
 
 
 def side_doubts(data: FeatureSet) -> list[str]:
-    """What the labels of one side make doubtful of those of the other, one line each."""
+    """Return warnings about labels of the two sides that do not fit together, one line each."""
     return _camera_base(data) + _swapped(data)
 
 
@@ -58,18 +61,18 @@ def _swapped(data: FeatureSet) -> list[str]:
     ids = data.probe.ids
     if ids is None or len(data.probe) <= len(data.gallery) or not (ids <= DISTRACTOR).any():
         return []
-    return ["probes are more than the gallery and have junk or distractors: are the sides the other way round?"]
+    return ["there are more probes than gallery items, with junk or distractors: are the sides swapped?"]
 
 
 def _camera_base(data: FeatureSet) -> list[str]:
     """A line if the sides have no camera in common, or one seems to count from 0 and the other from 1."""
     if data.probe.cams is None or data.gallery.cams is None:
         return []
-    one, other = sides = cameras(data.probe), cameras(data.gallery)
+    one, other = sides = distinct_cameras(data.probe), distinct_cameras(data.gallery)
     if not len(one) or not len(other):
         return []
     if not len(np.intersect1d(one, other)):
-        return ["no camera is on both sides: nothing of a probe's own camera is ever dropped"]
+        return ["probes and gallery have no camera in common: same-camera items are never dropped"]
     from_0, from_1 = sorted(sides, key=lambda cams: int(cams[0]))
     # Of one numbering, the side that lacks the first camera would have one more at the end.
     if (from_0[0], from_1[0]) != (0, 1) or from_1[-1] <= from_0[-1]:
@@ -77,5 +80,5 @@ def _camera_base(data: FeatureSet) -> list[str]:
     spans = f"{one[0]} to {one[-1]} and {other[0]} to {other[-1]}"
     return [
         f"cameras are {spans}: if these are the same cameras, one side counts from 0 and the other from 1, and "
-        "the wrong items are dropped; mend them where they come from"
+        "the wrong items are dropped; fix the numbering in the source"
     ]
