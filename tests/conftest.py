@@ -153,10 +153,11 @@ def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     return cli
 
 
-def shell(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    command = [sys.executable, "-m", "blurrerank", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+def shell(*arguments: object, program: str | None = None, **options) -> subprocess.CompletedProcess[Any]:
+    """Run the command line, or the text of a program, in a process of its own."""
+    what = ["-m", "blurrerank"] if program is None else ["-c", program]
+    options = {"capture_output": True, "text": True, "timeout": 120} | options
+    return subprocess.run([sys.executable, *what, *map(str, arguments)], **options)
 
 
 def check_lists(
