@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -158,6 +160,31 @@ def shell(*arguments: object, program: str | None = None, **options) -> subproce
     what = ["-m", "blurrerank"] if program is None else ["-c", program]
     options = {"capture_output": True, "text": True, "timeout": 120} | options
     return subprocess.run([sys.executable, *what, *map(str, arguments)], **options)
+
+
+_measured: dict[str, subprocess.CompletedProcess[str]] = {}
+
+
+@pytest.fixture
+def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bench` gets what the same run of the same features gave before: for tests of what it makes of that."""
+    from blurrerank.studies import benchmark
+
+    run = subprocess.run
+
+    def remembered(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if "measure" not in command:
+            return run(command, **options)
+        task = json.loads(command[-1])
+        assert not task["reference"], "its lists are compared"
+        del task["lists"]  # a file of each bench
+        files = [Path(task[name]).resolve() for name in ("path", "gallery") if task[name]]
+        key = json.dumps([task, [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]])
+        if key not in _measured:
+            _measured[key] = run(command, **options)
+        return _measured[key]
+
+    monkeypatch.setattr(benchmark.subprocess, "run", remembered)
 
 
 def check_lists(
