@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
 import signal
 import subprocess
 import sys
@@ -15,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from forks import forked
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -162,29 +161,19 @@ def shell(*arguments: object, program: str | None = None, **options) -> subproce
     return subprocess.run([sys.executable, *what, *map(str, arguments)], **options)
 
 
-_measured: dict[str, subprocess.CompletedProcess[str]] = {}
-
-
 @pytest.fixture
-def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`bench` gets what the same run of the same features gave before: for tests of what it makes of that."""
+def quick_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of `bench` are forks: for tests of what it makes of them, not of what it measures."""
     from blurrerank.studies import benchmark
 
     run = subprocess.run
 
-    def remembered(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    def fork(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         if "measure" not in command:
             return run(command, **options)
-        task = json.loads(command[-1])
-        assert not task["reference"], "its lists are compared"
-        del task["lists"]  # a file of each bench
-        files = [Path(task[name]).resolve() for name in ("path", "gallery") if task[name]]
-        key = json.dumps([task, [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]])
-        if key not in _measured:
-            _measured[key] = run(command, **options)
-        return _measured[key]
+        return forked(*command[command.index("measure") :], cwd=Path.cwd())
 
-    monkeypatch.setattr(benchmark.subprocess, "run", remembered)
+    monkeypatch.setattr(benchmark.subprocess, "run", fork)
 
 
 def check_lists(
