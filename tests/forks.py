@@ -26,7 +26,11 @@ _CONTEXT.set_forkserver_preload(
 
 
 def _child(
-    streams: Sequence[Connection], cwd: str, before: Callable[[], object] | None, what: Sequence[str] | str
+    streams: Sequence[Connection],
+    cwd: str,
+    env: dict[str, str],
+    preexec_fn: Callable[[], object] | None,
+    what: Sequence[str] | str,
 ) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream.fileno(), number)
@@ -36,8 +40,9 @@ def _child(
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(cwd)
-    if before is not None:
-        before()
+    os.environ.update(env)
+    if preexec_fn is not None:
+        preexec_fn()
     if isinstance(what, str):
         exec(what, {"__name__": "__main__"})
     else:
@@ -51,42 +56,76 @@ def _drained(stream: Connection) -> bytes:
         return file.read()
 
 
-def forked(
-    *arguments: object,
-    cwd: Path,
-    preexec_fn: Callable[[], object] | None = None,
-    program: str | None = None,
-    input: bytes = b"",
-    text: bool = True,
-) -> CompletedProcess[Any]:
-    """Run the command line, or the text of a program, as `subprocess.run` would with these options.
+class Fork:
+    """One that has been started."""
 
-    `preexec_fn` must be of a module that is quick to import. The environment is that of the first call.
-    """
-    (asked, asking), (told, telling), (warned, warning) = (_CONTEXT.Pipe(duplex=False) for _ in range(3))
-    what = list(map(str, arguments)) if program is None else program
-    process = _CONTEXT.Process(target=_child, args=((asked, telling, warning), str(cwd), preexec_fn, what))
-    process.start()
-    for theirs in (asked, telling, warning):
-        theirs.close()
-    with ThreadPoolExecutor(2) as pool:
-        drained = [pool.submit(_drained, stream) for stream in (told, warned)]
+    def __init__(
+        self,
+        *arguments: object,
+        cwd: Path,
+        env: dict[str, str] | None = None,
+        preexec_fn: Callable[[], object] | None = None,
+        program: str | None = None,
+        input: bytes = b"",
+    ) -> None:
         assert len(input) < 60_000, "more than a pipe surely holds"
+        asked, asking = _CONTEXT.Pipe(duplex=False)
+        told, telling = _CONTEXT.Pipe(duplex=False)
+        warned, warning = _CONTEXT.Pipe(duplex=False)
+        self.what = list(map(str, arguments)) if program is None else program
+        task = ((asked, telling, warning), str(cwd), env or {}, preexec_fn, self.what)
+        self._process = _CONTEXT.Process(target=_child, args=task)
+        self._process.start()
         os.write(asking.fileno(), input)
-        asking.close()
-        process.join(SECONDS)
-        late = process.is_alive()
+        for stream in (asked, asking, telling, warning):
+            stream.close()
+        self._pool = ThreadPoolExecutor(2)
+        self._streams = told, warned
+        self._texts = [self._pool.submit(_drained, stream) for stream in self._streams]
+
+    def end(self) -> CompletedProcess[bytes]:
+        """Wait for it."""
+        self._process.join(SECONDS)
+        late = self._process.is_alive()
         if late:
-            process.kill()
-            process.join()
-    for ours in (told, warned):
-        ours.close()
-    if late:
-        raise TimeoutExpired(what, SECONDS)
-    out, err = (one.result() for one in drained)
+            self._process.kill()
+            self._process.join()
+        self._pool.shutdown()
+        for stream in self._streams:
+            stream.close()
+        if late:
+            raise TimeoutExpired(self.what, SECONDS)
+        return CompletedProcess(self.what, self._process.exitcode, *(text.result() for text in self._texts))
+
+
+def forked(*arguments: object, text: bool = True, **options: Any) -> CompletedProcess[Any]:
+    """Run the command line, or the text of a `program`, as `subprocess.run` would with these options.
+
+    `preexec_fn` must be of a module that is quick to import. `env` is added to that of the first call.
+    """
+    done = Fork(*arguments, **options).end()
     if text:
-        return CompletedProcess(what, process.exitcode, out.decode(), err.decode())
-    return CompletedProcess(what, process.exitcode, out, err)
+        done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
+    return done
+
+
+def forked_together(processes: int, *arguments: object, cwd: Path) -> CompletedProcess[str]:
+    """The command line in so many forks that torchrun could have started; the code is what torchrun makes of theirs."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    common = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    forks = [Fork(*arguments, cwd=cwd, env=common | rank) for rank in ranks]
+    done = [fork.end() for fork in forks]
+    out, err = (b"".join(getattr(one, name) for one in done).decode() for name in ("stdout", "stderr"))
+    return CompletedProcess(list(arguments), int(any(one.returncode for one in done)), out, err)
 
 
 def no_override() -> None:

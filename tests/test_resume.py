@@ -4,8 +4,6 @@ import errno
 import fcntl
 import json
 import os
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import features
+from forks import forked_together
 
 import blurrerank as br
 import blurrerank.engine.checkpoint
@@ -251,13 +250,7 @@ def test_nothing_to_resume_is_told(cli, feats):
 def test_processes_go_on_from_what_one_left(cli, feats, interrupted):
     assert cli("run", feats, *SMALL, "-o", "whole.h5")[0] == 0
     assert interrupted(2, "-o", "out.h5")[0] == 130
-    command = ["run", feats, "-o", "out.h5", "--resume", *SMALL]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "blurrerank", *command],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = forked_together(2, "run", feats, "-o", "out.h5", "--resume", *SMALL, cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
     assert " of them from before the interruption" in done.stderr
     assert Path("out.h5").read_bytes() == Path("whole.h5").read_bytes()
