@@ -110,7 +110,7 @@ def forked(*arguments: object, text: bool = True, **options: Any) -> CompletedPr
 
 
 def forked_together(processes: int, *arguments: object, cwd: Path) -> CompletedProcess[str]:
-    """The command line in so many forks that torchrun could have started; the code is what torchrun makes of theirs."""
+    """The command line in so many forks, as torchrun starts it; the code is what torchrun makes of theirs."""
     from torch.distributed import TCPStore
 
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
