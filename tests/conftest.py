@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from forks import forked
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -153,10 +154,26 @@ def cli(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
     return cli
 
 
-def shell(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    command = [sys.executable, "-m", "blurrerank", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+def shell(*arguments: object, program: str | None = None, **options) -> subprocess.CompletedProcess[Any]:
+    """Run the command line, or the text of a program, in a process of its own."""
+    what = ["-m", "blurrerank"] if program is None else ["-c", program]
+    options = {"capture_output": True, "text": True, "timeout": 120} | options
+    return subprocess.run([sys.executable, *what, *map(str, arguments)], **options)
+
+
+@pytest.fixture
+def quick_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of `bench` are forks: for tests of what it makes of them, not of what it measures."""
+    from blurrerank.studies import benchmark
+
+    run = subprocess.run
+
+    def fork(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if "measure" not in command:
+            return run(command, **options)
+        return forked(*command[command.index("measure") :], cwd=Path.cwd())
+
+    monkeypatch.setattr(benchmark.subprocess, "run", fork)
 
 
 def check_lists(

@@ -31,7 +31,7 @@ def small(tmp_path_factory):
     return path
 
 
-def test_every_method_is_measured_as_run_measures_it(cli, small):
+def test_every_method_is_measured_as_run_measures_it(cli, small, quick_bench):
     code, out, err = cli("bench", small, "--repeats", 2, "--json")
     assert (code, err) == (0, "")
     told = json.loads(out)
@@ -113,7 +113,7 @@ def test_options_reach_every_run(cli, small, write, threads):
         assert row["times_the_memory"] == row["peak_bytes"] / ours["peak_bytes"]
 
 
-def test_what_the_runs_warn_of_is_said_once(cli, write):
+def test_what_the_runs_warn_of_is_said_once(cli, write, quick_bench):
     feats = write(probe_cams=None, gallery_cams=None)
     code, _, err = cli("bench", feats, "--methods", "cosine,lbr", "--repeats", 2)
     assert code == 0
@@ -143,8 +143,8 @@ def test_repeats_alternate_in_processes_of_their_own(monkeypatch):
         (1, "x\nout of memory: y\n", "out of memory: y"),
     ],
 )
-def test_one_that_fails_keeps_none_from_running(monkeypatch, cli, small, code, stderr, said):
-    real = subprocess.run
+def test_one_that_fails_keeps_none_from_running(quick_bench, monkeypatch, cli, small, code, stderr, said):
+    real = bench.subprocess.run
 
     def run(command, **options):
         if json.loads(command[-1])["method"] == "cosine":
@@ -161,7 +161,7 @@ def test_one_that_fails_keeps_none_from_running(monkeypatch, cli, small, code, s
         assert (stopped, err) == (1, f"error: 1 of 1 failed; cosine (topn 50): {said}\n")
 
 
-def test_tables(cli, small):
+def test_tables(cli, small, quick_bench):
     methods = "k-reciprocal:base_distance=squared-twice"
     for style, mark in ((), "---"), (("--latex",), r"\begin{tabular}"), (("--markdown",), "|---"):
         code, out, _ = cli("bench", small, "--methods", methods, "--repeats", 1, *style)
@@ -198,7 +198,7 @@ def test_wrong_usage_is_one_line(arguments, code, said, cli, small):
     assert err.count("\n") == 1
 
 
-def test_features_without_ids_are_timed_and_not_measured(cli, write):
+def test_features_without_ids_are_timed_and_not_measured(cli, write, quick_bench):
     feats = write(probe_ids=None, gallery_ids=None)
     code, out, _ = cli("bench", feats, "--methods", "lbr", "--repeats", 1)
     assert code == 0

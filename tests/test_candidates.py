@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, features, shell, sides
+from forks import forked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,16 +115,22 @@ def test_candidates_from_standard_input(write, tmp_path):
     write_ibin(tmp_path / "lists", lists)
     expected = br.rerank(data, candidates=lists)
     br.save_ranking(expected, data, tmp_path / "lists.npz")
-    script = """
-        {run} --candidates - -o one.npz < lists && cat lists.npz | {run} --candidates - -o other.npz &&
-        {run} --candidates - -o - --format npz < lists | cat > third.npz
-        head -c 100 lists | {run} --candidates - -o none.npz; echo $?
-        head -c 500 lists.npz | {run} --candidates - -o none.npz; echo $?
-    """
-    command = script.format(run=f"{sys.executable} -m blurrerank run feats.h5 -q")
+    run = f"{sys.executable} -m blurrerank run feats.h5 -q"
+    command = f"cat lists.npz | {run} --candidates - -o one.npz"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.stdout.split("\n")[-3:] == ["1", "1", ""]
-    first, second = done.stderr.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    text, binary = ((tmp_path / name).read_bytes() for name in ("lists", "lists.npz"))
+
+    def fed(given, *options):
+        run = ("run", "feats.h5", "-q", "--candidates", "-", *options)
+        return forked(*run, cwd=tmp_path, input=given, text=False)
+
+    assert fed(text, "-o", "other.npz").returncode == 0
+    (tmp_path / "third.npz").write_bytes(fed(text, "-o", "-", "--format", "npz").stdout)
+    refused = [fed(given, "-o", "none.npz") for given in (text[:100], binary[:500])]
+    assert [one.returncode for one in refused] == [1, 1]
+    first, second = (one.stderr.decode() for one in refused)
+    assert first.count("\n") == second.count("\n") == 1
     assert first.startswith("error: standard input has an unrecognised format: expected a native")
     assert second.startswith("error: standard input is not a readable NumPy archive:")
     for name in ("one.npz", "other.npz", "third.npz"):

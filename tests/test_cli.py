@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import ctypes
 import fcntl
 import json
 import os
@@ -15,11 +14,13 @@ import subprocess
 import sys
 import termios
 import time
+from functools import partial
 
 import h5py
 import numpy as np
 import pytest
 from conftest import features, shell
+from forks import forked, no_override
 
 import blurrerank as br
 
@@ -92,14 +93,11 @@ def test_json_and_the_metrics_file_say_the_same(cli, write):
 
 
 @pytest.mark.parametrize("form", ["h5", "trec", "jsonl", "csv", "npz"])
-def test_standard_output_gets_what_the_file_would(form, cli, write):
+def test_standard_output_gets_what_the_file_would(form, cli, write, tmp_path):
     feats = write()
     assert cli("run", feats, "-o", f"lists.{form}")[0] == 0
-    done = subprocess.run(
-        [sys.executable, "-m", "blurrerank", "run", feats, "-o", "-", "--format", form],
-        capture_output=True,
-        timeout=60,
-    )
+    start = shell if form == "h5" else forked
+    done = start("run", feats, "-o", "-", "--format", form, cwd=tmp_path, text=False)
     assert done.returncode == 0
     assert b"protocol market1501" in done.stderr, "the table goes where the lists do not"
     with open("piped", "wb") as file:
@@ -438,13 +436,6 @@ def test_outputs_that_cannot_be_written(cli, write, tmp_path):
     )
 
 
-def _no_override():
-    """Root may read and write anywhere: give up that right in the child, where the tests run as root."""
-    cap_bset_drop, cap_dac_override, cap_dac_read_search = 24, 1, 2
-    for right in (cap_dac_override, cap_dac_read_search):
-        ctypes.CDLL(None).prctl(cap_bset_drop, right, 0, 0, 0)
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -467,7 +458,8 @@ def test_a_file_that_may_not_be_read(command, write, tmp_path):
     name = next(word for word in words if word.startswith("closed"))
     (tmp_path / name).write_text("whatever")
     (tmp_path / name).chmod(0)
-    done = shell(*words, cwd=tmp_path, preexec_fn=_no_override if os.geteuid() == 0 else None)
+    start = shell if command == "info {}.h5" else forked
+    done = start(*words, cwd=tmp_path, preexec_fn=no_override if os.geteuid() == 0 else None)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: {name} cannot be read: permission denied\n"
 
@@ -477,7 +469,7 @@ def test_a_read_only_folder(write, tmp_path):
     folder = tmp_path / "locked"
     folder.mkdir()
     folder.chmod(0o555)
-    options = {"preexec_fn": _no_override} if os.geteuid() == 0 else {}
+    options = {"preexec_fn": no_override} if os.geteuid() == 0 else {}
     done = shell("run", feats, "-o", folder / "lists.h5", **options)
     assert done.returncode == 1
     assert (
@@ -633,9 +625,7 @@ blurrerank.search.sources.search = interrupted
 blurrerank.cli.main(["run", "feats.h5"])
 """
     write("feats.h5")
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100
-    )
+    done = (shell if sent == signal.SIGTERM else forked)(program=program, cwd=tmp_path)
     assert done.returncode == code
     ended = "interrupted" if sent == signal.SIGINT else f"terminated by {sent.name}"
     assert done.stderr == f"note: nothing of feats.ranking.h5 is kept\nerror: {ended}\n"
@@ -647,6 +637,7 @@ blurrerank.cli.main(["run", "feats.h5"])
 @pytest.mark.parametrize("command", [["run", "feats.h5", "-o", "out.h5"], ["convert", "dump.npz", "out.h5"]])
 def test_a_signal_that_comes_while_hdf5_writes_ends_a_run(command, call, sent, cli, write, tmp_path):
     """HDF5 calls Python to write, and goes on calling when that raises."""
+    start = shell if (command[0], call) == ("run", 1) else forked
     program = f"""
 import os, sys
 import h5py, blurrerank.cli
@@ -666,9 +657,7 @@ blurrerank.cli.main({command})
     assert cli(*command)[0] == 0
     whole = (tmp_path / "out.h5").read_bytes()
     (tmp_path / "out.h5").unlink()
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100
-    )
+    done = start(program=program, cwd=tmp_path)
     found = {child.name: child.read_bytes() for child in tmp_path.iterdir()}
     # It comes again a little later, when the file may be complete.
     assert done.returncode in (0, 128 + sent)
@@ -679,7 +668,7 @@ blurrerank.cli.main({command})
 
 
 def test_a_run_under_nohup_goes_on(write, tmp_path):
-    feats = write(**features(probes=2000, gallery=2000))
+    feats = write(**features(probes=600, gallery=2000))
     command = [sys.executable, "-m", "blurrerank", "run", str(feats), "-o", "lists.csv", "--depth", "all"]
     nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(["nohup", *command], cwd=tmp_path, **nowhere) as process:
@@ -691,15 +680,13 @@ def test_a_run_under_nohup_goes_on(write, tmp_path):
     assert (tmp_path / "lists.csv").exists()
 
 
-def _small_files():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-
 @pytest.mark.parametrize("form", ["h5", "trec", "jsonl", "csv", "npz"])
 def test_no_room_for_the_output(form, write, tmp_path):
     """A limit on the size of files stands for a full disk: the same failures, at the same places."""
     feats = write(**features(probes=100, gallery=300))
-    done = shell("run", feats, "-o", f"lists.{form}", "--depth", "all", cwd=tmp_path, preexec_fn=_small_files)
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    start = shell if form == "h5" else forked
+    done = start("run", feats, "-o", f"lists.{form}", "--depth", "all", cwd=tmp_path, preexec_fn=limit)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: lists.{form} cannot be written: ")
     assert done.stderr.count("\n") == 1

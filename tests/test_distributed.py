@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, features, shell
+from forks import forked, forked_together
 
 import blurrerank as br
 from blurrerank.compute.compute import Compute
@@ -139,7 +140,7 @@ def test_files_are_those_of_one_process(cases, processes, tmp_path):
 
 
 def test_the_command_line_says_what_it_says_alone(tmp_path):
-    alone = shell("run", OMNIGLOT, "-o", "alone.h5", cwd=tmp_path)
+    alone = forked("run", OMNIGLOT, "-o", "alone.h5", cwd=tmp_path)
     done = together(3, "-m", "blurrerank", "run", OMNIGLOT, "-o", "lists.h5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == alone.stdout
@@ -150,8 +151,8 @@ def test_the_command_line_says_what_it_says_alone(tmp_path):
 def test_lists_are_piped_by_one(write, tmp_path):
     feats = write()
     pipe = ("run", feats, "-o", "-", "--format", "trec", "--method", "k-reciprocal", "-q")
-    alone = shell(*pipe, cwd=tmp_path)
-    done = together(2, "-m", "blurrerank", *pipe, cwd=tmp_path)
+    alone = forked(*pipe, cwd=tmp_path)
+    done = forked_together(2, *pipe, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, alone.stdout), done.stderr
 
 
@@ -159,7 +160,7 @@ def test_what_is_wrong_with_a_file_is_said_once(write, tmp_path):
     arrays = features()
     arrays["gallery"][[1, 58]] = np.nan  # the first row is with the first process, the second with the last
     arrays["gallery_ids"] = arrays["gallery_ids"].reshape(-1, 1)
-    done = together(2, "-m", "blurrerank", "run", write(**arrays), cwd=tmp_path)
+    done = forked_together(2, "run", write(**arrays), cwd=tmp_path)
     assert done.returncode == 1
     (line,) = said(done.stderr)
     for problem in ("NaN or infinity in row 1:", "NaN or infinity in row 58:", "ids has shape (60, 1)"):
@@ -170,7 +171,7 @@ def test_what_is_wrong_with_a_file_is_said_once(write, tmp_path):
 
 def test_wrong_usage_and_what_needs_one_process_are_said_once(write, tmp_path):
     feats = write()
-    done = together(2, "-m", "blurrerank", "run", feats, "--method", "k-reciprocal-online", cwd=tmp_path)
+    done = forked_together(2, "run", feats, "--method", "k-reciprocal-online", cwd=tmp_path)
     assert done.returncode == 1
     (line,) = said(done.stderr)
     assert "work in one process" in line

@@ -47,7 +47,7 @@ def test_the_readme_s_table_is_what_the_demo_prints(tmp_path):
     assert (tmp_path / "omniglot.ranking.h5").exists()
 
 
-def test_the_readme_s_recipe_for_one_s_own_features(tmp_path, monkeypatch, cli):
+def test_the_readme_s_recipe_for_one_s_own_features(quick_bench, tmp_path, monkeypatch, cli):
     recipe = next(block for block in PYTHON_BLOCKS if "import h5py" in block)
     arrays = features()
     names = {

@@ -18,7 +18,8 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ROOT, features, shell
-from hypothesis import given
+from forks import forked
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import blurrerank as br
@@ -171,6 +172,8 @@ def test_processes_read_one_index(data, path, tmp_path):
     same(index.rerank(np.asarray(data.probe.features[:4]), topn=5), expected)
 
 
+# Three indexes each time, and no more than 177 cases there are.
+@settings(max_examples=25)
 @given(st.integers(1, 59), st.sampled_from([None, 1 << 16, 1 << 18]))
 def test_appending_gives_what_building_at_once_gives(tmp_path_factory, cut, memory):
     folder = tmp_path_factory.mktemp("append")
@@ -735,9 +738,8 @@ def npy(*arrays):
     return stream.getvalue()
 
 
-def ask_npy(index, data):
-    command = [sys.executable, "-m", "blurrerank", "run", "--index", str(index), "-", "--depth", "3"]
-    done = subprocess.run(command, input=data, capture_output=True, timeout=120)
+def ask_npy(index, data, start=forked):
+    done = start("run", "--index", index, "-", "--depth", 3, input=data, cwd=index.parent, text=False)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
 
 
@@ -746,7 +748,8 @@ def test_npy_rows_are_answered_one_by_one(tmp_path, dtype):
     arrays = features()
     index = br.build_index(side(arrays), tmp_path / "i.h5", **SMALL)
     probe = arrays["probe"].astype(dtype)
-    code, found, err = ask_npy(index.path, npy(probe[:2], probe[2], probe[3:4].T.copy().T, probe[4:6]))
+    asked = npy(probe[:2], probe[2], probe[3:4].T.copy().T, probe[4:6])
+    code, found, err = ask_npy(index.path, asked, shell if dtype == "<f4" else forked)
     assert (code, err) == (0, "")
     expected = index.rerank(probe[:6].astype(dtype[1:]), topn=3)
     assert [one["indices"] for one in found] == expected.indices.tolist()

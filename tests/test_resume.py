@@ -4,8 +4,6 @@ import errno
 import fcntl
 import json
 import os
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import features
+from forks import forked_together
 
 import blurrerank as br
 import blurrerank.engine.checkpoint
@@ -252,13 +251,7 @@ def test_nothing_to_resume_is_told(cli, feats):
 def test_processes_go_on_from_what_one_left(cli, feats, interrupted):
     assert cli("run", feats, *SMALL, "-o", "whole.h5")[0] == 0
     assert interrupted(2, "-o", "out.h5")[0] == 130
-    command = ["run", feats, "-o", "out.h5", "--resume", *SMALL]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "blurrerank", *command],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = forked_together(2, "run", feats, "-o", "out.h5", "--resume", *SMALL, cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
     assert " of them from before the interruption" in done.stderr
     assert Path("out.h5").read_bytes() == Path("whole.h5").read_bytes()
@@ -437,19 +430,22 @@ def test_kept_lists_with_any_bit_flipped_are_not_used(interrupted, monkeypatch):
     sound = path.read_bytes()
     (known,) = left("out.h5").done()
     rng = np.random.default_rng(0)
-    # Names and sizes are at the beginning and the end.
+    # Names and sizes are at the beginning and the end: three bits of each byte there.
     bits = {
-        *range(8 * 200),
-        *range(8 * (len(sound) - 1200), 8 * len(sound)),
+        *(8 * (byte % len(sound)) + bit for byte in range(-1200, 200) for bit in rng.permutation(8)[:3]),
         *rng.integers(8 * len(sound), size=500),
     }
     for bit in bits:
-        damaged = bytearray(sound)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
+        with path.open("r+b") as file:
+            file.seek(bit // 8)
+            file.write(bytes([sound[bit // 8] ^ 1 << bit % 8]))
         for found in left("out.h5").done():
             np.testing.assert_array_equal(found.indices, known.indices)
             np.testing.assert_array_equal(found.scores, known.scores)
+        with path.open("r+b") as file:
+            file.seek(bit // 8)
+            file.write(sound[bit // 8 :][:1])
+    assert path.read_bytes() == sound
 
 
 def test_an_error_before_the_work_does_not_advise_to_resume(interrupted, cli, feats):

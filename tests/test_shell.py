@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ROOT, shell
+from forks import forked
 
 from blurrerank.cli.help import TOPICS
 
@@ -100,8 +101,9 @@ def test_defaults_come_from_the_environment_and_options_win(write, tmp_path):
     assert done.returncode == 2
     assert "BLURRERANK_MEMORY" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    told = shell("run", "--help").stdout
     for option in ("DEVICE", "THREADS", "MEMORY", "PRECISION", "PROTOCOL", "AP"):
-        assert f"BLURRERANK_{option}" in shell("run", "--help").stdout
+        assert f"BLURRERANK_{option}" in told
 
 
 @pytest.mark.parametrize("topic", TOPICS)
@@ -147,10 +149,10 @@ def test_pages_made_from_the_code_are_not_stale(page):
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
-def test_what_daemons_close_is_not_missed(closed, write, tmp_path):
+def test_what_daemons_close_is_not_missed(closed, cli, write, tmp_path):
     """And no file gets the number of what is closed, and what is told with it."""
     feats = write("feats.h5")
-    assert shell("run", feats, "-o", tmp_path / "open.h5").returncode == 0
+    assert cli("run", feats, "-o", "open.h5")[0] == 0
     command = f"{sys.executable} -m blurrerank run {feats} -o closed.h5 {closed}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=100)
     assert done.returncode == 0, done.stderr
@@ -177,13 +179,13 @@ def test_what_a_file_says_is_shortened(write, tmp_path):
     with h5py.File(write("feats.h5"), "r+") as file:
         file.attrs["source"] = f"begin{'x' * 60_000}end"
         file.attrs["words"] = "word " * 10_000
-    told = shell("info", "feats.h5", cwd=tmp_path).stdout.splitlines()
+    told = forked("info", "feats.h5", cwd=tmp_path).stdout.splitlines()
     assert max(map(len, told)) < 5_000
     source = next(line for line in told if line.startswith("source: "))
     assert (source[:14], source[-4:]) == ("source: beginx", "xend")
     assert "x[... 59,808 characters ...]x" in source
     (tmp_path / "lists.trec").write_text(f"p000 Q0 {'y' * 10**7} 1 0.5 run\n")
-    done = shell("eval", "lists.trec", "feats.h5", cwd=tmp_path)
+    done = forked("eval", "lists.trec", "feats.h5", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: lists.trec line 1: 'yyy")
     assert done.stderr.endswith("yyy' is not a gallery name or row number below 60\n")

@@ -289,7 +289,7 @@ def test_markdown(cli, files):
     assert all(line.startswith("best ") for line in plain[-6:])
 
 
-def test_bench_compares_two_of_its_methods(cli, files):
+def test_bench_compares_two_of_its_methods(cli, files, quick_bench):
     data = br.load(files)
     both = "lbr:topn=30", "cosine:topn=30"
     common = ("bench", files, "--methods", ",".join(both), "--repeats", 1, "--protocol", "plain")
