@@ -222,7 +222,7 @@ def _results_of_oml() -> Any:
         from oml.retrieval.retrieval_results import RetrievalResults
     except ImportError as missing:
         raise InputError(
-            f"OML is not here ({missing}): install the package open-metric-learning, version 3 or later"
+            f"OML is not installed ({missing}): install the package open-metric-learning, version 3 or later"
         ) from None
     return RetrievalResults
 

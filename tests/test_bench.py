@@ -35,7 +35,7 @@ def test_every_method_is_measured_as_run_measures_it(cli, small, quick_bench):
     code, out, err = cli("bench", small, "--repeats", 2, "--json")
     assert (code, err) == (0, "")
     told = json.loads(out)
-    assert [row["method"] for row in told] == available()
+    assert [row["method"] for row in told] == [create(name).name for name in available()]
     for row in told:
         run = json.loads(cli("run", small, "--method", row["method"], "--json", "--force")[1])
         assert row["metrics"] == run["after"]
@@ -179,14 +179,14 @@ def test_tables(cli, small, quick_bench):
         (("--methods", "lbr:topn=many"), 2, "topn must be a whole number of at least 1, not 'many'"),
         (("--methods", "lbr:cosine=no"), 2, "cosine must be True or False, not 'no'"),
         (("--methods", "lbr:name=x"), 2, "method lbr has no parameter 'name'"),
-        (("--methods", ""), 2, "method '' is not known"),
+        (("--methods", ""), 2, "'' names no method where one should be"),
         (("--methods", "lbr,lbr:topn=50"), 2, "lbr,lbr:topn=50 names a method twice with the same parameters"),
         (("--reference", "--protocol", "cuhk03"), 2, "--reference enumerates every draw of protocol cuhk03"),
         (("--methods", "lbr:sigma=wide"), 2, "sigma must be a finite number above 0"),
         (("--methods", "lbr:k1=3"), 2, "method lbr has no parameter 'k1'"),
         (("--methods", "k-reciprocal:lambda=2"), 2, "lambda must be a number from 0 to 1, not 2"),
         (("--methods", "k-reciprocal:base-distance=cubed"), 2, "base distance 'cubed' is not known"),
-        (("--device", "cuda:99"), 1, "device 'cuda:99' is not here"),
+        (("--device", "cuda:99"), 1, "device 'cuda:99' is not available"),
         (("--repeats", 0), 2, "Invalid value for '--repeats'"),
         (("--memory", "1k"), 2, "a memory budget of"),
     ],

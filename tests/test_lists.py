@@ -307,6 +307,6 @@ def test_a_gpu_gives_the_same_lists():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_gpu_is_one_clear_line():
     with pytest.raises(
-        br.BlurrerankError, match="device 'cuda' is not here: torch sees 0 CUDA devices; use cpu"
+        br.BlurrerankError, match="device 'cuda' is not available: torch sees 0 CUDA devices; use cpu"
     ):
         br.rerank(br.FeatureSet.from_arrays(np.eye(2), np.eye(2)), device="cuda")

@@ -48,15 +48,16 @@ def test_every_row_is_what_a_run_at_that_setting_gives(cli, protocol, tmp_path):
 
 
 def test_the_gallery_is_searched_once_and_neighbourhoods_compared_once_each(cli, monkeypatch):
-    from blurrerank.methods.lbr import LocalBlurring
+    from blurrerank.search import sources
+    from blurrerank.spectral.neighbourhoods import Blurring
 
     searches, grams = [], []
-    search, blur = sweeping.search, LocalBlurring._blur
-    monkeypatch.setattr(sweeping, "search", lambda *a, **k: searches.append(a) or search(*a, **k))
+    search, blur = sources.search, Blurring._blur
+    monkeypatch.setattr(sources, "search", lambda *a, **k: searches.append(a) or search(*a, **k))
     monkeypatch.setattr(
-        LocalBlurring,
+        Blurring,
         "_blur",
-        lambda self, nodes, *a: grams.extend([self.topn] * len(nodes)) or blur(self, nodes, *a),
+        lambda self, nodes, *a: grams.extend([nodes.shape[1]] * len(nodes)) or blur(self, nodes, *a),
     )
     assert cli("sweep", FEATS, "--topn", "5,9", "--sigma", "0.02,0.05,0.1")[0] == 0
     assert len(searches) == 1
@@ -78,7 +79,7 @@ def test_what_an_earlier_output_holds_is_not_measured_again(cli, ending, monkeyp
     assert list(second.rows) == [(10, 0.1), (10, 0.2), (20, 0.1)]
     assert {setting: second.rows[setting] for setting in first.rows} == first.rows
     measured.clear()
-    monkeypatch.setattr(sweeping, "search", None)
+    monkeypatch.setattr("blurrerank.search.sources.search", None)
     written = os.stat(name)
     code, _, err = cli("sweep", FEATS, "--topn", "10", "--sigma", "0.2", "-o", name)
     assert (code, err) == (0, f"kept {name}: 3 settings, 0 of them new\n")

@@ -23,7 +23,7 @@ def pick_device(device: str = "auto") -> torch.device:
     """The torch device a name means: `auto`, `cpu`, `cuda` or `cuda:1`.
 
     Raises:
-        BlurrerankError: if it is no such name, or there is no such device here.
+        BlurrerankError: if there is no such device, and a `ParameterError` if it is no such name.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,7 +35,7 @@ def pick_device(device: str = "auto") -> torch.device:
         raise ParameterError(f"device {device!r} is not supported: use auto, cpu, cuda or cuda:1")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise BlurrerankError(
-            f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
+            f"device {device!r} is not available: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
         )
     if chosen.type == "cuda" and chosen.index is None:
         # As tensors name it, so that the two can be compared.

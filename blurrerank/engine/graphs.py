@@ -55,7 +55,7 @@ def neighbour_graph(
     if isinstance(data, FeatureSet):
         sides = [data.probe, data.gallery]
     else:
-        sides = [data if isinstance(data, Side) else Side(_features(data), label="features")]
+        sides = [data if isinstance(data, Side) else Side(_features(data), label="images")]
         problems = find_problems(sides[0], None)
         if problems:
             raise InputError(problems)

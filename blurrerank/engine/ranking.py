@@ -21,7 +21,7 @@ from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.sort_keys import from_sort_keys
-from ..errors import BlurrerankError, BlurrerankWarning, ParameterError
+from ..errors import BlurrerankError, BlurrerankWarning, InputError, ParameterError
 from ..graph.encoding import Encoding, Probes
 from ..graph.find import Keep, find_graph
 from ..graph.neighbour_graph import ListSizes, NeighbourGraph
@@ -189,8 +189,9 @@ def _rank_by_graph(
 
     if known is None:
         with watch("search" if together else "index"):
-            graph = request.graph
-            if graph is None:
+            if request.graph is not None:
+                graph = _checked_graph(request.graph, ranker, work)
+            else:
                 graph = _find_graph(ranker, data, work, lambda done, _: advance(done), checkpoint)
         with watch("re-rank" if together else "index"):
             fitted = _Fitted.of(ranker, graph, work, probes if together else None)
@@ -211,6 +212,29 @@ def _rank_by_graph(
             indices, scores = from_sort_keys(work.gallery.merge_keys(keys, shown))
         similarities = partial(work.gallery.similarities, batch)
         yield RankedBatch(batch.start, size, indices, scores, size, similarities, final)
+
+
+def _checked_graph(graph: NeighbourGraph, ranker: GraphRanker, work: Workspace) -> NeighbourGraph:
+    """A graph that somebody found before, if it is of the right images and its lists are long enough."""
+    images = len(work.images)
+    if len(graph) != images:
+        what = "probes and gallery together" if images > work.gallery.size else "gallery items"
+        raise InputError(
+            f"the graph is of {len(graph)} images, and {ranker.name} needs that of the {images} {what}: "
+            "find it with neighbour_graph"
+        )
+    sizes = ListSizes(ranker.neighbours(), *ranker.camera_neighbours())
+    if not graph.serves(sizes):
+        raise ParameterError(
+            f"the graph lists {graph.lists.shape[1] - 1} others of each image, and {ranker.name} needs "
+            f"{sizes.nearest}, {sizes.within} of its camera and {sizes.across} of others: find longer lists"
+        )
+    return replace(
+        graph,
+        lists=graph.lists[:, : sizes.nearest + 1],
+        similarities=graph.similarities[:, : sizes.nearest + 1],
+        images=work.images,
+    )
 
 
 def _find_graph(

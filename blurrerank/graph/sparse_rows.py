@@ -32,7 +32,7 @@ _ENTRY_BYTES = 64
 
 @dataclass(frozen=True)
 class SparseRows:
-    """A matrix with few entries in each row.
+    """A matrix over images with few entries in each row; its columns are the N images there are.
 
     Attributes:
         offsets: (N + 1,) int64: row i owns the entries `offsets[i]:offsets[i + 1]`.
@@ -183,7 +183,7 @@ class SparseRows:
     def averaged(
         self, lists: torch.Tensor, shares: torch.Tensor | None = None, own: SparseRows | None = None
     ) -> SparseRows:
-        """Return the mean of the rows that each list names: local query expansion.
+        """Return the mean of the rows that each list names: local query expansion. For N rows over N images.
 
         Args:
             lists: (n, k) int32 or int64, rows of this matrix.

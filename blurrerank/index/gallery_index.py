@@ -106,7 +106,7 @@ class GalleryIndex:
 
         Raises:
             InputError: if it is no index, is of a newer version, or is damaged.
-            BlurrerankError: for a device that is not here.
+            BlurrerankError: for a device that is not available.
         """
         where = pick_device(device)
         stored = index_h5.read(Path(path), verify=verify)

@@ -1,0 +1,219 @@
+"""The neighbour graph and its sparse rows, against brute force and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import exact_sides, features, sides
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import blurrerank as br
+from blurrerank.files.neighbours_h5 import read_partial, write_partial
+from blurrerank.graph.find import find_graph
+from blurrerank.graph.neighbour_graph import ListSizes
+from blurrerank.graph.sparse_rows import ONE, SparseRows
+from blurrerank.search.rows import RowBudget, UnitRows
+
+CPU = torch.device("cpu")
+
+
+def brute_force(rows: np.ndarray, allowed: np.ndarray, count: int) -> list[list[int]]:
+    """The nearest allowed images of each, in float64; ties to the lower index."""
+    unit = rows.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    # Every pair by itself: a matrix product rounds equal rows differently.
+    cosine = np.stack([(unit * row).sum(axis=1) for row in unit])
+    lists = []
+    for image in range(len(rows)):
+        others = np.flatnonzero(allowed[image])
+        order = np.lexsort((others, -cosine[image, others]))
+        lists.append(others[order][:count].tolist())
+    return lists
+
+
+@settings(max_examples=40)
+@given(
+    st.one_of(exact_sides(), sides()),
+    st.integers(0, 12),
+    st.integers(0, 12),
+    st.integers(0, 12),
+    st.integers(1, 4),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.booleans(),
+)
+@pytest.mark.filterwarnings("ignore:.*times over:blurrerank.BlurrerankWarning")
+def test_lists_by_camera_are_those_of_brute_force(arrays, nearest, within, across, cameras, dtype, resident):
+    rows = np.concatenate(arrays)
+    number = len(rows)
+    cams = np.random.default_rng(number).integers(0, cameras, number)
+    images = UnitRows(
+        br.Side(rows),
+        device=CPU,
+        block=50,
+        resident=resident,
+        dtype=dtype,
+        budget=RowBudget(number if resident else max(1, number // 3), 1 << 18),
+    )
+    graph = find_graph(images, ListSizes(nearest, within, across), cams=torch.from_numpy(cams))
+    others = ~np.eye(number, dtype=bool)
+    same = cams[:, None] == cams[None]
+    expected = brute_force(rows, others, nearest)
+    assert [row[0] for row in graph.lists.tolist()] == list(range(number))
+    assert [row[1:] for row in graph.lists.tolist()] == expected
+    for lists, count, allowed in ((graph.within, within, same & others), (graph.across, across, ~same)):
+        assert (lists is None) == (count == 0)
+        if lists is None:
+            continue
+        found = [[item for item in row if item >= 0] for row in lists.items.tolist()]
+        assert found == brute_force(rows, allowed, count)
+        # Lists end early where a camera has fewer images, and are padded at the end alone.
+        padded = lists.items < 0
+        assert not bool((padded[:, :-1] & ~padded[:, 1:]).any())
+        assert bool((lists.similarities[padded] == -torch.inf).all())
+        assert bool(torch.isfinite(lists.similarities[~padded]).all())
+
+
+def test_a_graph_goes_on_from_the_first_images(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((300, 16)).astype(np.float32)
+    cams = torch.from_numpy(rng.integers(0, 3, 300))
+    images = UnitRows(br.Side(rows), device=CPU, block=64, resident=True, budget=RowBudget(64, 1 << 16))
+    sizes, kept = ListSizes(7, 4, 5), []
+    whole = find_graph(images, sizes, cams=cams, keep=lambda graph: kept.append(graph()))
+    assert 0 < len(kept[0]) < 300
+    write_partial(tmp_path / "p.h5", kept[0], pool=0, digest="d")
+    known, _, _ = read_partial(tmp_path / "p.h5")
+    told = []
+    for before in (kept[0], known, None):
+        again = find_graph(
+            images, sizes, cams=cams, known=before, progress=lambda done, total: told.append(done)
+        )
+        for one, other in ((again, whole), (again.within, whole.within), (again.across, whole.across)):
+            for name in ("lists", "items", "similarities", "lowest"):
+                if hasattr(one, name):
+                    assert torch.equal(getattr(one, name), getattr(other, name)), name
+    # A graph that was found without lists by camera does not serve.
+    without = find_graph(images, ListSizes(7))
+    assert torch.equal(find_graph(images, sizes, cams=cams, known=without).within.items, whole.within.items)
+
+
+def test_the_public_graph(write):
+    arrays = features(probes=15, gallery=60)
+    data = br.FeatureSet(
+        br.Side(arrays["probe"], cams=arrays["probe_cams"]),
+        br.Side(arrays["gallery"], cams=arrays["gallery_cams"]),
+    )
+    graph = br.neighbour_graph(data, 9, within=3, across=4)
+    assert graph.lists.shape == (75, 10)
+    assert graph.within.items.shape == (75, 3)
+    assert graph.across.items.shape == (75, 4)
+    both = np.concatenate([arrays["probe"], arrays["gallery"]])
+    assert torch.equal(br.neighbour_graph(both, 9).lists, graph.lists)
+    assert br.neighbour_graph(arrays["gallery"], 200).lists.shape == (60, 60)
+    with pytest.raises(br.InputError, match="lists within or across cameras need cameras"):
+        br.neighbour_graph(both, 9, within=2)
+    with pytest.raises(br.ParameterError, match="nearest must be a whole number of at least 0, not -1"):
+        br.neighbour_graph(both, -1)
+    with pytest.raises(br.InputError, match="NaN or infinity in 3 rows"):
+        br.neighbour_graph(np.full((3, 2), np.nan), 1)
+
+
+def test_one_graph_serves_many_methods_and_settings():
+    arrays = features(probes=20, gallery=150, dim=16)
+    data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
+    graph = br.neighbour_graph(data, 30)
+    gallery = br.neighbour_graph(data.gallery, 50)
+    for method, params, shared in (
+        ("k-reciprocal", {}, graph),
+        ("k-reciprocal", {"k1": 7, "k2": 3}, graph),
+        ("k-reciprocal-online", {}, gallery),
+        ("k-reciprocal-online", {"pool": 20, "blur": 3}, gallery),
+    ):
+        found = br.rerank(data, method, graph=shared, **params)
+        expected = br.rerank(data, method, **params)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+    with pytest.raises(
+        br.ParameterError, match="graph lists 30 others of each image, and k-reciprocal needs 31"
+    ):
+        br.rerank(data, "k-reciprocal", k1=31, graph=graph)
+    with pytest.raises(br.InputError, match="graph is of 150 images, and k-reciprocal needs that of the 170"):
+        br.rerank(data, "k-reciprocal", graph=gallery)
+
+
+@st.composite
+def sparse(draw, rows: int | None = None, width: int | None = None):
+    """A matrix with few entries, and its `SparseRows`."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    shape = rows or draw(st.integers(1, 12)), width or draw(st.integers(1, 9))
+    dense = rng.integers(0, ONE // 16, shape) * (rng.random(shape) < draw(st.sampled_from([0.0, 0.3, 1.0])))
+    dense = dense.astype(np.int64)
+    owner, column = np.nonzero(dense)
+    offsets = np.concatenate([[0], np.cumsum((dense > 0).sum(axis=1))])
+    chunk = draw(st.sampled_from([64, 640, 1 << 20]))
+    return dense, SparseRows(
+        torch.from_numpy(offsets),
+        torch.from_numpy(column).to(torch.int32),
+        torch.from_numpy(dense[owner, column]).to(torch.int32),
+        chunk,
+    )
+
+
+@given(sparse())
+def test_sparse_rows_are_a_matrix(matrix):
+    dense, rows = matrix
+    width = dense.shape[1]
+    np.testing.assert_array_equal(rows.to_scipy(width).toarray(), dense / ONE)
+    np.testing.assert_array_equal(rows.transposed(width).to_scipy(len(dense)).toarray(), dense.T / ONE)
+    np.testing.assert_array_equal(rows.rows(1, len(dense)).to_scipy(width).toarray(), dense[1:] / ONE)
+
+
+@given(st.integers(1, 9).flatmap(lambda width: st.tuples(sparse(width=width), sparse(width=width))))
+def test_overlaps_are_sums_of_minima(matrices):
+    (one, rows), (other, others) = matrices
+    expected = np.minimum(one[:, None], other[None]).sum(axis=2) / ONE
+    found = rows.overlaps(others.transposed(other.shape[1]), len(other))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+@given(
+    st.integers(1, 9).flatmap(lambda number: sparse(number, number)), st.integers(0, 2**32), st.integers(1, 4)
+)
+def test_averages_are_means_of_rows(matrix, seed, number):
+    dense, rows = matrix
+    lists = np.random.default_rng(seed).integers(0, len(dense), (5, number))
+    found = rows.averaged(torch.from_numpy(lists)).to_scipy(dense.shape[1]).toarray()
+    np.testing.assert_allclose(found, dense[lists].mean(axis=1) / ONE, atol=1 / ONE)
+
+
+@given(sparse(), st.integers(0, 2**32))
+def test_weights_are_divided_by_their_sum(matrix, seed):
+    dense, rows = matrix
+    weights = np.random.default_rng(seed).uniform(0.1, 1, len(rows.columns)).astype(np.float32)
+    expected = np.zeros(dense.shape)
+    expected[np.nonzero(dense)] = weights
+    sums = expected.sum(axis=1, keepdims=True)
+    expected = np.divide(expected, sums, where=sums > 0, out=np.zeros_like(expected))
+    found = rows.weighted(torch.from_numpy(weights)).to_scipy(dense.shape[1]).toarray()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    members = dense > 0
+    counts = members.sum(axis=1, keepdims=True)
+    uniform = np.divide(members, counts, where=counts > 0, out=np.zeros(dense.shape))
+    np.testing.assert_allclose(rows.uniform().to_scipy(dense.shape[1]).toarray(), uniform, atol=1e-6)
+
+
+@given(sides(), st.integers(1, 8))
+def test_reciprocal_neighbours_list_each_other(arrays, count):
+    rows = np.concatenate(arrays)
+    graph = br.neighbour_graph(rows, count)
+    lists = [set(row) for row in graph.lists[:, : count + 1].tolist()]
+    expected = np.array(
+        [
+            [other in lists[image] and image in lists[other] for other in range(len(rows))]
+            for image in range(len(rows))
+        ]
+    )
+    found = graph.reciprocal(count).uniform().to_scipy(len(rows)).toarray() > 0
+    np.testing.assert_array_equal(found, expected)
