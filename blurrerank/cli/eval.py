@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -43,18 +44,7 @@ from .tables import comparison_line, method_label, metrics_table, print_json
 @metrics_options
 @json_option
 @runtime_options
-def evaluate(
-    rankings: tuple[str, ...],
-    feats: str,
-    gallery: str | None,
-    format: str | None,
-    compare: tuple[str, str] | None,
-    style: str | None,
-    protocol: str,
-    ap: str,
-    as_json: bool,
-    runtime: Runtime,
-) -> None:
+def evaluate(runtime: Runtime, **arguments: Any) -> None:
     """Compute metrics of each RANKING of FEATS, using the ids and cameras in FEATS.
 
     RANKING is a file written by `run`, or a TREC run from any tool; - is standard input. Native files are
@@ -72,31 +62,33 @@ def evaluate(
     from ..evaluation.significance import compare as test
     from ..files import load
 
+    options = EvalOptions(**arguments)
+    compare = options.compare
     runtime.start()
-    named = list(dict.fromkeys([*rankings, *(compare or ())]))
+    named = list(dict.fromkeys([*options.rankings, *(compare or ())]))
     if not named:
         raise ParameterError("no ranking to measure: give ranking files before the feature file")
     for name in named:
-        check_ranking(name, format)
-    data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
+        check_ranking(name, options.format)
+    data = load(options.feats, options.gallery, memory=runtime.memory, told=runtime.note)
     found, measured = [], {}
     with warnings.catch_warnings():
         # Warnings about labels apply to every ranking: show each of them once.
         warnings.simplefilter("default", BlurrerankWarning)
         for name in named:
-            ranking = ranking_of(name, data, format)
+            ranking = ranking_of(name, data, options.format)
             found.append({"ranking": name, "method": ranking.method, "params": dict(ranking.params)})
             measured[name] = measure(
                 ranking,
                 data,
-                protocol=protocol,
-                ap=ap,
+                protocol=options.protocol,
+                ap=options.ap,
                 device=runtime.device,
                 memory=runtime.memory,
                 progress=runtime.progress("measuring"),
             )
     comparison = None if compare is None else test(*(measured[name] for name in compare))
-    if as_json:
+    if options.as_json:
         summaries = [one | measured[one["ranking"]].summary() for one in found]
         if comparison is not None and compare is not None:
             pair = {"a": compare[0], "b": compare[1]}
@@ -105,9 +97,26 @@ def evaluate(
             print_json(summaries if len(summaries) > 1 else summaries[0])
         return
     labels = _labels(found)
-    click.echo(printable(metrics_table([(labels[name], measured[name]) for name in named], style), lines=True))
+    click.echo(
+        printable(metrics_table([(labels[name], measured[name]) for name in named], options.style), lines=True)
+    )
     if comparison is not None and compare is not None:
-        click.echo(f"\n{comparison_line(labels[compare[0]], labels[compare[1]], comparison, style)}")
+        click.echo(f"\n{comparison_line(labels[compare[0]], labels[compare[1]], comparison, options.style)}")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The options of `eval`; each is described where it is declared."""
+
+    rankings: tuple[str, ...]
+    feats: str
+    gallery: str | None
+    format: str | None
+    compare: tuple[str, str] | None
+    style: str | None
+    protocol: str
+    ap: str
+    as_json: bool
 
 
 def _labels(found: list[dict[str, Any]]) -> dict[str, str]:

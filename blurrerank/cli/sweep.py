@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,18 +63,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @metrics_options
 @json_option
 @runtime_options
-def sweep(
-    feats: str,
-    gallery: str | None,
-    topn: list[int],
-    sigma: list[float],
-    output: str | None,
-    style: str | None,
-    protocol: str,
-    ap: str,
-    as_json: bool,
-    runtime: Runtime,
-) -> None:
+def sweep(runtime: Runtime, **arguments: Any) -> None:
     """Measure local blurring on FEATS at every pair of --topn and --sigma.
 
     The gallery is searched once for all of them. Prints a row for each setting and the best of each metric.
@@ -82,42 +72,50 @@ def sweep(
     blurrerank sweep feats.h5
     blurrerank sweep feats.h5 --topn 10,20,30 --sigma 0.05,0.1 -o sweep.csv
     """
+    from ..engine.runs import Measurement
     from ..files import load
     from ..files.targets import check_target
     from ..studies.sweep import sweep as measure
     from ..studies.sweep_files import as_dict, check_name, read_sweep, save_sweep
 
+    options = SweepOptions(**arguments)
     runtime.start()
-    known = None
+    known, output = None, options.output
     if output is not None:
         check_name(Path(output))
         check_target(Path(output), force=True)
         known = read_sweep(output) if Path(output).exists() else None
-    data = load(feats, gallery, memory=runtime.memory, told=runtime.note)
+    data = load(options.feats, options.gallery, memory=runtime.memory, told=runtime.note)
     size = len(data.gallery)
-    if max(topn) > size:
-        runtime.note(f"note: topn {max(topn)} is capped at the gallery's {size} items")
-    found = measure(
-        data,
-        topn,
-        sigma,
-        known=known,
-        protocol=protocol,
-        ap=ap,
-        device=runtime.device,
-        memory=runtime.memory,
-        progress=runtime.progress("sweeping"),
-    )
+    if max(options.topn) > size:
+        runtime.note(f"note: topn {max(options.topn)} is capped at the gallery's {size} items")
+    measurement = Measurement(options.protocol, options.ap)
+    found = measure(data, options.topn, options.sigma, measurement, runtime.compute("sweeping"), known)
     if output is not None and found is not known:
         save_sweep(found, output, known)
-    if as_json:
+    if options.as_json:
         print_json(as_dict(found))
     else:
-        click.echo(_table(found, style))
+        click.echo(_table(found, options.style))
     if output is not None:
         new = len(found.rows) - (len(known.rows) if known else 0)
         done = "wrote" if new else "kept"
         runtime.note(f"{done} {output}: {len(found.rows)} settings, {new} of them new")
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """The options of `sweep`; each is described where it is declared."""
+
+    feats: str
+    gallery: str | None
+    topn: list[int]
+    sigma: list[float]
+    output: str | None
+    style: str | None
+    protocol: str
+    ap: str
+    as_json: bool
 
 
 def _table(found: Sweep, style: str | None) -> str:

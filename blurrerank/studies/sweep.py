@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..compute.compute import Compute, Progress
+from ..compute.compute import Compute
 from ..data.checks import check_count, check_sigma
 from ..data.features import FeatureSet
 from ..data.positions import Positions
 from ..engine.plans import plan_for
 from ..engine.request import Request
+from ..engine.runs import Measurement
 from ..engine.workspace import open_workspace
 from ..errors import InputError, ParameterError
 from ..evaluation.match_finder import MatchFinder
-from ..evaluation.metrics import MEANS, check_ap, measure, warn_about
-from ..evaluation.protocols import get_protocol
+from ..evaluation.metrics import MEANS, measure, warn_about
 from ..methods.lbr import LocalBlurring
 from ..search.exact import Query
 
@@ -60,13 +60,9 @@ def sweep(
     data: FeatureSet,
     topns: Sequence[int],
     sigmas: Sequence[float],
-    *,
+    measurement: Measurement,
+    compute: Compute,
     known: Sweep | None = None,
-    protocol: str = "market1501",
-    ap: str = "plain",
-    device: str = "auto",
-    memory: int | None = None,
-    progress: Progress | None = None,
 ) -> Sweep:
     """Measure local blurring at every pair of `topns` and `sigmas`.
 
@@ -76,12 +72,9 @@ def sweep(
         data: features with ids.
         topns: sizes of the neighbourhood; capped at the gallery.
         sigmas: temperatures, above 0.
+        measurement: how lists are measured.
+        compute: how.
         known: an earlier sweep of the same features: what it holds is kept and not measured again.
-        protocol: `market1501`, `cuhk03` or `plain`.
-        ap: `plain` or `trapezoid`.
-        device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        memory: budget in bytes; see `rerank`.
-        progress: called with (images done, images in all).
 
     Returns:
         Every setting asked for or known, in order.
@@ -90,8 +83,7 @@ def sweep(
         InputError: without ids or any match, or if `known` is of other features, labels or metrics.
         ParameterError: for a parameter outside its range.
     """
-    rules = get_protocol(protocol)
-    check_ap(ap)
+    rules = measurement.rules
     if not topns or not sigmas:
         raise ParameterError("a sweep needs at least one topn and one sigma")
     for topn in topns:
@@ -103,8 +95,8 @@ def sweep(
     made_from = {
         "digest": data.digest(),
         "labels_digest": data.labels_digest(),
-        "protocol": protocol,
-        "ap": ap,
+        "protocol": measurement.protocol,
+        "ap": measurement.ap,
     }
     for name, value in made_from.items():
         if known is not None and getattr(known, name) != value:
@@ -118,13 +110,12 @@ def sweep(
         return known
     sigmas_of = {topn: [sigma for n, sigma in missing if n == topn] for topn, _ in missing}
     widest = LocalBlurring(max(sigmas_of), min(sigmas))
-    compute = Compute.choose(device, memory, progress=progress)
     plan = plan_for(data, widest, Request(whole_rows=True), compute)
-    finder = MatchFinder(data, single_shot=rules.single_shot, device=plan.device, memory=memory)
+    finder = MatchFinder(data, single_shot=rules.single_shot, device=plan.device, memory=compute.memory)
     work = open_workspace(data, plan)
     located: dict[Setting | None, list[Positions]] = {setting: [] for setting in (None, *missing)}
     query = Query(widest.depth(len(data.gallery)), plan.probe_batch, whole_rows=True)
-    for batch in work.gallery.lists(work.probes, query, progress=progress):
+    for batch in work.gallery.lists(work.probes, query, progress=compute.progress):
         before = finder.by_similarity(batch.start, work.gallery.similarities(batch))
         located[None].append(before)
         for topn, some in sigmas_of.items():
@@ -135,7 +126,8 @@ def sweep(
                 lists = near.sorted_by(scores).indices
                 located[topn, sigma].append(finder.in_lists(batch.start, lists, before=before))
     measured = {
-        setting: measure(Positions.concatenate(parts), data, rules, ap=ap) for setting, parts in located.items()
+        setting: measure(Positions.concatenate(parts), data, rules, ap=measurement.ap)
+        for setting, parts in located.items()
     }
     cosine = measured.pop(None)
     warn_about(cosine, data)
