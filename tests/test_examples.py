@@ -88,8 +88,15 @@ def test_every_option_in_the_documentation_exists():
         shell(command, "--help").stdout
         for command in ("run", "eval", "info", "index", "bench", "sweep", "synth", "convert", "report", "plot")
     )
+    helps += "".join(
+        shell("run", "--method", method, "--help").stdout for method in ("k-reciprocal", "dba+lbr")
+    )
     # The options of torchrun are not ours.
-    pages = re.sub(r"torchrun .*-m blurrerank", "", "".join(DOCS)).replace("`--nproc-per-node`", "")
+    pages = (
+        re.sub(r"torchrun .*-m blurrerank", "", "".join(DOCS))
+        .replace("--count 8", "")
+        .replace("`--nproc-per-node`", "")
+    )
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", pages)) <= set(re.findall(r"--[a-z][a-z-]+", helps))
 
 

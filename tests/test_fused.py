@@ -19,9 +19,9 @@ from conftest import ROOT, check_lists, features
 import blurrerank as br
 from blurrerank import reference
 from blurrerank.data.candidates import Candidates
-from blurrerank.methods.lbr import LocalBlurring
 from blurrerank.search.rows import UnitRows
 from blurrerank.spectral import fused
+from blurrerank.spectral.neighbourhoods import Blurring
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HERE = [
@@ -68,7 +68,7 @@ def test_it_equals_the_reference_and_the_plain_path(topn, dim, sigma, device):
     probe, table, places, scores = (array.to(device) for array in neighbourhoods(topn, dim))
     assert fused.available(table.device)
     blurred = fused.blur(table, places, scores, sigma)
-    plain = LocalBlurring(topn, sigma)._plain(table, places, probe, scores, [sigma])[0]
+    plain = Blurring()._plain(table, places, probe, scores, [sigma])[0]
     assert (blurred.dtype, blurred.shape) == (torch.float32, scores.shape)
     np.testing.assert_allclose(blurred.cpu(), plain.cpu(), rtol=0, atol=1e-5)
     for query, nodes, ours in zip(probe.cpu().double(), table[places].cpu().double(), blurred, strict=True):
@@ -132,7 +132,7 @@ def test_lists_equal_those_of_the_plain_path(topn, memory, device, monkeypatch):
         patch.setattr(fused, "attempt", lambda *arguments: None)
         plain = br.rerank(data, topn=topn, device=device)
     with monkeypatch.context() as patch:
-        patch.setattr(LocalBlurring, "_plain", None)
+        patch.setattr(Blurring, "_plain", None)
         ranking = br.rerank(data, topn=topn, device=device, memory=memory)
     check_lists(ranking.indices, ranking.scores, plain.indices, plain.scores)
 
@@ -281,7 +281,7 @@ def test_nothing_needs_triton():
         "import sys, numpy, blurrerank as br\n"
         "br.rerank(br.FeatureSet.from_arrays(numpy.eye(4), numpy.eye(4)), device='cpu')\n"
         "assert 'triton' not in sys.modules\n"
-        "from blurrerank import fused\n"
+        "from blurrerank.spectral import fused\n"
         "sys.modules['triton'] = None\n"
         "fused._interpreted = lambda: True\n"
         "assert not fused.available(None)\n"

@@ -14,6 +14,7 @@ import zlib
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import h5py
 import numpy as np
 import pytest
@@ -633,7 +634,7 @@ def test_parameters_of_the_index_hold(cli, write):
         (
             ("run", "feats.h5", "--index", "i.h5", "--topn", "5"),
             2,
-            "--topn is no option of method k-reciprocal-on",
+            "--topn is not an option of method k-reciprocal-on",
         ),
         (("run", "-"), 2, "- reads probes from standard input, which needs --index"),
         (
@@ -799,7 +800,8 @@ def test_index_takes_the_options_of_its_method():
     from blurrerank.cli.index import index
     from blurrerank.methods import create
 
-    names = {option.name for option in index.params}
+    with click.Context(index) as context:
+        names = {option.name for option in index.get_params(context)}
     assert {field.name for field in fields(create("k-reciprocal-online"))} <= names
 
 

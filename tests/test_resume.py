@@ -85,9 +85,7 @@ def test_the_file_is_that_of_a_run_without_interruption(name, method, cli, feats
     code, out, err = interrupted(2, "-o", name, "--metrics", "out.json", *options)
     assert code == 130
     assert out == ""
-    told = (
-        f"note: what was done of {name} is kept; the same command with --resume goes on\nerror: interrupted\n"
-    )
+    told = f"note: partial results of {name} are kept; run the same command with --resume to continue\nerror: interrupted\n"
     assert err.endswith(told)
     assert not Path(name).exists()
     assert interrupted(1, "-o", name, "--metrics", "out.json", *options, "--resume")[0] == 130
@@ -363,9 +361,9 @@ def test_what_is_kept_is_told_however_a_run_ends(error, cli, feats, monkeypatch)
     monkeypatch.setattr(Checkpoint, "add", add_and_fail)
     code, _, err = cli("run", feats, *SMALL, "-o", "out.h5")
     assert code == 1
-    assert "note: what was done of out.h5 is kept; the same command with --resume goes on\n" in err
+    assert "note: partial results of out.h5 are kept; run the same command with --resume to continue\n" in err
     code, _, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume", "--sigma", 0.3)
-    assert (code, "goes on" in err) == (1, False)
+    assert (code, "to continue" in err) == (1, False)
 
 
 def full_disk(monkeypatch, fails):
@@ -452,7 +450,7 @@ def test_an_error_before_the_work_does_not_advise_to_resume(interrupted, cli, fe
     interrupted(2, "-o", "out.h5")
     code, _, err = cli("run", feats, "-o", "out.h5", "--resume", *SMALL, "--memory", "1KiB")
     assert code == 2
-    assert "goes on" not in err
+    assert "to continue" not in err
 
 
 def test_many_who_write_in_one_place_do_not_wait_for_each_other(cli, feats, tmp_path, monkeypatch):

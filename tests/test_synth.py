@@ -107,7 +107,7 @@ def test_it_never_holds_the_whole_array(tmp_path):
     """256 MiB of features, written in a process that may grow by a quarter of that."""
     code = f"""
 import torch
-from blurrerank.memory import PeakMemory
+from blurrerank.compute.peak_memory import PeakMemory
 from blurrerank.synth import Size, synthesize
 synthesize({str(tmp_path / "warm.h5")!r}, Size(1, 5, 8, ids=5, cams=1))
 peak = PeakMemory(torch.device("cpu"))
