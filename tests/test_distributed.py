@@ -175,10 +175,13 @@ def test_what_is_wrong_with_a_file_is_said_once(write, tmp_path):
 
 def test_wrong_usage_and_what_needs_one_process_are_said_once(write, tmp_path):
     feats = write()
-    done = forked_together(2, "run", feats, "--method", "k-reciprocal-online", cwd=tmp_path)
-    assert done.returncode == 1
-    (line,) = said(done.stderr)
-    assert "work in one process" in line
+    for options, why in (
+        (("--index", "gallery.index.h5"), "an index is read by one process: start this without torchrun"),
+        (("--candidates", "lists.npz"), "candidates are re-ranked in one process: start this without torchrun"),
+    ):
+        done = forked_together(2, "run", feats, *options, cwd=tmp_path)
+        assert done.returncode == 1
+        assert said(done.stderr) == [f"error: {why}"]
     torchruns = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for rank, lines in enumerate((1, 0)):
         done = shell("run", feats, "--nope", env=os.environ | torchruns | {"RANK": str(rank)})

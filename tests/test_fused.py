@@ -19,6 +19,7 @@ from conftest import ROOT, check_lists, features
 import blurrerank as br
 from blurrerank import reference
 from blurrerank.data.candidates import Candidates
+from blurrerank.methods.lbr import LocalBlurring
 from blurrerank.search.rows import UnitRows
 from blurrerank.spectral import fused
 from blurrerank.spectral.neighbourhoods import Blurring
