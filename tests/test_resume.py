@@ -85,8 +85,8 @@ def test_the_file_is_that_of_a_run_without_interruption(name, method, cli, feats
     code, out, err = interrupted(2, "-o", name, "--metrics", "out.json", *options)
     assert code == 130
     assert out == ""
-    told = f"note: partial results of {name} are kept; run the same command with --resume to continue\nerror: interrupted\n"
-    assert err.endswith(told)
+    told = f"note: partial results of {name} are kept; run the same command with --resume to continue\n"
+    assert err.endswith(f"{told}error: interrupted\n")
     assert not Path(name).exists()
     assert interrupted(1, "-o", name, "--metrics", "out.json", *options, "--resume")[0] == 130
     code, _, err = cli("run", feats, "-o", name, "--metrics", "out.json", *SMALL, *options, "--resume")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..methods import available, options_of
+from ..methods import available, options_of, presets_of
 from ..methods.kinds.parameters import Parameter
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,13 +42,17 @@ class MethodCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of the method under a heading of their own."""
-        own = [record for param in super().get_params(ctx) if (record := param.get_help_record(ctx))]
-        with formatter.section("Options"):
-            formatter.write_dl(own)
-        records = [record for param in self._of_method(ctx) if (record := param.get_help_record(ctx))]
-        if records:
+        options = [param for param in super().get_params(ctx) if isinstance(param, click.Option)]
+        presets = presets_of(self.method(ctx))
+        own = [_help_record(param, ctx, presets) for param in options if param.name == "preset" and presets]
+        own = [_help_record(param, ctx, presets) for param in self._of_method(ctx)] + own
+        if own:
             with formatter.section(f"Options of method {self.method(ctx)}"):
-                formatter.write_dl(records)
+                formatter.write_dl(own)
+        with formatter.section("Options"):
+            formatter.write_dl(
+                [_help_record(param, ctx, presets) for param in options if param.name != "preset"]
+            )
 
     def method(self, ctx: click.Context) -> str:
         """Return the method whose options the command has."""
@@ -85,6 +89,13 @@ class MethodCommand(click.Command):
         return click.UsageError(
             f"{error.option_name} is not an option of method {method}; it has {its}", ctx=error.ctx
         )
+
+
+def _help_record(param: click.Parameter, ctx: click.Context, presets: Sequence[str]) -> tuple[str, str]:
+    """What a help text says of a parameter."""
+    record = param.get_help_record(ctx)
+    assert record is not None
+    return (record[0], f"{record[1]}: {', '.join(presets)}.") if param.name == "preset" else record
 
 
 def method_option(what: str, default: str) -> Callable[[F], F]:

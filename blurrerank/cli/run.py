@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 @click.option(
     "--preset",
     metavar="NAME",
-    help="Parameters for a public data set, such as market1501, where the method has such.",
+    help="Parameters for a public data set",
 )
 @click.option(
     "--online",

@@ -42,6 +42,7 @@ __all__ = [
     "method_class",
     "options_of",
     "parse_chain",
+    "presets_of",
     "split_methods",
 ]
 
@@ -145,6 +146,15 @@ def options_of(text: str) -> dict[str, tuple[Parameter, bool]]:
     }
     times = Counter(parameter.name for parameter in named.values())
     return {key: (parameter, times[parameter.name] == 1) for key, parameter in named.items()}
+
+
+def presets_of(text: str) -> list[str]:
+    """Return the names of the presets that the ranker of a method or chain has.
+
+    Raises:
+        ParameterError: for an unknown method.
+    """
+    return list(create(text).ranker.presets)
 
 
 def split_methods(text: str) -> list[str]:
