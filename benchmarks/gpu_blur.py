@@ -24,6 +24,7 @@ from blurrerank.engine.ranking import rank_batches
 from blurrerank.engine.request import Request
 from blurrerank.methods.lbr import LocalBlurring
 from blurrerank.spectral import fused
+from blurrerank.spectral.neighbourhoods import Blurring
 
 TOPN, SIGMA = 50, 0.1
 REPEATS = 30
@@ -127,7 +128,7 @@ def report(size: Size, device: torch.device) -> None:
     method = LocalBlurring(TOPN, SIGMA)
     data = br.FeatureSet.from_arrays(probe, gallery)
     blurs: dict[str, Callable[[], torch.Tensor]] = {
-        "plain path": lambda: method._plain(gallery, places, probe, scores, [SIGMA])[0],
+        "plain path": lambda: Blurring()._plain(gallery, places, probe, scores, [SIGMA])[0],
         "fused kernel": lambda: fused.blur(gallery, places, scores, SIGMA),
     }
 

@@ -100,6 +100,7 @@ def cases(write, tmp_path) -> list[dict]:
     for feats in files:
         add(feats, "lbr", topn=20, sigma=0.2)
         add(feats, "k-reciprocal", k1=6, k2=3)
+    for feats in ("ties", "two", "single", "large"):
         add(feats, "k-reciprocal-online", k1=6, k2=3, blur=4, pool=20)
         add(feats, "dba:k=3+aqe:k=4+lbr", topn=20)
     for protocol in ("cuhk03", "plain"):
@@ -111,8 +112,8 @@ def cases(write, tmp_path) -> list[dict]:
     add("large", "lbr", "csv", depth=2500)
     add("large", "lbr", memory=1_400_000)  # many batches, and rows that are read again for each
     add("large", "k-reciprocal", "trec", memory=1_400_000, k1=8, k2=2)
-    add("large", "k-reciprocal-online", memory=1_400_000, k1=8, k2=2)
-    add("large", "dba+k-reciprocal", memory=1_400_000)
+    add("ties", "k-reciprocal-online", memory=1_000_000, k1=8, k2=2)
+    add("ties", "dba+k-reciprocal", memory=1_000_000)
     return found
 
 

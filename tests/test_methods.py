@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, features, shell
 
 import blurrerank as br
+from blurrerank import methods
 from blurrerank.methods import available, create, method_class, options_of
 from blurrerank.methods.kinds.base import FeatureStep, GraphRanker, HeadRanker
 from blurrerank.methods.kinds.parameters import parameters_of
@@ -74,38 +75,37 @@ def toy(tmp_path_factory) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
-def test_one_file_of_another_package_is_a_method(toy, write, tmp_path):
+def test_one_file_of_another_package_is_a_method(toy, write, tmp_path, cli, monkeypatch):
     feats = write(**features(probes=20, gallery=80))
     told = shell("run", "--help", env=toy).stdout
     assert "toy" in told.split("Methods: ")[1]
     told = shell("run", "--method", "toy", "--help", env=toy).stdout
     assert "Options of method toy:" in told
-    own = told.split("Options of method toy:")[1]
+    own = told.split("Options of method toy:")[1].split("\n\n")[0]
     assert own.split()[:3] == ["--count", "N", "Toy"]
     assert " ".join(own.split()[2:]) == "Toy neighbours of an image. [1 to 50] [default: 4]"
     assert "--topn N" not in told
 
+    # From here on in this process, which has imported the rest.
+    monkeypatch.syspath_prepend(toy["PYTHONPATH"].split(os.pathsep)[0])
+    methods._installed.cache_clear()
     for method, more in (("toy", ("--count", 3)), ("dba:k=2+toy", ("--count", 3)), ("aqe+toy:count=2", ())):
-        done = shell("run", feats, "--method", method, *more, "-o", "o.h5", "--force", env=toy, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert "toy" in done.stdout
+        code, out, err = cli("run", feats, "--method", method, *more, "-o", "o.h5", "--force")
+        assert (code, "toy" in out) == (0, True), err
     for online, setting in (((), "transductive"), (("--online",), "online")):
-        done = shell(
-            "run", feats, "--method", "toy", *online, "-o", "o.h5", "--force", "--json", env=toy, cwd=tmp_path
-        )
-        assert json.loads(done.stdout)["setting"] == setting
-        with h5py.File(tmp_path / "o.h5") as file:
+        out = cli("run", feats, "--method", "toy", *online, "-o", "o.h5", "--force", "--json")[1]
+        assert json.loads(out)["setting"] == setting
+        with h5py.File("o.h5") as file:
             assert file.attrs["setting"] == setting
+    code, _, err = cli("run", feats, "--method", "toy", "--count", 0)
+    assert (code, err) == (2, "error: count must be a whole number of at least 1, not 0\n")
+    code, _, err = cli("run", feats, "--method", "toy", "--sigma", 1)
+    assert (code, "--sigma is not an option of method toy; it has --count" in err) == (2, True)
+    methods._installed.cache_clear()
     done = shell("bench", feats, "--methods", "toy:count=3,dba+toy", "--repeats", 1, env=toy, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "toy (count 3)" in done.stdout
     assert "dba+toy" in done.stdout
-
-    done = shell("run", feats, "--method", "toy", "--count", 0, env=toy, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "error: count must be a whole number of at least 1, not 0\n")
-    done = shell("run", feats, "--method", "toy", "--sigma", 1, env=toy, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--sigma is not an option of method toy; it has --count" in done.stderr
 
 
 COMPANY = """

@@ -108,7 +108,7 @@ def test_it_never_holds_the_whole_array(tmp_path):
     code = f"""
 import torch
 from blurrerank.compute.peak_memory import PeakMemory
-from blurrerank.synth import Size, synthesize
+from blurrerank.studies.synth import Size, synthesize
 synthesize({str(tmp_path / "warm.h5")!r}, Size(1, 5, 8, ids=5, cams=1))
 peak = PeakMemory(torch.device("cpu"))
 synthesize({str(tmp_path / "large.h5")!r}, Size(1024, 64512, 1024, ids=100, cams=2))

@@ -16,10 +16,12 @@ from ..data.sharded import ShardedSet
 from ..data.side import Side
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import ListSizes
-from ..methods import FeatureStep
-from ..search.exact import Query, margin
-from ..search.plan import Demand, Plan
+from ..methods import FeatureStep, create
+from ..search.exact import Query
+from ..search.plan import Plan
 from ..search.rows import blocks_of, unit_rows
+from .plans import plan_for
+from .request import Request
 from .workspace import open_workspace
 
 # New features shorter than this are rounding: what they are a sum of cancels out.
@@ -87,14 +89,8 @@ def _step_gallery(data: FeatureSet, step: FeatureStep, compute: Compute) -> Feat
 def _step_probes(data: FeatureSet, step: FeatureStep, compute: Compute) -> FeatureSet:
     """Replace the probes' features."""
     count = min(step.neighbours(), len(data.gallery))
-    demand = Demand(count, margin(count, len(data.gallery)))
-    if isinstance(data, ShardedSet):
-        here = len(data.shard)
-        demand = Demand(min(count, here), min(demand.head, here))
-        plan = Plan.fit(data.part, demand, compute).agreed(data.group)
-        plan = replace(plan, resident=plan.resident and here <= plan.budget.held_rows)
-    else:
-        plan = Plan.fit(data, demand, compute)
+    # The search is that of a list of so many.
+    plan = plan_for(data, create("cosine", topn=count).ranker, Request(), compute)
     work = open_workspace(data, plan)
     store = _store(len(data.probe), data.dim, compute)
     for batch in work.gallery.lists(work.probes, Query(count, plan.probe_batch)):

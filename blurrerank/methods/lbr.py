@@ -26,7 +26,7 @@ class LocalBlurring(HeadRanker):
     """Sort the n best of a probe q by y = T (X q), with T the transition probabilities among them.
 
     Attributes:
-        topn: n, the size of the neighbourhood.
+        topn: size n of the neighbourhood.
         sigma: temperature of the affinity exp(cos / sigma).
         probe_in_graph: make the probe a node of the graph too.
         cosine: compare transformed features by cosine instead of dot product.

@@ -248,9 +248,11 @@ class UnitRows:
     def spans(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
         """The rows of each `(start, stop)` in turn; those that are read from disk, one step ahead."""
         alone = self.sides[0] if len(self.sides) == 1 and self.sides[0].unit else None
-        if self._rows is not None or (alone is not None and alone.block(0, 1).device == self.device):
-            for start, stop in spans:
-                yield alone.block(start, stop) if self._rows is None and alone else self.rows(start, stop)
+        if self._rows is not None:
+            yield from (self.rows(start, stop) for start, stop in spans)
+            return
+        if alone is not None and alone.block(0, 1).device == self.device:
+            yield from (alone.block(start, stop) for start, stop in spans)
             return
         pieces = [list(self._pieces(start, stop)) for start, stop in spans]
         reads = [partial(side.block, first, last) for some in pieces for side, first, last in some]
