@@ -301,7 +301,7 @@ def test_rows_that_are_there_already_are_told(tmp_path):
     arrays, path = features(gallery=90), tmp_path / "i.h5"
     br.build_index(side(arrays, 0, 60), path, **SMALL)
     with pytest.warns(
-        br.BlurrerankWarning, match="10 of 40 rows of gallery are in .*; they are there twice now"
+        br.BlurrerankWarning, match="10 of 40 rows of gallery are in .*; they are in the index twice now"
     ):
         br.build_index(side(arrays, 50), path, append=True)
     assert len(br.GalleryIndex.open(path)) == 100

@@ -79,7 +79,7 @@ def bench(runtime: Runtime, **arguments: Any) -> None:
 
     Each run has a process of its own, and the repeats of all methods alternate. Seconds are the median of the
     repeats, from an open file to lists in memory (search and re-rank) and their metrics; what a method finds
-    out about the gallery alone stands apart as index and does not count in probes/s. Memory is the most
+    out about the gallery alone is listed as index and does not count in probes/s. Memory is the most
     that any repeat added to the interpreter and its libraries, features included.
 
     \b
@@ -162,7 +162,7 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     chosen = [create(name) for name in named]
     compared = [_chosen(text, chosen) for text in options.compare or ()]
     contenders = _contenders(options, chosen)
-    data = load(options.feats, options.gallery, memory=runtime.memory, told=runtime.note)
+    data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
     compare, reference, repeats = options.compare, options.reference, options.repeats
     if compare is not None and not data.has_ids:
         raise InputError(f"{data.lacking('ids')}: --compare has nothing to measure by")
@@ -194,11 +194,14 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     first = next((result.runs[0] for result in results if result.runs), None)
     comparison = None if compare is None else _compared(results, compared)
     if options.as_json:
-        told: Any = [_plain(result, results) for result in results]
+        summary: Any = [_plain(result, results) for result in results]
         if compare is not None:
             figures = None if comparison is None else comparison.summary()
-            told = {"results": told, "comparison": figures and {"a": compare[0], "b": compare[1], **figures}}
-        print_json(told)
+            summary = {
+                "results": summary,
+                "comparison": figures and {"a": compare[0], "b": compare[1], **figures},
+            }
+        print_json(summary)
     elif first is not None:
         runs = f"median of {repeats} runs" if repeats > 1 else "one run"
         head = (
@@ -237,7 +240,7 @@ def _latencies(options: BenchOptions, runtime: Runtime) -> None:
         memory=runtime.memory,
         progress=runtime.progress("benchmark", unit=" rounds"),
     )
-    told = [
+    figures = [
         {
             "method": one.method.name,
             "params": one.method.params(),
@@ -251,11 +254,11 @@ def _latencies(options: BenchOptions, runtime: Runtime) -> None:
         for one in found
     ]
     if options.as_json:
-        print_json(told)
+        print_json(figures)
         return
     head = (
         f"{len(index)} gallery items x {index.dim}; {index.device}, {torch.get_num_threads()} threads, "
-        f"{os.cpu_count()} cores; {told[0]['alone']} times one probe, {told[0]['together']} together"
+        f"{os.cpu_count()} cores; {figures[0]['alone']} times one probe, {figures[0]['together']} together"
     )
     headers = ["", "p50 ms", "p99 ms", "together: search us a probe", "after search us a probe"]
     rows = [
@@ -264,7 +267,7 @@ def _latencies(options: BenchOptions, runtime: Runtime) -> None:
             f"{row[name]:.{digits}f}"
             for name, digits in (("p50_ms", 2), ("p99_ms", 2), ("search_us", 1), ("rerank_us", 1))
         ]
-        for one, row in zip(found, told, strict=True)
+        for one, row in zip(found, figures, strict=True)
     ]
     click.echo(table(head, rows, headers, options.style))
 
@@ -289,7 +292,7 @@ def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     """A result, ready for JSON."""
     from ..studies.benchmark import ours
 
-    told: dict[str, Any] = {
+    row: dict[str, Any] = {
         "method": result.contender.method.name,
         "params": result.contender.method.params(),
         "reference": result.contender.reference,
@@ -299,7 +302,7 @@ def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     }
     if result.runs:
         total = result.seconds("search", "re-rank")
-        told |= {
+        row |= {
             "seconds": {stage: result.seconds(stage) for stage in _STAGES},
             "probes_per_second": result.runs[0]["probes"] / total,
             "peak_bytes": result.peak(),
@@ -309,10 +312,10 @@ def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
         method = ours(result, results)
         if (result.contender.reference or result.contender.unranked) and method is not None:
             peak, theirs = method.peak(), result.peak()
-            told["times_as_slow"] = total / method.seconds("search", "re-rank")
-            told["times_the_memory"] = theirs / peak if peak and theirs else None
-            told["same_positions"] = result.same
-    return told
+            row["times_as_slow"] = total / method.seconds("search", "re-rank")
+            row["times_the_memory"] = theirs / peak if peak and theirs else None
+            row["same_positions"] = result.same
+    return row
 
 
 def _chosen(text: str, chosen: Sequence[AnyMethod]) -> AnyMethod:
@@ -340,15 +343,15 @@ def _compared(results: Sequence[Result], methods: Sequence[AnyMethod]) -> Compar
 
 
 def _table(head: str, results: Sequence[Result], style: str | None, reference: bool) -> str:
-    told = [(_label(result.contender), _plain(result, results)) for result in results if result.runs]
-    on_gpu = any(row["gpu_peak_bytes"] is not None for _, row in told)
+    labelled = [(_label(result.contender), _plain(result, results)) for result in results if result.runs]
+    on_gpu = any(row["gpu_peak_bytes"] is not None for _, row in labelled)
     headers = ["", "mAP", "mINP", "rank-1", "rank-5", "rank-10"]
-    indexes = any(row["seconds"]["index"] for _, row in told)
+    indexes = any(row["seconds"]["index"] for _, row in labelled)
     headers += ["index s"] * indexes + [f"{stage} s" for stage in _STAGES[1:]] + ["probes/s", "peak MiB"]
     headers += ["peak GPU MiB"] * on_gpu
     headers += ["times as slow", "times the memory", "same positions"] * reference
     rows = []
-    for label, row in told:
+    for label, row in labelled:
         means = row["metrics"] or {}
         cells = [label, *(_number(means.get(name), ".4f") for name in _MEANS)]
         split = not row["reference"]

@@ -55,7 +55,7 @@ class Request:
         check_ranking(self.ranking, self.format)
         check_target(self.output, force=self.force)
         sweep = None if self.sweep is None else _read_sweep(self.sweep)
-        data = load(self.feats, self.gallery, memory=runtime.memory, told=runtime.note)
+        data = load(self.feats, self.gallery, memory=runtime.memory, notify=runtime.note)
         comparison = before_and_after(
             ranking=ranking_of(self.ranking, data, self.format),
             data=data,

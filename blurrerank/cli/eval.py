@@ -70,7 +70,7 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
         raise ParameterError("no ranking to measure: give ranking files before the feature file")
     for name in named:
         check_ranking(name, options.format)
-    data = load(options.feats, options.gallery, memory=runtime.memory, told=runtime.note)
+    data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
     found, measured = [], {}
     with warnings.catch_warnings():
         # Warnings about labels apply to every ranking: show each of them once.

@@ -122,9 +122,9 @@ class Runtime:
             torch.set_num_threads(self.threads)
         if self.verbose:
             # Ours alone: what other libraries log is for those who work on them.
-            told = logging.StreamHandler()
-            told.setFormatter(logging.Formatter("%(message)s"))
-            logging.getLogger("blurrerank").handlers = [told]
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("%(message)s"))
+            logging.getLogger("blurrerank").handlers = [handler]
             logging.getLogger("blurrerank").setLevel(logging.INFO)
         # Each warning is shown in our words, whatever -W or PYTHONWARNINGS says of warnings in general.
         warnings.simplefilter("always", BlurrerankWarning)

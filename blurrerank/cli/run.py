@@ -293,7 +293,7 @@ def _load(
         return load_sharded(feats, gallery, group=group, memory=runtime.memory)
     if indexed is not None:
         return indexed.features(load_side(feats, "probe", memory=runtime.memory))
-    return load(feats, gallery, memory=runtime.memory, told=runtime.note)
+    return load(feats, gallery, memory=runtime.memory, notify=runtime.note)
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def sweep(runtime: Runtime, **arguments: Any) -> None:
         check_name(Path(output))
         check_target(Path(output), force=True)
         known = read_sweep(output) if Path(output).exists() else None
-    data = load(options.feats, options.gallery, memory=runtime.memory, told=runtime.note)
+    data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
     size = len(data.gallery)
     if max(options.topn) > size:
         runtime.note(f"note: topn {max(options.topn)} is capped at the gallery's {size} items")

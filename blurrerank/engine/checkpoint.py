@@ -81,7 +81,7 @@ class Checkpoint:
         self._digest = hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
         self._waiting: list[Done] = []
         self._due = time.monotonic() + SECONDS
-        self._kept = self._over = self._told = False
+        self._kept = self._over = self._warned = False
 
     def check(self) -> None:
         """Refuse what another run left.
@@ -109,7 +109,7 @@ class Checkpoint:
         stop = 0
         for path in sorted(self._folder.glob(f"{KEPT}-*.npz")):
             found = _read(path, self._digest)
-            # What stands behind a damaged file is done again, by and by.
+            # What follows a damaged file is computed again.
             if found is None or found.start != stop:
                 continue
             stop = found.stop
@@ -194,9 +194,9 @@ class Checkpoint:
                 self._kept = True
             write()
         except OutputError as error:
-            if not self._told:
+            if not self._warned:
                 warnings.warn(f"what is done cannot be kept: {error}", BlurrerankWarning, stacklevel=2)
-            self._told = True
+            self._warned = True
             return False
         finally:
             now = time.monotonic()

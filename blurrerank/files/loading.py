@@ -16,7 +16,7 @@ def load(
     gallery: str | Path | None = None,
     *,
     memory: int | None = None,
-    told: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> FeatureSet:
     """Load features from a native HDF5 file, or from files of another tool.
 
@@ -24,7 +24,7 @@ def load(
         path: `feats.h5`, `feats.h5::/group`, or any file that `import_features` reads, except pickles.
         gallery: a separate file for the gallery; `path` then provides only the probes.
         memory: budget in bytes (2 GiB by default); features of native files above a quarter of it stay on disk.
-        told: called with notes about how another tool's files were read, and warnings about likely mistakes.
+        notify: called with notes about how another tool's files were read, and warnings about likely mistakes.
 
     Raises:
         InputError: listing all problems at once, with path and row; also for files of another tool that could
@@ -33,10 +33,10 @@ def load(
     contents = inspect(path, gallery, memory=memory)
     if contents.data is None:
         raise InputError(contents.problems)
-    if contents.imported is not None and told is not None:
-        told(f"note: read {contents.data.provenance['source']}")
+    if contents.imported is not None and notify is not None:
+        notify(f"note: read {contents.data.provenance['source']}")
         for doubt in contents.imported.doubts:
-            told(f"warning: {doubt}")
+            notify(f"warning: {doubt}")
     return contents.data
 
 

@@ -1,4 +1,4 @@
-"""What a graph ranker makes of images, and what it is told of probes."""
+"""What a graph ranker computes for images, and what it is given about probes."""
 
 from __future__ import annotations
 

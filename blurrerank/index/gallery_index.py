@@ -1,4 +1,4 @@
-"""A gallery that stands: indexed once, asked by one probe or by many, by any number of processes."""
+"""An indexed gallery: encoded once, queried by one probe or by many, by any number of processes."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ class _Left:
         self._pool = method.pool
         self._seconds = seconds
         self._last = time.monotonic()
-        self._told = False
+        self._warned = False
 
     def read(self, *, force: bool, done: str | None) -> NeighbourGraph | None:
         """What is known of the same gallery, if anything.
@@ -354,9 +354,9 @@ class _Left:
             try:
                 write_partial(self._path, answer(), pool=self._pool, digest=self._digest)
             except OutputError as error:
-                if not self._told:
+                if not self._warned:
                     warnings.warn(f"what is done cannot be kept: {error}", BlurrerankWarning, stacklevel=2)
-                self._told = True
+                self._warned = True
             self._last = time.monotonic()
 
     def remove(self) -> None:

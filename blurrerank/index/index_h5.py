@@ -1,4 +1,4 @@
-"""Index files, `blurrerank-index` version 1: a gallery that stands, and all it knows of itself.
+"""Index files, `blurrerank-index` version 1: a gallery, its neighbours and its encoding.
 
     features                    (G, D) float32, L2-normalised
     digests                     (G, 16) uint8: the start of the SHA-256 of each row as it came
@@ -96,8 +96,8 @@ class Labels:
         if twice == len(new.digests):
             raise InputError(f"every row of {new_where} is in {where} already: there is nothing to append")
         if twice:
-            told = f"{twice} of {len(new.digests)} rows of {new_where} are in {where} already"
-            warnings.warn(f"{told}; they are there twice now", BlurrerankWarning, stacklevel=3)
+            repeated = f"{twice} of {len(new.digests)} rows of {new_where} are in {where} already"
+            warnings.warn(f"{repeated}; they are in the index twice now", BlurrerankWarning, stacklevel=3)
         return Labels(np.concatenate([self.digests, new.digests]), **joined)
 
 

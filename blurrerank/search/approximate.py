@@ -90,7 +90,7 @@ def faiss_candidates(
     # Not held here: the index keeps what it needs.
     gallery = UnitRows(data.gallery, device=plan.device, block=plan.gallery_block, resident=False)
     source = f"faiss {index_factory}" + (f" nprobe {nprobe}" if nprobe else "")
-    with _as_torch(faiss), _told(index_factory, size):
+    with _as_torch(faiss), _faiss_errors(index_factory, size):
         index = _trained(faiss, index_factory, gallery, plan.budget.held_rows)
         for _, block in gallery.blocks():
             index.add(block.numpy())
@@ -172,8 +172,8 @@ def _as_torch(faiss: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _told(factory: str, size: int) -> Iterator[None]:
-    """What FAISS refuses, in one line: its own begin with C++ signatures."""
+def _faiss_errors(factory: str, size: int) -> Iterator[None]:
+    """Raise what FAISS refuses in one line: its own messages begin with C++ signatures."""
     try:
         yield
     except (InputError, ParameterError):

@@ -125,7 +125,7 @@ def merged(keys: torch.Tensor, count: int, group: Group) -> torch.Tensor:
 
 def best_of_share(keys: torch.Tensor, count: int, group: Group) -> torch.Tensor:
     """As `merged`, but of the rows that are this process's share alone, and here alone."""
-    # n is told by lists of one length: a process with a short gallery fills up with keys that lose.
+    # All lists have one length: a process with few rows fills up with keys that lose.
     widened = torch.full((len(keys), count), NOBODY, dtype=torch.int64, device=keys.device)
     widened[:, : keys.shape[1]] = keys[:, :count]
     found = group.all_to_all([widened[group.share(len(keys), rank)] for rank in range(group.size)])
