@@ -226,6 +226,8 @@ def test_a_chain_is_recorded_and_measured(write, tmp_path, cli):
     assert code == 0
     told = json.loads(out)
     assert told["method"] == "dba+lbr"
+    table = cli("eval", "o.h5", feats)[1]
+    assert "dba:k=3+lbr:topn=20  " in table, "what makes it again, without the defaults"
     assert (told["params"]["dba.k"], told["params"]["lbr.topn"]) == (3, 20)
     _, plain, _ = cli("run", feats, "--method", "lbr", "-o", "plain.h5", "--json")
     assert told["before"] == json.loads(plain)["before"], "before is of the features as they came"
