@@ -85,11 +85,13 @@ def test_a_graph_goes_on_from_the_first_images(tmp_path):
     assert 0 < len(kept[0]) < 300
     write_partial(tmp_path / "p.h5", kept[0], pool=0, digest="d")
     known, _, _ = read_partial(tmp_path / "p.h5")
-    told = []
     for before in (kept[0], known, None):
+        told: list[int] = []
         again = find_graph(
-            images, sizes, cams=cams, known=before, progress=lambda done, total: told.append(done)
+            images, sizes, cams=cams, known=before, progress=lambda done, total, told=told: told.append(done)
         )
+        least = 0 if before is None else len(kept[0]) ** 2 // 300
+        assert (told[0] > least) if before is not None else (told[0] < 300 * 64 // 300 + 1)
         for one, other in ((again, whole), (again.within, whole.within), (again.across, whole.across)):
             for name in ("lists", "items", "similarities", "lowest"):
                 if hasattr(one, name):
@@ -139,8 +141,29 @@ def test_one_graph_serves_many_methods_and_settings():
         br.ParameterError, match="graph lists 30 others of each image, and k-reciprocal needs 31"
     ):
         br.rerank(data, "k-reciprocal", k1=31, graph=graph)
+    for method in ("lbr", "dba+k-reciprocal"):
+        with pytest.raises(br.ParameterError, match="takes no graph"):
+            br.rerank(data, method, graph=graph)
+    other = br.neighbour_graph(br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"][::-1].copy()), 30)
+    with pytest.raises(br.InputError, match="the graph is of other features"):
+        br.rerank(data, "k-reciprocal", graph=other)
     with pytest.raises(br.InputError, match="graph is of 150 images, and k-reciprocal needs that of the 170"):
         br.rerank(data, "k-reciprocal", graph=gallery)
+
+
+def test_a_graph_is_cut_to_what_is_asked_for():
+    arrays = features(probes=15, gallery=60)
+    rows, cams = arrays["gallery"], torch.from_numpy(arrays["gallery_cams"])
+    images = UnitRows(br.Side(rows), device=CPU, block=60, resident=True)
+    long, short = (find_graph(images, ListSizes(*sizes), cams=cams) for sizes in ((9, 8, 7), (4, 3, 2)))
+    cut = long.cut(ListSizes(4, 3, 2))
+    assert torch.equal(cut.lists, short.lists)
+    for one, other in ((cut.within, short.within), (cut.across, short.across)):
+        assert torch.equal(one.items, other.items)
+        assert torch.equal(one.similarities, other.similarities)
+    assert long.cut(ListSizes(4)).within is None
+    with pytest.raises(br.ParameterError, match="the graph lists 9 others of each image, not 10: find more"):
+        long.reciprocal(10)
 
 
 @st.composite

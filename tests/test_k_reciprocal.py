@@ -430,3 +430,17 @@ def test_transposing_sparse_rows():
     owner, _ = ranges(other.offsets[:-1], other.counts)
     again[owner.numpy(), other.columns.numpy()] = other.weights.numpy()
     np.testing.assert_array_equal(again, dense.T)
+
+
+@pytest.mark.parametrize("probes", [1, 5, 10])
+def test_of_images_equal_but_for_rounding_the_lower_index_is_nearer(probes):
+    """Fewer neighbours than images: whom rounding would choose must not matter."""
+    rng = np.random.default_rng(1)
+    rows = (rng.standard_normal(64) * rng.uniform(0.1, 10, (40, 1))).astype(np.float32)
+    rows += (rows * 1e-7 * rng.standard_normal((40, 64))).astype(np.float32)
+    data = br.FeatureSet.from_arrays(rows[:probes], rows[probes:])
+    ranking = br.rerank(data, "k-reciprocal", depth=30, k1=4, k2=2)
+    expected = np.asarray(reference.k_reciprocal(rows[:probes], rows[probes:], k1=4, k2=2))
+    order = np.argsort(expected, axis=1, kind="stable")[:, :30]
+    np.testing.assert_array_equal(ranking.indices, order)
+    np.testing.assert_allclose(-ranking.scores, np.take_along_axis(expected, order, axis=1), atol=1e-5)

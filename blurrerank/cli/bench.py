@@ -153,13 +153,23 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     """Run methods side by side."""
     from ..engine.plans import plan_for
     from ..engine.request import Request, setting_of
-    from ..errors import InputError
+    from ..errors import InputError, ParameterError
     from ..files import load
     from ..methods import available, create, split_methods
     from ..studies.benchmark import benchmark
 
-    named = available() if options.methods is None else split_methods(options.methods)
-    chosen = [create(name) for name in named]
+    if options.methods is not None:
+        chosen = [create(name) for name in split_methods(options.methods)]
+    else:
+        chosen = []
+        for name in available():
+            try:
+                method = create(name)
+                setting_of(method, options.online)
+            except ParameterError as error:  # one that cannot be loaded, or not rank online
+                runtime.note(f"note: {error}")
+            else:
+                chosen.append(method)
     compared = [_chosen(text, chosen) for text in options.compare or ()]
     contenders = _contenders(options, chosen)
     data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import click
 
+from ..errors import ParameterError
 from ..methods import available, options_of, presets_of
 from ..methods.kinds.parameters import Parameter
 
@@ -60,28 +62,33 @@ class MethodCommand(click.Command):
         return found
 
     def _of_method(self, ctx: click.Context) -> list[click.Parameter]:
-        return [_option(key, *described) for key, described in options_of(self.method(ctx)).items()]
+        taken = {flag for param in super().get_params(ctx) for flag in param.opts}
+        part = self.method(ctx).rpartition("+")[2].partition(":")[0].strip()
+        return [
+            _option(key, *described, taken, part) for key, described in options_of(self.method(ctx)).items()
+        ]
 
     def _named_in(self, args: Sequence[str]) -> str:
-        """The method that the arguments mean."""
-        for number, argument in enumerate(args):
-            if argument == "--method" and number + 1 < len(args):
-                return args[number + 1]
-            if argument.startswith("--method="):
-                return argument.partition("=")[2]
-        given = {argument.partition("=")[0] for argument in args}
-        if self._with_index is not None and "--index" in given and not given & {"--candidates", "--search"}:
+        """The method that the arguments mean; as for any option, the last one counts."""
+        given: dict[str, str] = {}
+        for argument, following in zip(args, [*args[1:], ""], strict=True):
+            flag, equals, value = argument.partition("=")
+            if flag.startswith("--"):
+                given[flag] = value if equals else following
+        if "--method" in given:
+            return given["--method"]
+        listed = "--candidates" in given or given.get("--search") == "faiss"
+        if self._with_index is not None and "--index" in given and not listed:
             return self._with_index
         return self._method
 
     def _explained(self, error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:
         """The error for an option that another method has."""
-        others = {
-            flag
-            for name in available()
-            for key, described in options_of(name).items()
-            for flag in _option(key, *described).opts
-        }
+        others: set[str] = set()
+        for name in available():
+            with suppress(ParameterError):  # a method of another package that cannot be loaded
+                for key, described in options_of(name).items():
+                    others.update(_option(key, *described).opts)
         if error.option_name not in others:
             return error
         method = self.method(ctx)
@@ -117,7 +124,7 @@ def chosen_method() -> str:
 
 def given_parameters(params: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of a method that somebody gave."""
-    return {_from_identifier(name): value for name, value in params.items() if value is not None}
+    return {_key_of(name): value for name, value in params.items() if value is not None}
 
 
 def complete_method(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
@@ -126,14 +133,26 @@ def complete_method(_: click.Context, __: click.Parameter, incomplete: str) -> l
     return [f"{before}{plus}{name}" for name in available() if name.startswith(last)]
 
 
-def _option(key: str, parameter: Parameter, alone: bool) -> click.Option:
-    """The option for a parameter; `alone` if no other part of a chain has one of that name."""
-    part, dot, _ = key.rpartition(".")
-    flags = [f"--{part}-{parameter.option}"] if dot else []
-    if alone:
-        flags = [f"--{parameter.option}", *flags]
+def _option(
+    key: str, parameter: Parameter, alone: bool, taken: Collection[str] = (), ranker: str = ""
+) -> click.Option:
+    """The option for a parameter.
+
+    Args:
+        key: what `create` calls it.
+        parameter: what it is.
+        alone: whether no other part of a chain has one of that name.
+        taken: flags that the command has already; the option is then called with the method's name.
+        ranker: that name, where the key does not have it.
+    """
+    part = key.rpartition(".")[0]
+    flags = [f"--{part}-{parameter.option}"] if part else []
+    own = f"--{parameter.option}"
+    if alone and own not in taken:
+        flags = [own, *flags]
         if parameter.name.endswith("_value"):
             flags.append(f"--{parameter.name.replace('_', '-')}")
+    flags = flags or [f"--{ranker}-{parameter.option}"]
     text = parameter.help[:1].upper() + parameter.help[1:].rstrip(".") + "."
     # What is not given must stay None: presets come before defaults.
     if parameter.kind is bool:
@@ -148,13 +167,17 @@ def _option(key: str, parameter: Parameter, alone: bool) -> click.Option:
     )
 
 
+# Parameters of methods have names of their own among those that click passes on.
+_PREFIX = "method__"
+
+
 def _as_identifier(key: str) -> str:
     """A name such as `dba-2.k` as click can pass it on."""
-    return key.replace(".", "__of__").replace("-", "__dash__")
+    return _PREFIX + key.replace(".", "__of__").replace("-", "__dash__")
 
 
-def _from_identifier(name: str) -> str:
-    return name.replace("__of__", ".").replace("__dash__", "-")
+def _key_of(name: str) -> str:
+    return name.removeprefix(_PREFIX).replace("__of__", ".").replace("__dash__", "-")
 
 
 def _range(parameter: Parameter) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..graph.neighbour_graph import ListSizes
 from ..methods import FeatureStep, create
 from ..search.exact import Query
 from ..search.plan import Plan
-from ..search.rows import blocks_of, unit_rows
+from ..search.rows import blocks_of, unit_rows, warn_of_reads
 from .plans import plan_for
 from .request import Request
 from .workspace import open_workspace
@@ -45,20 +44,21 @@ class SteppedSide(Side):
         return self.origin.digest()
 
 
-def apply_feature_steps(data: FeatureSet, steps: Sequence[FeatureStep], compute: Compute) -> FeatureSet:
-    """Return the features that the steps give, one after another.
+def apply_feature_step(data: FeatureSet, step: FeatureStep, compute: Compute) -> FeatureSet:
+    """Return the features that a step gives.
 
     New features are held in memory up to a quarter of the budget, and in a temporary file beyond. Where the sum
-    of features cancels out, an image keeps the features it had.
+    of features cancels out, an image keeps the features it had. An interrupted step is not resumed.
 
     Raises:
         ParameterError: for a budget that not even one image fits.
     """
     quiet = replace(compute, progress=None)
-    for step in steps:
-        with compute.watch("search" if step.changes == "probe" else "index"):
-            data = (_step_probes if step.changes == "probe" else _step_gallery)(data, step, quiet)
-    return data
+    if step.changes == "probe":
+        with compute.watch("search"):
+            return _step_probes(data, step, quiet)
+    with compute.watch("index"):
+        return _step_gallery(data, step, quiet)
 
 
 def _step_gallery(data: FeatureSet, step: FeatureStep, compute: Compute) -> FeatureSet:
@@ -74,7 +74,10 @@ def _step_gallery(data: FeatureSet, step: FeatureStep, compute: Compute) -> Feat
     store = _store(columns.stop - columns.start, data.dim, compute)
     # All processes take as many turns, since rows come from each other.
     longest = -(-len(data.gallery) // data.group.size) if isinstance(data, ShardedSet) else len(data.gallery)
-    for start, stop in blocks_of(longest, _images_at_a_time(plan, count, data.dim)):
+    size = _images_at_a_time(plan, count, data.dim)
+    if not plan.resident:
+        warn_of_reads(-(-longest // size), len(data.gallery), data.dim)
+    for start, stop in blocks_of(longest, size):
         first, last = (min(columns.start + edge, columns.stop) for edge in (start, stop))
         table, places = work.gallery.gather(graph.lists[first:last].long())
         near = table[places]
@@ -124,4 +127,13 @@ def _store(rows: int, dim: int, compute: Compute) -> torch.Tensor:
 
 def _side(side: Side, rows: torch.Tensor) -> SteppedSide:
     """The labels of `side` with other features."""
-    return SteppedSide(rows, side.ids, side.cams, side.names, label=side.label, first=side.first, origin=side)
+    return SteppedSide(
+        rows,
+        side.ids,
+        side.cams,
+        side.names,
+        label=side.label,
+        first=side.first,
+        sources=side.sources,
+        origin=side,
+    )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from ..compute.compute import Compute, Progress
@@ -20,18 +21,19 @@ from ..data.candidates import Candidates
 from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
+from ..data.side import digest_of
 from ..data.sort_keys import from_sort_keys
 from ..errors import BlurrerankError, BlurrerankWarning, InputError, ParameterError
 from ..graph.encoding import Encoding, Probes
 from ..graph.find import Keep, find_graph
 from ..graph.neighbour_graph import ListSizes, NeighbourGraph
 from ..graph.sparse_rows import CHUNK_BYTES, SparseRows
-from ..methods import AnyMethod, GraphRanker, HeadRanker
+from ..methods import AnyMethod, GraphRanker, HeadRanker, Ranker
 from ..search.exact import Batch, Query
 from ..search.plan import Plan
-from ..search.rows import Gatherable, blocks_of, warn_of_reads
+from ..search.rows import Gatherable, UnitRows, blocks_of, warn_of_reads
 from ..search.tiles import best_keys
-from .feature_steps import apply_feature_steps
+from .feature_steps import apply_feature_step
 from .plans import plan_for
 from .ranked_batch import RankedBatch
 from .request import TRANSDUCTIVE, Request, check_reranks_candidates, setting_of
@@ -74,31 +76,24 @@ def rank_batches(
         InputError: if the file that features are read from is changed meanwhile.
     """
     request = _checked(data, method, request)
-    if method.feature_steps:
-        data = apply_feature_steps(data, method.feature_steps, compute)
-    ranker, full = method.ranker, ""
+    steps, ranker, out_of_memory = list(method.feature_steps), method.ranker, ""
     while request.first < len(data.probe):
         data.check()
         try:
-            plan = plan_for(data, ranker, request, compute)
-        except ParameterError:
-            if full:
-                raise BlurrerankError(f"{compute.device} is out of memory: {full}") from None
-            raise
-        _warn_of_reads(data, ranker, plan, request)
-        if isinstance(ranker, HeadRanker):
-            batches = _rank_heads(data, ranker, plan, request, compute)
-        else:
-            assert isinstance(ranker, GraphRanker)
-            batches = _rank_by_graph(data, ranker, plan, request, compute, checkpoint)
-        try:
-            for batch in batches:
+            while steps:
+                data = apply_feature_step(data, steps[0], compute)
+                steps.pop(0)
+            for batch in _rank(data, ranker, request, compute, checkpoint):
                 data.check()  # rows that are mapped are not copied when they are read
                 yield batch
                 request = replace(request, first=batch.start + len(batch.indices))
             return
+        except ParameterError:
+            if out_of_memory:
+                raise BlurrerankError(f"{compute.device} is out of memory: {out_of_memory}") from None
+            raise
         except torch.OutOfMemoryError as error:
-            full = str(error).partition(". ")[0]
+            out_of_memory = str(error).partition(". ")[0]
         # Out of the handler, which holds on to all that was on the device.
         compute = replace(compute, memory=compute.memory // 2)
         warnings.warn(
@@ -111,6 +106,23 @@ def rank_batches(
             torch.cuda.empty_cache()
 
 
+def _rank(
+    data: FeatureSet,
+    ranker: Ranker,
+    request: Request,
+    compute: Compute,
+    checkpoint: GraphCheckpoint | None,
+) -> Iterator[RankedBatch]:
+    """The batches from `request.first` on, as the budget has it now."""
+    plan = plan_for(data, ranker, request, compute)
+    _warn_of_reads(data, ranker, plan, request)
+    if isinstance(ranker, HeadRanker):
+        yield from _rank_heads(data, ranker, plan, request, compute)
+    else:
+        assert isinstance(ranker, GraphRanker)
+        yield from _rank_by_graph(data, ranker, plan, request, compute, checkpoint)
+
+
 def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
     """The request, if the method can do it, with its depth capped at the gallery."""
     setting_of(method, request.online)
@@ -119,6 +131,13 @@ def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
         if isinstance(data, ShardedSet):
             raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
         request = replace(request, whole_rows=False)
+    if request.graph is not None:
+        if method.feature_steps or not isinstance(method, GraphRanker):
+            raise ParameterError(
+                f"method {method.name} takes no graph: only a graph ranker without feature steps does"
+            )
+        if isinstance(data, ShardedSet):
+            raise ParameterError("a graph is shared within one process: start this without torchrun")
     if request.depth is not None:
         check_count("depth", request.depth)
         request = replace(request, depth=min(request.depth, len(data.gallery)))
@@ -229,12 +248,16 @@ def _checked_graph(graph: NeighbourGraph, ranker: GraphRanker, work: Workspace) 
             f"the graph lists {graph.lists.shape[1] - 1} others of each image, and {ranker.name} needs "
             f"{sizes.nearest}, {sizes.within} of its camera and {sizes.across} of others: find longer lists"
         )
-    return replace(
-        graph,
-        lists=graph.lists[:, : sizes.nearest + 1],
-        similarities=graph.similarities[:, : sizes.nearest + 1],
-        images=work.images,
-    )
+    if graph.images is not None and _digest(graph.images) != _digest(work.images):
+        raise InputError(
+            "the graph is of other features: pass those it was found for, in the same order and dtype"
+        )
+    return replace(graph.cut(sizes), images=work.images)
+
+
+def _digest(images: UnitRows) -> str:
+    """Which images these are."""
+    return digest_of(np.concatenate([side.row_digests() for side in images.sides]))
 
 
 def _find_graph(

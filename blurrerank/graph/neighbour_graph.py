@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..data.sort_keys import from_sort_keys, sort_keys
+from ..errors import ParameterError
 from ..search.rows import UnitRows, blocks_of
 from .blurred import BlurredRows
 from .pairs import pair_similarities
@@ -47,6 +48,10 @@ class NeighbourLists:
 
     items: torch.Tensor
     similarities: torch.Tensor
+
+    def head(self, count: int) -> NeighbourLists | None:
+        """Return the first `count` of each list, None for 0."""
+        return NeighbourLists(self.items[:, :count], self.similarities[:, :count]) if count else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +99,35 @@ class NeighbourGraph:
             for wanted, found in camera
         )
 
+    def cut(self, sizes: ListSizes) -> NeighbourGraph:
+        """Return the graph that was found for `sizes`, from one with longer lists."""
+        return replace(
+            self,
+            lists=self.lists[:, : sizes.nearest + 1],
+            similarities=self.similarities[:, : sizes.nearest + 1],
+            within=None if self.within is None else self.within.head(sizes.within),
+            across=None if self.across is None else self.across.head(sizes.across),
+        )
+
     def reciprocal(self, count: int) -> SparseRows:
         """Return each image and those of its `count` nearest others that list it too; weights are 0."""
+        if self.lists.shape[1] < min(count + 1, len(self)):
+            raise ParameterError(
+                f"the graph lists {self.lists.shape[1] - 1} others of each image, not {count}: find more"
+            )
         return reciprocal_neighbours(self.lists[:, : count + 1], self.chunk_bytes)
+
+    def with_equal_images_by_index(self, equal: torch.Tensor) -> NeighbourGraph:
+        """Return the graph with the lists of some images in order of index: what else orders them is rounding.
+
+        Args:
+            equal: (N,) bool, the images that equal all others but for rounding.
+        """
+        rows = torch.nonzero(equal)
+        others = torch.arange(self.lists.shape[1] - 1, device=rows.device).expand(len(rows), -1)
+        lists = self.lists.clone() if len(rows) else self.lists
+        lists[rows, 1 + others] = (others + (others >= rows)).to(lists.dtype)
+        return replace(self, lists=lists)
 
     def weigh(
         self, members: SparseRows, weight: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -91,6 +91,10 @@ def method_class(name: str) -> type[Method]:
             f"method {name} is {entry.value}, which is neither a FeatureStep, a HeadRanker nor a GraphRanker: "
             "uninstall the package that has it"
         )
+    if loaded.name != name:
+        raise ParameterError(
+            f"method {name} is {entry.value}, which calls itself {loaded.name}: name its entry point so"
+        )
     return loaded
 
 
@@ -138,14 +142,19 @@ def options_of(text: str) -> dict[str, tuple[Parameter, bool]]:
     """
     found = create(text)
     if not isinstance(found, Chain):
-        return {parameter.name: (parameter, True) for parameter in parameters_of(found)}
+        return {parameter.name: (parameter, True) for parameter in _described(found)}
     named = {
         f"{part}.{parameter.name}": parameter
         for part, method in part_names([*found.feature_steps, found.ranker]).items()
-        for parameter in parameters_of(method)
+        for parameter in _described(method)
     }
     times = Counter(parameter.name for parameter in named.values())
     return {key: (parameter, times[parameter.name] == 1) for key, parameter in named.items()}
+
+
+def _described(method: Method) -> list[Parameter]:
+    """The parameters of a method, with the values that it has as defaults."""
+    return [replace(one, default=getattr(method, one.name)) for one in parameters_of(method)]
 
 
 def presets_of(text: str) -> list[str]:

@@ -70,6 +70,7 @@ class KReciprocal(GraphRanker):
         """Encode all images."""
         check_spread(graph.lowest, self.name)
         largest = self._distance(graph.lowest)
+        graph = graph.with_equal_images_by_index(largest < self._least)
 
         def weight(cosine: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
             return torch.exp(-self._normalised(cosine, largest[image]))
@@ -100,8 +101,12 @@ class KReciprocal(GraphRanker):
 
     def _normalised(self, cosine: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         """The base distance divided by the row's `largest`; 0 where all images are equal but for rounding."""
-        least = ALL_EQUAL**2 if self.base_distance == "squared-twice" else ALL_EQUAL
-        return self._distance(cosine) * torch.where(largest < least, 0, 1 / largest)
+        return self._distance(cosine) * torch.where(largest < self._least, 0, 1 / largest)
+
+    @property
+    def _least(self) -> float:
+        """What the largest distance of an image must reach for its images not to be all equal."""
+        return ALL_EQUAL**2 if self.base_distance == "squared-twice" else ALL_EQUAL
 
 
 METHOD = KReciprocal

@@ -27,7 +27,7 @@ TILE_PROBES = {"cpu": 512, "cuda": 4096}
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 
 
-# Products at a time among which `certain` looks for pairs: bounds what it takes when every item is in reach.
+# Products at a time among which `exhaustive_top_k` looks for pairs: bounds its memory when all are in reach.
 _REACH_ELEMENTS = 1 << 18
 
 

@@ -79,7 +79,8 @@ class Plan:
         asking = len(data.probe) if demand.asking is None else demand.asking
         shares = cls.of_images(searched, asking, data.dim, compute)
         # Rows that lie there normalised take no memory of ours, unless they are joined with others.
-        resident = shares.resident or (data.gallery.unit and not demand.together)
+        lies_there = data.gallery.unit and _device_of(data.gallery) == compute.device
+        resident = shares.resident or (lies_there and not demand.together)
         # While a batch is made, whoever asked for it still holds the one before.
         per_probe = row + 48 * max(demand.listed, demand.head) + 8 * gallery * demand.whole_rows
         if not resident:
@@ -151,6 +152,11 @@ class Plan:
     def probes(self, side: Side) -> UnitRows:
         """The probes, which are read a batch at a time."""
         return UnitRows(side, device=self.device, block=self.probe_batch, resident=False, dtype=self.dtype)
+
+
+def _device_of(side: Side) -> torch.device | None:
+    """Where the features of a side are, if they are a tensor."""
+    return side.features.device if isinstance(side.features, torch.Tensor) else None
 
 
 def _block(memory: int, dim: int, resident: bool, device: torch.device) -> int:

@@ -193,13 +193,6 @@ class UnitRows:
         """Whether all rows are held in memory."""
         return self._rows is not None
 
-    @classmethod
-    def held(cls, rows: torch.Tensor) -> UnitRows:
-        """(N, D) float32 `rows` that are normalised already, as they are."""
-        found = cls(Side(rows), device=rows.device, block=max(1, len(rows)), resident=False)
-        found._rows = rows
-        return found
-
     def parts(self) -> list[UnitRows]:
         """The rows of each side alone, sharing memory."""
         parts = [

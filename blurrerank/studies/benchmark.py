@@ -28,7 +28,6 @@ from ..methods import AnyMethod, create
 if TYPE_CHECKING:
     import torch
 
-    from ..compute.compute import Compute
     from ..compute.peak_memory import PeakMemory
     from ..compute.stopwatch import Stopwatch
     from ..data.features import FeatureSet

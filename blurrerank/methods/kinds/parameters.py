@@ -17,6 +17,7 @@ from typing import Any
 from ...data.checks import check_count, check_share, check_sigma, check_switch
 from ...errors import ParameterError
 
+_RANGES = ("least", "most", "above", "choices")
 _KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 
 
@@ -67,21 +68,24 @@ class Parameter:
         if self.choices:
             if value not in self.choices:
                 raise ParameterError(f"{said} {value!r} is not known: use {' or '.join(self.choices)}")
-        elif self.kind is bool:
+            return
+        if self.kind is bool:
             check_switch(said, value)
-        elif self.kind is int and self.least in (None, 1):
+        if self.kind not in (int, float):
+            return
+        if self.kind is int and self.least == 1:
             check_count(said, value)
-        elif (self.least, self.most) == (0, 1):
+        elif self.kind is float and (self.least, self.most) == (0, 1):
             check_share(said, value)
         elif self.above == 0:
             check_sigma(value, said)
-        elif self.kind in (int, float):
-            check_number(said, value, whole=self.kind is int)
-        if self.kind in (int, float):
-            if self.least is not None and value < self.least:
-                raise ParameterError(f"{said} must be at least {self.least}, not {value!r}")
-            if self.most is not None and value > self.most:
-                raise ParameterError(f"{said} must be at most {self.most}, not {value!r}")
+        check_number(said, value, whole=self.kind is int)
+        if self.above is not None and not value > self.above:
+            raise ParameterError(f"{said} must be above {self.above}, not {value!r}")
+        if self.least is not None and value < self.least:
+            raise ParameterError(f"{said} must be at least {self.least}, not {value!r}")
+        if self.most is not None and value > self.most:
+            raise ParameterError(f"{said} must be at most {self.most}, not {value!r}")
 
 
 def check_number(name: str, value: Any, *, whole: bool) -> None:
@@ -105,7 +109,7 @@ def parameters_of(method: Any) -> list[Parameter]:
                 _KINDS.get(stated, type(field.default)),
                 field.default,
                 texts.get(field.name, ""),
-                **field.metadata,
+                **{key: value for key, value in field.metadata.items() if key in _RANGES},
             )
         )
     return found
