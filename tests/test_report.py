@@ -558,7 +558,7 @@ def test_pictures_beyond_the_budget_are_left_out_and_it_is_told(report, visit, c
     told = cli("report", "lists.h5", feats, "-o", "report.html", "--force")[2]
     complete = int(re.search(r"only 30 pictures fit, \d+ were left out: the (\d+) probes", told)[1])
     assert complete >= 1
-    assert f"the {complete} probes that changed most have all of theirs" in page.inner_text("#probes")
+    assert f"{complete} probes that changed most have all their pictures" in page.inner_text("#probes")
     # The probes that changed most, in whichever direction, come first.
     changes = {}
     for number in (1, 2):

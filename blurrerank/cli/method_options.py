@@ -71,7 +71,7 @@ class MethodCommand(click.Command):
     def _named_in(self, args: Sequence[str]) -> str:
         """The method that the arguments mean; as for any option, the last one counts."""
         given: dict[str, str] = {}
-        for argument, following in zip(args, [*args[1:], ""], strict=True):
+        for argument, following in zip(args, [*args[1:], ""], strict=False):
             flag, equals, value = argument.partition("=")
             if flag.startswith("--"):
                 given[flag] = value if equals else following
