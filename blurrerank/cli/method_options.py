@@ -63,10 +63,15 @@ class MethodCommand(click.Command):
 
     def _of_method(self, ctx: click.Context) -> list[click.Parameter]:
         taken = {flag for param in super().get_params(ctx) for flag in param.opts}
-        part = self.method(ctx).rpartition("+")[2].partition(":")[0].strip()
-        return [
-            _option(key, *described, taken, part) for key, described in options_of(self.method(ctx)).items()
-        ]
+        method = self.method(ctx)
+        try:
+            options = options_of(method)
+        except ParameterError:
+            if ctx.resilient_parsing:  # a shell completes a method whose name is not all there
+                return []
+            raise
+        ranker = method.rpartition("+")[2].partition(":")[0].strip()
+        return [_option(key, *described, taken, ranker) for key, described in options.items()]
 
     def _named_in(self, args: Sequence[str]) -> str:
         """The method that the arguments mean; as for any option, the last one counts."""
