@@ -122,12 +122,11 @@ class _Collected:
 
     def __init__(self, gallery: UnitRows, indices: torch.Tensor) -> None:
         self._distinct = torch.unique(indices)
-        table, places = gallery.gather(self._distinct)
-        self._table = table[places]
+        self._table, self._places = gallery.gather(self._distinct)
 
     def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `UnitRows.gather`; for rows that were collected."""
-        return self._table, torch.searchsorted(self._distinct, indices)
+        return self._table, self._places[torch.searchsorted(self._distinct, indices)]
 
 
 def _sort_lists(items: torch.Tensor, scores: torch.Tensor) -> Candidates:
