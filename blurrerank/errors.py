@@ -13,6 +13,10 @@ class ParameterError(BlurrerankError, ValueError):
     """A parameter lies outside what the method is defined for."""
 
 
+class BudgetError(ParameterError):
+    """A memory budget is too small for the work to be done at all."""
+
+
 class OutputError(BlurrerankError):
     """A result cannot be written where it was asked for."""
 

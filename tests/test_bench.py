@@ -175,7 +175,7 @@ def test_tables(cli, small, quick_bench):
     ("arguments", "code", "said"),
     [
         (("--methods", "magic"), 2, "method 'magic' is not known"),
-        (("--methods", "lbr:topn"), 2, "lbr:topn: 'topn' should read NAME=VALUE, as in lbr:topn=20"),
+        (("--methods", "lbr:topn"), 2, "lbr:topn: 'topn' should read NAME=VALUE, such as lbr:topn=20"),
         (("--methods", "lbr:topn=many"), 2, "topn must be a whole number of at least 1, not 'many'"),
         (("--methods", "lbr:cosine=no"), 2, "cosine must be True or False, not 'no'"),
         (("--methods", "lbr:name=x"), 2, "method lbr has no parameter 'name'"),

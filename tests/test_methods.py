@@ -25,46 +25,8 @@ from blurrerank.methods import available, create, method_class
 from blurrerank.methods.kinds.base import FeatureStep, GraphRanker, HeadRanker
 from blurrerank.methods.kinds.parameters import parameters_of
 
-TOY = '''
-"""Images that share reciprocal neighbours are alike."""
-
-from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-
-from blurrerank.graph.encoding import Encoding
-from blurrerank.graph.sparse_rows import SparseRows
-from blurrerank.methods.kinds.base import GraphRanker
-from blurrerank.methods.kinds.parameters import ranged
-
-
-@dataclass(frozen=True)
-class SharedNeighbours(GraphRanker):
-    """Sort by the overlap of reciprocal neighbours.
-
-    Attributes:
-        count: toy neighbours of an image.
-    """
-
-    name: ClassVar[str] = "toy"
-    online: ClassVar[bool] = True
-
-    count: int = ranged(4, least=1, most=50)
-
-    def neighbours(self):
-        return self.count
-
-    def fit(self, graph):
-        return Encoding(rows=graph.reciprocal(self.count).uniform())
-
-    def encode_probes(self, encoding, probes):
-        near = probes.near.indices[:, : self.count]
-        return SparseRows.from_lists(near, torch.ones_like(near, dtype=torch.bool)).uniform()
-
-    def score(self, overlap, probes):
-        return overlap + 1e-3 * probes.cosine
-'''
+# The method that docs/architecture.md makes up.
+TOY = re.search(r"```python\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")
@@ -75,41 +37,47 @@ def toy(tmp_path_factory) -> dict[str, str]:
     about = folder / "toy_ranker-0.1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-ranker\nVersion: 0.1\n")
-    (about / "entry_points.txt").write_text("[blurrerank.methods]\ntoy = toy_ranker:SharedNeighbours\n")
+    (about / "entry_points.txt").write_text(
+        "[blurrerank.methods]\nshared-neighbours = toy_ranker:SharedNeighbours\n"
+    )
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
 def test_one_file_of_another_package_is_a_method(toy, write, tmp_path, cli, monkeypatch):
     feats = write(**features(probes=20, gallery=80))
     told = shell("run", "--help", env=toy).stdout
-    assert "toy" in told.split("Methods: ")[1]
-    told = shell("run", "--method", "toy", "--help", env=toy).stdout
-    assert "Options of method toy:" in told
-    own = told.split("Options of method toy:")[1].split("\n\n")[0]
-    assert own.split()[:3] == ["--count", "N", "Toy"]
-    assert " ".join(own.split()[2:]) == "Toy neighbours of an image. [1 to 50] [default: 4]"
+    assert "shared-neighbours" in told.split("Methods: ")[1]
+    told = shell("run", "--method", "shared-neighbours", "--help", env=toy).stdout
+    own = told.split("Options of method shared-neighbours:")[1].split("\n\n")[0]
+    assert own.split()[:2] == ["--count", "N"]
+    assert " ".join(own.split()[2:]) == "Neighbours of an image. [1 to 50] [default: 10]"
     assert "--topn N" not in told
 
     # From here on in this process, which has imported the rest.
     monkeypatch.syspath_prepend(toy["PYTHONPATH"].split(os.pathsep)[0])
     methods._installed.cache_clear()
-    for method, more in (("toy", ("--count", 3)), ("dba:k=2+toy", ("--count", 3)), ("aqe+toy:count=2", ())):
+    for method, more in (
+        ("shared-neighbours", ("--count", 3)),
+        ("dba:k=2+shared-neighbours", ("--count", 3)),
+        ("aqe+shared-neighbours:count=2", ()),
+    ):
         code, out, err = cli("run", feats, "--method", method, *more, "-o", "o.h5", "--force")
-        assert (code, "toy" in out) == (0, True), err
+        assert (code, "shared-neighbours" in out) == (0, True), err
     for online, setting in (((), "transductive"), (("--online",), "online")):
-        out = cli("run", feats, "--method", "toy", *online, "-o", "o.h5", "--force", "--json")[1]
+        out = cli("run", feats, "--method", "shared-neighbours", *online, "-o", "o.h5", "--force", "--json")[1]
         assert json.loads(out)["setting"] == setting
         with h5py.File("o.h5") as file:
             assert file.attrs["setting"] == setting
-    code, _, err = cli("run", feats, "--method", "toy", "--count", 0)
+    code, _, err = cli("run", feats, "--method", "shared-neighbours", "--count", 0)
     assert (code, err) == (2, "error: count must be a whole number of at least 1, not 0\n")
-    code, _, err = cli("run", feats, "--method", "toy", "--sigma", 1)
-    assert (code, "--sigma is not an option of method toy; it has --count" in err) == (2, True)
+    code, _, err = cli("run", feats, "--method", "shared-neighbours", "--sigma", 1)
+    assert (code, "--sigma is not an option of method shared-neighbours; it has --count" in err) == (2, True)
     methods._installed.cache_clear()
-    done = shell("bench", feats, "--methods", "toy:count=3,dba+toy", "--repeats", 1, env=toy, cwd=tmp_path)
+    several = "shared-neighbours:count=3,dba+shared-neighbours"
+    done = shell("bench", feats, "--methods", several, "--repeats", 1, env=toy, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "toy (count 3)" in done.stdout
-    assert "dba+toy" in done.stdout
+    assert "shared-neighbours (count 3)" in done.stdout
+    assert "dba+shared-neighbours" in done.stdout
 
 
 COMPANY = """
@@ -118,11 +86,11 @@ import numpy as np
 import blurrerank as br
 data = br.load(sys.argv[1])
 for online in (False, True):
-    together = br.rerank(data, "toy", online=online, depth=80)
+    together = br.rerank(data, "shared-neighbours", count=4, online=online, depth=80)
     same = True
     for p in range(len(data.probe)):
         one = br.FeatureSet(br.Side(data.probe.features[p : p + 1]), data.gallery)
-        alone = br.rerank(one, "toy", online=online, depth=80)
+        alone = br.rerank(one, "shared-neighbours", count=4, online=online, depth=80)
         same &= np.array_equal(alone.indices[0], together.indices[p])
         same &= np.array_equal(alone.scores[0], together.scores[p])
     print(online, same)
@@ -152,8 +120,40 @@ def test_a_method_that_cannot_be_loaded_is_named(tmp_path, write):
     assert "cannot be loaded from nowhere_to_be_found:Broken (ModuleNotFoundError" in done.stderr
     done = shell("run", feats, "--method", "none", env=env)
     assert "which is neither a FeatureStep, a HeadRanker nor a GraphRanker" in done.stderr
+    # Nor does the installation of two packages say which of them is meant.
+    other = tmp_path / "site/other-0.1.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 0.1\n")
+    (other / "entry_points.txt").write_text("[blurrerank.methods]\nnone = os:path\n")
+    done = shell("run", feats, "--method", "none", env=env)
+    assert done.returncode == 2
+    assert "method none is in several packages, " in done.stderr
     # A method of another package does not take the place of one here, and does no harm to the others.
     assert shell("run", feats, "-o", "o.h5", env=env, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (
+            "return overlap + 1e-3 * probes.cosine",
+            "return overlap[:, :3]",
+            "score returned (5, 3) float32, where (5, 40)",
+        ),
+        ("return overlap +", "return overlap.double() +", "score returned (5, 40) float64, where (5, 40)"),
+        ('"shared-neighbours"', '"other"', "whose class must say: name: ClassVar[str] = 'shared-neighbours'"),
+        ("METHOD = SharedNeighbours", "", "shared_neighbours, which must define METHOD"),
+    ],
+)
+def test_a_faulty_method_is_named(tmp_path, monkeypatch, old, new, why):
+    assert TOY.count(old) == 1
+    (tmp_path / "shared_neighbours.py").write_text(TOY.replace(old, new))
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "blurrerank.methods.shared_neighbours", raising=False)
+    data = br.FeatureSet.from_arrays(*(features(probes=5, gallery=40)[side] for side in ("probe", "gallery")))
+    with pytest.raises(br.ParameterError, match="method shared-neighbours") as error:
+        br.rerank(data, "shared-neighbours")
+    assert why in str(error.value)
 
 
 GOLDEN = {
@@ -264,7 +264,11 @@ def test_a_chain_is_recorded_and_measured(write, tmp_path, cli):
         ("dba++lbr", "names no method where one should be"),
         ("dba:k+lbr", "'k' should read NAME=VALUE"),
         ("dba:kk=3", "method dba has no parameter 'kk'; it has: alpha, k"),
-        ("dba:k=0", "k must be a whole number of at least 1, not 0"),
+        ("lbr:topn=2,sigma=0.2", "parts of a chain are joined by +, and parameters follow colons"),
+        ("lbr:topn=2:topn=3", "lbr:topn=2:topn=3 gives topn twice"),
+        ("k_reciprocal", "did you mean k-reciprocal?"),
+        (["dba", "lbr"], "a method is named by text, such as dba:k=4+lbr, not by ['dba', 'lbr']"),
+        ("dba:k=0", "dba: k must be a whole number of at least 1, not 0"),
         ("aqe:alpha=-1", "alpha must be at least 0, not -1"),
         ("aqe:alpha=nan", "alpha must be a finite number, not"),
         ("dba:preset=cuhk03", "method dba has no preset 'cuhk03'; it has: none"),
@@ -291,6 +295,12 @@ def test_parameters_of_a_chain_by_name():
         == create("k-reciprocal", preset="cuhk03", k1=9).params()
     )
     assert create("k-reciprocal:lambda=0.5:base-distance=squared-twice").lambda_value == 0.5
+
+
+def test_numbers_have_one_spelling():
+    whole, decimal = create("aqe:alpha=3+lbr", sigma=1), create("aqe:alpha=3.0+lbr", sigma=np.float64(1))
+    assert json.dumps(whole.params()) == json.dumps(decimal.params())
+    assert json.dumps(create("lbr", topn=np.int64(3)).params())
 
 
 def test_options_of_a_chain_on_the_command_line(cli, write):

@@ -156,7 +156,7 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     from ..errors import InputError, ParameterError
     from ..files import load
     from ..methods import available, create, split_methods
-    from ..studies.benchmark import benchmark
+    from ..studies.benchmark import REFERENCES, benchmark
 
     if options.methods is not None:
         chosen = [create(name) for name in split_methods(options.methods)]
@@ -172,6 +172,9 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
                 chosen.append(method)
     compared = [_chosen(text, chosen) for text in options.compare or ()]
     contenders = _contenders(options, chosen)
+    for method in chosen:
+        if options.reference and method.name not in REFERENCES:
+            runtime.note(f"note: {method.name} has no plain version, so --reference adds none")
     data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
     compare, reference, repeats = options.compare, options.reference, options.repeats
     if compare is not None and not data.has_ids:

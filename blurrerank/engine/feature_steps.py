@@ -16,6 +16,7 @@ from ..data.side import Side
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import ListSizes
 from ..methods import FeatureStep, create
+from ..methods.kinds.base import checked_result
 from ..search.exact import Query
 from ..search.plan import Plan
 from ..search.rows import blocks_of, unit_rows, warn_of_reads
@@ -106,7 +107,7 @@ def _step_probes(data: FeatureSet, step: FeatureStep, compute: Compute) -> Featu
 
 def _mix(step: FeatureStep, rows: torch.Tensor, near: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
     """New unit rows of n images, from (n, D) theirs and (n, k, D) those of their nearest gallery items."""
-    mixed = step.mix(rows, near, cosine)
+    mixed = checked_result(step, "mix", step.mix(rows, near, cosine), rows)
     short = torch.linalg.vector_norm(mixed, dim=1, keepdim=True) < _LEAST_NORM
     return unit_rows(torch.where(short, rows, mixed))
 

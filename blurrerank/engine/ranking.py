@@ -23,12 +23,13 @@ from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import digest_of
 from ..data.sort_keys import from_sort_keys
-from ..errors import BlurrerankError, BlurrerankWarning, InputError, ParameterError
+from ..errors import BlurrerankError, BlurrerankWarning, BudgetError, InputError, ParameterError
 from ..graph.encoding import Encoding, Probes
 from ..graph.find import Keep, find_graph
 from ..graph.neighbour_graph import ListSizes, NeighbourGraph
 from ..graph.sparse_rows import CHUNK_BYTES, SparseRows
 from ..methods import AnyMethod, GraphRanker, HeadRanker, Ranker
+from ..methods.kinds.base import checked_result
 from ..search.exact import Batch, Query
 from ..search.plan import Plan
 from ..search.rows import Gatherable, UnitRows, blocks_of, warn_of_reads
@@ -88,7 +89,7 @@ def rank_batches(
                 yield batch
                 request = replace(request, first=batch.start + len(batch.indices))
             return
-        except ParameterError:
+        except BudgetError:
             if out_of_memory:
                 raise BlurrerankError(f"{compute.device} is out of memory: {out_of_memory}") from None
             raise
@@ -164,7 +165,8 @@ def _rank_heads(
 
     def rerank_head(probe: torch.Tensor, found: Candidates, rows: Gatherable) -> Candidates:
         with watch("re-rank"):
-            return found.sorted_by(ranker.rescore(probe, found, rows))
+            scores = ranker.rescore(probe, found, rows)
+            return found.sorted_by(checked_result(ranker, "rescore", scores, found.scores))
 
     # What is read from disk is read once for both; otherwise lists need less than the whole rows.
     query = Query(
@@ -328,5 +330,5 @@ class _Fitted:
                 probes = Probes(seen, near, partial(work.gallery.cosine_at, seen))
                 rows = ranker.encode_probes(self.encoding, probes)
             overlap = rows.overlaps(self.encoding.inverted, seen.shape[1])
-            scores[start:stop] = ranker.score(overlap, probes)
+            scores[start:stop] = checked_result(ranker, "score", ranker.score(overlap, probes), seen)
         return scores

@@ -47,9 +47,10 @@ def setting_of(method: AnyMethod, online: bool) -> str | None:
     if not isinstance(ranker, GraphRanker):
         return None
     if online and not ranker.online:
+        other = f"use {ranker.online_form}, or " if ranker.online_form else ""
         raise ParameterError(
-            f"method {ranker.name} looks at all probes together, so it cannot rank them online: use "
-            "k-reciprocal-online, or leave --online out"
+            f"method {ranker.name} looks at all probes together, so it cannot rank them online: {other}leave "
+            "--online out"
         )
     return ONLINE if online or not ranker.transductive else TRANSDUCTIVE
 

@@ -331,6 +331,8 @@ def _check_format(root: Any, label: str, problems: list[str]) -> dict[str, Any]:
     name = label.removesuffix("::")
     if stated == "blurrerank-index":
         problems.append(f"{name} is an index: pass it to `run` with --index")
+    elif stated == "blurrerank-ranking":
+        raise InputError(f"{name} is a ranking, not features: `blurrerank eval {name} FEATS` measures it")
     elif not isinstance(stated, str) or stated != FORMAT:
         problems.append(f"{name} is a {stated} file: expected {FORMAT}")
     elif not isinstance(version, int | np.integer) or version > VERSION:

@@ -9,6 +9,7 @@ is not imported until that method is asked for.
 from __future__ import annotations
 
 import ast
+import difflib
 import pkgutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -52,9 +53,13 @@ def _built_in() -> set[str]:
 
 
 @cache
-def _installed() -> Mapping[str, EntryPoint]:
+def _installed() -> Mapping[str, list[EntryPoint]]:
     """The methods of other packages; one that is called as a method here is not reached."""
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS) if entry.name not in _built_in()}
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name not in _built_in():
+            found.setdefault(entry.name, []).append(entry)
+    return found
 
 
 def available() -> list[str]:
@@ -74,28 +79,39 @@ def method_class(name: str) -> type[Method]:
         ParameterError: for an unknown method, or one of another package that cannot be loaded.
     """
     if name in _built_in():
-        found: type[Method] = import_module(f"{__name__}.{name.replace('-', '_')}").METHOD
-        return found
-    entry = _installed().get(name)
-    if entry is None:
-        raise ParameterError(f"method {name!r} is not known: use {' or '.join(available())}")
+        where = f"{__name__}.{name.replace('-', '_')}"
+        loaded = getattr(import_module(where), "METHOD", None)
+    else:
+        where, loaded = _load(name)
+    if not isinstance(loaded, type) or not issubclass(loaded, FeatureStep | HeadRanker | GraphRanker):
+        what = f"{where}, which is neither a FeatureStep, a HeadRanker nor a GraphRanker: uninstall the package"
+        if name in _built_in():
+            what = f"the module {where}, which must define METHOD, a FeatureStep, HeadRanker or GraphRanker"
+        raise ParameterError(f"method {name} is {what}")
+    if getattr(loaded, "name", None) != name:
+        raise ParameterError(f"method {name} is {where}, whose class must say: name: ClassVar[str] = {name!r}")
+    return loaded
+
+
+def _load(name: str) -> tuple[str, Any]:
+    """Where another package has a method, and what is there."""
+    entries = _installed().get(name, [])
+    if not entries:
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), available(), n=1)
+        meant = f"did you mean {near[0]}? Otherwise " if near else ""
+        raise ParameterError(f"method {name!r} is not known: {meant}use {' or '.join(available())}")
+    if len({entry.value for entry in entries}) > 1:
+        raise ParameterError(
+            f"method {name} is in several packages, {' and '.join(entry.value for entry in entries)}: "
+            "uninstall all but one"
+        )
     try:
-        loaded = entry.load()
+        return entries[0].value, entries[0].load()
     except Exception as error:  # whatever the module of another package raises when it is imported
         raise ParameterError(
-            f"method {name} cannot be loaded from {entry.value} ({type(error).__name__}: {error}): mend or "
-            "uninstall the package that has it"
+            f"method {name} cannot be loaded from {entries[0].value} ({type(error).__name__}: {error}): "
+            "mend or uninstall the package that has it"
         ) from error
-    if not isinstance(loaded, type) or not issubclass(loaded, FeatureStep | HeadRanker | GraphRanker):
-        raise ParameterError(
-            f"method {name} is {entry.value}, which is neither a FeatureStep, a HeadRanker nor a GraphRanker: "
-            "uninstall the package that has it"
-        )
-    if loaded.name != name:
-        raise ParameterError(
-            f"method {name} is {entry.value}, which calls itself {loaded.name}: name its entry point so"
-        )
-    return loaded
 
 
 def create(text: str, /, *, preset: str | None = None, **params: Any) -> AnyMethod:
@@ -126,7 +142,13 @@ def create(text: str, /, *, preset: str | None = None, **params: Any) -> AnyMeth
     for key, value in params.items():
         number, name = _part_of(key, text, classes)
         given[number] = {**given[number], name: value}
-    parts = [_create_one(part, settings) for part, settings in zip(classes, given, strict=True)]
+    parts = []
+    for (label, kind), settings in zip(part_names(list(classes)).items(), given, strict=True):
+        try:
+            parts.append(_create_one(kind, settings))
+        except ParameterError as error:
+            # The parts of a chain have parameters of the same names.
+            raise ParameterError(f"{label}: {error}" if len(classes) > 1 else str(error)) from None
     *steps, ranker = parts
     assert isinstance(ranker, Ranker)
     return Chain(tuple(steps), ranker) if steps else ranker  # type: ignore[arg-type]
@@ -206,7 +228,12 @@ def _part_of(key: str, text: str, classes: Sequence[type[Method]]) -> tuple[int,
     if len(having) == 1:
         return having[0], key
     if not having:
-        raise ParameterError(f"no part of {text} has a parameter {key!r}")
+        known = ", ".join(
+            f"{name}.{parameter.name}"
+            for name, kind in part_names(list(classes)).items()
+            for parameter in parameters_of(kind)
+        )
+        raise ParameterError(f"no part of {text} has a parameter {key!r}; they have: {known}")
     several = " and ".join(classes[number].name for number in having)
     raise ParameterError(
         f"{text}: {several} both have {key!r}: say which, as in {classes[having[0]].name}.{key}"
@@ -219,6 +246,12 @@ def parse_chain(text: str) -> tuple[list[str], list[dict[str, Any]]]:
     Raises:
         ParameterError: for text that does not read so.
     """
+    if not isinstance(text, str):
+        raise ParameterError(f"a method is named by text, such as dba:k=4+lbr, not by {text!r}")
+    if "," in text:
+        raise ParameterError(
+            f"{text}: parts of a chain are joined by +, and parameters follow colons: dba:k=4+lbr"
+        )
     names: list[str] = []
     given: list[dict[str, Any]] = []
     for part in text.split("+"):
@@ -228,9 +261,14 @@ def parse_chain(text: str) -> tuple[list[str], list[dict[str, Any]]]:
         params: dict[str, Any] = {}
         for setting in settings:
             key, equals, value = setting.partition("=")
+            field = _field_name(name, key)
             if not equals:
-                raise ParameterError(f"{text}: {setting!r} should read NAME=VALUE, as in lbr:topn=20")
-            params[_field_name(name, key)] = _value(value)
+                raise ParameterError(
+                    f"{text}: {setting!r} should read NAME=VALUE, such as lbr:topn=20:cosine=true"
+                )
+            if field in params:
+                raise ParameterError(f"{text} gives {key} twice")
+            params[field] = _value(value)
         names.append(name)
         given.append(params)
     return names, given

@@ -15,35 +15,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .kinds.base import FeatureStep
-from .kinds.parameters import ranged
+from .kinds.expansion import Expansion
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class QueryExpansion(FeatureStep):
+class QueryExpansion(Expansion):
     """Replace each probe by the mean of itself and its k nearest gallery items, weighted by cosine^alpha.
 
     Attributes:
         k: nearest gallery items that are added to the probe; capped at the gallery.
-        alpha: exponent of the cosine similarity that weighs them; 0 weighs all alike.
     """
 
     name: ClassVar[str] = "aqe"
 
-    k: int = ranged(5, least=1)
-    alpha: float = ranged(0.0, least=0)
-
-    def neighbours(self) -> int:
-        """The k nearest."""
-        return self.k
-
     def mix(self, rows: torch.Tensor, near: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
         """Return the sum, whose length does not matter."""
-        weights = cosine.clamp_min(0) ** self.alpha
-        return rows + (weights.unsqueeze(2) * near).sum(dim=1)
+        return rows + self.weighted_sum(near, cosine)
 
 
 METHOD = QueryExpansion

@@ -15,36 +15,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .kinds.base import FeatureStep
-from .kinds.parameters import ranged
+from .kinds.expansion import Expansion
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class DatabaseAugmentation(FeatureStep):
+class DatabaseAugmentation(Expansion):
     """Replace each gallery item by the mean of its k nearest, itself among them, weighted by cosine^alpha.
 
     Attributes:
         k: gallery items, itself among them, that are averaged; 1 changes nothing. Capped at the gallery.
-        alpha: exponent of the cosine similarity that weighs them; 0 weighs all alike.
     """
 
     name: ClassVar[str] = "dba"
     changes: ClassVar[str] = "gallery"
 
-    k: int = ranged(5, least=1)
-    alpha: float = ranged(0.0, least=0)
-
-    def neighbours(self) -> int:
-        """The k nearest, of which the item itself is the first."""
-        return self.k
-
     def mix(self, rows: torch.Tensor, near: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
         """Return the sum, whose length does not matter."""
-        weights = cosine.clamp_min(0) ** self.alpha
-        return (weights.unsqueeze(2) * near).sum(dim=1)
+        return self.weighted_sum(near, cosine)
 
 
 METHOD = DatabaseAugmentation

@@ -30,6 +30,9 @@ from ..graph.spread import ALL_EQUAL, check_spread
 from .kinds.base import GraphRanker
 from .kinds.parameters import choice, ranged
 
+# Images times k1 squared, from which on re-ranking takes minutes where the search takes seconds.
+_SLOW = 2e9
+
 
 @dataclass(frozen=True)
 class KReciprocal(GraphRanker):
@@ -43,6 +46,7 @@ class KReciprocal(GraphRanker):
     """
 
     name: ClassVar[str] = "k-reciprocal"
+    online_form: ClassVar[str] = "k-reciprocal-online"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "market1501": {"k1": 20, "k2": 6, "lambda_value": 0.3},
         "cuhk03": {"k1": 7, "k2": 3, "lambda_value": 0.85},
@@ -64,6 +68,8 @@ class KReciprocal(GraphRanker):
             found.append(f"k1 {self.k1} is capped at the {images - 1} other images")
         if self.k2 > images:
             found.append(f"k2 {self.k2} is capped at the {images} images")
+        if images * min(self.k1, images) ** 2 > _SLOW:
+            found.append(f"k1 {self.k1} takes long: the work grows with its square; usual values are 4 to 30")
         return found
 
     def fit(self, graph: NeighbourGraph) -> Encoding:

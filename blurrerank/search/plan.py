@@ -11,7 +11,7 @@ from ..compute.compute import Compute
 from ..compute.processes import Group
 from ..data.features import FeatureSet
 from ..data.side import Side
-from ..errors import ParameterError
+from ..errors import BudgetError
 from .nearest import TILE_PROBES
 from .precision import pick_precision
 from .rows import RowBudget, UnitRows
@@ -72,7 +72,8 @@ class Plan:
         """Cut the work of re-ranking `data`; `DEFAULT_MEMORY` says what the budget is for.
 
         Raises:
-            ParameterError: for an unknown precision, or a budget that not even one probe fits.
+            ParameterError: for an unknown precision.
+            BudgetError: for a budget that not even one probe fits.
         """
         gallery, row, memory = len(data.gallery), 4 * data.dim, compute.memory
         searched = gallery + demand.together * len(data.probe)
@@ -87,7 +88,7 @@ class Plan:
             per_probe += row * demand.head
         needed = max(16 * per_probe, 32 * row, 8 * demand.workspace_bytes)
         if memory < needed:
-            raise ParameterError(
+            raise BudgetError(
                 f"a memory budget of {memory:,} bytes is too small for one probe: raise it to {needed:,} bytes "
                 f"or lower {'topn or ' * bool(demand.head)}depth"
             )

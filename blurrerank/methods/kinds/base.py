@@ -37,15 +37,20 @@ class Method(ABC):
     def __post_init__(self) -> None:
         """Check every parameter; a method whose parameters depend on each other extends this.
 
+        Numbers become those of the field: 3 for a float is 3.0, so that files record one spelling.
+
         Raises:
             ParameterError: if a parameter is outside its range.
         """
         for parameter in parameters_of(self):
-            parameter.check(getattr(self, parameter.name))
+            value = getattr(self, parameter.name)
+            parameter.check(value)
+            if parameter.kind in (int, float, bool):
+                object.__setattr__(self, parameter.name, parameter.kind(value))
 
     def params(self) -> dict[str, Any]:
-        """Return every parameter and its value, plain numbers where NumPy's were given."""
-        return {name: getattr(value, "item", lambda v=value: v)() for name, value in asdict(self).items()}
+        """Return every parameter and its value."""
+        return asdict(self)
 
     def notes(self, probes: int, gallery: int) -> list[str]:
         """Return, in words, what is asked for beyond what a set of that size has."""
@@ -158,6 +163,8 @@ class GraphRanker(Ranker):
     """Whether the method can look at all probes together."""
     online: ClassVar[bool] = False
     """Whether it can treat each probe by itself; then it has `encode_probes`."""
+    online_form: ClassVar[str] = ""
+    """The method to use instead where probes must be treated by themselves, if there is one."""
     query_time_params: ClassVar[tuple[str, ...]] = ()
     """Parameters that the encoding of the gallery does not depend on."""
 
@@ -200,3 +207,18 @@ class GraphRanker(Ranker):
     def reranked(self, gallery: int) -> int:
         """Everything."""
         return gallery
+
+
+def checked_result(method: Method, function: str, found: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return what a method's `function` returned, if it has the shape and dtype of `like`.
+
+    Raises:
+        ParameterError: if it has not, since the method is at fault.
+    """
+    if getattr(found, "shape", None) != like.shape or found.dtype != like.dtype:
+        shape = f"{tuple(found.shape)} {found.dtype}" if hasattr(found, "dtype") else type(found).__name__
+        raise ParameterError(
+            f"method {method.name}: {function} returned {shape.replace('torch.', '')}, where "
+            f"{tuple(like.shape)} {str(like.dtype).removeprefix('torch.')} is expected"
+        )
+    return found

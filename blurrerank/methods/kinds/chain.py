@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from .base import FeatureStep, Method, Ranker
+from .base import FeatureStep, Ranker
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Chain:
         return gallery
 
 
-def part_names(parts: list[Any]) -> dict[str, Method]:
+def part_names(parts: list[Any]) -> dict[str, Any]:
     """Return the parts of a chain by name; the second `dba` is `dba-2`."""
     seen: Counter[str] = Counter()
     named = {}
