@@ -18,7 +18,8 @@ from blurrerank import reference
 from blurrerank.compute.compute import Compute
 from blurrerank.engine.plans import plan_for
 from blurrerank.engine.request import Request
-from blurrerank.graph.sparse_rows import SparseRows, ranges, split_by_size
+from blurrerank.graph.ranges import ranges, split_by_size
+from blurrerank.graph.sparse_rows import SparseRows
 from blurrerank.methods import create
 
 # Bytes that docs/search.md says encodings take at k1 20 and k2 6.

@@ -7,7 +7,7 @@ import torch
 from ..search.nearest import CHUNK_BYTES
 from ..search.precision import fine_scores, pair_scores
 from ..search.rows import Rows, UnitRows, blocks_of
-from .sparse_rows import offsets_of, split_by_size
+from .ranges import offsets_of, split_by_size
 
 
 def pair_similarities(
