@@ -50,7 +50,7 @@ def test_every_method_is_measured_as_run_measures_it(cli, small, quick_bench):
         assert row["peak_bytes"] == max(run["peak_bytes"] for run in row["runs"])
 
 
-def test_the_reference_is_beside_what_it_is_compared_with(cli, small):
+def test_the_reference_is_beside_what_it_is_compared_with(cli, small, quick_bench):
     code, out, _ = cli("bench", small, "--repeats", 1, "--reference", "--json")
     assert code == 0
     told = json.loads(out)
@@ -72,7 +72,7 @@ def test_the_reference_is_beside_what_it_is_compared_with(cli, small):
         assert row["times_the_memory"] == pytest.approx(row["peak_bytes"] / ours[name]["peak_bytes"])
 
 
-def test_options_reach_every_run(cli, small, write, threads):
+def test_options_reach_every_run(cli, small, write, threads, quick_bench):
     """Protocol and AP, for ours and for the reference; threads; the gallery from another file."""
     import blurrerank as br
 

@@ -342,7 +342,7 @@ def test_the_last_method_that_is_named_counts(cli, write):
     assert "Size n of the neighbourhood. [at least 1] [default: 20]" in " ".join(told.split())
 
 
-def test_bench_online_takes_the_methods_that_can(cli, write):
+def test_bench_online_takes_the_methods_that_can(cli, write, quick_bench):
     code, out, err = cli("bench", write(), "--online", "--repeats", 1, "--json")
     assert code == 0, err
     assert "k-reciprocal" not in [row["method"] for row in json.loads(out)]
