@@ -33,6 +33,7 @@ from ..methods.kinds.base import checked_result
 from ..search.exact import Batch, Query
 from ..search.plan import Plan
 from ..search.rows import Gatherable, UnitRows, blocks_of, warn_of_reads
+from ..search.sources import nearest_of
 from ..search.tiles import best_keys
 from .feature_steps import apply_feature_step
 from .plans import plan_for
@@ -219,6 +220,7 @@ def _rank_by_graph(
         del graph
     else:
         fitted = _Fitted(ranker, known.to(plan.device))
+    cameras = _cameras(data, ranker) if not together and any(ranker.camera_neighbours()) else None
     topn = 0 if together else min(ranker.neighbours(), size)
     query = Query(topn, plan.probe_batch, whole_rows=True, first=request.first)
     shown = request.depth or ranker.depth(size)
@@ -227,7 +229,7 @@ def _rank_by_graph(
     for batch in watch.each("search", batches):
         assert batch.similarities is not None
         with watch("re-rank"):
-            final = fitted.score(batch, work, chunk)
+            final = fitted.score(batch, work, chunk, cameras)
             columns = work.gallery.columns
             keys = best_keys(final, columns.start, min(shown, columns.stop - columns.start))
             indices, scores = from_sort_keys(work.gallery.merge_keys(keys, shown))
@@ -281,6 +283,13 @@ def _find_graph(
     )
 
 
+def _cameras(data: FeatureSet, ranker: GraphRanker) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cameras of the probes and of the whole gallery."""
+    probes = len(data.probe)
+    every = cameras_of(data, probes + len(data.gallery), ranker.name)
+    return every[:probes], every[probes:]
+
+
 @dataclass(frozen=True)
 class _Fitted:
     """A graph ranker and what it knows of the images.
@@ -302,14 +311,29 @@ class _Fitted:
         """Fit the ranker; `probes` is how many images of the graph are probes, None if none are."""
         encoding, columns = ranker.fit(graph), work.gallery.columns
         if probes is None:
-            return cls(ranker, encoding.invert(columns))
-        assert encoding.rows is not None
-        rows = encoding.rows.rows(0, probes).clone()
+            return cls(ranker, encoding.invert(columns, keep_rows=ranker.needs_rows))
+        asking = encoding.rows if encoding.asking is None else encoding.asking
+        assert asking is not None
+        rows = asking.rows(0, probes).clone()
+        del asking
         items = slice(probes + columns.start, probes + columns.stop)
         return cls(ranker, encoding.invert(items), rows, graph.lowest[:probes])
 
-    def score(self, batch: Batch, work: Workspace, chunk: int) -> torch.Tensor:
-        """Return (p, g) float32, the new scores of this process's gallery items, a few probes at a time."""
+    def score(
+        self,
+        batch: Batch,
+        work: Workspace,
+        chunk: int,
+        cameras: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Return (p, g) float32, the new scores of this process's gallery items, a few probes at a time.
+
+        Args:
+            batch: what was found for p probes.
+            work: the rows.
+            chunk: bytes to work with at a time.
+            cameras: of all probes and of the whole gallery, where probes are to be listed by camera.
+        """
         similarities, ranker = batch.similarities, self.ranker
         assert similarities is not None
         assert self.encoding.inverted is not None
@@ -328,7 +352,15 @@ class _Fitted:
                 found = batch.found
                 near = Candidates(found.indices[start:stop], found.scores[start:stop])
                 probes = Probes(seen, near, partial(work.gallery.cosine_at, seen))
+                if cameras is not None:
+                    alike = cameras[0][first:last].unsqueeze(1) == cameras[1][work.gallery.columns]
+                    within, across = (
+                        nearest_of(work.gallery, batch.probe[start:stop], seen, allowed, count)
+                        for allowed, count in zip((alike, ~alike), ranker.camera_neighbours(), strict=True)
+                    )
+                    probes = replace(probes, within=within, across=across)
                 rows = ranker.encode_probes(self.encoding, probes)
-            overlap = rows.overlaps(self.encoding.inverted, seen.shape[1])
+            compare = rows.dots if ranker.compares == "dot" else rows.overlaps
+            overlap = compare(self.encoding.inverted, seen.shape[1])
             scores[start:stop] = checked_result(ranker, "score", ranker.score(overlap, probes), seen)
         return scores

@@ -18,22 +18,27 @@ class Encoding:
 
     Attributes:
         rows: the row of each of N images; None once they are inverted.
-        inverted: for each image j, the gallery items with j in their row; None before.
+        inverted: for each column j, the gallery items with j in their row; None before.
+        asking: the row of each image where it is a probe, if that is not the one it has in the gallery.
+        columns: how many columns rows have, if not one for each image.
     """
 
     rows: SparseRows | None = None
     inverted: SparseRows | None = None
+    asking: SparseRows | None = None
+    columns: int | None = None
 
-    def invert(self, items: slice) -> Encoding:
-        """Return the same with the rows of the gallery `items` inverted, and all other rows dropped."""
+    def invert(self, items: slice, *, keep_rows: bool = False) -> Encoding:
+        """Return the same with the rows of the gallery `items` inverted, all rows dropped unless kept."""
         assert self.rows is not None
-        inverted = self.rows.rows(items.start, items.stop).transposed(len(self.rows))
-        return replace(self, rows=None, inverted=inverted)
+        width = len(self.rows) if self.columns is None else self.columns
+        inverted = self.rows.rows(items.start, items.stop).transposed(width)
+        return replace(self, rows=self.rows if keep_rows else None, asking=None, inverted=inverted)
 
     def to(self, device: torch.device) -> Any:
         """Return the same on `device`; what is there already is shared."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: None if part is None else part.to(device) for name, part in parts.items()}
+        moved = {name: part.to(device) if hasattr(part, "to") else part for name, part in parts.items()}
         return replace(self, **moved)
 
 
@@ -67,9 +72,13 @@ class Probes:
         near: online, the nearest items of the whole gallery, as many as the ranker asks for.
         cosine_at: given (p, ...) int64 items of the whole gallery, the cosine similarities to these.
         lowest: (p,) float32, transductive, the similarity to the farthest of all images.
+        within: online, the nearest items of the probe's camera, where asked for; -1 and -inf pad.
+        across: online, the nearest items of all other cameras, likewise.
     """
 
     cosine: torch.Tensor
     near: Candidates | None = None
     cosine_at: Callable[[torch.Tensor], torch.Tensor] | None = None
     lowest: torch.Tensor | None = None
+    within: Candidates | None = None
+    across: Candidates | None = None

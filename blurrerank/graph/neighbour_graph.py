@@ -109,6 +109,53 @@ class NeighbourGraph:
             across=None if self.across is None else self.across.head(sizes.across),
         )
 
+    def by_camera(self, own: int, others: int) -> NeighbourLists:
+        """Return each image, its `own` - 1 nearest others of its own camera, and the nearest of all others.
+
+        Args:
+            own: images of the own camera, itself the first of them.
+            others: images of all other cameras.
+
+        Returns:
+            (N, own + others) items and similarities; where a camera has fewer images, -1 and -inf.
+
+        Raises:
+            ParameterError: for longer lists than the graph has.
+        """
+        self._check_camera_lists(own - 1, others)
+        within, across = self.within, self.across
+        items, similarities = [self.lists[:, :1]], [self.similarities[:, :1]]
+        for lists, count in ((within, own - 1), (across, others)):
+            if lists is not None:
+                items.append(lists.items[:, :count])
+                similarities.append(lists.similarities[:, :count])
+        return NeighbourLists(torch.cat(items, dim=1), torch.cat(similarities, dim=1))
+
+    def reciprocal_by_camera(self, own: int, others: int) -> SparseRows:
+        """Return each image and its reciprocal neighbours within its camera and across; weights are 0.
+
+        Args:
+            own: how many nearest others of the own camera count, of which those are taken that list it too.
+            others: likewise how many of all other cameras.
+
+        Raises:
+            ParameterError: for longer lists than the graph has.
+        """
+        self._check_camera_lists(own, others)
+        near = self.by_camera(own + 1, others).items
+        split = near.shape[1] - (0 if self.across is None else self.across.items[:, :others].shape[1])
+        parts = [reciprocal_neighbours(near[:, :split], self.chunk_bytes)]
+        if split < near.shape[1]:
+            parts.append(reciprocal_neighbours(near[:, split:], self.chunk_bytes))
+        return parts[0] if len(parts) == 1 else parts[0].joined(parts[1])
+
+    def _check_camera_lists(self, own: int, others: int) -> None:
+        for name, count in (("within", own), ("across", others)):
+            lists = getattr(self, name)
+            length = 0 if lists is None else lists.items.shape[1]
+            if length < min(count, len(self) - 1):
+                raise ParameterError(f"the graph lists {length} images {name} cameras, not {count}: find more")
+
     def reciprocal(self, count: int) -> SparseRows:
         """Return each image and those of its `count` nearest others that list it too; weights are 0."""
         if self.lists.shape[1] < min(count + 1, len(self)):

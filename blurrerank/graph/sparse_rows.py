@@ -4,13 +4,15 @@ Everything is computed without a loop over images, some rows at a time. Weights 
 are the same in every order, so that results depend neither on how the work is cut nor on the order in which a
 GPU adds.
 
-Source: Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017,
-arXiv:1701.08398, sections 3.3 to 3.5.
+Sources: Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017,
+arXiv:1701.08398, sections 3.3 to 3.5, for `expanded`, `averaged` and `overlaps`; Zhang, Jiang, Zheng, Tan,
+Ding, Yang, "Understanding Image Retrieval Re-Ranking: A Graph Neural Network Perspective", arXiv:2012.07620,
+for `propagated`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -127,6 +129,80 @@ class SparseRows:
             free += found
         return replace(self, offsets=offsets, columns=columns, weights=weights)
 
+    def joined(self, other: SparseRows) -> SparseRows:
+        """Return each row with the entries of the same row of `other` after its own, in other columns."""
+        offsets = self.offsets + other.offsets
+        columns = self.columns.new_empty(len(self.columns) + len(other.columns))
+        weights = self.weights.new_empty(len(columns))
+        for rows, before in ((self, other.offsets[:-1]), (other, self.offsets[1:])):
+            for start, stop in rows.blocks():
+                first, last = rows.offsets[[start, stop]].tolist()
+                to = torch.arange(first, last, device=columns.device)
+                to += torch.repeat_interleave(before[start:stop], rows.counts[start:stop])
+                columns[to], weights[to] = rows.columns[first:last], rows.weights[first:last]
+        return replace(self, offsets=offsets, columns=columns, weights=weights)
+
+    def members(self) -> SparseRows:
+        """Return the same members, each with weight `ONE`."""
+        return replace(self, weights=torch.full_like(self.weights, ONE))
+
+    def counted(self, weights: torch.Tensor) -> SparseRows:
+        """Return the same members with whole `weights` (T,), which stand for themselves, not parts of `ONE`."""
+        return replace(self, weights=weights.to(torch.int32))
+
+    def shifted(self, columns: int) -> SparseRows:
+        """Return the same entries so many columns further on."""
+        return replace(self, columns=self.columns + columns)
+
+    def symmetrised(self) -> SparseRows:
+        """Return the mean of the matrix and its transpose, columns ascending. For N rows over N images."""
+        total, other = len(self), self.transposed(len(self))
+        counts, columns, weights = [], [], []
+        for start, stop in split_by_size(self.counts + other.counts, self._entries_at_a_time):
+            parts = [rows.rows(start, stop) for rows in (self, other)]
+            keys = torch.cat([torch.repeat_interleave(rows.counts) * total + rows.columns for rows in parts])
+            found, sums = summed(keys, torch.cat([rows.weights for rows in parts]).long())
+            counts.append(torch.bincount(found // total, minlength=stop - start))
+            columns.append((found % total).to(self.columns.dtype))
+            weights.append((sums // 2).to(torch.int32))
+        return replace(
+            self,
+            offsets=offsets_of(torch.cat(counts)),
+            columns=torch.cat(columns),
+            weights=torch.cat(weights),
+        )
+
+    def unit(self) -> SparseRows:
+        """Return the rows divided by their Euclidean norms; rows of zeros stay so."""
+        parts = torch.empty_like(self.weights)
+        for start, stop in self.blocks():
+            some = self.rows(start, stop)
+            first, last = self.offsets[[start, stop]].tolist()
+            owner = torch.repeat_interleave(some.counts)
+            # Squares summed as whole numbers of less than 63 bits: v = 2^15 h + l.
+            high, low = some.weights.long() >> 15, some.weights.long() & (1 << 15) - 1
+            squares = torch.zeros(len(some), dtype=torch.float64, device=owner.device)
+            for scale, values in ((1 << 30, high * high), (1 << 16, high * low), (1, low * low)):
+                sums = torch.zeros(len(some), dtype=torch.int64, device=owner.device)
+                squares += scale * sums.scatter_add_(0, owner, values).double()
+            norms = squares.sqrt_().clamp_min_(1)
+            parts[first:last] = (some.weights.double() * (ONE / norms)[owner]).round_()
+        return replace(self, weights=parts)
+
+    def propagated(self, lists: torch.Tensor, shares: torch.Tensor, rounds: int) -> SparseRows:
+        """Return A after so many times A <- W (A + A'), rows divided by their Euclidean norms.
+
+        Args:
+            lists: (N, k) int32 or int64, the columns of W; -1 pads.
+            shares: (N, k) float32, the weights in W, from 0 to 1; of no meaning where the list is padded.
+            rounds: how many times.
+        """
+        whole = whole_parts(shares)
+        rows = self
+        for _ in range(rounds):
+            rows = rows.symmetrised().averaged(lists, whole).unit()
+        return rows
+
     def expanded(self, halves: SparseRows) -> SparseRows:
         """Add to each row of reciprocal neighbours the smaller sets that mostly lie inside it: R*.
 
@@ -187,7 +263,7 @@ class SparseRows:
         """Return the mean of the rows that each list names: local query expansion. For N rows over N images.
 
         Args:
-            lists: (n, k) int32 or int64, rows of this matrix.
+            lists: (n, k) int32 or int64, rows of this matrix; -1 pads.
             shares: (n, k) int64, the weight of each in the mean, from 0 to `WHOLE`; by default all the same.
             own: n rows that take part too, with weight `WHOLE`, unless they are empty.
 
@@ -196,27 +272,40 @@ class SparseRows:
         """
         if shares is None:
             shares = torch.ones_like(lists, dtype=torch.int64)
+        shares = shares * (lists >= 0)
+        divisors = shares.sum(dim=1)
+        if own is not None:
+            divisors = divisors + WHOLE * (own.counts > 0)
+        return self._combined(lists, shares, own, divisors.clamp_min_(1))
+
+    def totals(self, lists: torch.Tensor) -> SparseRows:
+        """Return the sum of the rows that each list names, as `averaged` returns their mean."""
+        shares = torch.ones_like(lists, dtype=torch.int64)
+        return self._combined(lists, shares, None, shares.new_ones(len(lists)))
+
+    def _combined(
+        self, lists: torch.Tensor, shares: torch.Tensor, own: SparseRows | None, divisors: torch.Tensor
+    ) -> SparseRows:
+        """Rows of sums, divided and rounded; see `averaged`."""
         total, number = len(self), lists.shape[1]
         counts = self.counts
-        sizes = counts[lists.flatten().long()].view(len(lists), number).sum(dim=1)
-        sums = shares.sum(dim=1)
+        listed = lists >= 0
+        sizes = (counts[lists.clamp_min(0).flatten().long()].view(lists.shape) * listed).sum(dim=1)
         if own is not None:
             sizes += own.counts
-            sums = sums + WHOLE * (own.counts > 0)
         new_counts, columns, weights = [], [], []
         for start, stop in split_by_size(sizes, self._entries_at_a_time):
-            some = lists[start:stop].flatten().long()
-            entry, place = ranges(self.offsets[some], counts[some])
+            some = lists[start:stop].clamp_min(0).flatten().long()
+            entry, place = ranges(self.offsets[some], counts[some] * listed[start:stop].flatten())
             keys = entry.div(number, rounding_mode="floor").mul_(total).add_(self.columns[place])
             parts = self.weights[place] * shares[start:stop].flatten()[entry]
             if own is not None:
                 mine = own.rows(start, stop)
                 keys = torch.cat([keys, torch.repeat_interleave(mine.counts) * total + mine.columns])
                 parts = torch.cat([parts, mine.weights.long() * WHOLE])
-            distinct, which = torch.unique(keys, return_inverse=True)
-            found = torch.zeros_like(distinct).scatter_add_(0, which, parts)
+            distinct, found = summed(keys, parts)
             row = distinct.div(total, rounding_mode="floor")
-            whole = sums[start:stop][row]
+            whole = divisors[start:stop][row]
             new_counts.append(torch.bincount(row, minlength=stop - start))
             columns.append((distinct % total).to(self.columns.dtype))
             weights.append((found + whole // 2).div_(whole, rounding_mode="floor").to(torch.int32))
@@ -236,21 +325,55 @@ class SparseRows:
         Returns:
             (p, G) float32, 0 to 1 but for the rounding of the weights.
         """
-        found = torch.zeros(len(self) * width, dtype=torch.int32, device=self.columns.device)
+        return self._compared(inverted, width, torch.minimum, torch.int32) * (1 / ONE)
+
+    def dots(self, inverted: SparseRows, width: int) -> torch.Tensor:
+        """Return sum_j v_pj w_gj of every row p of this matrix with every row g of another.
+
+        Args:
+            inverted: the transpose of the other matrix, whose rows are the columns of both.
+            width: G, how many rows the other matrix has.
+
+        Returns:
+            (p, G) float32. Sums must stay below 8, as they do where the rows' norms are 1.
+        """
+        return (self._compared(inverted, width, torch.mul, torch.int64).double() / ONE**2).float()
+
+    def _compared(
+        self,
+        inverted: SparseRows,
+        width: int,
+        combine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """(p, G) sums of `combine` over the columns that rows of both matrices have."""
+        found = torch.zeros(len(self) * width, dtype=dtype, device=self.columns.device)
         row, _ = ranges(self.offsets[:-1], self.counts)
         columns = self.columns.long()
         starts = inverted.offsets[columns]
         counts = inverted.offsets[columns + 1] - starts
         for first, last in split_by_size(counts, self._entries_at_a_time):
             owner, place = ranges(starts[first:last], counts[first:last])
-            shared = torch.minimum(self.weights[first:last][owner], inverted.weights[place])
+            mine, theirs = self.weights[first:last][owner], inverted.weights[place]
+            shared = combine(mine.to(dtype), theirs.to(dtype))
             at = (row[first:last] * width)[owner].add_(inverted.columns[place])
             found.scatter_add_(0, at, shared)
-        return found.view(len(self), width) * (1 / ONE)
+        return found.view(len(self), width)
 
     @property
     def _entries_at_a_time(self) -> int:
         return max(1, self.chunk_bytes // _ENTRY_BYTES)
+
+
+def whole_parts(shares: torch.Tensor) -> torch.Tensor:
+    """Return float shares, 0 to 1, as whole parts of `WHOLE`, int64."""
+    return (shares * WHOLE).round_().long()
+
+
+def summed(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the distinct keys, ascending, and the sum of the values of each, all int64."""
+    distinct, which = torch.unique(keys, return_inverse=True)
+    return distinct, torch.zeros_like(distinct).scatter_add_(0, which, values)
 
 
 def reciprocal_neighbours(lists: torch.Tensor, chunk_bytes: int) -> SparseRows:

@@ -19,15 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
-from ..graph.encoding import Encoding, Probes
+from ..graph.encoding import Encoding
 from ..graph.neighbour_graph import NeighbourGraph
 from ..graph.sparse_rows import SparseRows
 from ..graph.spread import ALL_EQUAL, check_spread
-from .kinds.base import GraphRanker
+from .kinds.jaccard import JaccardRanker
 from .kinds.parameters import choice, ranged
 
 # Images times k1 squared, from which on re-ranking takes minutes where the search takes seconds.
@@ -35,7 +36,7 @@ _SLOW = 2e9
 
 
 @dataclass(frozen=True)
-class KReciprocal(GraphRanker):
+class KReciprocal(JaccardRanker):
     """Sort the whole gallery by (1 - lambda) Jaccard distance of k-reciprocal encodings + lambda d.
 
     Attributes:
@@ -75,13 +76,8 @@ class KReciprocal(GraphRanker):
     def fit(self, graph: NeighbourGraph) -> Encoding:
         """Encode all images."""
         check_spread(graph.lowest, self.name)
-        largest = self._distance(graph.lowest)
-        graph = graph.with_equal_images_by_index(largest < self._least)
-
-        def weight(cosine: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-            return torch.exp(-self._normalised(cosine, largest[image]))
-
-        return Encoding(rows=self.encode(graph, lambda members: graph.weigh(members, weight)))
+        graph = graph.with_equal_images_by_index(self.distance(graph.lowest) < self.least)
+        return Encoding(rows=self.encode(graph, partial(self.weights, graph)))
 
     def encode(self, graph: NeighbourGraph, weigh: Callable[[SparseRows], torch.Tensor]) -> SparseRows:
         """Return V' of all images; `weigh` gives exp(-d) of each entry of R*, (T,) float32."""
@@ -90,27 +86,13 @@ class KReciprocal(GraphRanker):
         encodings = members.weighted(weigh(members))
         return encodings if self.k2 == 1 else encodings.averaged(graph.lists[:, : self.k2])
 
-    def score(self, overlap: torch.Tensor, probes: Probes) -> torch.Tensor:
-        """Return minus the final distances."""
-        assert probes.lowest is not None
-        largest = self._distance(probes.lowest).unsqueeze(1)
-        return self.blend(overlap, self._normalised(probes.cosine, largest)).neg_()
-
-    def blend(self, overlap: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-        """Return the final distance, from the overlap s of two encodings and the base distance d."""
-        return (1 - overlap / (2 - overlap)).mul_(1 - self.lambda_value).add_(base, alpha=self.lambda_value)
-
-    def _distance(self, cosine: torch.Tensor) -> torch.Tensor:
-        """The base distance of unit rows, not yet divided by the row's maximum."""
-        distance = (2 - 2 * cosine).clamp_min_(0)
+    def distance(self, cosine: torch.Tensor) -> torch.Tensor:
+        """Return the base distance of unit rows, not yet divided by the row's largest."""
+        distance = super().distance(cosine)
         return distance.square_() if self.base_distance == "squared-twice" else distance
 
-    def _normalised(self, cosine: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        """The base distance divided by the row's `largest`; 0 where all images are equal but for rounding."""
-        return self._distance(cosine) * torch.where(largest < self._least, 0, 1 / largest)
-
     @property
-    def _least(self) -> float:
+    def least(self) -> float:
         """What the largest distance of an image must reach for its images not to be all equal."""
         return ALL_EQUAL**2 if self.base_distance == "squared-twice" else ALL_EQUAL
 

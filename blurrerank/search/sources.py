@@ -13,11 +13,15 @@ from typing import Protocol
 import torch
 
 from ..compute.compute import Progress
+from ..data.candidates import Candidates
 from ..data.given_lists import GivenLists
-from .exact import Batch, Query, RerankHead, search
+from ..data.sort_keys import from_sort_keys, sort_keys
+from .exact import Batch, Query, RerankHead, margin, search
 from .given import look_up, rerank_listed
 from .nearest import best_by_similarity, overwrite_with_exact_scores, similarities_of
+from .precision import pair_scores
 from .rows import UnitRows
+from .tiles import best_keys
 
 
 class GallerySource(Protocol):
@@ -59,6 +63,40 @@ class GallerySource(Protocol):
 
     def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a table of rows and where in it each of the gallery items is; see `UnitRows.gather`."""
+
+
+def nearest_of(
+    gallery: GallerySource,
+    queries: torch.Tensor,
+    similarities: torch.Tensor,
+    allowed: torch.Tensor,
+    count: int,
+) -> Candidates:
+    """Return the best of some gallery items for each probe, by exact scores of those that products put first.
+
+    Args:
+        gallery: where the rows are.
+        queries: (p, D) float32, the probes' unit rows.
+        similarities: (p, columns) float32, of `gallery.columns`.
+        allowed: (p, columns) bool, which items may be listed.
+        count: how many.
+
+    Returns:
+        (p, up to count), -1 and -inf past the end.
+    """
+    width = margin(count, gallery.size)
+    columns = gallery.columns
+    here = min(width, columns.stop - columns.start)
+    keys = best_keys(similarities.masked_fill(~allowed, -torch.inf), columns.start, here)
+    indices, products = from_sort_keys(gallery.merge_keys(keys, width))
+    missing = products == -torch.inf
+    indices = indices.masked_fill(missing, 0)
+    table, places = gallery.gather(indices)
+    scores = pair_scores(table[places], queries.unsqueeze(1)).masked_fill_(missing, -torch.inf)
+    found = Candidates(
+        *from_sort_keys(sort_keys(scores, indices).sort(dim=1, descending=True).values[:, :count])
+    )
+    return Candidates(found.indices.masked_fill(found.scores == -torch.inf, -1), found.scores)
 
 
 class LocalGallery:

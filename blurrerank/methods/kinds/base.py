@@ -165,6 +165,10 @@ class GraphRanker(Ranker):
     """Whether it can treat each probe by itself; then it has `encode_probes`."""
     online_form: ClassVar[str] = ""
     """The method to use instead where probes must be treated by themselves, if there is one."""
+    compares: ClassVar[str] = "overlap"
+    """How rows are compared: `overlap`, sum_j min(v_pj, v_gj), or `dot`, sum_j v_pj v_gj."""
+    needs_rows: ClassVar[bool] = False
+    """Whether `encode_probes` looks at the rows of the gallery."""
     query_time_params: ClassVar[tuple[str, ...]] = ()
     """Parameters that the encoding of the gallery does not depend on."""
 
@@ -189,7 +193,7 @@ class GraphRanker(Ranker):
         """Return the new scores of some gallery items, higher is better.
 
         Args:
-            overlap: (p, g) float32, sum_j min(v_pj, v_gj) of the rows of probes and gallery items.
+            overlap: (p, g) float32, the rows of probes and gallery items compared as `compares` says.
             probes: what is known of the probes; `cosine` is of the same gallery items.
 
         Returns:

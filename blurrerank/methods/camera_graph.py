@@ -1,0 +1,92 @@
+"""Camera-balanced graph re-ranking: neighbours are looked for within and across cameras apart.
+
+Over images i with cameras, with c cosine similarities and lists by similarity, ties to the lower index:
+
+    I(i)   = the ki nearest of i's own camera, itself the first; O(i) = the ko nearest of all other cameras
+    A_ij   = 1 for j in I(i) or O(i), 0 elsewhere
+    W_ij   = max(c(i, j), 0)^2 for the first k2i of I(i) and the first k2o of O(i), 0 elsewhere
+    rounds times:  A <- W (A + A'), rows divided by their Euclidean norms
+    score  = (1 - lambda) A_p . A_g + lambda c(p, g)
+
+Lists end early where a camera has fewer images. Online, A is of the gallery alone, and A_p the sum of
+W_pj A_j over the first max(k2i - 1, 1) gallery items of the probe's camera and the first k2o of all others,
+divided by its norm.
+
+Sources: the propagation is that of Zhang, Jiang, Zheng, Tan, Ding, Yang, "Understanding Image Retrieval
+Re-Ranking: A Graph Neural Network Perspective", arXiv:2012.07620; lists within and across cameras are those of
+Chen, Fan, Chen, Zheng, "CA-Jaccard: Camera-aware Jaccard Distance for Person Re-identification", CVPR 2024,
+arXiv:2311.10605; how they are put together is this project's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..graph.encoding import Encoding, Probes
+from ..graph.neighbour_graph import NeighbourGraph
+from ..graph.sparse_rows import SparseRows, whole_parts
+from .kinds.base import GraphRanker
+from .kinds.parameters import ranged
+
+
+@dataclass(frozen=True)
+class CameraGraph(GraphRanker):
+    """Sort the whole gallery by the agreement of camera-balanced neighbourhoods, mixed with cosine similarity.
+
+    Attributes:
+        ki: images of the own camera that an image is joined with, itself among them.
+        ko: images of all other cameras that it is joined with.
+        k2i: images of the own camera, itself among them, that neighbourhoods are averaged over.
+        k2o: images of all other cameras that they are averaged over.
+        rounds: how many times neighbourhoods are averaged.
+        lambda_value: weight of the cosine similarity.
+    """
+
+    name: ClassVar[str] = "camera-graph"
+    online: ClassVar[bool] = True
+    compares: ClassVar[str] = "dot"
+    needs_rows: ClassVar[bool] = True
+    query_time_params: ClassVar[tuple[str, ...]] = ("lambda_value",)
+
+    ki: int = ranged(6, least=1)
+    ko: int = ranged(10, least=0)
+    k2i: int = ranged(3, least=1)
+    k2o: int = ranged(3, least=0)
+    rounds: int = ranged(2, least=1, most=10)
+    lambda_value: float = ranged(0.3, least=0, most=1)
+
+    def neighbours(self) -> int:
+        """None of all cameras."""
+        return 0
+
+    def camera_neighbours(self) -> tuple[int, int]:
+        """As many as either list asks for."""
+        return max(self.ki - 1, self.k2i - 1, 1), max(self.ko, self.k2o)
+
+    def fit(self, graph: NeighbourGraph) -> Encoding:
+        """Join neighbours, and average."""
+        joined = graph.by_camera(self.ki, self.ko).items
+        near = graph.by_camera(self.k2i, self.k2o)
+        adjacency = SparseRows.from_lists(joined, joined >= 0, graph.chunk_bytes).members()
+        shares = near.similarities.clamp_min(0) ** 2
+        return Encoding(rows=adjacency.propagated(near.items, shares, self.rounds))
+
+    def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
+        """Return the mean neighbourhood of the probe's nearest items."""
+        assert encoding.rows is not None
+        assert probes.within is not None
+        assert probes.across is not None
+        parts = probes.within.head(max(self.k2i - 1, 1)), probes.across.head(self.k2o)
+        near = torch.cat([part.indices for part in parts], dim=1)
+        shares = torch.cat([part.scores for part in parts], dim=1).clamp_min(0) ** 2
+        return encoding.rows.averaged(near, whole_parts(shares)).unit()
+
+    def score(self, overlap: torch.Tensor, probes: Probes) -> torch.Tensor:
+        """Return the agreement of the neighbourhoods, mixed with the cosine similarity."""
+        return overlap.mul_(1 - self.lambda_value).add_(probes.cosine, alpha=self.lambda_value)
+
+
+METHOD = CameraGraph

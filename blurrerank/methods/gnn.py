@@ -1,0 +1,80 @@
+"""GNN re-ranking: neighbourhoods are averaged over a graph, and compared.
+
+Over images i, with c cosine similarities and lists by similarity, ties to the lower index, each image the first
+of its own:
+
+    A_ij   = 1 for j among the k1 nearest of i, 0 elsewhere
+    W_ij   = max(c(i, j), 0)^2 for j among the k2 nearest of i, 0 elsewhere
+    twice:  A <- W (A + A'), rows divided by their Euclidean norms; not at all if k2 is 1
+    score  = (1 - lambda) A_p . A_g + lambda c(p, g)
+
+Online, A is of the gallery alone, and A_p the sum of W_pj A_j over the first max(k2 - 1, 1) gallery items,
+divided by its norm.
+
+Source: Zhang, Jiang, Zheng, Tan, Ding, Yang, "Understanding Image Retrieval Re-Ranking: A Graph Neural Network
+Perspective", arXiv:2012.07620. The paper has no lambda; it is that of layumi's program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..graph.encoding import Encoding, Probes
+from ..graph.neighbour_graph import NeighbourGraph
+from ..graph.sparse_rows import SparseRows, whole_parts
+from .kinds.base import GraphRanker
+from .kinds.parameters import ranged
+
+
+@dataclass(frozen=True)
+class GraphNeuralNetwork(GraphRanker):
+    """Sort the whole gallery by the agreement of averaged neighbourhoods, mixed with cosine similarity.
+
+    Attributes:
+        k1: images, itself among them, that an image is joined with; capped at the images there are.
+        k2: images, itself among them, that neighbourhoods are averaged over; 1 is none. Capped likewise.
+        lambda_value: weight of the cosine similarity.
+    """
+
+    name: ClassVar[str] = "gnn"
+    online: ClassVar[bool] = True
+    compares: ClassVar[str] = "dot"
+    needs_rows: ClassVar[bool] = True
+    query_time_params: ClassVar[tuple[str, ...]] = ("lambda_value",)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "market1501": {"k1": 26, "k2": 7},
+        "veri776": {"k1": 60, "k2": 10},
+    }
+
+    k1: int = ranged(26, least=1)
+    k2: int = ranged(7, least=1)
+    lambda_value: float = ranged(0.3, least=0, most=1)
+
+    def neighbours(self) -> int:
+        """As many as either list asks for, and one for a probe."""
+        return max(self.k1 - 1, self.k2 - 1, 1)
+
+    def fit(self, graph: NeighbourGraph) -> Encoding:
+        """Join neighbours, and average."""
+        joined, near = graph.lists[:, : self.k1], graph.lists[:, : self.k2]
+        adjacency = SparseRows.from_lists(joined, joined >= 0, graph.chunk_bytes).members()
+        shares = graph.similarities[:, : self.k2].clamp_min(0) ** 2
+        return Encoding(rows=adjacency.propagated(near, shares, 2 if self.k2 > 1 else 0).unit())
+
+    def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
+        """Return the mean neighbourhood of the probe's nearest items."""
+        assert encoding.rows is not None
+        assert probes.near is not None
+        near = probes.near.head(max(self.k2 - 1, 1))
+        return encoding.rows.averaged(near.indices, whole_parts(near.scores.clamp_min(0) ** 2)).unit()
+
+    def score(self, overlap: torch.Tensor, probes: Probes) -> torch.Tensor:
+        """Return the agreement of the neighbourhoods, mixed with the cosine similarity."""
+        return overlap.mul_(1 - self.lambda_value).add_(probes.cosine, alpha=self.lambda_value)
+
+
+METHOD = GraphNeuralNetwork
