@@ -1,7 +1,8 @@
-"""Feature steps applied: new features for one side, from the nearest gallery items of each image."""
+"""Feature steps applied: new features for the probes, for the gallery, or for both."""
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass, replace
 
@@ -13,16 +14,20 @@ from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import Side
+from ..errors import InputError
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import ListSizes
+from ..graph.sparse_rows import ONE, SparseRows
 from ..methods import FeatureStep, create
 from ..methods.kinds.base import checked_result
+from ..methods.kinds.steps import GraphStep, ListStep, Transform
 from ..search.exact import Query
 from ..search.plan import Plan
 from ..search.rows import blocks_of, unit_rows, warn_of_reads
-from .plans import plan_for
+from .plans import images_plan, plan_for
 from .request import Request
-from .workspace import open_workspace
+from .samples import RowSample
+from .workspace import Workspace, cameras_of, open_workspace
 
 # New features shorter than this are rounding: what they are a sum of cancels out.
 _LEAST_NORM = 1e-6
@@ -45,7 +50,7 @@ class SteppedSide(Side):
         return self.origin.digest()
 
 
-def apply_feature_step(data: FeatureSet, step: FeatureStep, compute: Compute) -> FeatureSet:
+def apply_feature_step(data: FeatureSet, step: FeatureStep, request: Request, compute: Compute) -> FeatureSet:
     """Return the features that a step gives.
 
     New features are held in memory up to a quarter of the budget, and in a temporary file beyond. Where the sum
@@ -53,21 +58,119 @@ def apply_feature_step(data: FeatureSet, step: FeatureStep, compute: Compute) ->
 
     Raises:
         ParameterError: for a budget that not even one image fits.
+        InputError: if there are no cameras and the step needs them.
     """
     quiet = replace(compute, progress=None)
-    if step.changes == "probe":
+    if isinstance(step, ListStep) and step.changes == "probe":
         with compute.watch("search"):
             return _step_probes(data, step, quiet)
     with compute.watch("index"):
-        return _step_gallery(data, step, quiet)
+        if isinstance(step, Transform):
+            return _transform(data, step, request, quiet)
+        if isinstance(step, ListStep):
+            return _step_gallery(data, step, quiet)
+        assert isinstance(step, GraphStep)
+        for _ in range(step.times()):
+            data = _step_both(data, step, quiet)
+        return data
 
 
-def _step_gallery(data: FeatureSet, step: FeatureStep, compute: Compute) -> FeatureSet:
-    """Replace the gallery's features."""
-    plan = Plan.of_images(len(data.gallery), len(data.gallery), data.dim, compute)
+def _transform(data: FeatureSet, step: Transform, request: Request, compute: Compute) -> FeatureSet:
+    """Replace all features, each by itself."""
+    plan = images_plan(data, len(data.gallery), compute)
+    probes, gallery = len(data.probe), len(data.gallery)
+    cams = torch.zeros(probes + gallery, dtype=torch.int64)
+    if step.needs_cameras:
+        cams = cameras_of(data, probes + gallery, step.name)
+    held, here, group = data.gallery, slice(0, gallery), None
     if isinstance(data, ShardedSet):
-        plan = plan.agreed(data.group)
-        plan = replace(plan, resident=plan.resident and len(data.shard) <= plan.budget.held_rows // 2)
+        held, here, group = data.shard, data.group.share(gallery), data.group
+    rows = {"probe": plan.probes(data.probe), "gallery": plan.rows(held)}
+    own = {"probe": cams[:probes], "gallery": cams[probes:][here]}
+    others = []
+    if request.calibration is not None:
+        known = request.calibration
+        if step.needs_cameras and known.cams is None:
+            raise InputError(f"{known.label} has no cameras: {step.name} needs those of calibration features")
+        theirs = torch.zeros(len(known), dtype=torch.int64)
+        if known.cams is not None:
+            theirs = torch.from_numpy(known.cams)
+        others.append(RowSample(plan.probes(known), theirs, theirs))
+    if not request.online:
+        others.append(RowSample(rows["probe"], own["probe"], own["probe"]))
+    fitted = step.fit(RowSample(rows["gallery"], own["gallery"], cams[probes:], group), others)
+    step.warn_about(own["probe"] if step.needs_cameras else None, fitted)
+    sides = {}
+    for name, side in (("probe", data.probe), ("gallery", held)):
+        store = None
+        for start, block in rows[name].blocks():
+            some = own[name][start : start + len(block)] if step.needs_cameras else None
+            new = step.apply(block, some, fitted)
+            new = _unit(new, block)
+            store = _store(len(side), new.shape[1], compute) if store is None else store
+            store[start : start + len(block)] = new.cpu()
+        sides[name] = _side(side, torch.empty(0, data.dim) if store is None else store)
+    return _with(data, **sides)
+
+
+def _step_both(data: FeatureSet, step: GraphStep, compute: Compute) -> FeatureSet:
+    """Replace all features by mixtures over the graph of all images."""
+    probes, count = len(data.probe), len(data.probe) + len(data.gallery)
+    plan = images_plan(data, count, compute)
+    work = open_workspace(data, plan, together=True)
+    sizes = ListSizes(step.neighbours(), *step.camera_neighbours())
+    cams = cameras_of(data, count, step.name) if any(step.camera_neighbours()) else None
+    weights = step.mixture(find_graph(work.images, sizes, cams=cams))
+    columns = work.gallery.columns
+    held = data.shard if isinstance(data, ShardedSet) else data.gallery
+    # All processes take as many turns, since rows come from each other.
+    longest = math.ceil(len(data.gallery) / data.group.size) if isinstance(data, ShardedSet) else len(held)
+    size = _images_at_a_time(plan, math.ceil(len(weights.columns) / max(1, count)), data.dim)
+    if not plan.resident:
+        warn_of_reads(math.ceil(longest / size) + math.ceil(probes / size), count, data.dim)
+    sides = {}
+    for name, side, first, last, turns in (
+        ("probe", data.probe, 0, probes, probes),
+        ("gallery", held, probes + columns.start, probes + columns.stop, longest),
+    ):
+        store = _store(last - first, data.dim, compute)
+        for start, stop in blocks_of(turns, size):
+            begin, end = min(first + start, last), min(first + stop, last)
+            some = weights.rows(begin, end)
+            mixed, rows = _sums(some, work, probes), _rows(work, torch.arange(begin, end), probes)
+            store[begin - first : end - first] = _unit(mixed, rows).cpu()
+        sides[name] = _side(side, store)
+    return _with(data, **sides)
+
+
+def _sums(weights: SparseRows, work: Workspace, probes: int) -> torch.Tensor:
+    """(n, D) float32 sums of images' rows with n rows of weights."""
+    distinct, places = torch.unique(weights.columns.long(), return_inverse=True)
+    table = _rows(work, distinct, probes)
+    matrix = torch.sparse_coo_tensor(
+        torch.stack([torch.repeat_interleave(weights.counts), places]),
+        weights.weights.float() / ONE,
+        (len(weights), len(distinct)),
+        is_coalesced=True,
+        check_invariants=False,
+    )
+    return matrix @ table
+
+
+def _rows(work: Workspace, images: torch.Tensor, probes: int) -> torch.Tensor:
+    """The rows of (n,) ascending images, of which the first `probes` are probes."""
+    images = images.to(work.images.device)
+    cut = int((images < probes).sum())
+    parts = []
+    for source, items in ((work.probes, images[:cut]), (work.gallery, images[cut:] - probes)):
+        table, places = source.gather(items)
+        parts.append(table[places])
+    return torch.cat(parts)
+
+
+def _step_gallery(data: FeatureSet, step: ListStep, compute: Compute) -> FeatureSet:
+    """Replace the gallery's features."""
+    plan = images_plan(data, len(data.gallery), compute)
     work = open_workspace(data, plan)
     count = min(step.neighbours(), len(work.images))
     graph = find_graph(work.images, ListSizes(count - 1))
@@ -84,13 +187,10 @@ def _step_gallery(data: FeatureSet, step: FeatureStep, compute: Compute) -> Feat
         near = table[places]
         rows = _mix(step, near[:, 0], near, graph.similarities[first:last])
         store[first - columns.start : last - columns.start] = rows.cpu()
-    new = _side(held, store)
-    if isinstance(data, ShardedSet):
-        return replace(data, gallery=replace(data.gallery, shard=new))
-    return replace(data, gallery=new)
+    return _with(data, gallery=_side(held, store))
 
 
-def _step_probes(data: FeatureSet, step: FeatureStep, compute: Compute) -> FeatureSet:
+def _step_probes(data: FeatureSet, step: ListStep, compute: Compute) -> FeatureSet:
     """Replace the probes' features."""
     count = min(step.neighbours(), len(data.gallery))
     # The search is that of a list of so many.
@@ -102,14 +202,25 @@ def _step_probes(data: FeatureSet, step: FeatureStep, compute: Compute) -> Featu
             table, places = work.gallery.gather(batch.found.indices[start:stop])
             rows = _mix(step, batch.probe[start:stop], table[places], batch.found.scores[start:stop])
             store[batch.start + start : batch.start + stop] = rows.cpu()
-    return replace(data, probe=_side(data.probe, store))
+    return _with(data, probe=_side(data.probe, store))
 
 
-def _mix(step: FeatureStep, rows: torch.Tensor, near: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
+def _mix(step: ListStep, rows: torch.Tensor, near: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
     """New unit rows of n images, from (n, D) theirs and (n, k, D) those of their nearest gallery items."""
-    mixed = checked_result(step, "mix", step.mix(rows, near, cosine), rows)
-    short = torch.linalg.vector_norm(mixed, dim=1, keepdim=True) < _LEAST_NORM
-    return unit_rows(torch.where(short, rows, mixed))
+    return _unit(checked_result(step, "mix", step.mix(rows, near, cosine), rows), rows)
+
+
+def _unit(new: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """New features, L2-normalised; those of `rows` where they cancel out."""
+    short = torch.linalg.vector_norm(new, dim=1, keepdim=True) < _LEAST_NORM
+    return unit_rows(torch.where(short, rows, new) if new.shape == rows.shape else new)
+
+
+def _with(data: FeatureSet, probe: Side | None = None, gallery: Side | None = None) -> FeatureSet:
+    """The same with other sides; of a `ShardedSet`, `gallery` is the shard of this process."""
+    if gallery is not None and isinstance(data, ShardedSet):
+        gallery = replace(data.gallery, shard=gallery)
+    return replace(data, probe=probe or data.probe, gallery=gallery or data.gallery)
 
 
 def _images_at_a_time(plan: Plan, count: int, dim: int) -> int:

@@ -44,6 +44,16 @@ def plan_for(data: FeatureSet, ranker: Ranker, request: Request, compute: Comput
     return replace(plan, resident=plan.resident and here <= held)
 
 
+def images_plan(data: FeatureSet, images: int, compute: Compute) -> Plan:
+    """Return how work is cut that looks at so many images of `data`; all processes get the same."""
+    plan = Plan.of_images(images, images, data.dim, compute)
+    plan = replace(plan, probe_batch=plan.gallery_block)
+    if isinstance(data, ShardedSet):
+        plan = plan.agreed(data.group)
+        plan = replace(plan, resident=plan.resident and len(data.shard) <= plan.budget.held_rows // 2)
+    return plan
+
+
 def _demand(data: FeatureSet, ranker: Ranker, request: Request) -> Demand:
     """What `ranker` needs for each probe of `data`."""
     candidates = request.candidates

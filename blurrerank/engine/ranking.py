@@ -83,7 +83,7 @@ def rank_batches(
         data.check()
         try:
             while steps:
-                data = apply_feature_step(data, steps[0], compute)
+                data = apply_feature_step(data, steps[0], request, compute)
                 steps.pop(0)
             for batch in _rank(data, ranker, request, compute, checkpoint):
                 data.check()  # rows that are mapped are not copied when they are read

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..data.given_lists import GivenLists
+from ..data.side import Side
 from ..errors import ParameterError
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, GraphRanker, HeadRanker
@@ -22,6 +23,7 @@ class Request:
         online: whether each probe must be ranked by itself, whatever the others are.
         candidates: lists of these probes to re-rank instead of searching; `whole_rows` has no meaning then.
         graph: neighbours that are known already, of probes and gallery together, or online of the gallery.
+        calibration: unlabelled images of cameras that the gallery perhaps lacks.
         first: the probe to begin with.
     """
 
@@ -30,11 +32,12 @@ class Request:
     online: bool = False
     candidates: GivenLists | None = None
     graph: NeighbourGraph | None = None
+    calibration: Side | None = None
     first: int = 0
 
 
 def setting_of(method: AnyMethod, online: bool) -> str | None:
-    """Return how a method is applied, `transductive` or `online`; None if it has only one way, probe by probe.
+    """Return how a method is applied, `transductive` or `online`; None if that makes no difference.
 
     Args:
         method: the method.
@@ -43,16 +46,18 @@ def setting_of(method: AnyMethod, online: bool) -> str | None:
     Raises:
         ParameterError: for a method that only looks at all probes together, if that is not wanted.
     """
-    ranker = method.ranker
-    if not isinstance(ranker, GraphRanker):
-        return None
-    if online and not ranker.online:
-        other = f"use {ranker.online_form}, or " if ranker.online_form else ""
-        raise ParameterError(
-            f"method {ranker.name} looks at all probes together, so it cannot rank them online: {other}leave "
-            "--online out"
-        )
-    return ONLINE if online or not ranker.transductive else TRANSDUCTIVE
+    settings = []
+    for part in (*method.feature_steps, method.ranker):
+        if not isinstance(part, GraphRanker) and not part.transductive:
+            continue
+        if online and not part.online:
+            other = f"use {part.online_form}, or " if part.online_form else ""
+            raise ParameterError(
+                f"method {part.name} looks at all probes together, so it cannot rank them online: {other}leave "
+                "--online out"
+            )
+        settings.append(ONLINE if online or not part.transductive else TRANSDUCTIVE)
+    return TRANSDUCTIVE if TRANSDUCTIVE in settings else settings[0] if settings else None
 
 
 def check_reranks_candidates(method: AnyMethod) -> None:

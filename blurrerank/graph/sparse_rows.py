@@ -150,21 +150,46 @@ class SparseRows:
         """Return the same members with whole `weights` (T,), which stand for themselves, not parts of `ONE`."""
         return replace(self, weights=weights.to(torch.int32))
 
+    def shared(self, weights: torch.Tensor) -> SparseRows:
+        """Return the same members with float `weights` (T,), 0 to 1, in parts of `ONE`."""
+        return replace(self, weights=(weights.double() * ONE).round_().to(torch.int32))
+
+    def balanced(self) -> SparseRows:
+        """Return the weights divided by the roots of their row's and column's sums. For N over N images."""
+        sums = torch.zeros(2, len(self), dtype=torch.int64, device=self.columns.device)
+        for start, stop in self.blocks():
+            some = self.rows(start, stop)
+            sums[0].scatter_add_(0, start + torch.repeat_interleave(some.counts), some.weights.long())
+            sums[1].scatter_add_(0, some.columns.long(), some.weights.long())
+        roots = sums.clamp_min_(1).double().rsqrt_()
+        parts = torch.empty_like(self.weights)
+        for start, stop in self.blocks():
+            some = self.rows(start, stop)
+            first, last = self.offsets[[start, stop]].tolist()
+            row, column = roots[0, start + torch.repeat_interleave(some.counts)], roots[1, some.columns.long()]
+            parts[first:last] = (some.weights.double() * row * column * ONE).round_()
+        return replace(self, weights=parts)
+
     def shifted(self, columns: int) -> SparseRows:
         """Return the same entries so many columns further on."""
         return replace(self, columns=self.columns + columns)
 
     def symmetrised(self) -> SparseRows:
         """Return the mean of the matrix and its transpose, columns ascending. For N rows over N images."""
-        total, other = len(self), self.transposed(len(self))
+        return self.mixed(self.transposed(len(self)), 0.5)
+
+    def mixed(self, other: SparseRows, share: float) -> SparseRows:
+        """Return (1 - share) of this and `share` of another matrix of N over N images, columns ascending."""
+        total, part = len(self), round(share * WHOLE)
         counts, columns, weights = [], [], []
         for start, stop in split_by_size(self.counts + other.counts, self._entries_at_a_time):
             parts = [rows.rows(start, stop) for rows in (self, other)]
             keys = torch.cat([torch.repeat_interleave(rows.counts) * total + rows.columns for rows in parts])
-            found, sums = summed(keys, torch.cat([rows.weights for rows in parts]).long())
+            values = [parts[0].weights.long() * (WHOLE - part), parts[1].weights.long() * part]
+            found, sums = summed(keys, torch.cat(values))
             counts.append(torch.bincount(found // total, minlength=stop - start))
             columns.append((found % total).to(self.columns.dtype))
-            weights.append((sums // 2).to(torch.int32))
+            weights.append((sums // WHOLE).to(torch.int32))
         return replace(
             self,
             offsets=offsets_of(torch.cat(counts)),

@@ -33,6 +33,12 @@ class Method(ABC):
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    transductive: ClassVar[bool] = False
+    """Whether the method can look at all probes together."""
+    online: ClassVar[bool] = True
+    """Whether it can treat each probe by itself."""
+    online_form: ClassVar[str] = ""
+    """The method to use instead where probes must be treated by themselves, if there is one."""
 
     def __post_init__(self) -> None:
         """Check every parameter; a method whose parameters depend on each other extends this.
@@ -59,32 +65,7 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class FeatureStep(Method):
-    """A method that replaces features by a mixture of themselves and their nearest gallery items."""
-
-    changes: ClassVar[str] = "probe"
-    """Whose features are replaced, `probe` or `gallery`."""
-
-    @abstractmethod
-    def neighbours(self) -> int:
-        """Return how many nearest gallery items `mix` is given; of a gallery item the first is itself."""
-
-    @abstractmethod
-    def mix(self, rows: torch.Tensor, near: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
-        """Return new features.
-
-        Args:
-            rows: (n, D) float32 unit rows, what is replaced.
-            near: (n, k, D) float32 unit rows, the nearest gallery items, best first.
-            cosine: (n, k) float32, their cosine similarities.
-
-        Returns:
-            (n, D) float32; they are L2-normalised afterwards.
-        """
-
-    def notes(self, probes: int, gallery: int) -> list[str]:
-        """More neighbours than there are gallery items."""
-        count = self.neighbours()
-        return [f"{self.name} k {count} is capped at the gallery's {gallery} items"] if count > gallery else []
+    """A method that gives new features. `steps.py` has the three kinds of it."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +141,8 @@ class GraphRanker(Ranker):
     """
 
     transductive: ClassVar[bool] = True
-    """Whether the method can look at all probes together."""
     online: ClassVar[bool] = False
-    """Whether it can treat each probe by itself; then it has `encode_probes`."""
-    online_form: ClassVar[str] = ""
-    """The method to use instead where probes must be treated by themselves, if there is one."""
+    """Where it can, it has `encode_probes`."""
     compares: ClassVar[str] = "overlap"
     """How rows are compared: `overlap`, sum_j min(v_pj, v_gj), or `dot`, sum_j v_pj v_gj."""
     needs_rows: ClassVar[bool] = False

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .base import FeatureStep
 from .parameters import ranged
+from .steps import ListStep
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Expansion(FeatureStep):
+class Expansion(ListStep):
     """A feature step that sums the k nearest gallery items.
 
     Attributes:

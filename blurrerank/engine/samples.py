@@ -1,0 +1,72 @@
+"""Sums over many images that come out the same in any order, whoever holds the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..compute.processes import Group
+from ..methods.kinds.steps import CameraSums
+from ..search.rows import UnitRows
+
+# Values of unit rows are added as whole parts of this: up to four million images.
+_PARTS = 1 << 40
+# And rounded to parts of this where their products are added, which float64 then holds exactly.
+_FACTOR_PARTS = 1 << 16
+
+
+class RowSample:
+    """See `steps.Sample`.
+
+    Args:
+        rows: those that this process holds, which may be none.
+        cams: (N,) int64, their cameras.
+        every: (M,) int64, the cameras of all images, those of other processes too.
+        group: the processes among which the images are cut; None if this one holds them all.
+    """
+
+    def __init__(
+        self, rows: UnitRows, cams: torch.Tensor, every: torch.Tensor, group: Group | None = None
+    ) -> None:
+        self._rows, self._cams, self._every, self._group = rows, cams, every, group
+
+    def by_camera(self) -> CameraSums:
+        """See `steps.Sample.by_camera`."""
+        cams, counts = torch.unique(self._every, return_counts=True)
+        shape = len(cams), self._rows.dim
+        sums = torch.zeros(shape, dtype=torch.int64, device=self._rows.device)
+        squares = torch.zeros_like(sums)
+        for start, block in self._blocks():
+            which = torch.searchsorted(cams, self._cams[start : start + len(block)]).to(block.device)
+            sums.index_add_(0, which, _whole(block))
+            squares.index_add_(0, which, _whole(block * block))
+        return CameraSums(cams, counts, self._total(sums), self._total(squares))
+
+    def moments(self) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """See `steps.Sample.moments`."""
+        dim, device = self._rows.dim, self._rows.device
+        sums = torch.zeros(dim, dtype=torch.int64, device=device)
+        products = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        for _, block in self._blocks():
+            sums += _whole(block).sum(dim=0)
+            factors = (block.double() * _FACTOR_PARTS).round_()
+            products.addmm_(factors.T, factors)
+        if self._group is not None:
+            products = self._group.all_reduce(products, "sum")
+        return len(self._every), self._total(sums), products / _FACTOR_PARTS**2
+
+    def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """A few rows at a time, since they are widened."""
+        for start, block in self._rows.blocks():
+            for some in torch.split(torch.arange(len(block)), 1024):
+                yield start + int(some[0]), block[int(some[0]) : int(some[-1]) + 1]
+
+    def _total(self, values: torch.Tensor) -> torch.Tensor:
+        if self._group is not None:
+            values = self._group.all_reduce(values, "sum")
+        return values.double() / _PARTS
+
+
+def _whole(values: torch.Tensor) -> torch.Tensor:
+    return (values.double() * _PARTS).round_().long()

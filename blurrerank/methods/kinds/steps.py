@@ -1,0 +1,135 @@
+"""The three kinds of feature steps: by statistics, by lists, by a graph."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from .base import FeatureStep
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...graph.neighbour_graph import NeighbourGraph
+    from ...graph.sparse_rows import SparseRows
+
+
+@dataclass(frozen=True)
+class CameraSums:
+    """Sums over the images of each camera, the same in whatever order they are added.
+
+    Attributes:
+        cams: (C,) int64, ascending.
+        counts: (C,) int64, images.
+        sums: (C, D) float64, of the unit rows.
+        squares: (C, D) float64, of the squares of their values.
+    """
+
+    cams: torch.Tensor
+    counts: torch.Tensor
+    sums: torch.Tensor
+    squares: torch.Tensor
+
+
+class Sample(Protocol):
+    """Images that a step is fitted on."""
+
+    def by_camera(self) -> CameraSums:
+        """Return sums over each camera; images without cameras have camera 0."""
+
+    def moments(self) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """Return how many images, (D,) float64 sum of their unit rows x, and (D, D) float64 sum of x x'."""
+
+
+@dataclass(frozen=True)
+class Transform(FeatureStep):
+    """A step that treats each image by itself, by what is known of all gallery images."""
+
+    @property
+    def needs_cameras(self) -> bool:
+        """Whether `apply` looks at cameras."""
+        return False
+
+    @abstractmethod
+    def fit(self, gallery: Sample, others: Sequence[Sample]) -> Mapping[str, torch.Tensor]:
+        """Return what `apply` needs.
+
+        Args:
+            gallery: its images.
+            others: images of other cameras perhaps: calibration features if there are any, and then,
+                transductive, the probes.
+        """
+
+    @abstractmethod
+    def apply(
+        self, rows: torch.Tensor, cams: torch.Tensor | None, fitted: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return new features.
+
+        Args:
+            rows: (n, D) float32 unit rows.
+            cams: (n,) int64, if `needs_cameras`.
+            fitted: what `fit` returned.
+
+        Returns:
+            (n, D') float32; they are L2-normalised afterwards.
+        """
+
+    def warn_about(self, cams: torch.Tensor | None, fitted: Mapping[str, torch.Tensor]) -> None:
+        """Warn of (n,) cameras of the probes that nothing is known of."""
+
+
+@dataclass(frozen=True)
+class ListStep(FeatureStep):
+    """A step that replaces features by a mixture of themselves and their nearest gallery items."""
+
+    changes: ClassVar[str] = "probe"
+    """Whose features are replaced, `probe` or `gallery`."""
+
+    @abstractmethod
+    def neighbours(self) -> int:
+        """Return how many nearest gallery items `mix` is given; of a gallery item the first is itself."""
+
+    @abstractmethod
+    def mix(self, rows: torch.Tensor, near: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
+        """Return new features.
+
+        Args:
+            rows: (n, D) float32 unit rows, what is replaced.
+            near: (n, k, D) float32 unit rows, the nearest gallery items, best first.
+            cosine: (n, k) float32, their cosine similarities.
+
+        Returns:
+            (n, D) float32; they are L2-normalised afterwards.
+        """
+
+    def notes(self, probes: int, gallery: int) -> list[str]:
+        """More neighbours than there are gallery items."""
+        count = self.neighbours()
+        return [f"{self.name} k {count} is capped at the gallery's {gallery} items"] if count > gallery else []
+
+
+@dataclass(frozen=True)
+class GraphStep(FeatureStep):
+    """A step that replaces the features of probes and gallery by mixtures over the graph of them all."""
+
+    transductive: ClassVar[bool] = True
+    online: ClassVar[bool] = False
+
+    def times(self) -> int:
+        """Return how many times features are replaced, each time over their own graph."""
+        return 1
+
+    @abstractmethod
+    def neighbours(self) -> int:
+        """Return how many others each image must be listed with, of all cameras."""
+
+    def camera_neighbours(self) -> tuple[int, int]:
+        """Return how many others of the own camera and how many of all other cameras must be listed."""
+        return 0, 0
+
+    @abstractmethod
+    def mixture(self, graph: NeighbourGraph) -> SparseRows:
+        """Return the weights that new features are sums with, a row for each image; scale is of no matter."""
