@@ -1,13 +1,13 @@
 """Camera centring: what all images of a camera have in common is taken away.
 
-With m_c the mean of the L2-normalised features of camera c, n_c how many they are, and m the mean of all gallery
-features, every feature x of camera c becomes
+With m_c the mean of the L2-normalised features of camera c, n_c how many they are, and m the mean of all
+gallery features, every feature x of camera c becomes
 
     x'  = normalise(x - (n_c m_c + shrink m) / (n_c + shrink))
 
-Means are those of the gallery. Of a camera that the gallery lacks, the mean is that of calibration features, or,
-transductive, of the probes; online and without any, nothing is known of it, and its probes stay as they are.
-With `scale`, what is left is divided by the camera's standard deviation in each dimension.
+Means are those of the gallery. Of a camera that the gallery lacks, the mean is that of calibration features,
+or, transductive, of the probes; online and without any, nothing is known of it, and its probes stay as they
+are. With `scale`, what is left is divided by the camera's standard deviation in each dimension.
 
 Source: the subtraction of the camera's mean is a part of "Profile Vector Generation" in Zhang, Qian, Liu, Chen,
 Wang, Li, Jin, "Graph Convolution for Re-ranking in Person Re-identification", arXiv:2107.02220.
@@ -57,7 +57,7 @@ class Centring(Transform):
         first = gallery.by_camera()
         total = first.counts.sum()
         mean, square = first.sums.sum(dim=0) / total, first.squares.sum(dim=0) / total
-        found = {}
+        found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for sample in (gallery, *(others if self.needs_cameras else ())):
             cameras = first if sample is gallery else sample.by_camera()
             for cam, count, sums, squares in zip(
@@ -92,8 +92,8 @@ class Centring(Transform):
         unknown = cams[~_places(cams, fitted["cams"])[1].cpu()]
         if len(unknown):
             warnings.warn(
-                f"nothing is known of camera {unknown[0]}, which the gallery lacks: {len(unknown)} of {len(cams)} "
-                "probes are not centred; give earlier images of such cameras as calibration features",
+                f"nothing is known of camera {unknown[0]}, which the gallery lacks: {len(unknown)} of "
+                f"{len(cams)} probes are not centred; give earlier images of such cameras as calibration features",
                 BlurrerankWarning,
                 stacklevel=2,
             )

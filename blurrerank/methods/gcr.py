@@ -1,7 +1,7 @@
 """Graph convolution for re-ranking: features are averaged over the graph of probes and gallery.
 
-Over probes and gallery together, with c cosine similarities and lists by similarity, each image the first of its
-own:
+Over probes and gallery together, with c cosine similarities and lists by similarity, each image the first of
+its own:
 
     S(i, j)  = exp(c(i, j) / beta) for j among the k1 nearest of i, 0 elsewhere
     S'(i, j) = likewise for j = i and the k2 - 1 nearest of all other cameras
