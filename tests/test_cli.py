@@ -359,7 +359,7 @@ def test_a_damaged_chunk(cli, write, tmp_path):
         (("--depth", 0), "Invalid value for '--depth': '0' is neither a number of at least 1 nor 'all'"),
         (
             ("--method", "magic"),
-            "method 'magic' is not known: use aqe or cosine or dba or k-reciprocal or k-reciprocal-online",
+            "method 'magic' is not known: use alpha-qe or aqe or",
         ),
         (
             ("--method", "cosine", "--sigma", 1),

@@ -258,7 +258,7 @@ def test_a_chain_is_recorded_and_measured(write, tmp_path, cli):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("nope", "method 'nope' is not known: use aqe or cosine or dba"),
+        ("nope", "method 'nope' is not known: use alpha-qe or aqe or"),
         ("dba+nope", "method 'nope' is not known"),
         ("lbr+dba", "lbr ranks, so it can only be the last part of a chain"),
         ("dba++lbr", "names no method where one should be"),

@@ -99,12 +99,12 @@ def _transform(data: FeatureSet, step: Transform, request: Request, compute: Com
     if not request.online:
         others.append(RowSample(rows["probe"], own["probe"], own["probe"]))
     fitted = step.fit(RowSample(rows["gallery"], own["gallery"], cams[probes:], group), others)
-    step.warn_about(own["probe"] if step.needs_cameras else None, fitted)
+    step.warn_about(own["probe"].to(plan.device) if step.needs_cameras else None, fitted)
     sides = {}
     for name, side in (("probe", data.probe), ("gallery", held)):
         store = None
         for start, block in rows[name].blocks():
-            some = own[name][start : start + len(block)] if step.needs_cameras else None
+            some = own[name][start : start + len(block)].to(plan.device) if step.needs_cameras else None
             new = step.apply(block, some, fitted)
             new = _unit(new, block)
             store = _store(len(side), new.shape[1], compute) if store is None else store

@@ -41,20 +41,26 @@ class RowSample:
             which = torch.searchsorted(cams, self._cams[start : start + len(block)]).to(block.device)
             sums.index_add_(0, which, _whole(block))
             squares.index_add_(0, which, _whole(block * block))
+        cams, counts = cams.to(sums.device), counts.to(sums.device)
         return CameraSums(cams, counts, self._total(sums), self._total(squares))
 
-    def moments(self) -> tuple[int, torch.Tensor, torch.Tensor]:
-        """See `steps.Sample.moments`."""
+    def products(self, *, each_camera: bool) -> torch.Tensor:
+        """See `steps.Sample.products`."""
         dim, device = self._rows.dim, self._rows.device
-        sums = torch.zeros(dim, dtype=torch.int64, device=device)
-        products = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-        for _, block in self._blocks():
-            sums += _whole(block).sum(dim=0)
+        cams = torch.unique(self._every) if each_camera else torch.zeros(1, dtype=torch.int64)
+        found = torch.zeros(len(cams), dim, dim, dtype=torch.float64, device=device)
+        for start, block in self._blocks():
             factors = (block.double() * _FACTOR_PARTS).round_()
-            products.addmm_(factors.T, factors)
+            if not each_camera:
+                found[0].addmm_(factors.T, factors)
+                continue
+            which = torch.searchsorted(cams, self._cams[start : start + len(block)])
+            for camera in torch.unique(which).tolist():
+                own = factors[(which == camera).to(device)]
+                found[camera].addmm_(own.T, own)
         if self._group is not None:
-            products = self._group.all_reduce(products, "sum")
-        return len(self._every), self._total(sums), products / _FACTOR_PARTS**2
+            found = self._group.all_reduce(found, "sum")
+        return found / _FACTOR_PARTS**2
 
     def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """A few rows at a time, since they are widened."""

@@ -15,12 +15,11 @@ Wang, Li, Jin, "Graph Convolution for Re-ranking in Person Re-identification", a
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import BlurrerankWarning
+from .kinds.cameras import places_of, warn_of_unknown
 from .kinds.parameters import choice, ranged
 from .kinds.steps import Sample, Transform
 
@@ -42,7 +41,8 @@ class Centring(Transform):
     transductive: ClassVar[bool] = True
 
     by: str = choice("camera", ("camera", "gallery"))
-    shrink: float = ranged(0.0, least=0)
+    # Where a camera has 2 to 50 images, 5 gains up to 30 points of mAP over 0; with hundreds it costs nothing.
+    shrink: float = ranged(5.0, least=0)
     scale: bool = False
 
     @property
@@ -55,23 +55,19 @@ class Centring(Transform):
         import torch
 
         first = gallery.by_camera()
-        total = first.counts.sum()
-        mean, square = first.sums.sum(dim=0) / total, first.squares.sum(dim=0) / total
-        found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for sample in (gallery, *(others if self.needs_cameras else ())):
-            cameras = first if sample is gallery else sample.by_camera()
-            for cam, count, sums, squares in zip(
-                cameras.cams.tolist(), cameras.counts.tolist(), cameras.sums, cameras.squares, strict=True
-            ):
-                weight = count + self.shrink
-                centre = (sums + self.shrink * mean) / weight
-                spread = ((squares + self.shrink * square) / weight - centre**2).clamp_min(1e-12).sqrt()
-                found.setdefault(cam, (centre, spread))
-        cams = torch.tensor(sorted(found))
-        means, deviations = (
-            torch.stack([found[cam][part] for cam in cams.tolist()]).float() for part in (0, 1)
-        )
-        return {"cams": cams.to(means.device), "means": means, "deviations": deviations}
+        mean, square = (part.sum(dim=0) / first.counts.sum() for part in (first.sums, first.squares))
+        cams, means, deviations = first.cams[:0], first.sums[:0], first.sums[:0]
+        for cameras in (first, *(sample.by_camera() for sample in others if self.needs_cameras)):
+            weight = (cameras.counts + self.shrink).unsqueeze(1)
+            centre = (cameras.sums + self.shrink * mean) / weight
+            spread = ((cameras.squares + self.shrink * square) / weight - centre**2).clamp_min(1e-12).sqrt()
+            new = ~torch.isin(cameras.cams, cams)
+            cams, means, deviations = (
+                torch.cat([known, found[new]])
+                for known, found in ((cams, cameras.cams), (means, centre), (deviations, spread))
+            )
+        order = cams.argsort()
+        return {"cams": cams[order], "means": means[order].float(), "deviations": deviations[order].float()}
 
     def apply(
         self, rows: torch.Tensor, cams: torch.Tensor | None, fitted: Mapping[str, torch.Tensor]
@@ -79,7 +75,7 @@ class Centring(Transform):
         """Subtract, and divide."""
         import torch
 
-        places, known = _places(rows.new_zeros(len(rows)).long() if cams is None else cams, fitted["cams"])
+        places, known = places_of(rows.new_zeros(len(rows)).long() if cams is None else cams, fitted["cams"])
         new = rows - fitted["means"][places]
         if self.scale:
             new = new / fitted["deviations"][places]
@@ -87,25 +83,7 @@ class Centring(Transform):
 
     def warn_about(self, cams: torch.Tensor | None, fitted: Mapping[str, torch.Tensor]) -> None:
         """Warn of probes whose camera is unknown."""
-        if cams is None:
-            return
-        unknown = cams[~_places(cams, fitted["cams"])[1].cpu()]
-        if len(unknown):
-            warnings.warn(
-                f"nothing is known of camera {unknown[0]}, which the gallery lacks: {len(unknown)} of "
-                f"{len(cams)} probes are not centred; give earlier images of such cameras as calibration features",
-                BlurrerankWarning,
-                stacklevel=2,
-            )
-
-
-def _places(cams: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each camera is among those that are known, and whether it is."""
-    import torch
-
-    cams = cams.to(known.device)
-    places = torch.searchsorted(known, cams).clamp_max_(len(known) - 1)
-    return places, known[places] == cams
+        warn_of_unknown(cams, fitted["cams"])
 
 
 METHOD = Centring

@@ -51,9 +51,9 @@ class ExpandedCrossNeighbourhood(GraphRanker):
     def fit(self, graph: NeighbourGraph) -> Encoding:
         """Make rank lists, and sum those of each neighbourhood: a row is both, one beside the other."""
         lists, chunk = graph.lists, graph.chunk_bytes
-        ranks = SparseRows.from_lists(lists[:, : self.k], lists[:, : self.k] >= 0, chunk)
-        places = torch.arange(min(self.k, lists.shape[1]), device=lists.device)
-        ranks = ranks.counted((self.k - places).expand(len(graph), -1).flatten())
+        listed = lists[:, : self.k] >= 0
+        ranks = SparseRows.from_lists(lists[:, : self.k], listed, chunk)
+        ranks = ranks.counted((self.k + 1 - listed.cumsum(dim=1)).flatten())
         near, next_near = lists[:, 1 : self.t + 1], lists[:, 1 : self.q + 1]
         around = torch.cat([near, next_near[near.long()].flatten(1)], dim=1)
         sums = ranks.totals(around)

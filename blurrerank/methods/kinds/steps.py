@@ -39,8 +39,8 @@ class Sample(Protocol):
     def by_camera(self) -> CameraSums:
         """Return sums over each camera; images without cameras have camera 0."""
 
-    def moments(self) -> tuple[int, torch.Tensor, torch.Tensor]:
-        """Return how many images, (D,) float64 sum of their unit rows x, and (D, D) float64 sum of x x'."""
+    def products(self, *, each_camera: bool) -> torch.Tensor:
+        """Return sums of x x' over unit rows x, (C, D, D) float64 for each camera, or (1, D, D) for all."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,33 @@
+"""What steps that know cameras have in common."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from ...errors import BlurrerankWarning
+
+if TYPE_CHECKING:
+    import torch
+
+
+def places_of(cams: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where each of (n,) cameras is among those that are `known`, ascending, and whether it is."""
+    import torch
+
+    places = torch.searchsorted(known, cams).clamp_max_(len(known) - 1)
+    return places, known[places] == cams
+
+
+def warn_of_unknown(cams: torch.Tensor | None, known: torch.Tensor) -> None:
+    """Warn of probes whose (n,) cameras are not among those that are `known`."""
+    if cams is None:
+        return
+    unknown = cams[~places_of(cams, known)[1]]
+    if len(unknown):
+        warnings.warn(
+            f"nothing is known of camera {unknown[0]}, which the gallery lacks: {len(unknown)} of {len(cams)} "
+            "probes stay as they are; --calibrate FILE takes earlier images of their cameras",
+            BlurrerankWarning,
+            stacklevel=2,
+        )
