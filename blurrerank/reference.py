@@ -355,3 +355,205 @@ def _single_shot_cmc(ids: Indices, identity: int, max_rank: int) -> Floats:
         curves.append(np.arange(max_rank) >= rank)
     mean: Floats = np.mean(curves, axis=0)
     return mean
+
+
+def nearest_images(similarities: Floats, allowed: NDArray[np.bool_] | None = None) -> list[list[int]]:
+    """The images that each image may be listed with, nearest first, ties to the lower index; itself left out.
+
+    Args:
+        similarities: (N, N).
+        allowed: (N, N), which pairs may be listed; by default all.
+    """
+    found = []
+    for i, row in enumerate(similarities):
+        order = [int(j) for j in np.argsort(-row, kind="stable") if j != i]
+        found.append([j for j in order if allowed is None or allowed[i, j]])
+    return found
+
+
+def center(
+    features: ArrayLike, cams: ArrayLike, *, known: int, shrink: float = 0.0, scale: bool = False
+) -> Floats:
+    """Camera centring, an image after the other. Definition: docs/methods.md.
+
+    Args:
+        features: (N, D), first those that means are taken of.
+        cams: (N,) cameras.
+        known: how many of the images means are taken of, and then of the rest for cameras that these lack.
+        shrink: images' worth of the mean of all known images.
+        scale: whether to divide by the standard deviation of the camera.
+
+    Returns:
+        (N, D), rows of length 1.
+    """
+    rows, labels = unit_rows(features), np.asarray(cams)
+    mean, square = rows[:known].mean(axis=0), (rows[:known] ** 2).mean(axis=0)
+    new = np.empty_like(rows)
+    for i, row in enumerate(rows):
+        own = [j for j in range(known) if labels[j] == labels[i]]
+        own = own or [j for j in range(known, len(rows)) if labels[j] == labels[i]]
+        centre = (rows[own].sum(axis=0) + shrink * mean) / (len(own) + shrink)
+        spread = ((rows[own] ** 2).sum(axis=0) + shrink * square) / (len(own) + shrink) - centre**2
+        new[i] = row - centre
+        if np.linalg.norm(new[i]) < 1e-6:
+            new[i] = row
+        elif scale:
+            new[i] /= np.sqrt(np.maximum(spread, 1e-8))
+    return unit_rows(new)
+
+
+def gcr(
+    features: ArrayLike,
+    cams: ArrayLike,
+    k1: int = 15,
+    k2: int = 3,
+    beta: float = 0.2,
+    scale: float = 0.3,
+    rounds: int = 3,
+) -> Floats:
+    """Graph convolution for re-ranking, with a dense matrix. Definition: docs/methods.md.
+
+    Args:
+        features: (N, D), of probes and gallery.
+        cams: (N,) cameras.
+        k1: images, itself among them, that are averaged.
+        k2: likewise across cameras.
+        beta: temperature.
+        scale: share of the mean across cameras.
+        rounds: how many times.
+
+    Returns:
+        (N, D), rows of length 1.
+    """
+    rows, labels = unit_rows(features), np.asarray(cams)
+    for _ in range(rounds):
+        similarities = rows @ rows.T
+        total = np.zeros_like(rows)
+        for share, count, allowed in (
+            (1 - scale, k1, None),
+            (scale, k2, labels[:, None] != labels[None, :]),
+        ):
+            weights = np.zeros_like(similarities)
+            for i, near in enumerate(nearest_images(similarities, allowed)):
+                for j in [i, *near[: count - 1]]:
+                    weights[i, j] = np.exp((1.0 if i == j else similarities[i, j]) / beta)
+            roots = np.sqrt(weights.sum(axis=1))[:, None] * np.sqrt(weights.sum(axis=0))[None, :]
+            total += share * ((weights / roots) @ rows)
+        rows = unit_rows(total)
+    return rows
+
+
+def propagated_graph(
+    features: ArrayLike,
+    joined: list[list[int]],
+    near: list[list[int]],
+    *,
+    probes: int,
+    rounds: int = 2,
+    lambda_value: float = 0.3,
+) -> Floats:
+    """Scores of GNN and camera-balanced re-ranking, with dense matrices. Definition: docs/methods.md.
+
+    Args:
+        features: (N, D), of probes and then gallery.
+        joined: the images that each image is joined with, itself among them.
+        near: those that its neighbourhood is averaged over, itself among them.
+        probes: how many of the images are probes.
+        rounds: how many times.
+        lambda_value: weight of the cosine similarity.
+
+    Returns:
+        (P, G) scores, larger is better.
+    """
+    rows = unit_rows(features)
+    similarities = rows @ rows.T
+    adjacency, weights = np.zeros_like(similarities), np.zeros_like(similarities)
+    for i in range(len(rows)):
+        adjacency[i, joined[i]] = 1
+        for j in near[i]:
+            weights[i, j] = 1.0 if i == j else max(similarities[i, j], 0) ** 2
+    for _ in range(rounds):
+        adjacency = unit_rows(weights @ (adjacency + adjacency.T))
+    agreement = unit_rows(adjacency[:probes]) @ unit_rows(adjacency[probes:]).T
+    scores: Floats = (1 - lambda_value) * agreement + lambda_value * similarities[:probes, probes:]
+    return scores
+
+
+def ca_jaccard(
+    features: ArrayLike,
+    cams: ArrayLike,
+    *,
+    probes: int,
+    k1_intra: int = 5,
+    k1_inter: int = 20,
+    k2_intra: int = 3,
+    k2_inter: int = 3,
+    lambda_value: float = 0.3,
+) -> Floats:
+    """Camera-aware Jaccard distance, mixed with the base distance. Definition: docs/methods.md.
+
+    Args:
+        features: (N, D), of probes and then gallery.
+        cams: (N,) cameras.
+        probes: how many of the images are probes.
+        k1_intra: others of the own camera that may be reciprocal neighbours.
+        k1_inter: images of all other cameras that may be, less one.
+        k2_intra: images of the own camera, itself among them, that are averaged.
+        k2_inter: images of all other cameras that are averaged.
+        lambda_value: weight of the base distance.
+
+    Returns:
+        (P, G) final distances, smaller is better.
+    """
+    rows, labels = unit_rows(features), np.asarray(cams)
+    distances = np.maximum(2 - 2 * rows @ rows.T, 0)
+    np.fill_diagonal(distances, 0)
+    distances /= distances.max(axis=1, keepdims=True)
+    alike = labels[:, None] == labels[None, :]
+    intra = nearest_images(rows @ rows.T, alike)
+    inter = nearest_images(rows @ rows.T, ~alike)
+    encodings = np.zeros_like(distances)
+    for i in range(len(rows)):
+        members = [i, *(j for j in intra[i][:k1_intra] if i in intra[j][:k1_intra])]
+        members += [j for j in inter[i][: k1_inter + 1] if i in inter[j][: k1_inter + 1]]
+        weights = np.exp(-distances[i, members])
+        encodings[i, members] = weights / weights.sum()
+    averaged = np.array(
+        [encodings[[i, *intra[i][: k2_intra - 1], *inter[i][:k2_inter]]].mean(axis=0) for i in range(len(rows))]
+    )
+    final = np.empty((probes, len(rows) - probes))
+    for p in range(probes):
+        overlap = np.minimum(averaged[p], averaged[probes:]).sum(axis=1)
+        jaccard = 1 - overlap / (2 - overlap)
+        final[p] = (1 - lambda_value) * jaccard + lambda_value * distances[p, probes:]
+    return final
+
+
+def ecn(features: ArrayLike, *, probes: int, k: int = 25, t: int = 3, q: int = 8) -> Floats:
+    """Expanded cross neighbourhood re-ranking, by rank lists. Definition: docs/methods.md.
+
+    Args:
+        features: (N, D), of probes and then gallery.
+        probes: how many of the images are probes.
+        k: images, itself the first, of a rank list.
+        t: nearest others that are a neighbourhood.
+        q: nearest others of each of these.
+
+    Returns:
+        (P, G) scores, larger is better.
+    """
+    rows = unit_rows(features)
+    similarities = rows @ rows.T
+    lists = nearest_images(similarities)
+    ranks = np.zeros_like(similarities)
+    for i, near in enumerate(lists):
+        for place, j in enumerate([i, *near][:k]):
+            ranks[i, j] = k - place
+    around = [near[:t] + [j for i in near[:t] for j in lists[i][:q]] for near in lists]
+    scores = np.empty((probes, len(rows) - probes))
+    for p in range(probes):
+        for g in range(probes, len(rows)):
+            shared = [ranks[j] @ ranks[g] for j in around[p]] + [ranks[j] @ ranks[p] for j in around[g]]
+            total = sum(shared) / (2 * t * (1 + q))
+            scores[p, g - probes] = total if total > 0 else similarities[p, g] - 2
+    return scores

@@ -23,7 +23,7 @@ from blurrerank.compute.processes import expected
 from blurrerank.engine.request import Request
 from blurrerank.engine.runs import Measurement, Output, rerank_to
 from blurrerank.files.stored_features import StoredFeatures
-from blurrerank.methods import create
+from blurrerank.methods import available, create
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no torch.distributed"
@@ -114,6 +114,11 @@ def cases(write, tmp_path) -> list[dict]:
     add("large", "k-reciprocal", "trec", memory=1_400_000, k1=8, k2=2)
     add("ties", "k-reciprocal-online", memory=1_000_000, k1=8, k2=2)
     add("ties", "dba+k-reciprocal", memory=1_000_000)
+    new = [method for method in available() if method not in {case["method"] for case in found}]
+    for number, method in enumerate(new):
+        for feats in ("plain", "ties") if number % 2 else ("plain", "large"):
+            add(feats, method)
+    add("plain", "center:shrink=0+camera-graph")
     return found
 
 

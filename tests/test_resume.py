@@ -18,6 +18,7 @@ import blurrerank.engine.checkpoint
 from blurrerank.engine import ranking
 from blurrerank.engine.checkpoint import Checkpoint, Done, keeping
 from blurrerank.files import targets
+from blurrerank.methods import available
 from blurrerank.search import sources
 
 METHODS = {
@@ -29,6 +30,7 @@ METHODS = {
     "all": ("--depth", "all"),
     "cuhk03": ("--protocol", "cuhk03"),
 }
+METHODS |= {method: ("--method", method) for method in available() if method not in METHODS}
 SMALL = ("--memory", "400KiB")  # some probes at a time
 ASK = "pass --resume to continue from them, or --force to start over"
 

@@ -26,6 +26,9 @@ from .kinds.steps import Sample, Transform
 if TYPE_CHECKING:
     import torch
 
+# Less than this of a unit row is rounding, and so is a smaller variance in a dimension.
+_LEAST_NORM, _LEAST_SQUARE = 1e-6, 1e-8
+
 
 @dataclass(frozen=True)
 class Centring(Transform):
@@ -60,7 +63,9 @@ class Centring(Transform):
         for cameras in (first, *(sample.by_camera() for sample in others if self.needs_cameras)):
             weight = (cameras.counts + self.shrink).unsqueeze(1)
             centre = (cameras.sums + self.shrink * mean) / weight
-            spread = ((cameras.squares + self.shrink * square) / weight - centre**2).clamp_min(1e-12).sqrt()
+            spread = (
+                ((cameras.squares + self.shrink * square) / weight - centre**2).clamp_min(_LEAST_SQUARE).sqrt()
+            )
             new = ~torch.isin(cameras.cams, cams)
             cams, means, deviations = (
                 torch.cat([known, found[new]])
@@ -77,6 +82,8 @@ class Centring(Transform):
 
         places, known = places_of(rows.new_zeros(len(rows)).long() if cams is None else cams, fitted["cams"])
         new = rows - fitted["means"][places]
+        # An image that is all its camera has leaves nothing but rounding.
+        known &= torch.linalg.vector_norm(new, dim=1) > _LEAST_NORM
         if self.scale:
             new = new / fitted["deviations"][places]
         return torch.where(known.unsqueeze(1), new, rows)

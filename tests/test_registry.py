@@ -1,0 +1,224 @@
+"""What holds for every method in the registry, and what those that know cameras compute."""
+
+from __future__ import annotations
+
+import warnings
+
+import h5py
+import numpy as np
+import pytest
+from conftest import features
+from hypothesis import given
+from hypothesis import strategies as st
+
+import blurrerank as br
+from blurrerank import reference
+from blurrerank.engine.request import setting_of
+from blurrerank.methods import available, create
+
+METHODS = available()
+CAMERAS = ("camera-graph", "ca-jaccard", "center", "gcr", "pvg")
+
+
+def can_work_online(method: str) -> bool:
+    try:
+        setting_of(create(method), online=True)
+    except br.ParameterError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if can_work_online(method)])
+def test_online_answers_do_not_depend_on_company(method):
+    data = br.FeatureSet.from_arrays(**features(seed=2, probes=20, gallery=120, dim=16))
+    whole = br.rerank(data, method, online=True, depth=120)
+    for probe in (0, 7, 19):
+        side = br.Side(data.probe.features[probe : probe + 1], cams=data.probe.cams[probe : probe + 1])
+        alone = br.rerank(br.FeatureSet(side, data.gallery), method, online=True, depth=120)
+        np.testing.assert_array_equal(alone.indices[0], whole.indices[probe])
+        np.testing.assert_array_equal(alone.scores[0], whole.scores[probe])
+
+
+def odd(case: str) -> dict[str, np.ndarray]:
+    """Sets at the edges of what methods are defined for."""
+    arrays = features(seed=4, probes=1 if case == "one probe" else 9, gallery=40)
+    cams = {side: arrays[f"{side}_cams"] for side in ("probe", "gallery")}
+    match case:
+        case "one camera":
+            cams["probe"][:] = cams["gallery"][:] = 3
+        case "a camera with one image":
+            cams["gallery"][cams["gallery"] == 2] = 1
+            cams["gallery"][17] = 2
+        case "a camera that the gallery lacks":
+            cams["gallery"][cams["gallery"] == 2] = 1
+            cams["probe"][:4] = 2
+        case "all equal":
+            arrays["probe"][:] = arrays["gallery"][:] = arrays["gallery"][0].copy()
+        case "duplicates":
+            arrays["gallery"][5:14] = arrays["probe"]
+            arrays["gallery"][20] = arrays["gallery"][21]
+        case "opposite":
+            arrays["gallery"][:20] = -arrays["gallery"][20:]
+        case "one gallery image":
+            arrays |= {name: values[:1] for name, values in arrays.items() if name.startswith("gallery")}
+    return arrays
+
+
+CASES = (
+    *("one camera", "a camera with one image", "a camera that the gallery lacks", "all equal"),
+    *("one probe", "duplicates", "opposite", "one gallery image", "short lists"),
+)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_sets_at_the_edges_are_ranked(method, case):
+    arrays = odd(case)
+    data = br.FeatureSet.from_arrays(**arrays)
+    gallery = len(data.gallery)
+    for online in (False, True) if can_work_online(method) else (False,):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = br.rerank(data, method, online=online, depth=gallery)
+        np.testing.assert_array_equal(
+            np.sort(found.indices, axis=1), np.arange(gallery)[None].repeat(len(data.probe), 0)
+        )
+        assert np.isfinite(found.scores).all()
+        if case == "all equal" and method not in CAMERAS:  # cameras tell equal images apart
+            np.testing.assert_array_equal(found.indices[0], np.arange(gallery))
+
+
+@pytest.mark.parametrize("method", CAMERAS)
+def test_without_cameras_the_message_says_what_to_do(method):
+    arrays = {name: values for name, values in features().items() if not name.endswith("cams")}
+    with pytest.raises(br.InputError, match=f"there are no cameras: method {method} needs them"):
+        br.rerank(br.FeatureSet.from_arrays(**arrays), method)
+
+
+def test_probes_whose_camera_is_unknown_are_told_of():
+    data = br.FeatureSet.from_arrays(**odd("a camera that the gallery lacks"))
+    said = "nothing is known of camera 2, which the gallery lacks: 7 of 9 probes stay as they are"
+    with pytest.warns(br.BlurrerankWarning, match=said):
+        online = br.rerank(data, "center", online=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        together = br.rerank(data, "center")
+    assert (online.indices[:4] != together.indices[:4]).any()
+
+
+@st.composite
+def images(draw):
+    """Probes and gallery in clusters, seen by a few cameras."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    probes, gallery, dim = draw(st.integers(1, 8)), draw(st.integers(2, 40)), draw(st.integers(3, 12))
+    centres = rng.standard_normal((draw(st.integers(1, 6)), dim))
+    count = probes + gallery
+    rows = centres[rng.integers(0, len(centres), count)] + 0.7 * rng.standard_normal((count, dim))
+    cams = rng.integers(0, draw(st.integers(1, 4)), count)
+    return rows.astype(np.float32), cams, probes
+
+
+def ours(rows, cams, probes, method, **params):
+    data = br.FeatureSet.from_arrays(
+        rows[:probes], rows[probes:], probe_cams=cams[:probes], gallery_cams=cams[probes:]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = br.rerank(data, method, depth=len(rows) - probes, **params)
+    scores = np.empty(found.scores.shape)
+    np.put_along_axis(scores, found.indices.astype(int), found.scores, axis=1)
+    return scores
+
+
+@given(images(), st.integers(1, 8), st.integers(0, 8), st.integers(1, 4), st.integers(0, 4), st.integers(1, 3))
+def test_camera_graph_equals_the_reference(some, ki, ko, k2i, k2o, rounds):
+    rows, cams, probes = some
+    similarities = reference.unit_rows(rows) @ reference.unit_rows(rows).T
+    alike = cams[:, None] == cams[None, :]
+    within, across = (reference.nearest_images(similarities, allowed) for allowed in (alike, ~alike))
+    joined, near = (
+        [[i, *within[i][: own - 1], *across[i][:others]] for i in range(len(rows))]
+        for own, others in ((ki, ko), (k2i, k2o))
+    )
+    expected = reference.propagated_graph(rows, joined, near, probes=probes, rounds=rounds)
+    found = ours(rows, cams, probes, "camera-graph", ki=ki, ko=ko, k2i=k2i, k2o=k2o, rounds=rounds)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@given(images(), st.integers(1, 30), st.integers(2, 9))
+def test_gnn_equals_the_reference(some, k1, k2):
+    rows, cams, probes = some
+    lists = reference.nearest_images(reference.unit_rows(rows) @ reference.unit_rows(rows).T)
+    joined, near = ([[i, *lists[i][: count - 1]] for i in range(len(rows))] for count in (k1, k2))
+    expected = reference.propagated_graph(rows, joined, near, probes=probes)
+    np.testing.assert_allclose(ours(rows, cams, probes, "gnn", k1=k1, k2=k2), expected, atol=2e-5)
+
+
+@given(images(), st.integers(0, 8), st.integers(0, 8), st.integers(1, 4), st.integers(0, 4))
+def test_ca_jaccard_equals_the_reference(some, k1_intra, k1_inter, k2_intra, k2_inter):
+    rows, cams, probes = some
+    params = {"k1_intra": k1_intra, "k1_inter": k1_inter, "k2_intra": k2_intra, "k2_inter": k2_inter}
+    expected = reference.ca_jaccard(rows, cams, probes=probes, **params)
+    np.testing.assert_allclose(-ours(rows, cams, probes, "ca-jaccard", **params), expected, atol=2e-5)
+
+
+@given(images(), st.integers(1, 30), st.integers(1, 4), st.integers(0, 6))
+def test_ecn_equals_the_reference(some, k, t, q):
+    rows, cams, probes = some
+    expected = reference.ecn(rows, probes=probes, k=k, t=t, q=q)
+    np.testing.assert_allclose(ours(rows, cams, probes, "ecn", k=k, t=t, q=q), expected, rtol=1e-5, atol=2e-5)
+
+
+@given(images(), st.sampled_from([0.0, 2.5]), st.booleans())
+def test_center_equals_the_reference(some, shrink, scale):
+    rows, cams, probes = some
+    order = [*range(probes, len(rows)), *range(probes)]  # means are the gallery's
+    new = reference.center(rows[order], cams[order], known=len(rows) - probes, shrink=shrink, scale=scale)
+    expected = new[len(rows) - probes :] @ new[: len(rows) - probes].T
+    found = ours(rows, cams, probes, "center", shrink=shrink, scale=scale)
+    # Where little is left of a feature, float32 leaves less than all of its digits.
+    np.testing.assert_allclose(found, expected, atol=2e-2 if scale else 1e-3)
+
+
+@given(images(), st.integers(1, 12), st.integers(1, 4), st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 2))
+def test_gcr_equals_the_reference(some, k1, k2, scale, rounds):
+    rows, cams, probes = some
+    new = reference.gcr(rows, cams, k1=k1, k2=k2, scale=scale, rounds=rounds)
+    found = ours(rows, cams, probes, "gcr", k1=k1, k2=k2, scale=scale, rounds=rounds)
+    np.testing.assert_allclose(found, new[:probes] @ new[probes:].T, atol=5e-5)
+
+
+GOLDEN = {
+    "ecn_rankdist_25_3_8": "ecn",
+    "gnn_26_7_0.3": "gnn",
+    "ca_jaccard_5_20_3_3_0.3": "ca-jaccard",
+    "center": "center:shrink=0",
+    "camera_graph_6_10_3_3_0.3": "camera-graph",
+    "center_camera_graph_6_10_3_3_0.3": "center:shrink=0+camera-graph",
+    "gcr_15_3_0.2_0.3_r3": "gcr",
+    "gcr_pvg_15_3_0.2_0.3_r3": "pvg+gcr",
+}
+# Of ecn, gallery item 4483 alone, whose float32 neighbours the authors' program sorts otherwise. What gcr makes
+# is so alike that float32 cannot tell 2 in 1,000 neighbours in a list apart, and the authors' is float64.
+LEAST = {"gcr_15_3_0.2_0.3_r3": 0.997, "gcr_pvg_15_3_0.2_0.3_r3": 0.997}
+
+
+@pytest.mark.parametrize("group", GOLDEN)
+def test_lists_and_metrics_equal_the_golden_answers(shared, group):
+    data = br.load(shared / "data/omniglot.h5")
+    ranking = br.rerank(data, GOLDEN[group], depth=100)
+    with h5py.File(shared / "golden/omniglot.h5") as file:
+        golden, scores = file[group]["indices"][()], file[group]["scores"][()]
+        expected = dict(file[group].attrs)
+    different = ranking.indices != golden
+    assert 1 - different.mean() > LEAST.get(group, 0.999)
+    for row, column in np.argwhere(different):
+        if group.startswith("ecn") and 4483 in (*golden[row], *ranking.indices[row]):
+            continue
+        place = np.flatnonzero(golden[row] == ranking.indices[row, column])
+        other = scores[row, place[0]] if len(place) else scores[row, -1]
+        assert abs(other - scores[row, column]) < 1e-5, (row, column)
+    measured = br.evaluate(ranking, data).summary()
+    for name, value in expected.items():
+        # One probe is 5.3e-4; two change places with equals of theirs in what gcr makes.
+        assert measured[name] == pytest.approx(value, abs=1.1e-3 if group in LEAST else 5e-4), name
