@@ -222,3 +222,59 @@ def test_lists_and_metrics_equal_the_golden_answers(shared, group):
     for name, value in expected.items():
         # One probe is 5.3e-4; two change places with equals of theirs in what gcr makes.
         assert measured[name] == pytest.approx(value, abs=1.1e-3 if group in LEAST else 5e-4), name
+
+
+def halves(arrays):
+    """Features whose probes are of a camera that the gallery lacks, and other images of that camera."""
+    arrays["probe_cams"][:], names = 9, ("probe", "probe_ids", "probe_cams", "probe_names")
+    data = br.FeatureSet.from_arrays(**arrays | {name: arrays[name][::2] for name in names})
+    other = br.Side(arrays["probe"][1::2], cams=arrays["probe_cams"][1::2])
+    return data, other
+
+
+def test_calibration_tells_of_cameras_that_the_gallery_lacks():
+    arrays = features(seed=6, probes=40, gallery=90, dim=12)
+    arrays["probe"] += 2.0  # what the camera does to its images
+    data, other = halves(arrays)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = br.rerank(data, "center:shrink=0", online=True, calibration=other, depth=90)
+    rows = np.concatenate([arrays["gallery"], other.features, data.probe.features])
+    cams = np.concatenate([arrays["gallery_cams"], other.cams, np.full(len(data.probe), 10)])
+    new = reference.center(rows[:-20], cams[:-20], known=90)
+    mean = reference.unit_rows(other.features).mean(axis=0)
+    probes = reference.unit_rows(reference.unit_rows(data.probe.features) - mean)
+    scores = probes @ new[:90].T
+    np.testing.assert_allclose(
+        found.scores, np.take_along_axis(scores, found.indices.astype(int), 1), atol=1e-5
+    )
+
+
+def test_calibration_on_the_command_line(cli, write):
+    arrays = features(seed=6, probes=40, gallery=90, dim=12)
+    data, other = halves(arrays)
+    br.save_features(data, "feats.h5")
+    write(
+        "other.h5",
+        **arrays
+        | {"probe": other.features}
+        | {f"probe_{name}": None for name in ("ids", "names")}
+        | {"probe_cams": other.cams},
+    )
+    run = ("run", "feats.h5", "--method", "center+camera-graph", "--online", "--json")
+    code, _, err = cli(*run, "-o", "plain.h5")
+    assert (code, "nothing is known of camera 9" in err) == (0, True)
+    code, _, err = cli(*run, "-o", "calibrated.h5", "--calibrate", "other.h5")
+    assert (code, "nothing is known" in err) == (0, False), err
+    with h5py.File("plain.h5") as before, h5py.File("calibrated.h5") as after:
+        assert "calibration_digest" not in before.attrs
+        assert after.attrs["calibration_digest"] == other.digest()
+        assert (before["indices"][()] != after["indices"][()]).any()
+    code, _, err = cli("run", "feats.h5", "--calibrate", "other.h5", "-o", "o.h5")
+    assert (code, err) == (
+        2,
+        "error: method lbr has no use for calibration features: only steps such as center have\n",
+    )
+    write("bare.h5", **arrays | {name: None for name in arrays if "_" in name})
+    code, _, err = cli(*run, "-o", "o.h5", "--calibrate", "bare.h5")
+    assert (code, "bare.h5::/probe has no cameras: calibration features need them" in err) == (1, True), err

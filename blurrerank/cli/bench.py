@@ -158,6 +158,7 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     from ..methods import available, create, split_methods
     from ..studies.benchmark import REFERENCES, benchmark
 
+    data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
     if options.methods is not None:
         chosen = [create(name) for name in split_methods(options.methods)]
     else:
@@ -168,14 +169,16 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
                 setting_of(method, options.online)
             except ParameterError as error:  # one that cannot be loaded, or not rank online
                 runtime.note(f"note: {error}")
-            else:
-                chosen.append(method)
+                continue
+            if method.needs_cameras and not data.has_cams:
+                runtime.note(f"note: {data.lacking('cams')}: method {name} needs them")
+                continue
+            chosen.append(method)
     compared = [_chosen(text, chosen) for text in options.compare or ()]
     contenders = _contenders(options, chosen)
     for method in chosen:
         if options.reference and method.name not in REFERENCES:
             runtime.note(f"note: {method.name} has no plain version, so --reference adds none")
-    data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
     compare, reference, repeats = options.compare, options.reference, options.repeats
     if compare is not None and not data.has_ids:
         raise InputError(f"{data.lacking('ids')}: --compare has nothing to measure by")

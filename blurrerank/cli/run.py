@@ -67,6 +67,12 @@ if TYPE_CHECKING:
     help="Rank each probe by itself, whatever the others are; refused for a method that cannot. The output "
     "records how probes were ranked.",
 )
+@click.option(
+    "--calibrate",
+    metavar="FILE",
+    help="Earlier images, unlabelled but for their cameras, of cameras that the gallery lacks: the probes of a "
+    "native file, or file.h5::/group. For steps such as center.",
+)
 @candidates_options
 @click.option(
     "-o",
@@ -153,6 +159,7 @@ class RunOptions:
     method: str | None
     preset: str | None
     online: bool
+    calibrate: str | None
     output: str | None
     format: str | None
     depth: int | str | None
@@ -210,7 +217,11 @@ class RunOptions:
             raise ParameterError("metrics go to standard output by themselves, as JSON with --json")
         outputs = [] if self.piped else [self.path]
         outputs += [Path(self.metrics_file)] if self.metrics_file else []
-        inputs = [_file(name) for name in (self.feats, self.gallery, self.index, self.source.file) if name]
+        inputs = [
+            _file(name)
+            for name in (self.feats, self.gallery, self.index, self.calibrate, self.source.file)
+            if name
+        ]
         for number, file in enumerate(outputs if leads else []):
             check_target(file, force=self.force, resume=self.resume)
             if any(_same(file, other) for other in (*outputs[:number], *inputs)):
@@ -219,10 +230,10 @@ class RunOptions:
 
 def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
     """What each process does."""
-    from ..engine.request import Request, setting_of
+    from ..engine.request import Request, check_calibrates, setting_of
     from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
-    from ..files import format_of
+    from ..files import format_of, load_side
     from ..index.gallery_index import GalleryIndex
     from ..methods import create
 
@@ -251,6 +262,10 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     form = format_of(options.path, options.format)
     measurement = Measurement(options.protocol, options.ap)
     data = _load(group, runtime, options, indexed)
+    calibration = None
+    if options.calibrate is not None:
+        calibration = load_side(options.calibrate, "probe", memory=runtime.memory)
+        check_calibrates(chosen, calibration, data.dim)
     lists, found_by = source.find(data, chosen, options.depth, runtime)
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):
@@ -269,7 +284,7 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
             Output(target, form, options.force, options.resume),
             data,
             chosen,
-            Request(depth, online=options.online, candidates=lists),
+            Request(depth, online=options.online, candidates=lists, calibration=calibration),
             measurement,
             replace(compute, group=group),
         )

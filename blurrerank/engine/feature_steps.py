@@ -14,7 +14,6 @@ from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import Side
-from ..errors import InputError
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import ListSizes
 from ..graph.sparse_rows import ONE, SparseRows
@@ -90,11 +89,8 @@ def _transform(data: FeatureSet, step: Transform, request: Request, compute: Com
     others = []
     if request.calibration is not None:
         known = request.calibration
-        if step.needs_cameras and known.cams is None:
-            raise InputError(f"{known.label} has no cameras: {step.name} needs those of calibration features")
-        theirs = torch.zeros(len(known), dtype=torch.int64)
-        if known.cams is not None:
-            theirs = torch.from_numpy(known.cams)
+        assert known.cams is not None
+        theirs = torch.from_numpy(known.cams)
         others.append(RowSample(plan.probes(known), theirs, theirs))
     if not request.online:
         others.append(RowSample(rows["probe"], own["probe"], own["probe"]))
@@ -119,7 +115,7 @@ def _step_both(data: FeatureSet, step: GraphStep, compute: Compute) -> FeatureSe
     plan = images_plan(data, count, compute)
     work = open_workspace(data, plan, together=True)
     sizes = ListSizes(step.neighbours(), *step.camera_neighbours())
-    cams = cameras_of(data, count, step.name) if any(step.camera_neighbours()) else None
+    cams = cameras_of(data, count, step.name) if step.needs_cameras else None
     weights = step.mixture(find_graph(work.images, sizes, cams=cams))
     columns = work.gallery.columns
     held = data.shard if isinstance(data, ShardedSet) else data.gallery

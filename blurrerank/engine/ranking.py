@@ -38,7 +38,7 @@ from ..search.tiles import best_keys
 from .feature_steps import apply_feature_step
 from .plans import plan_for
 from .ranked_batch import RankedBatch
-from .request import TRANSDUCTIVE, Request, check_reranks_candidates, setting_of
+from .request import TRANSDUCTIVE, Request, check_calibrates, check_reranks_candidates, setting_of
 from .workspace import Workspace, cameras_of, open_workspace
 
 
@@ -140,6 +140,8 @@ def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
             )
         if isinstance(data, ShardedSet):
             raise ParameterError("a graph is shared within one process: start this without torchrun")
+    if request.calibration is not None:
+        check_calibrates(method, request.calibration, data.dim)
     if request.depth is not None:
         check_count("depth", request.depth)
         request = replace(request, depth=min(request.depth, len(data.gallery)))
@@ -220,7 +222,7 @@ def _rank_by_graph(
         del graph
     else:
         fitted = _Fitted(ranker, known.to(plan.device))
-    cameras = _cameras(data, ranker) if not together and any(ranker.camera_neighbours()) else None
+    cameras = _cameras(data, ranker) if not together and ranker.needs_cameras else None
     topn = 0 if together else min(ranker.neighbours(), size)
     query = Query(topn, plan.probe_batch, whole_rows=True, first=request.first)
     shown = request.depth or ranker.depth(size)
@@ -276,7 +278,7 @@ def _find_graph(
     return find_graph(
         work.images,
         ListSizes(ranker.neighbours(), within, across),
-        cams=cameras_of(data, len(work.images), ranker.name) if within or across else None,
+        cams=cameras_of(data, len(work.images), ranker.name) if ranker.needs_cameras else None,
         progress=progress,
         known=None if checkpoint is None else checkpoint.known,
         keep=None if checkpoint is None else checkpoint.keep,

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from ..data.given_lists import GivenLists
 from ..data.side import Side
-from ..errors import ParameterError
+from ..data.validation import find_problems
+from ..errors import InputError, ParameterError
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, GraphRanker, HeadRanker
+from ..methods.kinds.steps import Transform
 
 TRANSDUCTIVE, ONLINE = "transductive", "online"
 
@@ -58,6 +60,33 @@ def setting_of(method: AnyMethod, online: bool) -> str | None:
             )
         settings.append(ONLINE if online or not part.transductive else TRANSDUCTIVE)
     return TRANSDUCTIVE if TRANSDUCTIVE in settings else settings[0] if settings else None
+
+
+def check_calibrates(method: AnyMethod, calibration: Side, dim: int) -> None:
+    """Check images that are to calibrate feature steps.
+
+    Args:
+        method: whose steps.
+        calibration: the images.
+        dim: D of the features that are ranked.
+
+    Raises:
+        ParameterError: if no part of the method looks at other images.
+        InputError: for features or cameras that cannot be used.
+    """
+    if not any(isinstance(step, Transform) and step.needs_cameras for step in method.feature_steps):
+        raise ParameterError(
+            f"method {method.name} has no use for calibration features: only steps such as center have"
+        )
+    problems = find_problems(calibration, None)
+    if not problems and calibration.dim != dim:
+        problems = [
+            f"{calibration.label} has {calibration.dim} dimensions: expected {dim}, as the features have"
+        ]
+    if not problems and calibration.cams is None:
+        problems = [f"{calibration.label} has no cameras: calibration features need them"]
+    if problems:
+        raise InputError(problems)
 
 
 def check_reranks_candidates(method: AnyMethod) -> None:

@@ -14,6 +14,7 @@ from ..data.features import FeatureSet
 from ..data.given_lists import GivenLists
 from ..data.positions import Positions
 from ..data.ranking import Ranking
+from ..data.side import Side
 from ..evaluation.match_finder import MatchFinder
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, HeadRanker, create
@@ -36,6 +37,7 @@ def rerank(
     progress: Progress | None = None,
     candidates: GivenLists | ArrayLike | torch.Tensor | None = None,
     graph: NeighbourGraph | None = None,
+    calibration: Side | None = None,
     **params: Any,
 ) -> Ranking:
     """Rank the gallery for every probe and re-rank the lists.
@@ -57,6 +59,7 @@ def rerank(
             -1 pads lists that end early. Nothing is searched then: these are sorted by cosine similarity, and
             the best `topn` of them re-ranked. `topn` and `depth` are capped at R. For `lbr` and `cosine`.
         graph: what `neighbour_graph` found of these features, so that several methods and settings share it.
+        calibration: earlier images of cameras that the gallery lacks, unlabelled, for steps such as `center`.
         **params: the method's own parameters, such as `topn` and `sigma`; in a chain, such as `dba.k`.
 
     Returns:
@@ -75,7 +78,7 @@ def rerank(
         check_reranks_candidates(chosen)
         candidates = GivenLists.of(candidates, len(data.probe), len(data.gallery))
         candidates.warn_about()
-    request = Request(depth, online=online, candidates=candidates, graph=graph)
+    request = Request(depth, online=online, candidates=candidates, graph=graph, calibration=calibration)
     compute = Compute.choose(device, memory, precision=precision, block=block, progress=progress)
     return rank(data, chosen, request, compute)
 

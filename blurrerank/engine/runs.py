@@ -249,7 +249,8 @@ def rerank_to(
         OutputError: if the file cannot be written; before any work where that shows.
         ParameterError: for a parameter outside its range, or candidates that the method cannot work with.
     """
-    candidates, target, setting = request.candidates, output.target, setting_of(method, request.online)
+    candidates, calibration, target = request.candidates, request.calibration, output.target
+    setting = setting_of(method, request.online)
     if candidates is not None:
         check_reranks_candidates(method)
         candidates.warn_about()
@@ -275,6 +276,7 @@ def rerank_to(
                 "digest": digest,
                 "labels_digest": labels_digest,
                 "candidates_digest": None if candidates is None else candidates.digest(),
+                "calibration_digest": None if calibration is None else calibration.digest(),
                 "method": method.name,
                 **method.params(),
                 "setting": setting,
@@ -301,6 +303,7 @@ def rerank_to(
             positions=positions,
             candidates=None if candidates is None else candidates.source,
             setting=setting,
+            calibration=None if calibration is None else calibration.digest(),
             metrics={"before": found.before, "after": found.after} if found.before and found.after else {},
         )
         writer.finish(info)

@@ -71,6 +71,7 @@ class Writer(RankingWriter):
             "method": info.method,
             "params": json.dumps(dict(info.params)),
             "setting": info.setting,
+            "calibration_digest": info.calibration,
             "reranked_depth": info.reranked_depth,
             "cosine_tail": info.cosine_tail,
             "candidates": info.candidates,

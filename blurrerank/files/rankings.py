@@ -63,6 +63,7 @@ class RunInfo:
     positions: Positions | None = None
     candidates: str | None = None
     setting: str | None = None
+    calibration: str | None = None
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
 
 

@@ -11,7 +11,7 @@ own maximum, and lists by distance, ties to the lower index:
     J(p,g) = 1 - s / (2 - s), where s = sum_j min(V'(p)_j, V'(g)_j)
     final  = (1 - lambda) J + lambda d
 
-Lists end early where a camera has fewer images. Source: Chen, Fan, Chen, Zheng, "CA-Jaccard: Camera-aware
+Lists end early where a camera has fewer images. Source: Chen, Fan, Chen, Zhu, "CA-Jaccard: Camera-aware
 Jaccard Distance for Person Re-identification", CVPR 2024, arXiv:2311.10605. The one more across cameras is
 the authors' program's, which cuts all lists as if each image were the first of its own; it fills lists that
 end early with images of the wrong cameras, and this does not.

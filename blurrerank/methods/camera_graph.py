@@ -14,7 +14,7 @@ divided by its norm.
 
 Sources: the propagation is that of Zhang, Jiang, Zheng, Tan, Ding, Yang, "Understanding Image Retrieval
 Re-Ranking: A Graph Neural Network Perspective", arXiv:2012.07620; lists within and across cameras are those of
-Chen, Fan, Chen, Zheng, "CA-Jaccard: Camera-aware Jaccard Distance for Person Re-identification", CVPR 2024,
+Chen, Fan, Chen, Zhu, "CA-Jaccard: Camera-aware Jaccard Distance for Person Re-identification", CVPR 2024,
 arXiv:2311.10605; how they are put together is this project's.
 """
 

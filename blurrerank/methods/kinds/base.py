@@ -58,6 +58,11 @@ class Method(ABC):
         """Return every parameter and its value."""
         return asdict(self)
 
+    @property
+    def needs_cameras(self) -> bool:
+        """Whether the method looks at cameras."""
+        return False
+
     def notes(self, probes: int, gallery: int) -> list[str]:
         """Return, in words, what is asked for beyond what a set of that size has."""
         return []
@@ -157,6 +162,11 @@ class GraphRanker(Ranker):
     def camera_neighbours(self) -> tuple[int, int]:
         """Return how many others of the own camera and how many of all other cameras must be listed."""
         return 0, 0
+
+    @property
+    def needs_cameras(self) -> bool:
+        """Where lists by camera are asked for."""
+        return any(self.camera_neighbours())
 
     @abstractmethod
     def fit(self, graph: NeighbourGraph) -> Encoding:

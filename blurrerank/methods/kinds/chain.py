@@ -35,6 +35,11 @@ class Chain:
         """Return what any part says of a set of that size."""
         return [note for part in (*self.feature_steps, self.ranker) for note in part.notes(probes, gallery)]
 
+    @property
+    def needs_cameras(self) -> bool:
+        """Whether any part looks at cameras."""
+        return any(part.needs_cameras for part in (*self.feature_steps, self.ranker))
+
     def depth(self, gallery: int) -> int:
         """As deep as the ranker's lists."""
         return self.ranker.depth(gallery)

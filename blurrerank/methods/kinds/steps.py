@@ -47,11 +47,6 @@ class Sample(Protocol):
 class Transform(FeatureStep):
     """A step that treats each image by itself, by what is known of all gallery images."""
 
-    @property
-    def needs_cameras(self) -> bool:
-        """Whether `apply` looks at cameras."""
-        return False
-
     @abstractmethod
     def fit(self, gallery: Sample, others: Sequence[Sample]) -> Mapping[str, torch.Tensor]:
         """Return what `apply` needs.
@@ -129,6 +124,11 @@ class GraphStep(FeatureStep):
     def camera_neighbours(self) -> tuple[int, int]:
         """Return how many others of the own camera and how many of all other cameras must be listed."""
         return 0, 0
+
+    @property
+    def needs_cameras(self) -> bool:
+        """Where lists by camera are asked for."""
+        return any(self.camera_neighbours())
 
     @abstractmethod
     def mixture(self, graph: NeighbourGraph) -> SparseRows:
