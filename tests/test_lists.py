@@ -197,7 +197,7 @@ def test_depth_beyond_the_head_continues_by_cosine():
         ({"preset": "mars"}, "method lbr has no preset 'mars'; it has: market1501, dukemtmc, cuhk03, msmt17"),
         (
             {"method": "magic"},
-            "method 'magic' is not known: use aqe or cosine or dba or k-reciprocal or k-reciprocal-online",
+            "method 'magic' is not known: use alpha-qe or aqe or",
         ),
         ({"device": "tpu"}, "device 'tpu' is not known"),
         ({"device": "meta"}, "device 'meta' is not supported"),

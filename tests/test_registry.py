@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import h5py
@@ -278,3 +279,35 @@ def test_calibration_on_the_command_line(cli, write):
     write("bare.h5", **arrays | {name: None for name in arrays if "_" in name})
     code, _, err = cli(*run, "-o", "o.h5", "--calibrate", "bare.h5")
     assert (code, "bare.h5::/probe has no cameras: calibration features need them" in err) == (1, True), err
+
+
+def biased(arrays, strength):
+    """The same with what each camera does to its images."""
+    shift = np.random.default_rng(0).standard_normal((4, arrays["probe"].shape[1])) * strength
+    return arrays | {
+        side: (arrays[side] + shift[arrays[f"{side}_cams"]]).astype(np.float32) for side in ("probe", "gallery")
+    }
+
+
+@pytest.mark.parametrize("strength", [0.0, 3.0])
+def test_the_bias_of_cameras_is_told(cli, write, strength):
+    arrays = biased(features(seed=3, probes=60, gallery=340, dim=32), strength)
+    feats, told = write(**arrays), "nearest to an image are of its own camera, where chance gives"
+    rows = reference.unit_rows(np.concatenate([arrays["probe"], arrays["gallery"]]))
+    cams = np.concatenate([arrays["probe_cams"], arrays["gallery_cams"]])
+    near = np.array([some[:10] for some in reference.nearest_images(rows @ rows.T)])
+    expected = (cams[near] == cams[:, None]).mean()
+    info = json.loads(cli("info", feats, "--json")[1])["camera_bias"]
+    assert info["share"] == pytest.approx(expected, abs=1e-4)
+    assert info["chance"] == pytest.approx(np.mean([(cams == cam).sum() - 1 for cam in cams]) / 399)
+    assert info["matters"] is bool(strength)
+    out = cli("info", feats)[1]
+    assert (told in out, "try --method center+camera-graph" in out) == (True, bool(strength))
+    assert (told in cli("run", feats, "-o", "blind.h5")[2]) is bool(strength)
+    assert told not in cli("run", feats, "--method", "center", "-o", "seeing.h5")[2]
+
+
+def test_without_cameras_there_is_no_bias_to_tell(cli, write):
+    arrays = features(probes=60, gallery=340)
+    feats = write(**{name: None if name.endswith("cams") else values for name, values in arrays.items()})
+    assert json.loads(cli("info", feats, "--json")[1])["camera_bias"] is None

@@ -157,6 +157,7 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     from ..files import load
     from ..methods import available, create, split_methods
     from ..studies.benchmark import REFERENCES, benchmark
+    from ..studies.cameras import camera_bias
 
     data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
     if options.methods is not None:
@@ -174,6 +175,9 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
                 runtime.note(f"note: {data.lacking('cams')}: method {name} needs them")
                 continue
             chosen.append(method)
+    bias = camera_bias(data)
+    if bias is not None and bias.matters and not any(method.needs_cameras for method in chosen):
+        runtime.note(f"note: {bias}: try center+camera-graph")
     compared = [_chosen(text, chosen) for text in options.compare or ()]
     contenders = _contenders(options, chosen)
     for method in chosen:

@@ -64,10 +64,21 @@ def _table(described: dict[str, Any]) -> str:
         lines += [
             "",
             *(f"warning: {printable(doubt)}" for doubt in described["warnings"]),
+            *_camera_lines(described["camera_bias"]),
             *_run_lines(described["run"]),
         ]
     table = tabulate(rows, headers=["", "probe", "gallery"], disable_numparse=True)
     return "\n".join([table, *map(shortened, lines)])
+
+
+def _camera_lines(bias: dict[str, Any] | None) -> list[str]:
+    if bias is None:
+        return []
+    from ..studies.cameras import CameraBias
+
+    found = CameraBias(bias["share"], bias["chance"])
+    hint = ": try --method center+camera-graph" if found.matters else ""
+    return [f"cameras: {found}{hint}"]
 
 
 def _index_lines(described: dict[str, Any]) -> str:

@@ -236,6 +236,7 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     from ..files import format_of, load_side
     from ..index.gallery_index import GalleryIndex
     from ..methods import create
+    from ..studies.cameras import camera_bias
 
     runtime.start()
     index, source = options.index, options.source
@@ -270,6 +271,10 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):
         runtime.note(f"note: {note.replace(_GALLERY, whole)}")
+    if group is None and indexed is None and lists is None and not chosen.needs_cameras:
+        bias = camera_bias(data)
+        if bias is not None and bias.matters:
+            runtime.note(f"note: {bias}: try --method center+camera-graph")
     depth = size if options.depth == "all" else cast("int | None", options.depth)
     if depth is not None and depth > size:
         runtime.note(f"note: depth {depth} is capped at {whole} {size} items")

@@ -20,6 +20,7 @@ from ..files.foreign.traps import label_doubts, side_doubts
 from ..files.loading import inspect
 from ..index.gallery_index import GalleryIndex
 from ..methods import create
+from .cameras import camera_bias
 
 
 def describe(
@@ -35,8 +36,9 @@ def describe(
 
     Returns:
         A dictionary ready for JSON: `probe` and `gallery` (None if unreadable), `attributes`, `problems`,
-        `warnings` about likely mistakes, as from `convert`, and `run`, the plan of a default run (None if there
-        are problems).
+        `warnings` about likely mistakes, as from `convert`, `camera_bias`, how many of the nearest images are
+        of the own camera (None if that says nothing), and `run`, the plan of a default run (None if there are
+        problems).
 
     Raises:
         InputError: if a file cannot be opened at all.
@@ -48,6 +50,7 @@ def describe(
         "attributes": {name: _plain(value) for name, value in contents.attributes.items()},
         "problems": contents.problems,
         "warnings": [],
+        "camera_bias": None,
         "run": None,
     }
     data = contents.data
@@ -55,6 +58,9 @@ def describe(
         described["run"] = _default_run(data, device, memory)
         dumped = side_doubts(data) if contents.imported is None else contents.imported.doubts
         described["warnings"] = dumped + label_doubts(data)
+        bias = camera_bias(data)
+        if bias is not None:
+            described["camera_bias"] = {"share": bias.share, "chance": bias.chance, "matters": bias.matters}
     return described
 
 

@@ -1,0 +1,76 @@
+"""How much more alike images of one camera are than chance would have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..data.features import FeatureSet
+from ..search.rows import unit_rows
+
+# Images looked at, at most and at least, and how many of the nearest of each.
+_SAMPLE, _FEWEST, _NEAREST = 2000, 300, 10
+# From here on the cameras are worth a word: what is measured differs from chance by more than luck.
+_MUCH = 1.15
+
+
+@dataclass(frozen=True)
+class CameraBias:
+    """Whether the nearest images are those of the own camera.
+
+    Attributes:
+        share: of the 10 nearest images of an image, how many are of its own camera, on average; 0 to 1.
+        chance: what that would be if cameras did not matter.
+    """
+
+    share: float
+    chance: float
+
+    @property
+    def matters(self) -> bool:
+        """Whether methods that know cameras are worth a try."""
+        return self.share > _MUCH * self.chance
+
+    def __str__(self) -> str:
+        return (
+            f"{self.share:.0%} of the {_NEAREST} images nearest to an image are of its own camera, where "
+            f"chance gives {self.chance:.0%}"
+        )
+
+
+def camera_bias(data: FeatureSet) -> CameraBias | None:
+    """Measure the bias of the cameras on up to 2,000 images of both sides, evenly spread.
+
+    Args:
+        data: the features.
+
+    Returns:
+        What was found; None without cameras, with a single one, or with too few images.
+    """
+    if data.probe.cams is None or data.gallery.cams is None:
+        return None
+    count = len(data.probe) + len(data.gallery)
+    chosen = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int))
+    cams = torch.from_numpy(np.concatenate([data.probe.cams, data.gallery.cams])[chosen])
+    found, sizes = torch.unique(cams, return_counts=True)
+    if len(found) < 2 or len(chosen) < _FEWEST:
+        return None
+    rows = torch.cat(
+        [
+            unit_rows(side.block(int(row), int(row) + 1).cpu())
+            for side, own in (
+                (data.probe, chosen[chosen < len(data.probe)]),
+                (data.gallery, chosen[chosen >= len(data.probe)] - len(data.probe)),
+            )
+            for row in own
+        ]
+    )
+    similarities = (rows @ rows.T).fill_diagonal_(-torch.inf)
+    alike = cams[similarities.topk(_NEAREST, dim=1).indices] == cams.unsqueeze(1)
+    share = sizes.double() / len(chosen)
+    return CameraBias(
+        share=alike.double().mean().item(),
+        chance=(share * (sizes - 1) / (len(chosen) - 1)).sum().item(),
+    )
