@@ -18,10 +18,9 @@ demo: install
 	rm -f omniglot.ranking.h5
 	$(BIN)/blurrerank run examples/omniglot.h5 --topn 50 --sigma 0.1
 
-# Two processes, each file's tests in one of them; more threads than cores would wait for each other. Files in
-# their order: sorted by how many tests they have, those with few slow ones would be last, and one process idle.
+# Two processes, each file's tests in one of them; more threads than cores would wait for each other.
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
