@@ -47,7 +47,6 @@ class GraphNeuralNetwork(GraphRanker):
     query_time_params: ClassVar[tuple[str, ...]] = ("lambda_value",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "market1501": {"k1": 26, "k2": 7},
-        "veri776": {"k1": 60, "k2": 10},
     }
 
     k1: int = ranged(26, least=1)
