@@ -114,9 +114,8 @@ def _step_both(data: FeatureSet, step: GraphStep, compute: Compute) -> FeatureSe
     probes, count = len(data.probe), len(data.probe) + len(data.gallery)
     plan = images_plan(data, count, compute)
     work = open_workspace(data, plan, together=True)
-    sizes = ListSizes(step.neighbours(), *step.camera_neighbours())
     cams = cameras_of(data, count, step.name) if step.needs_cameras else None
-    weights = step.mixture(find_graph(work.images, sizes, cams=cams))
+    weights = step.mixture(find_graph(work.images, step.list_sizes(), cams=cams))
     columns = work.gallery.columns
     held = data.shard if isinstance(data, ShardedSet) else data.gallery
     # All processes take as many turns, since rows come from each other.

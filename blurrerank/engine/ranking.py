@@ -26,7 +26,7 @@ from ..data.sort_keys import from_sort_keys
 from ..errors import BlurrerankError, BlurrerankWarning, BudgetError, InputError, ParameterError
 from ..graph.encoding import Encoding, Probes
 from ..graph.find import Keep, find_graph
-from ..graph.neighbour_graph import ListSizes, NeighbourGraph
+from ..graph.neighbour_graph import NeighbourGraph
 from ..graph.sparse_rows import CHUNK_BYTES, SparseRows
 from ..methods import AnyMethod, GraphRanker, HeadRanker, Ranker
 from ..methods.kinds.base import checked_result
@@ -248,7 +248,7 @@ def _checked_graph(graph: NeighbourGraph, ranker: GraphRanker, work: Workspace) 
             f"the graph is of {len(graph)} images, and {ranker.name} needs that of the {images} {what}: "
             "find it with neighbour_graph"
         )
-    sizes = ListSizes(ranker.neighbours(), *ranker.camera_neighbours())
+    sizes = ranker.list_sizes()
     if not graph.serves(sizes):
         raise ParameterError(
             f"the graph lists {graph.lists.shape[1] - 1} others of each image, and {ranker.name} needs "
@@ -274,10 +274,9 @@ def _find_graph(
     checkpoint: GraphCheckpoint | None,
 ) -> NeighbourGraph:
     """The neighbours that a ranker asks for."""
-    within, across = ranker.camera_neighbours()
     return find_graph(
         work.images,
-        ListSizes(ranker.neighbours(), within, across),
+        ranker.list_sizes(),
         cams=cameras_of(data, len(work.images), ranker.name) if ranker.needs_cameras else None,
         progress=progress,
         known=None if checkpoint is None else checkpoint.known,

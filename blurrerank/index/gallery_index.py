@@ -28,7 +28,7 @@ from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.targets import check_target, replacing
 from ..graph.encoding import BlurredEncoding
 from ..graph.find import find_graph
-from ..graph.neighbour_graph import ListSizes, NeighbourGraph
+from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import Chain, GraphRanker, HeadRanker, Ranker, create, parse_chain
 from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..search.plan import Plan
@@ -290,9 +290,7 @@ def build_index(
         left_over = left.read(force=force, done=None if old is None else old.gallery.digest())
         known = known if left_over is None else left_over
         images = plan.rows(*sides)
-        graph = find_graph(
-            images, ListSizes(method.neighbours()), progress=compute.progress, known=known, keep=left.write
-        )
+        graph = find_graph(images, method.list_sizes(), progress=compute.progress, known=known, keep=left.write)
         encoded = method.fit(graph).invert(slice(0, count))
         assert isinstance(encoded, BlurredEncoding)
         index_h5.write(temporary, images, labels, method, graph, encoded)

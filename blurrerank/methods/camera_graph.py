@@ -25,15 +25,16 @@ from typing import ClassVar
 
 import torch
 
+from ..data.candidates import Candidates
 from ..graph.encoding import Encoding, Probes
 from ..graph.neighbour_graph import NeighbourGraph
-from ..graph.sparse_rows import SparseRows, whole_parts
-from .kinds.base import GraphRanker
+from ..graph.sparse_rows import SparseRows
 from .kinds.parameters import ranged
+from .kinds.propagation import PropagationRanker
 
 
 @dataclass(frozen=True)
-class CameraGraph(GraphRanker):
+class CameraGraph(PropagationRanker):
     """Sort the whole gallery by the agreement of camera-balanced neighbourhoods, mixed with cosine similarity.
 
     Attributes:
@@ -46,10 +47,6 @@ class CameraGraph(GraphRanker):
     """
 
     name: ClassVar[str] = "camera-graph"
-    online: ClassVar[bool] = True
-    compares: ClassVar[str] = "dot"
-    needs_rows: ClassVar[bool] = True
-    query_time_params: ClassVar[tuple[str, ...]] = ("lambda_value",)
 
     ki: int = ranged(6, least=1)
     ko: int = ranged(10, least=0)
@@ -68,25 +65,16 @@ class CameraGraph(GraphRanker):
 
     def fit(self, graph: NeighbourGraph) -> Encoding:
         """Join neighbours, and average."""
-        joined = graph.by_camera(self.ki, self.ko).items
-        near = graph.by_camera(self.k2i, self.k2o)
-        adjacency = SparseRows.from_lists(joined, joined >= 0, graph.chunk_bytes).members()
-        shares = near.similarities.clamp_min(0) ** 2
-        return Encoding(rows=adjacency.propagated(near.items, shares, self.rounds))
+        joined, near = graph.by_camera(self.ki, self.ko), graph.by_camera(self.k2i, self.k2o)
+        return Encoding(rows=self.propagated(graph, joined.items, near, self.rounds))
 
     def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
         """Return the mean neighbourhood of the probe's nearest items."""
-        assert encoding.rows is not None
         assert probes.within is not None
         assert probes.across is not None
         parts = probes.within.head(max(self.k2i - 1, 1)), probes.across.head(self.k2o)
         near = torch.cat([part.indices for part in parts], dim=1)
-        shares = torch.cat([part.scores for part in parts], dim=1).clamp_min(0) ** 2
-        return encoding.rows.averaged(near, whole_parts(shares)).unit()
-
-    def score(self, overlap: torch.Tensor, probes: Probes) -> torch.Tensor:
-        """Return the agreement of the neighbourhoods, mixed with the cosine similarity."""
-        return overlap.mul_(1 - self.lambda_value).add_(probes.cosine, alpha=self.lambda_value)
+        return self.mean_of(encoding, Candidates(near, torch.cat([part.scores for part in parts], dim=1)))
 
 
 METHOD = CameraGraph

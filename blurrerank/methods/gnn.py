@@ -21,17 +21,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from ..graph.encoding import Encoding, Probes
-from ..graph.neighbour_graph import NeighbourGraph
-from ..graph.sparse_rows import SparseRows, whole_parts
-from .kinds.base import GraphRanker
+from ..graph.neighbour_graph import NeighbourGraph, NeighbourLists
+from ..graph.sparse_rows import SparseRows
 from .kinds.parameters import ranged
+from .kinds.propagation import PropagationRanker
 
 
 @dataclass(frozen=True)
-class GraphNeuralNetwork(GraphRanker):
+class GraphNeuralNetwork(PropagationRanker):
     """Sort the whole gallery by the agreement of averaged neighbourhoods, mixed with cosine similarity.
 
     Attributes:
@@ -41,10 +39,6 @@ class GraphNeuralNetwork(GraphRanker):
     """
 
     name: ClassVar[str] = "gnn"
-    online: ClassVar[bool] = True
-    compares: ClassVar[str] = "dot"
-    needs_rows: ClassVar[bool] = True
-    query_time_params: ClassVar[tuple[str, ...]] = ("lambda_value",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "market1501": {"k1": 26, "k2": 7},
     }
@@ -59,21 +53,14 @@ class GraphNeuralNetwork(GraphRanker):
 
     def fit(self, graph: NeighbourGraph) -> Encoding:
         """Join neighbours, and average."""
-        joined, near = graph.lists[:, : self.k1], graph.lists[:, : self.k2]
-        adjacency = SparseRows.from_lists(joined, joined >= 0, graph.chunk_bytes).members()
-        shares = graph.similarities[:, : self.k2].clamp_min(0) ** 2
-        return Encoding(rows=adjacency.propagated(near, shares, 2 if self.k2 > 1 else 0).unit())
+        near = NeighbourLists(graph.lists[:, : self.k2], graph.similarities[:, : self.k2])
+        rounds = 2 if self.k2 > 1 else 0
+        return Encoding(rows=self.propagated(graph, graph.lists[:, : self.k1], near, rounds).unit())
 
     def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
         """Return the mean neighbourhood of the probe's nearest items."""
-        assert encoding.rows is not None
         assert probes.near is not None
-        near = probes.near.head(max(self.k2 - 1, 1))
-        return encoding.rows.averaged(near.indices, whole_parts(near.scores.clamp_min(0) ** 2)).unit()
-
-    def score(self, overlap: torch.Tensor, probes: Probes) -> torch.Tensor:
-        """Return the agreement of the neighbourhoods, mixed with the cosine similarity."""
-        return overlap.mul_(1 - self.lambda_value).add_(probes.cosine, alpha=self.lambda_value)
+        return self.mean_of(encoding, probes.near.head(max(self.k2 - 1, 1)))
 
 
 METHOD = GraphNeuralNetwork

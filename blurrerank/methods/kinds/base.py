@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ...data.candidates import Candidates
     from ...graph.encoding import Encoding, Probes
-    from ...graph.neighbour_graph import NeighbourGraph
+    from ...graph.neighbour_graph import ListSizes, NeighbourGraph
     from ...graph.sparse_rows import SparseRows
     from ...search.rows import Gatherable
 
@@ -138,7 +138,31 @@ class HeadRanker(Ranker):
 
 
 @dataclass(frozen=True)
-class GraphRanker(Ranker):
+class GraphMethod(Method):
+    """A method that is given the neighbour graph of many images."""
+
+    @abstractmethod
+    def neighbours(self) -> int:
+        """Return how many others each image must be listed with, of all cameras."""
+
+    def camera_neighbours(self) -> tuple[int, int]:
+        """Return how many others of the own camera and how many of all other cameras must be listed."""
+        return 0, 0
+
+    @property
+    def needs_cameras(self) -> bool:
+        """Where lists by camera are asked for."""
+        return any(self.camera_neighbours())
+
+    def list_sizes(self) -> ListSizes:
+        """Return how long the lists of the graph must be."""
+        from ...graph.neighbour_graph import ListSizes
+
+        return ListSizes(self.neighbours(), *self.camera_neighbours())
+
+
+@dataclass(frozen=True)
+class GraphRanker(Ranker, GraphMethod):
     """A method that turns neighbour lists into a sparse row for each image, and compares rows.
 
     Transductive, the images are the probes and the gallery together. Online, they are the gallery alone, and
@@ -154,19 +178,6 @@ class GraphRanker(Ranker):
     """Whether `encode_probes` looks at the rows of the gallery."""
     query_time_params: ClassVar[tuple[str, ...]] = ()
     """Parameters that the encoding of the gallery does not depend on."""
-
-    @abstractmethod
-    def neighbours(self) -> int:
-        """Return how many others each image must be listed with, of all cameras."""
-
-    def camera_neighbours(self) -> tuple[int, int]:
-        """Return how many others of the own camera and how many of all other cameras must be listed."""
-        return 0, 0
-
-    @property
-    def needs_cameras(self) -> bool:
-        """Where lists by camera are asked for."""
-        return any(self.camera_neighbours())
 
     @abstractmethod
     def fit(self, graph: NeighbourGraph) -> Encoding:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from .base import FeatureStep
+from .base import FeatureStep, GraphMethod
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ class ListStep(FeatureStep):
 
 
 @dataclass(frozen=True)
-class GraphStep(FeatureStep):
+class GraphStep(FeatureStep, GraphMethod):
     """A step that replaces the features of probes and gallery by mixtures over the graph of them all."""
 
     transductive: ClassVar[bool] = True
@@ -116,19 +116,6 @@ class GraphStep(FeatureStep):
     def times(self) -> int:
         """Return how many times features are replaced, each time over their own graph."""
         return 1
-
-    @abstractmethod
-    def neighbours(self) -> int:
-        """Return how many others each image must be listed with, of all cameras."""
-
-    def camera_neighbours(self) -> tuple[int, int]:
-        """Return how many others of the own camera and how many of all other cameras must be listed."""
-        return 0, 0
-
-    @property
-    def needs_cameras(self) -> bool:
-        """Where lists by camera are asked for."""
-        return any(self.camera_neighbours())
 
     @abstractmethod
     def mixture(self, graph: NeighbourGraph) -> SparseRows:
