@@ -156,31 +156,6 @@ def test_a_faulty_method_is_named(tmp_path, monkeypatch, old, new, why):
     assert why in str(error.value)
 
 
-GOLDEN = {
-    "aqe_5": "aqe:k=5",
-    "alpha_qe_10_3": "aqe:k=10:alpha=3",
-    "alpha_qe_dba_10_3_10": "dba:k=10:alpha=3+aqe:k=10:alpha=3",
-}
-
-
-@pytest.mark.parametrize("group", GOLDEN)
-def test_feature_steps_equal_the_golden_answers(shared, group):
-    data = br.load(shared / "data/omniglot.h5")
-    ranking = br.rerank(data, GOLDEN[group], depth=100)
-    with h5py.File(shared / "golden/omniglot.h5") as file:
-        golden, distances = file[group]["indices"][()], file[group]["scores"][()]
-        expected = dict(file[group].attrs)
-    different = ranking.indices != golden
-    assert different.mean() < 1e-3
-    for row, column in np.argwhere(different):
-        place = np.flatnonzero(golden[row] == ranking.indices[row, column])
-        other = distances[row, place[0]] if len(place) else distances[row, -1]
-        assert abs(other - distances[row, column]) < 1e-5, (row, column)
-    measured = br.evaluate(ranking, data).summary()
-    for name, value in expected.items():
-        assert measured[name] == pytest.approx(value, abs=5e-4), name
-
-
 def expanded(probe, gallery, k, alpha):
     """The definition, in plain NumPy."""
     cosine = probe @ gallery.T

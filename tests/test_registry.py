@@ -190,6 +190,9 @@ def test_gcr_equals_the_reference(some, k1, k2, scale, rounds):
 
 
 GOLDEN = {
+    "aqe_5": "aqe:k=5",
+    "alpha_qe_10_3": "aqe:k=10:alpha=3",
+    "alpha_qe_dba_10_3_10": "dba:k=10:alpha=3+aqe:k=10:alpha=3",
     "ecn_rankdist_25_3_8": "ecn",
     "gnn_26_7_0.3": "gnn",
     "ca_jaccard_5_20_3_3_0.3": "ca-jaccard",

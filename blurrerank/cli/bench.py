@@ -159,7 +159,6 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     from ..studies.benchmark import REFERENCES, benchmark
     from ..studies.cameras import camera_bias
 
-    data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
     if options.methods is not None:
         chosen = [create(name) for name in split_methods(options.methods)]
     else:
@@ -170,11 +169,14 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
                 setting_of(method, options.online)
             except ParameterError as error:  # one that cannot be loaded, or not rank online
                 runtime.note(f"note: {error}")
-                continue
-            if method.needs_cameras and not data.has_cams:
-                runtime.note(f"note: {data.lacking('cams')}: method {name} needs them")
-                continue
-            chosen.append(method)
+            else:
+                chosen.append(method)
+    data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
+    if options.methods is None and not data.has_cams:
+        for method in chosen:
+            if method.needs_cameras:
+                runtime.note(f"note: {data.lacking('cams')}: method {method.name} needs them")
+        chosen = [method for method in chosen if not method.needs_cameras]
     bias = camera_bias(data)
     if bias is not None and bias.matters and not any(method.needs_cameras for method in chosen):
         runtime.note(f"note: {bias}: try center+camera-graph")

@@ -81,9 +81,9 @@ def _transform(data: FeatureSet, step: Transform, request: Request, compute: Com
     cams = torch.zeros(probes + gallery, dtype=torch.int64)
     if step.needs_cameras:
         cams = cameras_of(data, probes + gallery, step.name)
-    held, here, group = data.gallery, slice(0, gallery), None
+    held, here, group = _held(data), slice(0, gallery), None
     if isinstance(data, ShardedSet):
-        held, here, group = data.shard, data.group.share(gallery), data.group
+        here, group = data.group.share(gallery), data.group
     rows = {"probe": plan.probes(data.probe), "gallery": plan.rows(held)}
     own = {"probe": cams[:probes], "gallery": cams[probes:][here]}
     others = []
@@ -117,9 +117,8 @@ def _step_both(data: FeatureSet, step: GraphStep, compute: Compute) -> FeatureSe
     cams = cameras_of(data, count, step.name) if step.needs_cameras else None
     weights = step.mixture(find_graph(work.images, step.list_sizes(), cams=cams))
     columns = work.gallery.columns
-    held = data.shard if isinstance(data, ShardedSet) else data.gallery
-    # All processes take as many turns, since rows come from each other.
-    longest = math.ceil(len(data.gallery) / data.group.size) if isinstance(data, ShardedSet) else len(held)
+    held = _held(data)
+    longest = _longest_share(data)
     size = _images_at_a_time(plan, math.ceil(len(weights.columns) / max(1, count)), data.dim)
     if not plan.resident:
         warn_of_reads(math.ceil(longest / size) + math.ceil(probes / size), count, data.dim)
@@ -169,13 +168,12 @@ def _step_gallery(data: FeatureSet, step: ListStep, compute: Compute) -> Feature
     work = open_workspace(data, plan)
     count = min(step.neighbours(), len(work.images))
     graph = find_graph(work.images, ListSizes(count - 1))
-    held, columns = data.shard if isinstance(data, ShardedSet) else data.gallery, work.gallery.columns
+    held, columns = _held(data), work.gallery.columns
     store = _store(columns.stop - columns.start, data.dim, compute)
-    # All processes take as many turns, since rows come from each other.
-    longest = -(-len(data.gallery) // data.group.size) if isinstance(data, ShardedSet) else len(data.gallery)
+    longest = _longest_share(data)
     size = _images_at_a_time(plan, count, data.dim)
     if not plan.resident:
-        warn_of_reads(-(-longest // size), len(data.gallery), data.dim)
+        warn_of_reads(math.ceil(longest / size), len(data.gallery), data.dim)
     for start, stop in blocks_of(longest, size):
         first, last = (min(columns.start + edge, columns.stop) for edge in (start, stop))
         table, places = work.gallery.gather(graph.lists[first:last].long())
@@ -211,11 +209,21 @@ def _unit(new: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return unit_rows(torch.where(short, rows, new) if new.shape == rows.shape else new)
 
 
+def _held(data: FeatureSet) -> Side:
+    """The gallery, or what this process has of it."""
+    return data.shard if isinstance(data, ShardedSet) else data.gallery
+
+
 def _with(data: FeatureSet, probe: Side | None = None, gallery: Side | None = None) -> FeatureSet:
     """The same with other sides; of a `ShardedSet`, `gallery` is the shard of this process."""
     if gallery is not None and isinstance(data, ShardedSet):
         gallery = replace(data.gallery, shard=gallery)
     return replace(data, probe=probe or data.probe, gallery=gallery or data.gallery)
+
+
+def _longest_share(data: FeatureSet) -> int:
+    """How many gallery items a process has at most: all take as many turns, since rows come from each other."""
+    return math.ceil(len(data.gallery) / data.group.size) if isinstance(data, ShardedSet) else len(data.gallery)
 
 
 def _images_at_a_time(plan: Plan, count: int, dim: int) -> int:

@@ -268,6 +268,7 @@ def rerank_to(
         )
     # Of a gallery that is cut among processes, all must take part.
     digest = data.digest()
+    calibrated = None if calibration is None else calibration.digest()
     labels_digest = data.labels_digest() if data.has_ids else None
     with writing as writer, ExitStack() as stack:
         checkpoint = None
@@ -276,7 +277,7 @@ def rerank_to(
                 "digest": digest,
                 "labels_digest": labels_digest,
                 "candidates_digest": None if candidates is None else candidates.digest(),
-                "calibration_digest": None if calibration is None else calibration.digest(),
+                "calibration_digest": calibrated,
                 "method": method.name,
                 **method.params(),
                 "setting": setting,
@@ -303,7 +304,7 @@ def rerank_to(
             positions=positions,
             candidates=None if candidates is None else candidates.source,
             setting=setting,
-            calibration=None if calibration is None else calibration.digest(),
+            calibration=calibrated,
             metrics={"before": found.before, "after": found.after} if found.before and found.after else {},
         )
         writer.finish(info)

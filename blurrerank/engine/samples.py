@@ -8,12 +8,14 @@ import torch
 
 from ..compute.processes import Group
 from ..methods.kinds.steps import CameraSums
-from ..search.rows import UnitRows
+from ..search.rows import UnitRows, blocks_of
 
 # Values of unit rows are added as whole parts of this: up to four million images.
 _PARTS = 1 << 40
 # And rounded to parts of this where their products are added, which float64 then holds exactly.
 _FACTOR_PARTS = 1 << 16
+# Rows at a time, since they are widened.
+_ROWS = 1024
 
 
 class RowSample:
@@ -63,10 +65,10 @@ class RowSample:
         return found / _FACTOR_PARTS**2
 
     def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """A few rows at a time, since they are widened."""
+        """A few rows at a time."""
         for start, block in self._rows.blocks():
-            for some in torch.split(torch.arange(len(block)), 1024):
-                yield start + int(some[0]), block[int(some[0]) : int(some[-1]) + 1]
+            for first, last in blocks_of(len(block), _ROWS):
+                yield start + first, block[first:last]
 
     def _total(self, values: torch.Tensor) -> torch.Tensor:
         if self._group is not None:

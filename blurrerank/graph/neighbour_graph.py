@@ -143,7 +143,7 @@ class NeighbourGraph:
         """
         self._check_camera_lists(own, others)
         near = self.by_camera(own + 1, others).items
-        split = near.shape[1] - (0 if self.across is None else self.across.items[:, :others].shape[1])
+        split = near.shape[1] - min(others, self._length("across"))
         parts = [reciprocal_neighbours(near[:, :split], self.chunk_bytes)]
         if split < near.shape[1]:
             parts.append(reciprocal_neighbours(near[:, split:], self.chunk_bytes))
@@ -151,16 +151,22 @@ class NeighbourGraph:
 
     def _check_camera_lists(self, own: int, others: int) -> None:
         for name, count in (("within", own), ("across", others)):
-            lists = getattr(self, name)
-            length = 0 if lists is None else lists.items.shape[1]
+            length = self._length(name)
             if length < min(count, len(self) - 1):
                 raise ParameterError(f"the graph lists {length} images {name} cameras, not {count}: find more")
 
+    def _length(self, name: str) -> int:
+        """How many others each image is listed with, `nearest`, `within` or `across`."""
+        if name == "nearest":
+            return self.lists.shape[1] - 1
+        lists = getattr(self, name)
+        return 0 if lists is None else int(lists.items.shape[1])
+
     def reciprocal(self, count: int) -> SparseRows:
         """Return each image and those of its `count` nearest others that list it too; weights are 0."""
-        if self.lists.shape[1] < min(count + 1, len(self)):
+        if self._length("nearest") < min(count, len(self) - 1):
             raise ParameterError(
-                f"the graph lists {self.lists.shape[1] - 1} others of each image, not {count}: find more"
+                f"the graph lists {self._length('nearest')} others of each image, not {count}: find more"
             )
         return reciprocal_neighbours(self.lists[:, : count + 1], self.chunk_bytes)
 

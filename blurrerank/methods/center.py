@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .kinds.cameras import places_of, warn_of_unknown
+from .kinds.cameras import first_seen, places_of, warn_of_unknown
 from .kinds.parameters import choice, ranged
 from .kinds.steps import Sample, Transform
 
@@ -57,22 +57,23 @@ class Centring(Transform):
         """Return the cameras, ascending, and the mean and deviation of each."""
         import torch
 
-        first = gallery.by_camera()
-        mean, square = (part.sum(dim=0) / first.counts.sum() for part in (first.sums, first.squares))
-        cams, means, deviations = first.cams[:0], first.sums[:0], first.sums[:0]
-        for cameras in (first, *(sample.by_camera() for sample in others if self.needs_cameras)):
-            weight = (cameras.counts + self.shrink).unsqueeze(1)
-            centre = (cameras.sums + self.shrink * mean) / weight
-            spread = (
-                ((cameras.squares + self.shrink * square) / weight - centre**2).clamp_min(_LEAST_SQUARE).sqrt()
-            )
-            new = ~torch.isin(cameras.cams, cams)
-            cams, means, deviations = (
-                torch.cat([known, found[new]])
-                for known, found in ((cams, cameras.cams), (means, centre), (deviations, spread))
-            )
-        order = cams.argsort()
-        return {"cams": cams[order], "means": means[order].float(), "deviations": deviations[order].float()}
+        samples = [gallery, *(others if self.needs_cameras else ())]
+        every = [sample.by_camera() for sample in samples]
+        mean, square = (part.sum(dim=0) / every[0].counts.sum() for part in (every[0].sums, every[0].squares))
+        cams, means, deviations = [], [], []
+        for cameras, new in zip(every, first_seen(every), strict=True):
+            weight = (cameras.counts[new] + self.shrink).unsqueeze(1)
+            centre = (cameras.sums[new] + self.shrink * mean) / weight
+            variance = (cameras.squares[new] + self.shrink * square) / weight - centre**2
+            cams.append(cameras.cams[new])
+            means.append(centre)
+            deviations.append(variance.clamp_min(_LEAST_SQUARE).sqrt())
+        order = torch.cat(cams).argsort()
+        return {
+            "cams": torch.cat(cams)[order],
+            "means": torch.cat(means)[order].float(),
+            "deviations": torch.cat(deviations)[order].float(),
+        }
 
     def apply(
         self, rows: torch.Tensor, cams: torch.Tensor | None, fitted: Mapping[str, torch.Tensor]

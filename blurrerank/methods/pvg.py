@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .kinds.cameras import places_of, warn_of_unknown
+from .kinds.cameras import first_seen, places_of, warn_of_unknown
 from .kinds.parameters import ranged
 from .kinds.steps import Sample, Transform
 
@@ -48,16 +48,19 @@ class ProfileVectors(Transform):
         """Return the cameras, ascending, and the mean and matrix of each."""
         import torch
 
+        samples = [gallery, *others]
+        every = [sample.by_camera() for sample in samples]
         cams, means, matrices = [], [], []
-        for sample in (gallery, *others):
-            cameras, products = sample.by_camera(), sample.products(each_camera=True)
-            for place, cam in enumerate(cameras.cams):
-                if cam not in cams:
-                    correlation = products[place] / cameras.counts[place]
-                    correlation.diagonal().add_(self.ridge)
-                    cams.append(cam)
-                    means.append(cameras.sums[place] / cameras.counts[place])
-                    matrices.append(torch.linalg.inv(correlation) * self.ridge)
+        for sample, cameras, new in zip(samples, every, first_seen(every), strict=True):
+            if not new.any():
+                continue
+            products = sample.products(each_camera=True)
+            for place in torch.nonzero(new).flatten().tolist():
+                correlation = products[place] / cameras.counts[place]
+                correlation.diagonal().add_(self.ridge)
+                cams.append(cameras.cams[place])
+                means.append(cameras.sums[place] / cameras.counts[place])
+                matrices.append(torch.linalg.inv(correlation) * self.ridge)
         order = torch.stack(cams).argsort()
         return {
             "cams": torch.stack(cams)[order],
@@ -76,7 +79,6 @@ class ProfileVectors(Transform):
         new = rows.clone()
         for place in torch.unique(places[known]).tolist():
             own = known & (places == place)
-            # A row at a time, so that it does not depend on how many there are.
             centred = (rows[own] - fitted["means"][place]).unsqueeze(2)
             new[own] = (fitted["matrices"][place] @ centred).squeeze(2)
         return new

@@ -57,15 +57,10 @@ def camera_bias(data: FeatureSet) -> CameraBias | None:
     found, sizes = torch.unique(cams, return_counts=True)
     if len(found) < 2 or len(chosen) < _FEWEST:
         return None
+    probes = chosen < len(data.probe)
+    sides = (data.probe, chosen[probes]), (data.gallery, chosen[~probes] - len(data.probe))
     rows = torch.cat(
-        [
-            unit_rows(side.block(int(row), int(row) + 1).cpu())
-            for side, own in (
-                (data.probe, chosen[chosen < len(data.probe)]),
-                (data.gallery, chosen[chosen >= len(data.probe)] - len(data.probe)),
-            )
-            for row in own
-        ]
+        [unit_rows(torch.cat([side.block(row, row + 1) for row in own.tolist()]).cpu()) for side, own in sides]
     )
     similarities = (rows @ rows.T).fill_diagonal_(-torch.inf)
     alike = cams[similarities.topk(_NEAREST, dim=1).indices] == cams.unsqueeze(1)

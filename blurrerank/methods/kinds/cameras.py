@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import BlurrerankWarning
 
 if TYPE_CHECKING:
     import torch
+
+    from .steps import CameraSums
+
+
+def first_seen(samples: Sequence[CameraSums]) -> list[torch.Tensor]:
+    """Return, for each sample, (C,) bool: which of its cameras no sample before it has."""
+    import torch
+
+    known, found = samples[0].cams[:0], []
+    for sample in samples:
+        found.append(~torch.isin(sample.cams, known))
+        known = torch.cat([known, sample.cams])
+    return found
 
 
 def places_of(cams: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
