@@ -230,7 +230,7 @@ class RunOptions:
 
 def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
     """What each process does."""
-    from ..engine.request import Request, check_calibrates, setting_of
+    from ..engine.request import Request, setting_of
     from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
     from ..files import format_of, load_side
@@ -266,7 +266,6 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     calibration = None
     if options.calibrate is not None:
         calibration = load_side(options.calibrate, "probe", memory=runtime.memory)
-        check_calibrates(chosen, calibration, data.dim)
     lists, found_by = source.find(data, chosen, options.depth, runtime)
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):
