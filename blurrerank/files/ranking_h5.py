@@ -14,8 +14,8 @@
 Root attributes: `format`, `format_version`, `gallery_size`, `method` (of a chain, such as `dba+lbr`), `params`
 (JSON; of a chain, such as `dba.k`), `setting` (`transductive` or `online`, of methods that look at neighbours
 of many images), `reranked_depth`, `cosine_tail`, `candidates` (source of the lists, if not a search of the
-whole gallery), `digest`, `labels_digest`, `versions` (JSON). Attributes of the groups in `metrics`: the
-means.
+whole gallery), `calibration_digest` (of calibration features, if there were any), `digest`, `labels_digest`,
+`versions` (JSON). Attributes of the groups in `metrics`: the means.
 """
 
 from __future__ import annotations

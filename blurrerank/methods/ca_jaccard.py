@@ -35,7 +35,7 @@ class CameraAwareJaccard(JaccardRanker):
 
     Attributes:
         k1_intra: others of the own camera that may be reciprocal neighbours.
-        k1_inter: images of all other cameras that may be.
+        k1_inter: images of all other cameras that may be, and one more.
         k2_intra: images of the own camera, itself among them, that are averaged.
         k2_inter: images of all other cameras that are averaged.
         lambda_value: weight of the base distance against the Jaccard distance.
