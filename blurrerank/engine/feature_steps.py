@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import embedding_bag
 
 from ..compute.compute import Compute
 from ..data.features import FeatureSet
@@ -49,32 +50,36 @@ class SteppedSide(Side):
         return self.origin.digest()
 
 
-def apply_feature_step(data: FeatureSet, step: FeatureStep, request: Request, compute: Compute) -> FeatureSet:
-    """Return the features that a step gives.
+def apply_feature_step(
+    data: FeatureSet, step: FeatureStep, request: Request, compute: Compute
+) -> tuple[FeatureSet, Request]:
+    """Return the features that a step gives, and the request with its calibration features treated likewise.
 
     New features are held in memory up to a quarter of the budget, and in a temporary file beyond. Where the sum
     of features cancels out, an image keeps the features it had. An interrupted step is not resumed.
 
     Raises:
-        ParameterError: for a budget that not even one image fits.
+        ParameterError: for a budget that holds no neighbour lists of the step.
         InputError: if there are no cameras and the step needs them.
     """
     quiet = replace(compute, progress=None)
     if isinstance(step, ListStep) and step.changes == "probe":
         with compute.watch("search"):
-            return _step_probes(data, step, quiet)
+            return _step_probes(data, step, quiet), request
     with compute.watch("index"):
         if isinstance(step, Transform):
             return _transform(data, step, request, quiet)
         if isinstance(step, ListStep):
-            return _step_gallery(data, step, quiet)
+            return _step_gallery(data, step, quiet), request
         assert isinstance(step, GraphStep)
         for _ in range(step.times()):
             data = _step_both(data, step, quiet)
-        return data
+        return data, request
 
 
-def _transform(data: FeatureSet, step: Transform, request: Request, compute: Compute) -> FeatureSet:
+def _transform(
+    data: FeatureSet, step: Transform, request: Request, compute: Compute
+) -> tuple[FeatureSet, Request]:
     """Replace all features, each by itself."""
     plan = images_plan(data, len(data.gallery), compute)
     probes, gallery = len(data.probe), len(data.gallery)
@@ -86,18 +91,19 @@ def _transform(data: FeatureSet, step: Transform, request: Request, compute: Com
         here, group = data.group.share(gallery), data.group
     rows = {"probe": plan.probes(data.probe), "gallery": plan.rows(held)}
     own = {"probe": cams[:probes], "gallery": cams[probes:][here]}
-    others = []
-    if request.calibration is not None:
-        known = request.calibration
+    others, known = [], request.calibration
+    if known is not None:
         assert known.cams is not None
-        theirs = torch.from_numpy(known.cams)
-        others.append(RowSample(plan.probes(known), theirs, theirs))
+        rows["calibration"], own["calibration"] = plan.probes(known), torch.from_numpy(known.cams)
+        others.append(RowSample(rows["calibration"], own["calibration"], own["calibration"]))
     if not request.online:
         others.append(RowSample(rows["probe"], own["probe"], own["probe"]))
     fitted = step.fit(RowSample(rows["gallery"], own["gallery"], cams[probes:], group), others)
     step.warn_about(own["probe"].to(plan.device) if step.needs_cameras else None, fitted)
     sides = {}
-    for name, side in (("probe", data.probe), ("gallery", held)):
+    for name, side in (("probe", data.probe), ("gallery", held), ("calibration", known)):
+        if side is None:
+            continue
         store = None
         for start, block in rows[name].blocks():
             some = own[name][start : start + len(block)].to(plan.device) if step.needs_cameras else None
@@ -106,7 +112,8 @@ def _transform(data: FeatureSet, step: Transform, request: Request, compute: Com
             store = _store(len(side), new.shape[1], compute) if store is None else store
             store[start : start + len(block)] = new.cpu()
         sides[name] = _side(side, torch.empty(0, data.dim) if store is None else store)
-    return _with(data, **sides)
+    known = sides.pop("calibration", None)
+    return _with(data, **sides), replace(request, calibration=known)
 
 
 def _step_both(data: FeatureSet, step: GraphStep, compute: Compute) -> FeatureSet:
@@ -141,14 +148,9 @@ def _sums(weights: SparseRows, work: Workspace, probes: int) -> torch.Tensor:
     """(n, D) float32 sums of images' rows with n rows of weights."""
     distinct, places = torch.unique(weights.columns.long(), return_inverse=True)
     table = _rows(work, distinct, probes)
-    matrix = torch.sparse_coo_tensor(
-        torch.stack([torch.repeat_interleave(weights.counts), places]),
-        weights.weights.float() / ONE,
-        (len(weights), len(distinct)),
-        is_coalesced=True,
-        check_invariants=False,
-    )
-    return matrix @ table
+    shares = weights.weights.float() / ONE
+    offsets = weights.offsets[:-1] - weights.offsets[0]
+    return embedding_bag(places, table, offsets, mode="sum", per_sample_weights=shares)
 
 
 def _rows(work: Workspace, images: torch.Tensor, probes: int) -> torch.Tensor:

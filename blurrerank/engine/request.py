@@ -10,7 +10,7 @@ from ..data.validation import find_problems
 from ..errors import InputError, ParameterError
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, GraphRanker, HeadRanker
-from ..methods.kinds.steps import Transform
+from ..methods.kinds.steps import GraphStep, ListStep, Transform
 
 TRANSDUCTIVE, ONLINE = "transductive", "online"
 
@@ -71,13 +71,22 @@ def check_calibrates(method: AnyMethod, calibration: Side, dim: int) -> None:
         dim: D of the features that are ranked.
 
     Raises:
-        ParameterError: if no part of the method looks at other images.
+        ParameterError: if no part of the method looks at other images, or only after probes were mixed.
         InputError: for features or cameras that cannot be used.
     """
     if not any(isinstance(step, Transform) and step.needs_cameras for step in method.feature_steps):
         raise ParameterError(
             f"method {method.name} has no use for calibration features: only steps such as center have"
         )
+    mixed = None
+    for step in method.feature_steps:
+        if mixed is not None and isinstance(step, Transform) and step.needs_cameras:
+            raise ParameterError(
+                f"calibration features have no neighbours to be mixed with as {mixed.name} mixes probes: put "
+                f"{step.name} before it"
+            )
+        if isinstance(step, GraphStep) or (isinstance(step, ListStep) and step.changes == "probe"):
+            mixed = step
     problems = find_problems(calibration, None)
     if not problems and calibration.dim != dim:
         problems = [

@@ -184,7 +184,8 @@ class _Search:
         )
         lists = found["nearest"]
         within, across = found.get("within"), found.get("across")
-        return NeighbourGraph(lists.items, lists.similarities, lowest, within, across, images)
+        cams = None if self.cams is None else self.cams[:met]
+        return NeighbourGraph(lists.items, lists.similarities, lowest, within, across, images, cams)
 
     def _lengths(self, met: int) -> Iterator[tuple[str, int]]:
         """Each kind of list, and how long it is among the first `met` images."""
