@@ -268,6 +268,8 @@ def test_calibration_features_pass_through_the_steps_as_probes_do():
     once = br.FeatureSet(br.Side(probes, cams=data.probe.cams), br.Side(centred[:90], cams=cams[:90]))
     then = br.rerank(once, "pvg", online=True, calibration=br.Side(centred[90:], cams=other.cams), depth=90)
     np.testing.assert_allclose(found.scores, then.scores, atol=1e-5)
+    with pytest.warns(br.BlurrerankWarning, match="changes nothing: the gallery has images of all"):
+        br.rerank(data, "center", calibration=br.Side(data.gallery.features, cams=data.gallery.cams))
     with pytest.raises(br.ParameterError, match="to be mixed with as aqe mixes probes: put center before it"):
         br.rerank(data, "aqe+center", online=True, calibration=other)
 
@@ -322,6 +324,8 @@ def test_the_bias_of_cameras_is_told(cli, write, strength):
     assert info["share"] == pytest.approx(expected, abs=1e-4)
     assert info["chance"] == pytest.approx(np.mean([(cams == cam).sum() - 1 for cam in cams]) / 399)
     assert info["matters"] is bool(strength)
+    each = (cams[near] == cams[:, None]).mean(axis=1)
+    assert info["error"] == pytest.approx(each.std(ddof=1) / 400**0.5, rel=1e-3)
     out = cli("info", feats)[1]
     assert (told in out, "try --method center+camera-graph" in out) == (True, bool(strength))
     assert (told in cli("run", feats, "-o", "blind.h5")[2]) is bool(strength)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import Side
+from ..errors import BlurrerankWarning
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import ListSizes
 from ..graph.sparse_rows import ONE, SparseRows
@@ -96,6 +98,13 @@ def _transform(
         assert known.cams is not None
         rows["calibration"], own["calibration"] = plan.probes(known), torch.from_numpy(known.cams)
         others.append(RowSample(rows["calibration"], own["calibration"], own["calibration"]))
+        if step.needs_cameras and bool(torch.isin(own["calibration"], cams[probes:]).all()):
+            warnings.warn(
+                f"{known.label} changes nothing: the gallery has images of all of its cameras, and their means "
+                "are the gallery's",
+                BlurrerankWarning,
+                stacklevel=2,
+            )
     if not request.online:
         others.append(RowSample(rows["probe"], own["probe"], own["probe"]))
     fitted = step.fit(RowSample(rows["gallery"], own["gallery"], cams[probes:], group), others)

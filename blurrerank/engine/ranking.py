@@ -258,7 +258,8 @@ def _checked_graph(
             f"{has.across} across: {ranker.name} needs neighbour_graph(..., {needs})"
         )
     if ranker.needs_cameras and graph.cams is not None:
-        if not torch.equal(graph.cams.cpu(), cameras_of(data, images, ranker.name)):
+        cams = cameras_of(data, images, ranker.name).to(graph.cams.device)
+        if not torch.equal(graph.cams, cams):
             raise InputError("the graph is of other cameras: pass the features it was found for")
     if graph.images is not None and _digest(graph.images) != _digest(work.images):
         raise InputError(

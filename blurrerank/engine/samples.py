@@ -33,8 +33,8 @@ class RowSample:
     ) -> None:
         self._rows, self._cams, self._every, self._group = rows, cams, every, group
         images = len(every).bit_length()
-        self._parts = 2 ** min(_PARTS, 62 - images)
-        self._factor_parts = 2 ** min(_FACTOR_PARTS, (53 - images) // 2)
+        self._parts = 1 << min(_PARTS, 62 - images)
+        self._factor_parts = 1 << min(_FACTOR_PARTS, (53 - images) // 2)
 
     def by_camera(self) -> CameraSums:
         """See `steps.Sample.by_camera`."""

@@ -154,6 +154,15 @@ class GraphMethod(Method):
         """Where lists by camera are asked for."""
         return any(self.camera_neighbours())
 
+    def notes(self, probes: int, gallery: int) -> list[str]:
+        """Lists longer than there are other images."""
+        others, count = (probes if self.transductive else 0) + gallery - 1, self.neighbours()
+        return (
+            [f"{self.name} asks for {count} neighbours of each image: there are {others}"]
+            if count > others
+            else []
+        )
+
     def list_sizes(self) -> ListSizes:
         """Return how long the lists of the graph must be."""
         from ...graph.neighbour_graph import ListSizes
