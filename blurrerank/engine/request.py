@@ -62,6 +62,20 @@ def setting_of(method: AnyMethod, online: bool) -> str | None:
     return TRANSDUCTIVE if TRANSDUCTIVE in settings else settings[0] if settings else None
 
 
+def needs_of(method: AnyMethod, online: bool) -> list[str]:
+    """Return what a method looks at beside a probe and the gallery: `cameras`, `other probes`, both or neither.
+
+    Args:
+        method: the method.
+        online: whether each probe must be ranked by itself.
+
+    Raises:
+        ParameterError: as `setting_of`.
+    """
+    others = setting_of(method, online) == TRANSDUCTIVE
+    return ["cameras"] * method.needs_cameras + ["other probes"] * others
+
+
 def check_calibrates(method: AnyMethod, calibration: Side, dim: int) -> None:
     """Check images that are to calibrate feature steps.
 
