@@ -187,7 +187,7 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     for method in chosen:
         if options.reference and method.name not in REFERENCES:
             runtime.note(f"note: {method.name} has no plain version, so --reference adds none")
-    compare, reference, repeats = options.compare, options.reference, options.repeats
+    compare, repeats = options.compare, options.repeats
     if compare is not None and not data.has_ids:
         raise InputError(f"{data.lacking('ids')}: --compare has nothing to measure by")
     request = Request(whole_rows=data.has_ids, online=options.online)
