@@ -255,7 +255,7 @@ def _latencies(options: BenchOptions, runtime: Runtime) -> None:
     index = GalleryIndex.open(options.index, device=runtime.device)
     probe = load_side(options.feats, "probe", memory=runtime.memory)
     every = "cosine,lbr,k-reciprocal-online"
-    named = split_methods(every if options.methods in (None, "all") else cast("str", options.methods))
+    named = split_methods(every if options.methods in (None, "all") else options.methods)
     chosen = [index.method_for(name) for name in named]
     found = latency(
         index,

@@ -35,7 +35,7 @@ from ..search.plan import Plan
 from ..search.rows import Gatherable, UnitRows, blocks_of, warn_of_reads
 from ..search.sources import nearest_of
 from ..search.tiles import best_keys
-from .feature_steps import apply_feature_step
+from .feature_steps import apply_feature_step, apply_fitted
 from .plans import plan_for
 from .ranked_batch import RankedBatch
 from .request import TRANSDUCTIVE, Request, check_calibrates, check_reranks_candidates, setting_of
@@ -79,6 +79,10 @@ def rank_batches(
     """
     request = _checked(data, method, request)
     steps, ranker, out_of_memory = list(method.feature_steps), method.ranker, ""
+    fitted = data.gallery.fitted_for(steps)
+    if fitted is not None:
+        data = apply_fitted(data, steps, fitted, compute)
+        steps = []
     while request.first < len(data.probe):
         data.check()
         try:
@@ -142,6 +146,8 @@ def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
             raise ParameterError("a graph is shared within one process: start this without torchrun")
     if request.calibration is not None:
         check_calibrates(method, request.calibration, data.dim)
+        if data.gallery.fitted_for(method.feature_steps) is not None:
+            raise ParameterError("an index was calibrated when it was built, or not at all: build another")
     if request.depth is not None:
         check_count("depth", request.depth)
         request = replace(request, depth=min(request.depth, len(data.gallery)))

@@ -194,7 +194,8 @@ def rerank_measured(
         if checkpoint is not None:
             checkpoint.add(done)
     baseline = None
-    if finder is not None and method.feature_steps:
+    # An index has the features that its steps gave alone.
+    if finder is not None and method.feature_steps and data.gallery.fitted_for(method.feature_steps) is None:
         baseline = _locate_by_cosine(data, finder, compute)
     if finder is None or not compute.leads:
         return Measured(resumed=resumed)
