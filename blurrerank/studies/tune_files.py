@@ -59,6 +59,7 @@ class TuningFile:
         check_target(self.path, force=True)
         self._there = self.path.read_bytes() if self.path.exists() else None
         self.known = None if self._there is None else read_tuning(self.path)
+        self.kept = 0  # settings that are in the file by now
 
     def keep(self, tuning: Tuning) -> None:
         """Write what is known now.
@@ -72,7 +73,7 @@ class TuningFile:
             )
         text = _text(tuning)
         _write(self.path, text, force=self._there is not None)
-        self._there = text.encode()
+        self._there, self.kept = text.encode(), len(tuning.rows)
 
 
 def check_name(path: str | Path) -> None:
