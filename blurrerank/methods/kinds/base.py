@@ -7,7 +7,7 @@ row for each image by which all are compared. None of them knows of memory, devi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -118,6 +118,20 @@ class HeadRanker(Ranker):
         Returns:
             (p, n) float32, in the order of the candidates.
         """
+
+    @classmethod
+    def rescore_settings(
+        cls,
+        rankers: Sequence[HeadRanker],
+        probe: torch.Tensor,
+        candidates: Candidates,
+        gallery: Gatherable,
+    ) -> Sequence[torch.Tensor]:
+        """Return what `rescore` of each of `rankers` gives, all of this class and of one `topn`.
+
+        A method whose settings have work in common extends this.
+        """
+        return [ranker.rescore(probe, candidates, gallery) for ranker in rankers]
 
     def workspace_bytes(self, topn: int, dim: int) -> int:
         """Return the bytes that `rescore` needs for one probe, beyond what it is given."""
