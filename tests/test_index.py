@@ -717,7 +717,7 @@ def test_a_line_that_is_no_probe_is_answered_with_the_reason(tmp_path):
     assert err == f"error: {len(bad)} of {len(bad) + 2} lines were no probes: their answers say why\n"
     assert [one["probe"] for one in found] == list(range(len(bad) + 2))
     assert found[0]["indices"] == found[-1]["indices"]
-    expected = 'expected [number, ...] or {"features": [number, ...], "name": "..."}'
+    expected = 'expected [number, ...] or {"features": [number, ...], "name": "...", "cam": 1}'
     problems = [one["error"] for one in found[1:-1]]
     assert (
         problems[0]
@@ -843,3 +843,120 @@ def test_memory_of_an_index_is_shared(path):
             assert line.endswith(str(path))
             return
     raise AssertionError("features are in no mapping")
+
+
+CHAINS = (
+    *("gnn", "camera-graph:ki=4:ko=6", "center+camera-graph", "center:shrink=0+k-reciprocal-online:pool=20"),
+    "center+pvg+gnn:k1=9",
+)
+
+
+def camera_set(other=False):
+    """Probes of a camera that the gallery lacks, a gallery, and earlier images of the probes' camera."""
+    arrays = features(seed=5, probes=30, gallery=140, dim=64)
+    arrays["probe_cams"][:] = 9
+    data = br.FeatureSet(side(arrays, 0, 20, "probe"), side(arrays))
+    return data, br.Side(arrays["probe"][20:], cams=arrays["probe_cams"][20:], label="earlier")
+
+
+@pytest.mark.parametrize("method", CHAINS)
+def test_an_index_of_any_online_chain_answers_as_the_chain_does(method, tmp_path):
+    data, earlier = camera_set()
+    known = {"calibration": earlier} if "center" in method else {}
+    br.build_index(data.gallery, tmp_path / "i.h5", method, **known)
+    index = br.GalleryIndex.open(tmp_path / "i.h5")
+    expected = br.rerank(data, method, online=True, depth=30, **known)
+    found = index.rerank(data.probe, topn=30)
+    same(found, expected)
+    assert (found.method, found.params) == (expected.method, expected.params)
+    alone = index.rerank(br.Side(data.probe.features[3:4], cams=data.probe.cams[3:4]), topn=30)
+    np.testing.assert_array_equal(alone.indices[0], found.indices[3])
+    if known:
+        steps = method.rpartition("+")[0]
+        same(
+            index.rerank(data.probe, method=f"{steps}+lbr"),
+            br.rerank(data, f"{steps}+lbr", online=True, **known),
+        )
+        with pytest.raises(br.ParameterError, match="so it cannot answer lbr: use center"):
+            index.rerank(data.probe, method="lbr")
+        with pytest.raises(br.ParameterError, match="has the features that center"):
+            br.rerank(index.features(data.probe), "lbr", online=True)
+        with pytest.raises(br.ParameterError, match="an index answers each probe by itself: rank online"):
+            br.rerank(index.features(data.probe), index.method.name, **index.method.params())
+        with pytest.raises(br.ParameterError, match="which further items change: build it anew"):
+            br.build_index(earlier, index.path, append=True)
+        with pytest.raises(br.InputError, match="has no cameras: method center needs them"):
+            index.rerank(data.probe.features)
+
+
+@pytest.mark.parametrize("method", CHAINS[:2])
+def test_an_index_of_another_ranker_grows(method, tmp_path):
+    arrays = features(seed=5, gallery=90)
+    br.build_index(side(arrays, 0, 50), tmp_path / "grown.h5", method)
+    br.build_index(side(arrays, 50), tmp_path / "grown.h5", append=True)
+    br.build_index(side(arrays), tmp_path / "whole.h5", method)
+    check_same_file(tmp_path / "grown.h5", tmp_path / "whole.h5")
+
+
+def test_what_no_index_holds_is_refused(tmp_path):
+    data, earlier = camera_set()
+    for method, why in (
+        ("k-reciprocal", "an index is built for a graph ranker that works online"),
+        ("lbr", "an index is built for a graph ranker that works online"),
+        ("dba+gnn", "dba mixes images with their neighbours"),
+    ):
+        with pytest.raises(br.ParameterError, match=why):
+            br.build_index(data.gallery, tmp_path / "i.h5", method)
+    with pytest.raises(br.ParameterError, match="gnn has no use for calibration features"):
+        br.build_index(data.gallery, tmp_path / "i.h5", "gnn", calibration=earlier)
+    with pytest.raises(br.InputError, match="gallery has no cameras: method camera-graph needs them"):
+        br.build_index(data.gallery.features, tmp_path / "i.h5", "camera-graph")
+
+
+def test_an_index_with_cameras_on_the_command_line(cli, write):
+    data, earlier = camera_set()
+    br.save_features(data, "feats.h5")
+    br.save_features(br.FeatureSet(earlier, data.gallery), "earlier.h5")
+    chain = "center+camera-graph"
+    code, out, err = cli(
+        "index", "feats.h5", "-o", "i.h5", "--method", chain, "--calibrate", "earlier.h5", "--ki", 4
+    )
+    assert (code, out, err) == (0, "", "wrote i.h5: 140 gallery items x 64\n")
+    code, by_index, err = cli("run", "--index", "i.h5", "feats.h5", "-o", "by_index.h5", "--lambda", 0.5)
+    assert code == 0, err
+    assert "center+cosine" in by_index
+    run = (
+        "run",
+        "feats.h5",
+        "--method",
+        chain,
+        "--online",
+        "--calibrate",
+        "earlier.h5",
+        "--ki",
+        4,
+        "--lambda",
+        0.5,
+    )
+    code, by_features, err = cli(*run, "-o", "by_features.h5")
+    assert code == 0, err
+    assert by_index.splitlines()[-1] == by_features.splitlines()[-1]
+    same(br.read_ranking("by_index.h5", data), br.read_ranking("by_features.h5", data))
+    rows = [
+        json.dumps({"features": row.tolist(), "cam": 9, "name": str(number)})
+        for number, row in enumerate(data.probe.features[:3])
+    ]
+    code, found, err = answers(
+        Path("i.h5").resolve(), "\n".join([*rows, json.dumps([1.0] * 64)]), "--lambda", 0.5
+    )
+    assert code == 1
+    lists = br.read_ranking("by_index.h5", data).indices
+    assert [one["indices"] for one in found[:3]] == lists[:3, : len(found[0]["indices"])].tolist()
+    assert "probe 3 has no cameras: method center needs them" in found[3]["error"]
+    code, out, _ = cli("info", "i.h5")
+    assert (code, "for center+camera-graph:ki=4" in out) == (0, True), out
+    code, _, err = cli("run", "--index", "i.h5", "feats.h5", "--calibrate", "earlier.h5", "-o", "o.h5")
+    assert (code, err) == (
+        2,
+        "error: an index is calibrated when it is built: see `blurrerank index --calibrate`\n",
+    )

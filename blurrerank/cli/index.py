@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .method_options import MethodCommand, given_parameters
+from .method_options import MethodCommand, chosen_method, given_parameters, method_option
 from .options import FILE, Runtime, precision_option, runtime_options
 
 
@@ -25,6 +25,15 @@ from .options import FILE, Runtime, precision_option, runtime_options
     metavar="FILE",
     help="The index.  [default: NAME.index.h5 in this folder, for NAME.h5]",
 )
+@method_option(
+    "A graph ranker that works online, or a chain such as center+camera-graph", "k-reciprocal-online"
+)
+@click.option(
+    "--calibrate",
+    metavar="FILE",
+    help="Earlier images, unlabelled but for their cameras, of cameras that the gallery lacks: the probes of a "
+    "native file, or file.h5::/group. For steps such as center.",
+)
 @click.option("--append", is_flag=True, help="Add GALLERY to the index that is there.")
 @click.option("--force", is_flag=True, help="Replace an index that exists, and start over.")
 @precision_option
@@ -32,6 +41,8 @@ from .options import FILE, Runtime, precision_option, runtime_options
 def index(
     gallery: str,
     output: str | None,
+    method: str | None,
+    calibrate: str | None,
     append: bool,
     force: bool,
     precision: str,
@@ -48,6 +59,7 @@ def index(
     blurrerank index feats.h5 -o gallery.index.h5
     blurrerank run --index gallery.index.h5 probes.h5
     blurrerank index more.h5 -o gallery.index.h5 --append
+    blurrerank index feats.h5 --method center+camera-graph --calibrate earlier.h5
     """
     from ..errors import ParameterError
     from ..files import load_side
@@ -60,12 +72,15 @@ def index(
         raise ParameterError("an index is no stream: name a file with -o")
     file = Path(gallery.partition("::")[0])
     path = Path(output or f"{file.stem}.index.h5")
-    if os.path.realpath(path) == os.path.realpath(file):
-        raise ParameterError(f"{path} is named twice, as the gallery and as the index")
+    for name in filter(None, (gallery, calibrate)):
+        if os.path.realpath(path) == os.path.realpath(name.partition("::")[0]):
+            raise ParameterError(f"{path} is named twice, as an input and as the index")
     try:
         built = build_index(
             load_side(gallery, "gallery", memory=runtime.memory),
             path,
+            method or chosen_method(),
+            calibration=None if calibrate is None else load_side(calibrate, "probe", memory=runtime.memory),
             append=append,
             force=force,
             device=runtime.device,

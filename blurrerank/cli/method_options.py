@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from ..errors import ParameterError
+from ..errors import BlurrerankError, ParameterError
 from ..methods import available, options_of, presets_of
 from ..methods.kinds.parameters import Parameter
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _META = f"{__name__}.method"
+# What an index is built for unless somebody says.
+_INDEXED = "k-reciprocal-online"
 
 
 class MethodCommand(click.Command):
@@ -22,10 +25,11 @@ class MethodCommand(click.Command):
 
     Args:
         method: whose options, unless --method names another.
-        with_index: the method if --index is given and neither --method nor other candidates are.
+        with_index: whether --index names an index, whose method it is then if neither --method nor other
+            candidates are given.
     """
 
-    def __init__(self, *arguments: Any, method: str, with_index: str | None = None, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, method: str, with_index: bool = False, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._method, self._with_index = method, with_index
 
@@ -83,8 +87,12 @@ class MethodCommand(click.Command):
         if "--method" in given:
             return given["--method"]
         listed = "--candidates" in given or given.get("--search") == "faiss"
-        if self._with_index is not None and "--index" in given and not listed:
-            return self._with_index
+        if self._with_index and "--index" in given and not listed:
+            from ..index.index_h5 import method_of
+
+            with suppress(BlurrerankError, OSError):  # what is wrong with it is told when it is opened
+                return method_of(Path(given["--index"])) or _INDEXED
+            return _INDEXED
         return self._method
 
     def _explained(self, error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.command(
     cls=MethodCommand,
     method="lbr",
-    with_index="k-reciprocal-online",
+    with_index=True,
     short_help="Re-rank, write the lists, print metrics before and after.",
 )
 @features_argument
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 )
 @method_option(
     "A method, or a chain such as dba:k=4+k-reciprocal",
-    "lbr; with --index, unless with --candidates, k-reciprocal-online",
+    "lbr; with --index, unless with --candidates, that of the index",
 )
 @click.option(
     "--preset",
@@ -114,8 +114,8 @@ def run(runtime: Runtime, **arguments: Any) -> None:
     if there are ids, and writes the lists.
 
     With --index and - for FEATS, probes are read from standard input, as JSON lines ([number, ...] or
-    {"features": [...], "name": "..."}) or as .npy arrays, and each is answered on standard output by a JSON
-    line as soon as it is there.
+    {"features": [...], "name": "...", "cam": 1}) or as .npy arrays, and each is answered on standard output by
+    a JSON line as soon as it is there.
 
     Each method has options of its own: blurrerank run --method NAME --help.
 
@@ -250,7 +250,7 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     if index is not None and options.gallery is not None:
         raise ParameterError("--index and --gallery both name a gallery: choose one")
     if index is not None and options.calibrate is not None:
-        raise ParameterError("--calibrate is of no use to an index, whose features stay as they are")
+        raise ParameterError("an index is calibrated when it is built: see `blurrerank index --calibrate`")
     source.check(chosen, feats=options.feats, index=index)
     indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
     if indexed is not None:
@@ -290,7 +290,12 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
             Output(target, form, options.force, options.resume),
             data,
             chosen,
-            Request(depth, online=options.online, candidates=lists, calibration=calibration),
+            Request(
+                depth,
+                online=options.online or (indexed is not None and lists is None),
+                candidates=lists,
+                calibration=calibration,
+            ),
             measurement,
             replace(compute, group=group),
         )
@@ -369,7 +374,8 @@ def _show(
     elif outcome.before is None or outcome.after is None:
         runtime.note(f"note: {data.lacking('ids')}, so there are no metrics")
     else:
-        rows = [("cosine", outcome.before)]
+        known = chosen.feature_steps if data.gallery.fitted_for(chosen.feature_steps) else ()
+        rows = [("+".join([*(step.name for step in known), "cosine"]), outcome.before)]
         if outcome.info.reranked_depth:
             rows.append((method_label(chosen.name, chosen.params()), outcome.after))
         if not (piped and runtime.quiet):
@@ -382,6 +388,8 @@ def _show(
 def _answer(index: GalleryIndex, method: AnyMethod, depth: int | str | None, runtime: Runtime) -> None:
     """Answer each probe on standard input as soon as it is there."""
     from io import BufferedReader
+
+    import numpy as np
 
     from ..data.side import Side
     from ..engine.request import Request
@@ -397,11 +405,12 @@ def _answer(index: GalleryIndex, method: AnyMethod, depth: int | str | None, run
         problem = probe.problem
         if probe.features is not None:
             try:
-                data = index.features(Side(probe.features, label=f"probe {number - 1}"))
+                cams = None if probe.cam is None else np.array([probe.cam])
+                data = index.features(Side(probe.features, cams=cams, label=f"probe {number - 1}"))
+                found = rank(data, method, request, compute)
             except InputError as error:
                 problem = str(error)
             else:
-                found = rank(data, method, request, compute)
                 answer = line(number - 1, probe.name, found.indices[0], found.scores[0], index.gallery.names)
         if problem is not None:
             failed += 1

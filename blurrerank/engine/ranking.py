@@ -148,6 +148,8 @@ def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
         check_calibrates(method, request.calibration, data.dim)
         if data.gallery.fitted_for(method.feature_steps) is not None:
             raise ParameterError("an index was calibrated when it was built, or not at all: build another")
+    if not request.online and data.gallery.fitted_for(method.feature_steps) is not None:
+        raise ParameterError("an index answers each probe by itself: rank online")
     if request.depth is not None:
         check_count("depth", request.depth)
         request = replace(request, depth=min(request.depth, len(data.gallery)))
@@ -211,7 +213,7 @@ def _rank_by_graph(
     with watch("search"):
         work = open_workspace(data, plan, together=together)
     size, probes = work.gallery.size, len(data.probe)
-    known = data.gallery.encoded_for(ranker)
+    known = None if together else data.gallery.encoded_for(ranker)
     others = 0 if known is not None else len(work.images)
 
     def advance(done: int, before: int = 0) -> None:

@@ -162,6 +162,22 @@ class MappedFile:
             items, self.take(f"{name}/similarities", ("G", f"{kind} K"), np.float32, within=ends)
         )
 
+    def has(self, name: str) -> bool:
+        """Return whether there is a dataset or group of that name."""
+        return member(self._file, name) is not None
+
+    def arrays(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the datasets of a group, of whatever shape, by name."""
+        group = member(self._file, name)
+        if not isinstance(group, h5py.Group):
+            raise InputError(f"it has no {name}")
+        found = {}
+        for key in group:
+            part = f"{name}/{key}"
+            axes = len(self._dataset(part).shape)
+            found[key] = self.take(part, tuple(f"{part} {axis}" for axis in range(axes)))
+        return found
+
     def sparse_rows(self, name: str) -> SparseRows:
         """Return sparse rows, one per gallery item."""
         offsets = self.take(f"{name}/offsets", (self._sizes["G"] + 1,), np.int64)

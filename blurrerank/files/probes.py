@@ -1,7 +1,8 @@
 """Probes on a stream: JSON lines, or rows of consecutive `.npy` arrays.
 
-A JSON line is an array of numbers, or an object with such an array as `features` and an optional `name`; empty
-lines are skipped. An `.npy` array is one row or several; more arrays of the same dimension may follow.
+A JSON line is an array of numbers, or an object with such an array as `features` and, optional, `name` and
+`cam`, the camera; empty lines are skipped. An `.npy` array is one row or several; more arrays of the same
+dimension may follow.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class Arrived:
     Attributes:
         features: (1, D) float, if the probe is valid.
         name: its name, if it has one.
+        cam: its camera, if it is known.
         problem: what is wrong, if it is not valid.
     """
 
     features: NDArray[Any] | None = None
     name: str | None = None
+    cam: int | None = None
     problem: str | None = None
 
 
@@ -58,18 +61,19 @@ def arriving(stream: BufferedReader, width: int) -> Iterator[Arrived]:
 
 
 def _parsed(line: bytes) -> Arrived:
-    name = None
+    name = cam = None
     try:
         values = json.loads(line)
         if isinstance(values, dict):
-            values, name = values["features"], values.get("name")
+            values, name, cam = values["features"], values.get("name"), values.get("cam")
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-        if not numbers or not isinstance(name, str | None):
+        if not numbers or not isinstance(name, str | None) or not (cam is None or type(cam) is int):
             raise ValueError
+        np.int64(cam or 0)
         (name or "").encode()  # a lone surrogate could not be written again
-        return Arrived(np.array([values], dtype=np.float64), name)
+        return Arrived(np.array([values], dtype=np.float64), name, cam)
     except (ValueError, KeyError, OverflowError, RecursionError):
-        return Arrived(problem='expected [number, ...] or {"features": [number, ...], "name": "..."}')
+        return Arrived(problem='expected [number, ...] or {"features": [number, ...], "name": "...", "cam": 1}')
 
 
 def _arrays(stream: BufferedReader, width: int) -> Iterator[Arrived]:

@@ -13,8 +13,11 @@
     encoded/encodings/...       likewise
     encoded/inverted/...        likewise
 
-`methods/k_reciprocal_online.py` and docs/online.md say what the parts of `encoded` mean. Columns and lists are
-int64 in a gallery of 2^31 items. Root attributes: `format`, `format_version`, `method`, `params` (JSON),
+`methods/k_reciprocal_online.py` and docs/online.md say what the parts of `encoded` mean; of other rankers they
+are `rows` and `inverted`, likewise sparse rows. With lists by camera, `neighbours` has the groups `within` and
+`across`, each `items` and `similarities`. Where feature steps come first, `features` are what they gave, and
+`steps/0/...`, `steps/1/...` what each of them knows of the gallery. Columns and lists are int64 in a gallery of
+2^31 items. Root attributes: `format`, `format_version`, `method`, `params` (JSON),
 `digest` of the gallery, `crc32` of these three, `versions` (JSON). Every dataset of numbers is stored in one
 piece, so that it can be mapped into memory, and all datasets have an attribute `crc32`.
 
@@ -27,7 +30,7 @@ from __future__ import annotations
 import json
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +43,23 @@ from numpy.typing import NDArray
 from ..data.side import Side, digest_of
 from ..errors import BlurrerankWarning, InputError
 from ..files.hdf5 import attributes, open_hdf5
-from ..files.mapped_h5 import OFF, VERSION, checksum_of, describe, put, put_neighbours, reading_mapped
+from ..files.mapped_h5 import (
+    OFF,
+    VERSION,
+    MappedFile,
+    checksum_of,
+    describe,
+    put,
+    put_neighbours,
+    reading_mapped,
+)
 from ..files.ranking_h5 import versions
 from ..files.sink import new_hdf5
 from ..files.watched import Watched
-from ..graph.encoding import BlurredEncoding
+from ..graph.encoding import BlurredEncoding, Encoding
 from ..graph.neighbour_graph import NeighbourGraph
 from ..graph.sparse_rows import ONE, SparseRows
-from ..methods import GraphRanker
+from ..methods import AnyMethod
 from ..search.rows import UnitRows
 
 FORMAT = "blurrerank-index"
@@ -59,8 +71,9 @@ _ROWS = 4096
 
 # A weight of blurring is at most 1, divided by a norm of at least 1e-6.
 _MOST_BLUR = 1.01e6
-# The parts of an encoding, in the order in which they are written.
-_ENCODED = ("group", "blur", "reach", "halves", "encodings", "inverted")
+# The parts of encodings, in the order in which they are written.
+_BLURRED = ("group", "blur", "reach", "halves", "encodings", "inverted")
+_PLAIN = ("rows", "inverted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +126,7 @@ class Stored:
         params: that method's parameters.
         near: who is near whom.
         encoded: what the method made of it.
+        fitted: what each feature step knows of it.
         source: the file, from which all of this is mapped.
     """
 
@@ -122,7 +136,8 @@ class Stored:
     method: str
     params: Mapping[str, Any]
     near: NeighbourGraph
-    encoded: BlurredEncoding
+    encoded: Encoding
+    fitted: Sequence[Mapping[str, torch.Tensor]]
     source: Watched
 
 
@@ -130,9 +145,10 @@ def write(
     path: Path,
     rows: UnitRows,
     labels: Labels,
-    method: GraphRanker,
+    method: AnyMethod,
     near: NeighbourGraph,
-    encoded: BlurredEncoding,
+    encoded: Encoding,
+    fitted: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> None:
     """Write an index.
 
@@ -143,6 +159,7 @@ def write(
         method: what it was encoded for.
         near: who is near whom.
         encoded: what the method made of it.
+        fitted: what each of its feature steps knows of it.
     """
     settings, digest = json.dumps(method.params()), digest_of(labels.digests)
     with new_hdf5(path) as file:
@@ -162,6 +179,9 @@ def write(
             names.attrs["crc32"] = checksum_of(labels.names)
         put_neighbours(file, near)
         _put_encoded(file, encoded)
+        for number, found in enumerate(fitted):
+            for name, known in found.items():
+                put(file, f"steps/{number}/{name}", known.cpu().numpy())
         describe(
             file,
             {
@@ -206,22 +226,44 @@ def read(path: Path, *, verify: bool = True) -> Stored:
         if verify and digest_of(digests) != digest:
             raise InputError("its rows are not those of its digest")
         labels = Labels(digests, file.labels("ids"), file.labels("cams"), file.names())
-        halves, encodings, inverted = (file.sparse_rows(f"encoded/{name}") for name in _ENCODED[3:])
-        encoded = BlurredEncoding(
-            group=file.take("encoded/group", ("G", "B"), within=file.items),
-            blur=file.take("encoded/blur", ("G", "B"), np.float32, within=(0, _MOST_BLUR)),
-            reach=file.take("encoded/reach", ("G",), np.float32, within=(-np.inf, np.inf)),
-            halves=halves,
-            encodings=encodings,
-            inverted=inverted,
-        )
-        if verify and not (_weigh_one(encodings) and _weigh_one(inverted, by_column=True)):
-            raise InputError("encodings weigh more than they can")
+        encoded = _blurred(file, verify) if file.has("encoded/group") else _plain(file, verify)
         method, settings = str(file.attrs["method"]), str(file.attrs["params"])
         if zlib.crc32(f"{method} {settings} {digest}".encode()) != file.attrs.get("crc32"):
             raise InputError("its attributes have another checksum than when they were written")
         params, near = json.loads(settings), file.neighbours()
-        return Stored(features, labels, digest, method, params, near, encoded, file.source)
+        fitted: list[Mapping[str, torch.Tensor]] = []
+        while file.has(f"steps/{len(fitted)}"):
+            fitted.append(file.arrays(f"steps/{len(fitted)}"))
+        return Stored(features, labels, digest, method, params, near, encoded, fitted, file.source)
+
+
+def method_of(path: Path) -> str | None:
+    """Return the method that an index was built for, without looking at the rest of it; None if it is none."""
+    if not is_index(path):
+        return None
+    with open_hdf5(path) as file:
+        return str(attributes(file).get("method"))
+
+
+def _blurred(file: MappedFile, verify: bool) -> BlurredEncoding:
+    halves, encodings, inverted = (file.sparse_rows(f"encoded/{name}") for name in _BLURRED[3:])
+    if verify and not (_weigh_one(encodings) and _weigh_one(inverted, by_column=True)):
+        raise InputError("encodings weigh more than they can")
+    return BlurredEncoding(
+        group=file.take("encoded/group", ("G", "B"), within=file.items),
+        blur=file.take("encoded/blur", ("G", "B"), np.float32, within=(0, _MOST_BLUR)),
+        reach=file.take("encoded/reach", ("G",), np.float32, within=(-np.inf, np.inf)),
+        halves=halves,
+        encodings=encodings,
+        inverted=inverted,
+    )
+
+
+def _plain(file: MappedFile, verify: bool) -> Encoding:
+    rows, inverted = (file.sparse_rows(f"encoded/{name}") for name in _PLAIN)
+    if verify and not (_have_norm_one(rows) and _have_norm_one(inverted, by_column=True)):
+        raise InputError("encodings weigh more than they can")
+    return Encoding(rows=rows, inverted=inverted)
 
 
 def _are_unit(features: torch.Tensor) -> bool:
@@ -232,16 +274,27 @@ def _are_unit(features: torch.Tensor) -> bool:
 
 def _weigh_one(encodings: SparseRows, *, by_column: bool = False) -> bool:
     """Whether the weights of each row, or column, sum to no more than `ONE`, but for their rounding."""
-    sums = torch.zeros(len(encodings), dtype=torch.int64)
+    return bool((_summed(encodings, lambda weights: weights.long() - 1, by_column) <= ONE).all())
+
+
+def _have_norm_one(encodings: SparseRows, *, by_column: bool = False) -> bool:
+    """Whether the Euclidean norm of each row, or column, is no more than `ONE`, but for rounding."""
+    squares = _summed(encodings, lambda weights: (weights.double() / ONE) ** 2, by_column)
+    return bool((squares <= (1 + OFF) ** 2).all())
+
+
+def _summed(encodings: SparseRows, of: Callable[[torch.Tensor], torch.Tensor], by_column: bool) -> torch.Tensor:
+    """(G,) the sum over each row, or column, of what `of` makes of weights."""
+    sums = torch.zeros(len(encodings), dtype=of(encodings.weights[:0]).dtype)
     for start, stop in encodings.blocks():
         some = encodings.rows(start, stop)
         owners = some.columns.long() if by_column else start + torch.repeat_interleave(some.counts)
-        sums.index_add_(0, owners, some.weights.long() - 1)
-    return bool((sums <= ONE).all())
+        sums.index_add_(0, owners, of(some.weights))
+    return sums
 
 
-def _put_encoded(file: Any, encoded: BlurredEncoding) -> None:
-    for name in _ENCODED:
+def _put_encoded(file: Any, encoded: Encoding) -> None:
+    for name in _BLURRED if isinstance(encoded, BlurredEncoding) else _PLAIN:
         values = getattr(encoded, name)
         parts = {"": values}
         if isinstance(values, SparseRows):

@@ -45,6 +45,7 @@ __all__ = [
     "parse_chain",
     "parse_value",
     "presets_of",
+    "settings_of",
     "split_methods",
     "with_settings",
 ]
@@ -132,7 +133,7 @@ def create(text: str, /, *, preset: str | None = None, **params: Any) -> AnyMeth
     >>> create("dba:k=4+lbr", sigma=0.2).params()["lbr.sigma"]
     0.2
     """
-    named, given, classes = _assigned(text, params)
+    named, given, classes = settings_of(text, params)
     for name, part in zip(named[:-1], classes[:-1], strict=True):
         if not issubclass(part, FeatureStep):
             raise ParameterError(f"{text}: {name} ranks, so it can only be the last part of a chain")
@@ -188,7 +189,7 @@ def find_parameter(text: str, name: str) -> tuple[str, Parameter]:
     >>> find_parameter("dba+k-reciprocal", "k-reciprocal.lambda_value")[0]
     'lambda'
     """
-    _, _, classes = _assigned(text, {})
+    _, _, classes = settings_of(text, {})
     number, field = _part_of(name, text, classes)
     label, kind = list(part_names(list(classes)).items())[number]
     own = [parameter for parameter in parameters_of(kind) if parameter.name == field]
@@ -211,7 +212,7 @@ def with_settings(text: str, settings: Mapping[str, Any]) -> str:
     >>> with_settings("dba:k=4+k-reciprocal", {"lambda": 0.5, "k": 8})
     'dba:k=8+k-reciprocal:lambda=0.5'
     """
-    named, given, classes = _assigned(text, settings)
+    named, given, classes = settings_of(text, settings)
     if len(named) > len(parse_chain(text)[0]) and not given[-1]:
         named, given, classes = (
             named[:-1],
@@ -260,10 +261,18 @@ def _unknown_parameter(kind: type[Method], name: str) -> ParameterError:
     return ParameterError(f"method {kind.name} has no parameter {name!r}; it has: {known}")
 
 
-def _assigned(
+def settings_of(
     text: str, params: Mapping[str, Any]
 ) -> tuple[list[str], list[dict[str, Any]], list[type[Method]]]:
-    """The parts of a chain, a ranker the last of them: their names, their parameters and their classes."""
+    """Return the names of a chain's parts, a ranker the last, what is given of each, and their classes.
+
+    Args:
+        text: a method or chain.
+        params: parameters beside those that the text gives, by names as `create` takes them.
+
+    Raises:
+        ParameterError: for an unknown method, or a name that no part has or that several parts have.
+    """
     named, given = parse_chain(text)
     classes = [method_class(name) for name in named]
     if not issubclass(classes[-1], Ranker):
