@@ -155,6 +155,16 @@ def test_gnn_equals_the_reference(some, k1, k2):
     np.testing.assert_allclose(ours(rows, cams, probes, "gnn", k1=k1, k2=k2), expected, atol=2e-5)
 
 
+@given(images(), st.integers(1, 30), st.integers(1, 9), st.sampled_from([0.0, 0.3]))
+def test_k_reciprocal_fastreid_equals_the_reference(some, k1, k2, lambda_value):
+    rows, cams, probes = some
+    params = {"k1": k1, "k2": k2, "lambda_value": lambda_value}
+    expected = reference.k_reciprocal_fastreid(rows, probes=probes, **params)
+    np.testing.assert_allclose(
+        -ours(rows, cams, probes, "k-reciprocal-fastreid", **params), expected, atol=2e-5
+    )
+
+
 @given(images(), st.integers(0, 8), st.integers(0, 8), st.integers(1, 4), st.integers(0, 4))
 def test_ca_jaccard_equals_the_reference(some, k1_intra, k1_inter, k2_intra, k2_inter):
     rows, cams, probes = some
