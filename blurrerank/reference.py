@@ -569,8 +569,10 @@ def ca_jaccard(
     return final
 
 
-def ecn(features: ArrayLike, *, probes: int, k: int = 25, t: int = 3, q: int = 8) -> Floats:
-    """Expanded cross neighbourhood re-ranking, by rank lists. Definition: docs/methods.md.
+def ecn(
+    features: ArrayLike, *, probes: int, k: int = 25, t: int = 3, q: int = 8, similarity: str = "rank"
+) -> Floats:
+    """Expanded cross neighbourhood re-ranking. Definition: docs/methods.md.
 
     Args:
         features: (N, D), of probes and then gallery.
@@ -578,6 +580,7 @@ def ecn(features: ArrayLike, *, probes: int, k: int = 25, t: int = 3, q: int = 8
         k: images, itself the first, of a rank list.
         t: nearest others that are a neighbourhood.
         q: nearest others of each of these.
+        similarity: of neighbours and images, by `rank` lists or by `cosine`.
 
     Returns:
         (P, G) scores, larger is better.
@@ -593,6 +596,10 @@ def ecn(features: ArrayLike, *, probes: int, k: int = 25, t: int = 3, q: int = 8
     scores = np.empty((probes, len(rows) - probes))
     for p in range(probes):
         for g in range(probes, len(rows)):
+            if similarity == "cosine":
+                alike = [similarities[j, g] for j in around[p]] + [similarities[j, p] for j in around[g]]
+                scores[p, g - probes] = np.mean(alike)
+                continue
             shared = [ranks[j] @ ranks[g] for j in around[p]] + [ranks[j] @ ranks[p] for j in around[g]]
             total = sum(shared) / (2 * t * (1 + q))
             scores[p, g - probes] = total if total > 0 else similarities[p, g] - 2

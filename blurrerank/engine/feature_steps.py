@@ -127,12 +127,15 @@ def _step_both(data: FeatureSet, step: GraphStep, compute: Compute) -> FeatureSe
         ("probe", data.probe, 0, probes, probes),
         ("gallery", held, probes + columns.start, probes + columns.stop, longest),
     ):
-        store = _store(last - first, data.dim, compute)
+        store = None
         for start, stop in blocks_of(turns, size):
             begin, end = min(first + start, last), min(first + stop, last)
             some = weights.rows(begin, end)
             mixed, rows = _sums(some, work, probes), _rows(work, torch.arange(begin, end), probes)
-            store[begin - first : end - first] = _unit(mixed, rows).cpu()
+            new = _unit(step.combine(rows, mixed, name), rows)
+            store = _store(last - first, new.shape[1], compute) if store is None else store
+            store[begin - first : end - first] = new.cpu()
+        assert store is not None  # there are probes, and processes without a gallery item take turns too
         sides[name] = _side(side, store)
     return _with(data, **sides)
 
