@@ -107,6 +107,43 @@ def blurred_similarity(
     return transformed[:number] @ query
 
 
+def superglobal(
+    probe: ArrayLike, gallery: ArrayLike, topn: int = 400, k: int = 9, beta: float = 0.15
+) -> tuple[Indices, Floats]:
+    """SuperGlobal re-ranking, one item after the other. Definition: docs/methods.md.
+
+    Args:
+        probe: (P, D) features.
+        gallery: (G, D) features.
+        topn: size of the head; capped at G.
+        k: nearest others in the head that refine an item.
+        beta: their weight.
+
+    Returns:
+        `(indices, scores)`: (P, min(topn, G)) re-ranked heads, and their new scores.
+    """
+    queries, items = unit_rows(probe), unit_rows(gallery)
+    scores = np.empty((len(queries), min(topn, len(items))))
+    heads = np.empty(scores.shape, dtype=np.int64)
+    for p, query in enumerate(queries):
+        head = np.argsort(-(items @ query), kind="stable")[:topn]
+        rows = items[head]
+        similarities = rows @ rows.T
+        refined = np.empty_like(rows)
+        for i, near in enumerate(nearest_images(similarities)):
+            total, weights = rows[i].copy(), 1.0
+            for j in near[:k]:
+                weight = beta * max(similarities[i, j], 0)
+                total, weights = total + weight * rows[j], weights + weight
+            refined[i] = total / weights
+        seen = refined @ query
+        best = np.argsort(-seen, kind="stable")[: k + 1]
+        final = (seen + refined @ refined[best].max(axis=0)) / 2
+        order = np.lexsort((head, -final))
+        heads[p], scores[p] = head[order], final[order]
+    return heads, scores
+
+
 def k_reciprocal(
     probe: ArrayLike,
     gallery: ArrayLike,

@@ -8,7 +8,7 @@ import warnings
 import h5py
 import numpy as np
 import pytest
-from conftest import features
+from conftest import check_lists, features
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -178,6 +178,15 @@ def test_ecn_equals_the_reference(some, k, t, q):
     rows, cams, probes = some
     expected = reference.ecn(rows, probes=probes, k=k, t=t, q=q)
     np.testing.assert_allclose(ours(rows, cams, probes, "ecn", k=k, t=t, q=q), expected, rtol=1e-5, atol=2e-5)
+
+
+@given(images(), st.integers(1, 50), st.integers(0, 9), st.sampled_from([0.0, 0.15, 1.0]))
+def test_superglobal_equals_the_reference(some, topn, k, beta):
+    rows, _, probes = some
+    heads, expected = reference.superglobal(rows[:probes], rows[probes:], topn, k, beta)
+    data = br.FeatureSet.from_arrays(rows[:probes], rows[probes:])
+    found = br.rerank(data, "superglobal", topn=topn, k=k, beta=beta)
+    check_lists(found.indices, found.scores, heads, expected)
 
 
 @given(images(), st.integers(1, 4), st.integers(0, 6))
