@@ -439,6 +439,27 @@ def center(
     return unit_rows(new)
 
 
+def nfc(features: ArrayLike, k1: int = 2, k2: int = 2) -> Floats:
+    """Neighbour feature centralisation of one side. Definition: docs/methods.md.
+
+    Args:
+        features: (N, D).
+        k1: nearest others of an image that may be added.
+        k2: nearest others of each of these, among which the image must be.
+
+    Returns:
+        (N, D), rows of length 1.
+    """
+    rows = unit_rows(features)
+    lists = nearest_images(rows @ rows.T)
+    new = rows.copy()
+    for i, near in enumerate(lists):
+        for j in near[:k1]:
+            if i in lists[j][:k2]:
+                new[i] += rows[j]
+    return unit_rows(new)
+
+
 def gcr(
     features: ArrayLike,
     cams: ArrayLike,

@@ -215,6 +215,18 @@ def test_gcr_equals_the_reference(some, k1, k2, scale, rounds):
     np.testing.assert_allclose(found, new[:probes] @ new[probes:].T, atol=5e-5)
 
 
+@given(images(), st.integers(1, 5), st.integers(1, 5), st.sampled_from(["apart", "together", "online"]))
+def test_nfc_equals_the_reference(some, k1, k2, setting):
+    rows, cams, probes = some
+    asked, answering = (reference.nfc(side, k1, k2) for side in (rows[:probes], rows[probes:]))
+    if setting == "together":
+        asked, answering = np.split(reference.nfc(rows, k1, k2), [probes])
+    if setting == "online":
+        asked = reference.unit_rows(rows[:probes])
+    options = {"k1": k1, "k2": k2, "together": setting == "together", "online": setting == "online"}
+    np.testing.assert_allclose(ours(rows, cams, probes, "nfc", **options), asked @ answering.T, atol=1e-5)
+
+
 GOLDEN = {
     "aqe_5": "aqe:k=5",
     "alpha_qe_10_3": "aqe:k=10:alpha=3",

@@ -108,10 +108,18 @@ class ListStep(FeatureStep):
 
 @dataclass(frozen=True)
 class GraphStep(FeatureStep, GraphMethod):
-    """A step that replaces the features of probes and gallery by mixtures over the graph of them all."""
+    """A step that replaces the features of probes and gallery by mixtures over the graph of them all.
+
+    Where it can work online, it then replaces those of the gallery alone, over its own graph.
+    """
 
     transductive: ClassVar[bool] = True
     online: ClassVar[bool] = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether probes are listed with probes alone, and gallery items with gallery items."""
+        return False
 
     def times(self) -> int:
         """Return how many times features are replaced, each time over their own graph."""
