@@ -439,6 +439,26 @@ def center(
     return unit_rows(new)
 
 
+def whiten(features: ArrayLike, *, known: int, dim: int = 0, ridge: float = 1.0) -> Floats:
+    """Whitening. Definition: docs/methods.md.
+
+    Args:
+        features: (N, D), first those that mean and covariance are of.
+        known: how many of the images these are.
+        dim: principal directions that are kept; 0 keeps all.
+        ridge: what is added to each variance, times the mean of all.
+
+    Returns:
+        (N, D) or (N, dim), rows of length 1.
+    """
+    rows = unit_rows(features)
+    mean = rows[:known].mean(axis=0)
+    covariance = (rows[:known] - mean).T @ (rows[:known] - mean) / known
+    variances, columns = np.linalg.eigh(covariance)
+    new = (rows - mean) @ columns / np.sqrt(variances + ridge * variances.mean())
+    return unit_rows(new[:, -dim:])
+
+
 def nfc(features: ArrayLike, k1: int = 2, k2: int = 2) -> Floats:
     """Neighbour feature centralisation of one side. Definition: docs/methods.md.
 

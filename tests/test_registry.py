@@ -8,6 +8,7 @@ import warnings
 import h5py
 import numpy as np
 import pytest
+import torch
 from conftest import check_lists, features
 from hypothesis import given
 from hypothesis import strategies as st
@@ -225,6 +226,34 @@ def test_nfc_equals_the_reference(some, k1, k2, setting):
         asked = reference.unit_rows(rows[:probes])
     options = {"k1": k1, "k2": k2, "together": setting == "together", "online": setting == "online"}
     np.testing.assert_allclose(ours(rows, cams, probes, "nfc", **options), asked @ answering.T, atol=1e-5)
+
+
+@given(images(), st.integers(0, 12), st.sampled_from([0.05, 1.0]))
+def test_whiten_equals_the_reference(some, dim, ridge):
+    rows, cams, probes = some
+    gallery = len(rows) - probes
+    dim = min(dim, rows.shape[1], gallery - 1)  # of what does not vary at all, any direction is as good
+    new = reference.whiten(np.roll(rows, -probes, axis=0), known=gallery, dim=dim, ridge=ridge)
+    found = ours(rows, cams, probes, "whiten", dim=dim, ridge=ridge)
+    np.testing.assert_allclose(found, new[gallery:] @ new[:gallery].T, atol=1e-3)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 2048])
+def test_whitened_rows_do_not_depend_on_company(dim):
+    rng = np.random.default_rng(dim)
+    rows = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((71, dim)).astype("f")))
+    step = create("whiten").feature_steps[0]
+    axes = torch.linalg.qr(torch.from_numpy(rng.standard_normal((dim, dim))))[0]
+    fitted = {
+        "axes": (axes * 2**26).round(),
+        "centre": axes @ rows.mean(dim=0).double(),
+        "deviations": torch.linspace(0.1, 1e-3, dim, dtype=torch.float64),
+    }
+    whole = step.apply(rows, None, fitted)
+    for count in range(1, 71):
+        start = (7 * count) % (72 - count)
+        some = step.apply(rows[start : start + count], None, fitted)
+        assert torch.equal(some, whole[start : start + count]), count
 
 
 GOLDEN = {
