@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 import blurrerank as br
 from blurrerank.methods import create
+from blurrerank.methods.kinds.steps import Transform
 
 
 def measured(data: br.FeatureSet, method: str) -> tuple[float, float]:
@@ -34,7 +35,8 @@ def measured_online(data: br.FeatureSet, method: str) -> tuple[float, float]:
         probe = br.Side(features[half], ids[half], data.probe.cams[half], label="probe")
         other = br.Side(features[~half], cams=data.probe.cams[~half], label="calibration")
         some = br.FeatureSet(probe, data.gallery)
-        needs = create(method).needs_cameras and "center" in method
+        steps = create(method).feature_steps
+        needs = any(isinstance(step, Transform) and step.needs_cameras for step in steps)
         ranking = br.rerank(some, method, online=True, calibration=other if needs else None)
         summary = br.evaluate(ranking, some).summary()
         found.append((summary["mAP"], summary["rank1"], summary["valid_probes"]))

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from .spectral.transform import spectral_transform as spectral_transform
     from .spectral.transform import transition as transition
     from .studies.before_after import before_and_after as before_and_after
+    from .studies.tune import tune as tune
+    from .studies.tuning import Tuning as Tuning
 
 # Where each public name lives. Names are looked up when first used, so that `import blurrerank`, and with it
 # `blurrerank --help`, costs nothing.
@@ -71,6 +73,8 @@ _HOMES = {
     "search.approximate": ("faiss_candidates", "recall"),
     "spectral.transform": ("SpectralFeatureTransform", "affinity", "spectral_transform", "transition"),
     "studies.before_after": ("before_and_after",),
+    "studies.tune": ("tune",),
+    "studies.tuning": ("Tuning",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -32,10 +32,16 @@ def small(tmp_path_factory):
 
 
 def test_every_method_is_measured_as_run_measures_it(cli, small, quick_bench):
-    code, out, err = cli("bench", small, "--repeats", 2, "--json")
+    code, out, err = cli("bench", small, "--repeats", 2, "--json", "--methods", "all")
     assert (code, err) == (0, "")
     told = json.loads(out)
-    assert [row["method"] for row in told] == [create(name).name for name in available()]
+    assert sorted(row["method"] for row in told) == sorted(create(name).name for name in available())
+    groups = [[], ["other probes"], ["cameras", "other probes"]]
+    needs = [row["needs"] for row in told]
+    assert needs == sorted(needs, key=groups.index)
+    needing = {row["method"]: row["needs"] for row in told}
+    for method, group in (("lbr", 0), ("k-reciprocal", 1), ("k-reciprocal-online", 0), ("camera-graph", 2)):
+        assert needing[method] == groups[group]
     for row in told:
         run = json.loads(cli("run", small, "--method", row["method"], "--json", "--force")[1])
         assert row["metrics"] == run["after"]

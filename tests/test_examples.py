@@ -19,9 +19,8 @@ from scipy.io import savemat
 
 README = (ROOT / "README.md").read_text()
 DOCS = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
-COMMAND = (
-    r"^    blurrerank ((?:run|eval|bench|sweep|synth|index|info|convert|report|plot|help|completion) [^|>\n]*)$"
-)
+COMMANDS = "run|eval|bench|sweep|tune|synth|index|info|convert|report|plot|help|completion"
+COMMAND = rf"^    blurrerank ((?:{COMMANDS}) [^|>\n]*)$"
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -86,7 +85,19 @@ def test_the_readme_s_library_example(monkeypatch):
 def test_every_option_in_the_documentation_exists():
     helps = shell("--help").stdout + "".join(
         shell(command, "--help").stdout
-        for command in ("run", "eval", "info", "index", "bench", "sweep", "synth", "convert", "report", "plot")
+        for command in (
+            "run",
+            "eval",
+            "info",
+            "index",
+            "bench",
+            "sweep",
+            "tune",
+            "synth",
+            "convert",
+            "report",
+            "plot",
+        )
     )
     helps += "".join(
         shell("run", "--method", method, "--help").stdout

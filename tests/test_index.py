@@ -313,6 +313,9 @@ def test_an_index_answers_with_its_own_parameters_alone(data, path):
         br.rerank(index.features(data.probe), "k-reciprocal-online", k1=9)
     with pytest.raises(br.ParameterError, match="looks at all probes together, which no index answers"):
         index.rerank(data.probe, method="k-reciprocal")
+    for method in ("k-reciprocal", "gnn"):  # what the index knows is no encoding of theirs
+        found, expected = (br.rerank(some, method) for some in (index.features(data.probe), data))
+        np.testing.assert_array_equal(found.indices, expected.indices)
     with pytest.raises(br.ParameterError, match="topn must be a whole number of at least 1, not 0"):
         index.rerank(data.probe, topn=0)
 

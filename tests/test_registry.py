@@ -30,9 +30,10 @@ def can_work_online(method: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize("dim", [16, 64, 200])
 @pytest.mark.parametrize("method", [method for method in METHODS if can_work_online(method)])
-def test_online_answers_do_not_depend_on_company(method):
-    data = br.FeatureSet.from_arrays(**features(seed=2, probes=20, gallery=120, dim=16))
+def test_online_answers_do_not_depend_on_company(method, dim):
+    data = br.FeatureSet.from_arrays(**features(seed=2, probes=20, gallery=120, dim=dim))
     whole = br.rerank(data, method, online=True, depth=120)
     for probe in (0, 7, 19):
         side = br.Side(data.probe.features[probe : probe + 1], cams=data.probe.cams[probe : probe + 1])
@@ -323,6 +324,25 @@ def test_calibration_tells_of_cameras_that_the_gallery_lacks():
     )
 
 
+def test_calibration_features_pass_through_the_steps_as_probes_do():
+    arrays = features(seed=6, probes=40, gallery=90, dim=12)
+    arrays["probe"] += 2.0
+    data, other = halves(arrays)
+    found = br.rerank(data, "center:shrink=0+pvg", online=True, calibration=other, depth=90)
+    rows = np.concatenate([arrays["gallery"], other.features])
+    cams = np.concatenate([arrays["gallery_cams"], other.cams])
+    centred = reference.center(rows, cams, known=90)
+    mean = reference.unit_rows(other.features).mean(axis=0)
+    probes = reference.unit_rows(reference.unit_rows(data.probe.features) - mean)
+    once = br.FeatureSet(br.Side(probes, cams=data.probe.cams), br.Side(centred[:90], cams=cams[:90]))
+    then = br.rerank(once, "pvg", online=True, calibration=br.Side(centred[90:], cams=other.cams), depth=90)
+    np.testing.assert_allclose(found.scores, then.scores, atol=1e-5)
+    with pytest.warns(br.BlurrerankWarning, match="changes nothing: the gallery has images of all"):
+        br.rerank(data, "center", calibration=br.Side(data.gallery.features, cams=data.gallery.cams))
+    with pytest.raises(br.ParameterError, match="to be mixed with as aqe mixes probes: put center before it"):
+        br.rerank(data, "aqe+center", online=True, calibration=other)
+
+
 def test_calibration_on_the_command_line(cli, write):
     arrays = features(seed=6, probes=40, gallery=90, dim=12)
     data, other = halves(arrays)
@@ -373,6 +393,8 @@ def test_the_bias_of_cameras_is_told(cli, write, strength):
     assert info["share"] == pytest.approx(expected, abs=1e-4)
     assert info["chance"] == pytest.approx(np.mean([(cams == cam).sum() - 1 for cam in cams]) / 399)
     assert info["matters"] is bool(strength)
+    each = (cams[near] == cams[:, None]).mean(axis=1)
+    assert info["error"] == pytest.approx(each.std(ddof=1) / 400**0.5, rel=1e-3)
     out = cli("info", feats)[1]
     assert (told in out, "try --method center+camera-graph" in out) == (True, bool(strength))
     assert (told in cli("run", feats, "-o", "blind.h5")[2]) is bool(strength)

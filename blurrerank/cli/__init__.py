@@ -36,6 +36,7 @@ from .run import run
 from .sweep import sweep
 from .synth import synth
 from .together import is_first
+from .tune import tune
 
 
 class _ClosedPipeError(Exception):
@@ -88,6 +89,7 @@ def cli() -> None:
     blurrerank eval feats.ranking.h5 feats.h5
     blurrerank report feats.ranking.h5 feats.h5 -o report.html
     blurrerank bench feats.h5
+    blurrerank tune feats.h5 --method center+camera-graph --grid ki=2,4,6
     blurrerank index feats.h5 -o gallery.index.h5
     blurrerank run --index gallery.index.h5 probes.h5
     """
@@ -101,6 +103,7 @@ cli.add_command(index)
 cli.add_command(bench)
 cli.add_command(measure)
 cli.add_command(sweep)
+cli.add_command(tune)
 cli.add_command(report)
 cli.add_command(plot)
 cli.add_command(synth)

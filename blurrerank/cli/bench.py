@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -36,10 +36,9 @@ _STAGES = ("index", "search", "re-rank", "metrics")
 @click.option(
     "--methods",
     metavar="LIST",
-    help="Methods or chains, separated by commas; parameters go after colons, as in lbr:topn=20:sigma=0.2, "
-    "k-reciprocal:preset=cuhk03 or dba:k=4+lbr. Methods: "
-    + ", ".join(available())
-    + ".  [default: every method]",
+    help="Methods or chains, separated by commas, or all, which are then grouped by what they need; parameters "
+    "go after colons, as in lbr:topn=20:sigma=0.2, "
+    "k-reciprocal:preset=cuhk03 or dba:k=4+lbr. Methods: " + ", ".join(available()) + ".  [default: all]",
 )
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Runs of each."
@@ -152,15 +151,16 @@ def _contenders(options: BenchOptions, chosen: Sequence[AnyMethod]) -> list[Cont
 def _bench(options: BenchOptions, runtime: Runtime) -> None:
     """Run methods side by side."""
     from ..engine.plans import plan_for
-    from ..engine.request import Request, setting_of
+    from ..engine.request import Request, needs_of, setting_of
     from ..errors import InputError, ParameterError
     from ..files import load
     from ..methods import available, create, split_methods
     from ..studies.benchmark import REFERENCES, benchmark
     from ..studies.cameras import camera_bias
 
-    if options.methods is not None:
-        chosen = [create(name) for name in split_methods(options.methods)]
+    every = options.methods in (None, "all")
+    if not every:
+        chosen = [create(name) for name in split_methods(cast("str", options.methods))]
     else:
         chosen = []
         for name in available():
@@ -172,11 +172,13 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
             else:
                 chosen.append(method)
     data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
-    if options.methods is None and not data.has_cams:
+    if every and not data.has_cams:
         for method in chosen:
             if method.needs_cameras:
                 runtime.note(f"note: {data.lacking('cams')}: method {method.name} needs them")
         chosen = [method for method in chosen if not method.needs_cameras]
+    if every:
+        chosen.sort(key=lambda method: needs_of(method, options.online)[::-1])
     bias = camera_bias(data)
     if bias is not None and bias.matters and not any(method.needs_cameras for method in chosen):
         runtime.note(f"note: {bias}: try center+camera-graph")
@@ -185,7 +187,7 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     for method in chosen:
         if options.reference and method.name not in REFERENCES:
             runtime.note(f"note: {method.name} has no plain version, so --reference adds none")
-    compare, reference, repeats = options.compare, options.reference, options.repeats
+    compare, repeats = options.compare, options.repeats
     if compare is not None and not data.has_ids:
         raise InputError(f"{data.lacking('ids')}: --compare has nothing to measure by")
     request = Request(whole_rows=data.has_ids, online=options.online)
@@ -216,7 +218,7 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     first = next((result.runs[0] for result in results if result.runs), None)
     comparison = None if compare is None else _compared(results, compared)
     if options.as_json:
-        summary: Any = [_plain(result, results) for result in results]
+        summary: Any = [_plain(result, results, options.online) for result in results]
         if compare is not None:
             figures = None if comparison is None else comparison.summary()
             summary = {
@@ -230,7 +232,7 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
             f"{size}; {first['device']}, {first['threads']} threads, {os.cpu_count()} cores; "
             f"protocol {options.protocol}, {options.ap} AP; {runs}"
         )
-        click.echo(_table(head, results, options.style, reference))
+        click.echo(_table(head, results, options))
         if comparison is not None:
             a, b = (method_label(method.name, method.params()) for method in compared)
             click.echo(f"\n{comparison_line(a, b, comparison, options.style)}")
@@ -252,7 +254,8 @@ def _latencies(options: BenchOptions, runtime: Runtime) -> None:
     assert options.index is not None
     index = GalleryIndex.open(options.index, device=runtime.device)
     probe = load_side(options.feats, "probe", memory=runtime.memory)
-    named = split_methods(options.methods or "cosine,lbr,k-reciprocal-online")
+    every = "cosine,lbr,k-reciprocal-online"
+    named = split_methods(every if options.methods in (None, "all") else options.methods)
     chosen = [index.method_for(name) for name in named]
     found = latency(
         index,
@@ -310,13 +313,15 @@ def _label(contender: Contender) -> str:
     return f"{label}, reference" if contender.reference else label
 
 
-def _plain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
+def _plain(result: Result, results: Sequence[Result], online: bool) -> dict[str, Any]:
     """A result, ready for JSON."""
+    from ..engine.request import needs_of
     from ..studies.benchmark import ours
 
     row: dict[str, Any] = {
         "method": result.contender.method.name,
         "params": result.contender.method.params(),
+        "needs": needs_of(result.contender.method, online),
         "reference": result.contender.reference,
         "unranked": result.contender.unranked,
         "error": result.error,
@@ -364,10 +369,14 @@ def _compared(results: Sequence[Result], methods: Sequence[AnyMethod]) -> Compar
     return None if a is None or b is None else compare_ap(np.array(a), np.array(b))
 
 
-def _table(head: str, results: Sequence[Result], style: str | None, reference: bool) -> str:
-    labelled = [(_label(result.contender), _plain(result, results)) for result in results if result.runs]
+def _table(head: str, results: Sequence[Result], options: BenchOptions) -> str:
+    reference = options.reference
+    labelled = [
+        (_label(result.contender), _plain(result, results, options.online)) for result in results if result.runs
+    ]
+    needs = any(row["needs"] for _, row in labelled)
     on_gpu = any(row["gpu_peak_bytes"] is not None for _, row in labelled)
-    headers = ["", "mAP", "mINP", "rank-1", "rank-5", "rank-10"]
+    headers = ["", *["needs"] * needs, "mAP", "mINP", "rank-1", "rank-5", "rank-10"]
     indexes = any(row["seconds"]["index"] for _, row in labelled)
     headers += ["index s"] * indexes + [f"{stage} s" for stage in _STAGES[1:]] + ["probes/s", "peak MiB"]
     headers += ["peak GPU MiB"] * on_gpu
@@ -375,7 +384,8 @@ def _table(head: str, results: Sequence[Result], style: str | None, reference: b
     rows = []
     for label, row in labelled:
         means = row["metrics"] or {}
-        cells = [label, *(_number(means.get(name), ".4f") for name in _MEANS)]
+        cells = [label, *[", ".join(row["needs"])] * needs]
+        cells += [_number(means.get(name), ".4f") for name in _MEANS]
         split = not row["reference"]
         if indexes:
             cells.append(_number(row["seconds"]["index"] or None, ".2f") if split else "")
@@ -394,7 +404,7 @@ def _table(head: str, results: Sequence[Result], style: str | None, reference: b
                 _number(row.get("same_positions"), ".4%"),
             ]
         rows.append(cells)
-    return table(head, rows, headers, style)
+    return table(head, rows, headers, options.style, names=1 + needs)
 
 
 def _number(value: float | None, form: str, unit: float = 1) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..errors import InputError, ParameterError
 from .options import (
     FILE,
     File,
@@ -23,7 +24,9 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..studies.before_after import BeforeAfter
+    from ..studies.heat_map import Grid
     from ..studies.sweep import Sweep
+    from ..studies.tuning import Tuning
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,10 +42,12 @@ class Request:
     output: Path
     force: bool
     sweep: str | None
+    x: str | None
+    y: str | None
     protocol: str
     ap: str
 
-    def compare(self, runtime: Runtime, *, shown: int = 10) -> tuple[BeforeAfter, Sweep | None]:
+    def compare(self, runtime: Runtime, *, shown: int = 10) -> tuple[BeforeAfter, Grid | None]:
         """Check the output, read the inputs, and measure the ranking.
 
         Raises:
@@ -50,8 +55,11 @@ class Request:
         """
         from ..files import load
         from ..files.targets import check_target
-        from ..studies.before_after import before_and_after, grid_of
+        from ..studies.before_after import before_and_after
+        from ..studies.heat_map import grid_of
 
+        if self.sweep is None and (self.x or self.y):
+            raise ParameterError("--x and --y are parameters of a tuning: pass it with --sweep FILE")
         check_ranking(self.ranking, self.format)
         check_target(self.output, force=self.force)
         sweep = None if self.sweep is None else _read_sweep(self.sweep)
@@ -66,19 +74,19 @@ class Request:
             memory=runtime.memory,
             progress=runtime.progress("searching"),
         )
-        if sweep is not None:
-            grid_of(sweep, comparison)
-        return comparison, sweep
+        return comparison, None if sweep is None else grid_of(sweep, comparison, self.x, self.y)
 
 
-def _read_sweep(path: str) -> Sweep:
-    from ..errors import InputError
+def _read_sweep(path: str) -> Sweep | Tuning:
     from ..studies.sweep_files import read_sweep
+    from ..studies.tune_files import is_tuning, read_tuning
 
     try:
-        return read_sweep(path)
+        return read_tuning(path) if is_tuning(path) else read_sweep(path)
     except InputError:
-        raise InputError(f"{path} is not a sweep: pass a file written by `blurrerank sweep -o`") from None
+        raise InputError(
+            f"{path} is not a sweep: pass a file written by `blurrerank sweep -o` or `tune -o`"
+        ) from None
 
 
 def comparison_options(command: F) -> F:
@@ -99,8 +107,16 @@ def comparison_options(command: F) -> F:
         "--sweep",
         type=FILE,
         metavar="FILE",
-        help="Also draw a heat map of mAP from FILE, a sweep of the same features written by `sweep -o`.",
+        help="Also draw a heat map from FILE, a sweep of the same features written by `sweep -o`, or a tuning "
+        "written by `tune -o` as .json, on the half to choose by.",
     )(collected)
+    for axis, what, place in (("y", "rows", "next"), ("x", "columns", "first")):
+        collected = click.option(
+            f"--{axis}",
+            metavar="NAME",
+            help=f"The parameter of a tuning that the {what} of its heat map are of; others are as chosen.  "
+            f"[default: the {place} of its grid with several values]",
+        )(collected)
     collected = features_argument(collected)
     return ranking_argument(collected)  # type: ignore[return-value]
 

@@ -16,6 +16,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     "index-files": ("index/index_h5",),
     "probes": ("files/probes",),
     "sweeps": ("studies/sweep_files",),
+    "tunings": ("studies/tune_files",),
     "other-tools": ("files/foreign/__init__",),
 }
 """Topic -> the modules whose docstrings describe it."""

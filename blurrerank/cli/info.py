@@ -76,7 +76,7 @@ def _camera_lines(bias: dict[str, Any] | None) -> list[str]:
         return []
     from ..studies.cameras import CameraBias
 
-    found = CameraBias(bias["share"], bias["chance"])
+    found = CameraBias(bias["share"], bias["chance"], bias["error"])
     hint = ": try --method center+camera-graph" if found.matters else ""
     return [f"cameras: {found}{hint}"]
 

@@ -131,7 +131,12 @@ class Runtime:
         warnings.showwarning = self._show_warning
 
     def compute(
-        self, what: str | None = None, *, precision: str = "auto", device: str | None = None
+        self,
+        what: str | None = None,
+        *,
+        precision: str = "auto",
+        device: str | None = None,
+        unit: str = " images",
     ) -> Compute:
         """How the command computes; `what` is what a progress bar says, None for no bar."""
         from ..compute.compute import Compute
@@ -140,7 +145,7 @@ class Runtime:
             device or self.device,
             self.memory,
             precision=precision,
-            progress=None if what is None else self.progress(what),
+            progress=None if what is None else self.progress(what, unit),
         )
 
     def note(self, message: str) -> None:

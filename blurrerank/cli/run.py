@@ -249,6 +249,8 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
     if index is not None and options.gallery is not None:
         raise ParameterError("--index and --gallery both name a gallery: choose one")
+    if index is not None and options.calibrate is not None:
+        raise ParameterError("--calibrate is of no use to an index, whose features stay as they are")
     source.check(chosen, feats=options.feats, index=index)
     indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
     if indexed is not None:

@@ -6,7 +6,7 @@ Features stay in their original form (an array, a tensor, a dataset on disk) and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -129,6 +129,13 @@ class Side:
 
     def encoded_for(self, method: Any) -> Any:
         """Return what `method` has precomputed for this gallery: None unless it comes from an index."""
+        return None
+
+    def fitted_for(self, steps: Sequence[Any]) -> Sequence[Any] | None:
+        """Return what feature steps found out about this gallery, if its features are what they gave.
+
+        None, since they are to be applied yet, unless it comes from an index that was built of them.
+        """
         return None
 
     def scan_rows(self) -> int:

@@ -226,7 +226,13 @@ def keeping(output: Path, run: Mapping[str, Any]) -> Iterator[Checkpoint]:
 
 _NEIGHBOURS = f"{KEPT}-neighbours.h5"
 _OVER = "start over with --force and without --resume, or choose another name"
-_WORDS = {"digest": "features", "labels_digest": "labels", "candidates_digest": "candidates"}
+_WORDS = {
+    "digest": "features",
+    "labels_digest": "labels",
+    "candidates_digest": "candidates",
+    "calibration_digest": "calibration features",
+    "calibration_cams": "cameras of calibration features",
+}
 
 
 def _read(path: Path, digest: str) -> Done | None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import embedding_bag
 
 from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import Side
+from ..errors import BlurrerankWarning, InputError
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import ListSizes
 from ..graph.sparse_rows import ONE, SparseRows
@@ -22,11 +26,14 @@ from ..methods.kinds.base import checked_result
 from ..methods.kinds.steps import GraphStep, ListStep, Transform
 from ..search.exact import Query
 from ..search.plan import Plan
-from ..search.rows import blocks_of, unit_rows, warn_of_reads
+from ..search.rows import UnitRows, blocks_of, unit_rows, warn_of_reads
 from .plans import images_plan, plan_for
 from .request import Request
 from .samples import RowSample
 from .workspace import Workspace, cameras_of, open_workspace
+
+Fitted = Mapping[str, torch.Tensor]
+"""What a step found out about the gallery."""
 
 # New features shorter than this are rounding: what they are a sum of cancels out.
 _LEAST_NORM = 1e-6
@@ -49,32 +56,36 @@ class SteppedSide(Side):
         return self.origin.digest()
 
 
-def apply_feature_step(data: FeatureSet, step: FeatureStep, request: Request, compute: Compute) -> FeatureSet:
-    """Return the features that a step gives.
+def apply_feature_step(
+    data: FeatureSet, step: FeatureStep, request: Request, compute: Compute
+) -> tuple[FeatureSet, Request]:
+    """Return the features that a step gives, and the request with its calibration features treated likewise.
 
     New features are held in memory up to a quarter of the budget, and in a temporary file beyond. Where the sum
     of features cancels out, an image keeps the features it had. An interrupted step is not resumed.
 
     Raises:
-        ParameterError: for a budget that not even one image fits.
+        ParameterError: for a budget that holds no neighbour lists of the step.
         InputError: if there are no cameras and the step needs them.
     """
     quiet = replace(compute, progress=None)
     if isinstance(step, ListStep) and step.changes == "probe":
         with compute.watch("search"):
-            return _step_probes(data, step, quiet)
+            return _step_probes(data, step, quiet), request
     with compute.watch("index"):
         if isinstance(step, Transform):
             return _transform(data, step, request, quiet)
         if isinstance(step, ListStep):
-            return _step_gallery(data, step, quiet)
+            return _step_gallery(data, step, quiet), request
         assert isinstance(step, GraphStep)
         for _ in range(step.times()):
             data = _step_by_graph(data, step, quiet, online=request.online)
-        return data
+        return data, request
 
 
-def _transform(data: FeatureSet, step: Transform, request: Request, compute: Compute) -> FeatureSet:
+def _transform(
+    data: FeatureSet, step: Transform, request: Request, compute: Compute
+) -> tuple[FeatureSet, Request]:
     """Replace all features, each by itself."""
     plan = images_plan(data, len(data.gallery), compute)
     probes, gallery = len(data.probe), len(data.gallery)
@@ -86,27 +97,103 @@ def _transform(data: FeatureSet, step: Transform, request: Request, compute: Com
         here, group = data.group.share(gallery), data.group
     rows = {"probe": plan.probes(data.probe), "gallery": plan.rows(held)}
     own = {"probe": cams[:probes], "gallery": cams[probes:][here]}
-    others = []
-    if request.calibration is not None:
-        known = request.calibration
+    others, known = [], request.calibration
+    if known is not None:
         assert known.cams is not None
-        theirs = torch.from_numpy(known.cams)
-        others.append(RowSample(plan.probes(known), theirs, theirs))
+        if known.dim != data.dim:
+            raise InputError(
+                f"{known.label} has {known.dim} dimensions, and the features that {step.name} is given have "
+                f"{data.dim}, from the steps before it: name {step.name} before these"
+            )
+        rows["calibration"], own["calibration"] = plan.probes(known), torch.from_numpy(known.cams)
+        others.append(RowSample(rows["calibration"], own["calibration"], own["calibration"]))
+        if step.needs_cameras and bool(torch.isin(own["calibration"], cams[probes:]).all()):
+            warnings.warn(
+                f"{known.label} changes nothing: the gallery has images of all of its cameras, and their means "
+                "are the gallery's",
+                BlurrerankWarning,
+                stacklevel=2,
+            )
     if not request.online:
         others.append(RowSample(rows["probe"], own["probe"], own["probe"]))
     fitted = step.fit(RowSample(rows["gallery"], own["gallery"], cams[probes:], group), others)
     step.warn_about(own["probe"].to(plan.device) if step.needs_cameras else None, fitted)
-    sides = {}
-    for name, side in (("probe", data.probe), ("gallery", held)):
-        store = None
-        for start, block in rows[name].blocks():
-            some = own[name][start : start + len(block)].to(plan.device) if step.needs_cameras else None
-            new = step.apply(block, some, fitted)
-            new = _unit(new, block)
-            store = _store(len(side), new.shape[1], compute) if store is None else store
-            store[start : start + len(block)] = new.cpu()
-        sides[name] = _side(side, torch.empty(0, data.dim) if store is None else store)
-    return _with(data, **sides)
+    sides = {
+        name: _applied(step, fitted, side, rows[name], own[name], compute)
+        for name, side in (("probe", data.probe), ("gallery", held), ("calibration", known))
+        if side is not None
+    }
+    known = sides.pop("calibration", None)
+    return _with(data, **sides), replace(request, calibration=known)
+
+
+def _applied(
+    step: Transform, fitted: Fitted, side: Side, rows: UnitRows, cams: torch.Tensor, compute: Compute
+) -> SteppedSide:
+    """What `step` makes of a side whose unit rows are `rows`."""
+    store = None
+    for start, block in rows.blocks():
+        some = cams[start : start + len(block)].to(block.device) if step.needs_cameras else None
+        new = _unit(step.apply(block, some, fitted), block)
+        store = _store(len(side), new.shape[1], compute) if store is None else store
+        store[start : start + len(block)] = new.cpu()
+    return _side(side, torch.empty(0, side.dim) if store is None else store)
+
+
+def fit_steps(
+    gallery: Side, steps: Sequence[Transform], calibration: Side | None, compute: Compute
+) -> tuple[Side, list[Fitted]]:
+    """Fit steps on a gallery that stands, one after another.
+
+    Args:
+        gallery: its images, with cameras if a step needs them.
+        steps: what to fit.
+        calibration: images of cameras that the gallery perhaps lacks.
+        compute: how.
+
+    Returns:
+        The gallery with its new features, and what each step needs to be applied to a probe.
+    """
+    fitted = []
+    for step in steps:
+        plan = Plan.of_images(len(gallery), len(gallery), gallery.dim, compute)
+        sides = [gallery] if calibration is None else [gallery, calibration]
+        rows, cams = [plan.rows(side) for side in sides], [_cameras_of(side, step) for side in sides]
+        sample, *others = (RowSample(some, own, own) for some, own in zip(rows, cams, strict=True))
+        found = step.fit(sample, others)
+        gallery, *known = (_applied(step, found, *one, compute) for one in zip(sides, rows, cams, strict=True))
+        calibration = known[0] if known else None
+        fitted.append(found)
+    return gallery, fitted
+
+
+def apply_fitted(
+    data: FeatureSet, steps: Sequence[FeatureStep], fitted: Sequence[Fitted], compute: Compute
+) -> FeatureSet:
+    """Return `data` with the probes treated by steps that its gallery went through already.
+
+    Raises:
+        InputError: if there are no cameras and a step needs them.
+    """
+    side = data.probe
+    with compute.watch("search"):
+        for step, found in zip(steps, fitted, strict=True):
+            assert isinstance(step, Transform)
+            plan = Plan.of_images(len(side), len(side), side.dim, compute)
+            cams = _cameras_of(side, step)
+            found = {name: values.to(compute.device) for name, values in found.items()}
+            step.warn_about(cams.to(compute.device) if step.needs_cameras else None, found)
+            side = _applied(step, found, side, plan.rows(side), cams, compute)
+    return replace(data, probe=side)
+
+
+def _cameras_of(side: Side, step: Transform) -> torch.Tensor:
+    """(N,) int64, zeros for a step that does not look at cameras."""
+    if not step.needs_cameras:
+        return torch.zeros(len(side), dtype=torch.int64)
+    if side.cams is None:
+        raise InputError(f"{side.label} has no cameras: method {step.name} needs them; choose another method")
+    return torch.from_numpy(side.cams)
 
 
 def _step_by_graph(data: FeatureSet, step: GraphStep, compute: Compute, *, online: bool) -> FeatureSet:
@@ -154,14 +241,9 @@ def _sums(weights: SparseRows, work: Workspace, probes: int) -> torch.Tensor:
     """(n, D) float32 sums of images' rows with n rows of weights."""
     distinct, places = torch.unique(weights.columns.long(), return_inverse=True)
     table = _rows(work, distinct, probes)
-    matrix = torch.sparse_coo_tensor(
-        torch.stack([torch.repeat_interleave(weights.counts), places]),
-        weights.weights.float() / ONE,
-        (len(weights), len(distinct)),
-        is_coalesced=True,
-        check_invariants=False,
-    )
-    return matrix @ table
+    shares = weights.weights.float() / ONE
+    offsets = weights.offsets[:-1] - weights.offsets[0]
+    return embedding_bag(places, table, offsets, mode="sum", per_sample_weights=shares)
 
 
 def _rows(work: Workspace, images: torch.Tensor, probes: int) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -59,15 +61,23 @@ def neighbour_graph(
         problems = find_problems(sides[0], None)
         if problems:
             raise InputError(problems)
+    compute = Compute.choose(device, memory, precision=precision, progress=progress)
+    return find_neighbours(sides, ListSizes(nearest, within, across), compute)
+
+
+def find_neighbours(sides: Sequence[Side], sizes: ListSizes, compute: Compute) -> NeighbourGraph:
+    """Return the graph of the images of one side, or of probes and gallery together.
+
+    Raises:
+        InputError: if there are no cameras and lists by camera are asked for.
+    """
     cams = None
-    if within or across:
+    if sizes.within or sizes.across:
         if any(side.cams is None for side in sides):
             raise InputError("lists within or across cameras need cameras: pass a Side or FeatureSet with cams")
         cams = torch.from_numpy(np.concatenate([side.cams for side in sides if side.cams is not None]))
-    compute = Compute.choose(device, memory, precision=precision, progress=progress)
     count = sum(map(len, sides))
     images = Plan.of_images(count, count, sides[0].dim, compute).rows(*sides)
-    sizes = ListSizes(nearest, within, across)
     return find_graph(images, sizes, cams=cams, progress=compute.progress)
 
 

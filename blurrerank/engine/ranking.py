@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -30,12 +30,12 @@ from ..graph.neighbour_graph import NeighbourGraph
 from ..graph.sparse_rows import CHUNK_BYTES, SparseRows
 from ..methods import AnyMethod, GraphRanker, HeadRanker, Ranker
 from ..methods.kinds.base import checked_result
-from ..search.exact import Batch, Query
+from ..search.exact import Batch, Query, margin
 from ..search.plan import Plan
 from ..search.rows import Gatherable, UnitRows, blocks_of, warn_of_reads
 from ..search.sources import nearest_of
 from ..search.tiles import best_keys
-from .feature_steps import apply_feature_step
+from .feature_steps import apply_feature_step, apply_fitted
 from .plans import plan_for
 from .ranked_batch import RankedBatch
 from .request import TRANSDUCTIVE, Request, check_calibrates, check_reranks_candidates, setting_of
@@ -79,11 +79,15 @@ def rank_batches(
     """
     request = _checked(data, method, request)
     steps, ranker, out_of_memory = list(method.feature_steps), method.ranker, ""
+    fitted = data.gallery.fitted_for(steps)
+    if fitted is not None:
+        data = apply_fitted(data, steps, fitted, compute)
+        steps = []
     while request.first < len(data.probe):
         data.check()
         try:
             while steps:
-                data = apply_feature_step(data, steps[0], request, compute)
+                data, request = apply_feature_step(data, steps[0], request, compute)
                 steps.pop(0)
             for batch in _rank(data, ranker, request, compute, checkpoint):
                 data.check()  # rows that are mapped are not copied when they are read
@@ -142,6 +146,8 @@ def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
             raise ParameterError("a graph is shared within one process: start this without torchrun")
     if request.calibration is not None:
         check_calibrates(method, request.calibration, data.dim)
+        if data.gallery.fitted_for(method.feature_steps) is not None:
+            raise ParameterError("an index was calibrated when it was built, or not at all: build another")
     if request.depth is not None:
         check_count("depth", request.depth)
         request = replace(request, depth=min(request.depth, len(data.gallery)))
@@ -214,7 +220,7 @@ def _rank_by_graph(
     if known is None:
         with watch("search" if together else "index"):
             if request.graph is not None:
-                graph = _checked_graph(request.graph, ranker, work)
+                graph = _checked_graph(request.graph, ranker, data, work)
             else:
                 graph = _find_graph(ranker, data, work, lambda done, _: advance(done), checkpoint)
         with watch("re-rank" if together else "index"):
@@ -222,7 +228,7 @@ def _rank_by_graph(
         del graph
     else:
         fitted = _Fitted(ranker, known.to(plan.device))
-    cameras = _cameras(data, ranker) if not together and ranker.needs_cameras else None
+    cameras = _cameras(data, ranker, plan) if not together and ranker.needs_cameras else None
     topn = 0 if together else min(ranker.neighbours(), size)
     query = Query(topn, plan.probe_batch, whole_rows=True, first=request.first)
     shown = request.depth or ranker.depth(size)
@@ -239,7 +245,9 @@ def _rank_by_graph(
         yield RankedBatch(batch.start, size, indices, scores, size, similarities, final)
 
 
-def _checked_graph(graph: NeighbourGraph, ranker: GraphRanker, work: Workspace) -> NeighbourGraph:
+def _checked_graph(
+    graph: NeighbourGraph, ranker: GraphRanker, data: FeatureSet, work: Workspace
+) -> NeighbourGraph:
     """A graph that somebody found before, if it is of the right images and its lists are long enough."""
     images = len(work.images)
     if len(graph) != images:
@@ -250,10 +258,15 @@ def _checked_graph(graph: NeighbourGraph, ranker: GraphRanker, work: Workspace) 
         )
     sizes = ranker.list_sizes()
     if not graph.serves(sizes):
+        has, needs = graph.sizes, ", ".join(f"{name}={count}" for name, count in asdict(sizes).items())
         raise ParameterError(
-            f"the graph lists {graph.lists.shape[1] - 1} others of each image, and {ranker.name} needs "
-            f"{sizes.nearest}, {sizes.within} of its camera and {sizes.across} of others: find longer lists"
+            f"the graph lists {has.nearest} others of each image, {has.within} within its camera and "
+            f"{has.across} across: {ranker.name} needs neighbour_graph(..., {needs})"
         )
+    if ranker.needs_cameras and graph.cams is not None:
+        cams = cameras_of(data, images, ranker.name).to(graph.cams.device)
+        if not torch.equal(graph.cams, cams):
+            raise InputError("the graph is of other cameras: pass the features it was found for")
     if graph.images is not None and _digest(graph.images) != _digest(work.images):
         raise InputError(
             "the graph is of other features: pass those it was found for, in the same order and dtype"
@@ -284,10 +297,10 @@ def _find_graph(
     )
 
 
-def _cameras(data: FeatureSet, ranker: GraphRanker) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cameras of the probes and of the whole gallery."""
+def _cameras(data: FeatureSet, ranker: GraphRanker, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cameras of the probes and of the whole gallery, on the device."""
     probes = len(data.probe)
-    every = cameras_of(data, probes + len(data.gallery), ranker.name)
+    every = cameras_of(data, probes + len(data.gallery), ranker.name).to(plan.device)
     return every[:probes], every[probes:]
 
 
@@ -339,9 +352,12 @@ class _Fitted:
         assert similarities is not None
         assert self.encoding.inverted is not None
         scores = torch.empty_like(similarities)
-        each = 16 * work.gallery.size
+        each = (32 if ranker.compares == "dot" else 16) * work.gallery.size
         if self.probe_rows is None:
             each = max(each, ranker.workspace_bytes(batch.found.indices.shape[1]))
+            # What `nearest_of` gathers: a table of rows, and those of each list.
+            widest = margin(max(ranker.camera_neighbours()), work.gallery.size) if cameras is not None else 0
+            each = max(each, 12 * batch.probe.shape[1] * widest)
         for start, stop in blocks_of(len(scores), max(1, chunk // each)):
             seen = similarities[start:stop]
             first, last = batch.start + start, batch.start + stop

@@ -10,7 +10,7 @@ from ..data.validation import find_problems
 from ..errors import InputError, ParameterError
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, GraphRanker, HeadRanker
-from ..methods.kinds.steps import Transform
+from ..methods.kinds.steps import GraphStep, ListStep, Transform
 
 TRANSDUCTIVE, ONLINE = "transductive", "online"
 
@@ -62,6 +62,20 @@ def setting_of(method: AnyMethod, online: bool) -> str | None:
     return TRANSDUCTIVE if TRANSDUCTIVE in settings else settings[0] if settings else None
 
 
+def needs_of(method: AnyMethod, online: bool) -> list[str]:
+    """Return what a method looks at beside a probe and the gallery: `cameras`, `other probes`, both or neither.
+
+    Args:
+        method: the method.
+        online: whether each probe must be ranked by itself.
+
+    Raises:
+        ParameterError: as `setting_of`.
+    """
+    others = setting_of(method, online) == TRANSDUCTIVE
+    return ["cameras"] * method.needs_cameras + ["other probes"] * others
+
+
 def check_calibrates(method: AnyMethod, calibration: Side, dim: int) -> None:
     """Check images that are to calibrate feature steps.
 
@@ -71,13 +85,22 @@ def check_calibrates(method: AnyMethod, calibration: Side, dim: int) -> None:
         dim: D of the features that are ranked.
 
     Raises:
-        ParameterError: if no part of the method looks at other images.
+        ParameterError: if no part of the method looks at other images, or only after probes were mixed.
         InputError: for features or cameras that cannot be used.
     """
     if not any(isinstance(step, Transform) and step.needs_cameras for step in method.feature_steps):
         raise ParameterError(
             f"method {method.name} has no use for calibration features: only steps such as center have"
         )
+    mixed = None
+    for step in method.feature_steps:
+        if mixed is not None and isinstance(step, Transform) and step.needs_cameras:
+            raise ParameterError(
+                f"calibration features have no neighbours to be mixed with as {mixed.name} mixes probes: put "
+                f"{step.name} before it"
+            )
+        if isinstance(step, GraphStep) or (isinstance(step, ListStep) and step.changes == "probe"):
+            mixed = step
     problems = find_problems(calibration, None)
     if not problems and calibration.dim != dim:
         problems = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from ..compute.stopwatch import Stopwatch
 from ..data.features import FeatureSet
 from ..data.positions import Positions
 from ..data.sharded import ShardedSet
+from ..data.side import Side
 from ..evaluation.match_finder import MatchFinder
 from ..evaluation.metrics import Metrics, check_ap, measure, warn_about
 from ..evaluation.protocols import Protocol, get_protocol
@@ -192,7 +194,8 @@ def rerank_measured(
         if checkpoint is not None:
             checkpoint.add(done)
     baseline = None
-    if finder is not None and method.feature_steps:
+    # An index has the features that its steps gave alone.
+    if finder is not None and method.feature_steps and data.gallery.fitted_for(method.feature_steps) is None:
         baseline = _locate_by_cosine(data, finder, compute)
     if finder is None or not compute.leads:
         return Measured(resumed=resumed)
@@ -214,6 +217,12 @@ def _depth(data: FeatureSet, method: AnyMethod, request: Request) -> int:
     """How deep the written lists are."""
     size = len(data.gallery) if request.candidates is None else request.candidates.depth
     return min(request.depth or method.depth(size), size)
+
+
+def _cameras_digest(side: Side | None) -> str | None:
+    if side is None or side.cams is None:
+        return None
+    return hashlib.sha256(np.asarray(side.cams, dtype="<i8").tobytes()).hexdigest()
 
 
 def _locate_by_cosine(data: FeatureSet, finder: MatchFinder, compute: Compute) -> Positions:
@@ -278,6 +287,7 @@ def rerank_to(
                 "labels_digest": labels_digest,
                 "candidates_digest": None if candidates is None else candidates.digest(),
                 "calibration_digest": calibrated,
+                "calibration_cams": _cameras_digest(calibration),
                 "method": method.name,
                 **method.params(),
                 "setting": setting,

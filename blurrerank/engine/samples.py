@@ -10,10 +10,10 @@ from ..compute.processes import Group
 from ..methods.kinds.steps import CameraSums
 from ..search.rows import UnitRows, blocks_of
 
-# Values of unit rows are added as whole parts of this: up to four million images.
-_PARTS = 1 << 40
-# And rounded to parts of this where their products are added, which float64 then holds exactly.
-_FACTOR_PARTS = 1 << 16
+# Values of unit rows are added as whole multiples of 2 ** -40, or of more where int64 would not hold the sum.
+_PARTS = 40
+# Where products are added, of 2 ** -16, or of more where float64 would not hold the sum exactly.
+_FACTOR_PARTS = 16
 # Rows at a time, since they are widened.
 _ROWS = 1024
 
@@ -32,6 +32,9 @@ class RowSample:
         self, rows: UnitRows, cams: torch.Tensor, every: torch.Tensor, group: Group | None = None
     ) -> None:
         self._rows, self._cams, self._every, self._group = rows, cams, every, group
+        images = len(every).bit_length()
+        self._parts = 1 << min(_PARTS, 62 - images)
+        self._factor_parts = 1 << min(_FACTOR_PARTS, (53 - images) // 2)
 
     def by_camera(self) -> CameraSums:
         """See `steps.Sample.by_camera`."""
@@ -41,8 +44,8 @@ class RowSample:
         squares = torch.zeros_like(sums)
         for start, block in self._blocks():
             which = torch.searchsorted(cams, self._cams[start : start + len(block)]).to(block.device)
-            sums.index_add_(0, which, _whole(block))
-            squares.index_add_(0, which, _whole(block * block))
+            sums.index_add_(0, which, self._whole(block))
+            squares.index_add_(0, which, self._whole(block * block))
         cams, counts = cams.to(sums.device), counts.to(sums.device)
         return CameraSums(cams, counts, self._total(sums), self._total(squares))
 
@@ -52,7 +55,7 @@ class RowSample:
         cams = torch.unique(self._every) if each_camera else torch.zeros(1, dtype=torch.int64)
         found = torch.zeros(len(cams), dim, dim, dtype=torch.float64, device=device)
         for start, block in self._blocks():
-            factors = (block.double() * _FACTOR_PARTS).round_()
+            factors = (block.double() * self._factor_parts).round_()
             if not each_camera:
                 found[0].addmm_(factors.T, factors)
                 continue
@@ -62,7 +65,7 @@ class RowSample:
                 found[camera].addmm_(own.T, own)
         if self._group is not None:
             found = self._group.all_reduce(found, "sum")
-        return found / _FACTOR_PARTS**2
+        return found / self._factor_parts**2
 
     def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """A few rows at a time."""
@@ -73,8 +76,7 @@ class RowSample:
     def _total(self, values: torch.Tensor) -> torch.Tensor:
         if self._group is not None:
             values = self._group.all_reduce(values, "sum")
-        return values.double() / _PARTS
+        return values.double() / self._parts
 
-
-def _whole(values: torch.Tensor) -> torch.Tensor:
-    return (values.double() * _PARTS).round_().long()
+    def _whole(self, values: torch.Tensor) -> torch.Tensor:
+        return (values.double() * self._parts).round_().long()

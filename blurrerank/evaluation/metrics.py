@@ -90,6 +90,33 @@ class Metrics:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class ProbeValues:
+    """What the metrics are the means of: a value for each probe, NaN for one without a match.
+
+    Attributes:
+        ap: (P,) float64 average precision.
+        inp: (P,) float64 inverse negative penalty.
+        curve: (P, K) float64, whether a match is among the first k; single-shot, how probably.
+        first_match: (P,) float64 rank of the first match, infinity if it is not listed.
+    """
+
+    ap: NDArray[np.float64]
+    inp: NDArray[np.float64]
+    curve: NDArray[np.float64]
+    first_match: NDArray[np.float64]
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(P,) bool, the probes that have a match."""
+        return ~np.isnan(self.ap)
+
+    def table(self) -> NDArray[np.float64]:
+        """Return (P, M) float64, whose means over the valid probes are `MEANS`, in that order."""
+        ranks = np.array(CMC_RANKS) - 1
+        return np.column_stack([self.ap, self.inp, self.curve[:, ranks]])
+
+
 def check_ap(ap: str) -> None:
     """Raise `ParameterError` unless `ap` is one of `AP_KINDS`."""
     if ap not in AP_KINDS:
@@ -123,6 +150,27 @@ def measure(
     Raises:
         ParameterError: for an unknown kind of AP.
     """
+    values = measure_probes(positions, data, protocol, ap=ap)
+    valid = values.valid
+    return Metrics(
+        mAP=_mean(values.ap[valid]),
+        mINP=_mean(values.inp[valid]),
+        cmc=values.curve[valid].mean(axis=0) if valid.any() else np.full(MAX_RANK, np.nan),
+        valid_probes=int(valid.sum()),
+        probes=len(data.probe),
+        protocol=protocol.name,
+        ap_kind=ap,
+        depth=depth,
+        ap=values.ap,
+        inp=values.inp,
+        first_match=values.first_match,
+    )
+
+
+def measure_probes(
+    positions: Positions, data: FeatureSet, protocol: Protocol, *, ap: str = "plain"
+) -> ProbeValues:
+    """Compute for each probe what `measure` averages; arguments and errors as there."""
     check_ap(ap)
     probes, owner = len(data.probe), positions.probes
     ranks = np.where(positions.ranks < 0, np.inf, positions.ranks + 1.0)
@@ -161,19 +209,7 @@ def measure(
         np.add.at(drawn, owner, within)
         curve = drawn / number[:, None]
 
-    return Metrics(
-        mAP=_mean(average[valid]),
-        mINP=_mean(inp[valid]),
-        cmc=curve[valid].mean(axis=0) if valid.any() else np.full(MAX_RANK, np.nan),
-        valid_probes=int(valid.sum()),
-        probes=probes,
-        protocol=protocol.name,
-        ap_kind=ap,
-        depth=depth,
-        ap=average,
-        inp=inp,
-        first_match=first,
-    )
+    return ProbeValues(average, inp, curve, first)
 
 
 def _find_dropped(positions: Positions, data: FeatureSet, protocol: Protocol) -> NDArray[np.bool_]:
@@ -199,6 +235,11 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def valid_probes(data: FeatureSet, protocol: str) -> int:
     """Count the probes that have a match in the gallery under `protocol`; `data` must have ids."""
+    return int(has_match(data, protocol).sum())
+
+
+def has_match(data: FeatureSet, protocol: str) -> NDArray[np.bool_]:
+    """Return (P,) bool, the probes that have a match in the gallery under `protocol`; `data` must have ids."""
     assert data.probe.ids is not None
     assert data.gallery.ids is not None
     same_camera = np.zeros(len(data.probe), dtype=np.int64)
@@ -216,7 +257,8 @@ def valid_probes(data: FeatureSet, protocol: str) -> int:
     ids, counts = np.unique(data.gallery.ids, return_counts=True)
     place = np.searchsorted(ids, data.probe.ids).clip(max=len(ids) - 1)
     matches = np.where((ids[place] == data.probe.ids) & (data.probe.ids > DISTRACTOR), counts[place], 0)
-    return int((matches > same_camera).sum())
+    found: NDArray[np.bool_] = matches > same_camera
+    return found
 
 
 def distinct_cameras(side: Side) -> NDArray[np.int64]:

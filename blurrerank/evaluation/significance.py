@@ -1,10 +1,11 @@
-"""Significance test and confidence interval for the difference between two rankings' mAP.
+"""Significance test and confidence intervals for means over probes, and for differences of two rankings.
 
 Sources: paired randomisation test, Fisher, The Design of Experiments, 1935; its use for average precision,
 Smucker, Allan, Carterette, "A Comparison of Statistical Significance Tests for Information Retrieval
 Evaluation", CIKM 2007; counting the observed outcome in a sampled test, Phipson, Smyth, "Permutation P-values
 Should Never Be Zero", 2010, arXiv:1603.05766; percentile bootstrap, Efron, Tibshirani, An Introduction to the
-Bootstrap, 1993, chapter 13.
+Bootstrap, 1993, chapter 13; resampling clusters of dependent observations, Davison, Hinkley, Bootstrap
+Methods and their Application, 1997, section 3.8.
 """
 
 from __future__ import annotations
@@ -166,3 +167,48 @@ def compare_ap(
         worse=int((gain < 0).sum()),
         resamples=resamples,
     )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over probes, and the 95 % confidence interval that comes of resampling identities.
+
+    Attributes:
+        value: the mean.
+        low: lower end of the interval.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def intervals_over_identities(
+    sums: NDArray[np.float64], counts: NDArray[np.int64], *, resamples: int = 10_000, seed: int = 0
+) -> list[Interval]:
+    """Return the mean over probes of each of M values, with intervals from resampled identities.
+
+    Probes of one identity share their matches, so that they are drawn together: with s_i the sum over the n_i
+    probes of identity i and w_i how often it is among I identities drawn with replacement, an interval goes
+    from the 2.5th to the 97.5th percentile of sum_i w_i s_i / sum_i w_i n_i. All M have the same draws.
+
+    Args:
+        sums: (I, M) float64, the sums of the values over each identity's probes.
+        counts: (I,) int64, the number of these probes, at least 1.
+        resamples: number of bootstrap samples.
+        seed: seed of the draws.
+
+    >>> intervals_over_identities(np.array([[1.0], [2.0]]), np.array([2, 2]))
+    [Interval(value=0.75, low=0.5, high=1.0)]
+    """
+    identities = len(counts)
+    random, drawn = np.random.default_rng(seed), []
+    step = max(1, _DRAWN // identities)
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        weights = random.multinomial(identities, np.full(identities, 1 / identities), size=size)
+        drawn.append((weights @ sums) / (weights @ counts)[:, None])
+    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5], axis=0)
+    values = sums.sum(axis=0) / counts.sum()
+    return [Interval(*map(float, ends)) for ends in zip(values, low, high, strict=True)]

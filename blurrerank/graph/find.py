@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ import torch
 from ..compute.compute import Progress
 from ..compute.products import full_float32
 from ..search.exact import margin
-from ..search.precision import error_bound, product
+from ..search.precision import Rounded, error_bound, product
 from ..search.rows import UnitRows, blocks_of, warn_of_reads
 from .neighbour_graph import CAMERA_LISTS, ListSizes, NeighbourGraph, NeighbourLists
 from .resolve import images_at_a_time, resolve_lists, resolve_lowest
@@ -56,6 +57,21 @@ def find_graph(
     search = _Search(images, sizes, cams, known)
     search.run(progress or (lambda done, total: None), keep)
     return search.graph(len(images))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Images that meet others together.
+
+    Attributes:
+        images: (n,) int64, which ones.
+        rows: (n, D) their factors.
+        spans: where those of each camera are.
+    """
+
+    images: torch.Tensor
+    rows: torch.Tensor
+    spans: Mapping[int, slice] = field(default_factory=dict)
 
 
 class _Search:
@@ -115,6 +131,7 @@ class _Search:
             begin, end = columns[0][0], columns[-1][1]
             kept = images.factors(begin, end)
             self.errors[begin:end] = kept.errors
+            right = [self._block(kept[first - begin : until - begin], first) for first, until in columns]
             before = images.spans(spans[:stripe])
             for top, bottom in spans[: stripe + len(columns)]:
                 left = (
@@ -123,14 +140,17 @@ class _Search:
                     else images.factors(top, bottom, next(before))
                 )
                 self.errors[top:bottom] = left.errors
-                for first, until in columns:
+                one = self._block(left, top)
+                for (first, until), other in zip(columns, right, strict=True):
                     if first < top:
                         continue
                     if images.is_assigned_here(tiles):
-                        tile = product(left.rows, kept.rows[first - begin : until - begin])
-                        self._meet(slice(top, bottom), tile, first)
-                        if first > top:
-                            self._meet(slice(first, until), tile.T.contiguous(), top)
+                        tile = product(one.rows, other.rows)
+                        # A copy always: the tile is used up first.
+                        turned = tile.T.clone(memory_format=torch.contiguous_format) if first > top else None
+                        self._meet(one if first > top else other, tile, other)
+                        if turned is not None:
+                            self._meet(other, turned, one)
                     tiles += 1
                     done += (bottom - top) * (until - first) * (1 + (first > top))
                 progress(done // total, total)
@@ -139,17 +159,40 @@ class _Search:
         for running in (*self.running.values(), self.farthest):
             running.merge_processes(images)
 
-    def _meet(self, rows: slice, tile: torch.Tensor, first: int) -> None:
-        """Take note of the products of the images `rows` with those from `first` on."""
-        self.farthest.update(rows, tile, first)
-        if first == rows.start:
+    def _block(self, some: Rounded, first: int) -> _Block:
+        """Consecutive images from `first` on, those of a camera side by side if cameras matter."""
+        images = torch.arange(first, first + len(some.rows), device=self.images.device)
+        if len(self.running) == 1:
+            return _Block(images, some.rows)
+        assert self.cams is not None
+        cams, order = self.cams[images].sort(stable=True)
+        found, counts = torch.unique_consecutive(cams, return_counts=True)
+        ends = [0, *counts.cumsum(0).tolist()]
+        spans = {cam: slice(*span) for cam, span in zip(found.tolist(), pairwise(ends), strict=True)}
+        return _Block(images[order], some.rows[order], spans)
+
+    def _meet(self, block: _Block, tile: torch.Tensor, others: _Block) -> None:
+        """Take note of the products of the images of a block with `others`; the tile is used up."""
+        self.farthest.update(block.images, tile, others.images)
+        if block is others:
             tile.fill_diagonal_(-torch.inf)
-        self.running["nearest"].update(rows, tile, first)
-        if self.cams is not None and len(self.running) > 1:
-            same = self.cams[rows].unsqueeze(1) == self.cams[first : first + tile.shape[1]]
-            for name, wanted in (("within", ~same), ("across", same)):
-                if name in self.running:
-                    self.running[name].update(rows, tile.masked_fill(wanted, -torch.inf), first)
+        self.running["nearest"].update(block.images, tile, others.images)
+        if len(self.running) == 1:
+            return
+        shared = [(rows, others.spans[cam]) for cam, rows in block.spans.items() if cam in others.spans]
+        if "within" in self.running and shared:
+            # Those of the own camera side by side from the left on.
+            width = max(columns.stop - columns.start for _, columns in shared)
+            own = tile.new_full((len(tile), width), -torch.inf)
+            starts = torch.zeros_like(block.images)
+            for rows, columns in shared:
+                own[rows, : columns.stop - columns.start] = tile[rows, columns]
+                starts[rows] = columns.start
+            self.running["within"].update(block.images, own, others.images, starts)
+        if "across" in self.running:
+            for rows, columns in shared:
+                tile[rows, columns] = -torch.inf
+            self.running["across"].update(block.images, tile, others.images)
 
     def graph(self, met: int) -> NeighbourGraph:
         """Return what follows for the first `met` images from the products among them."""
@@ -184,7 +227,8 @@ class _Search:
         )
         lists = found["nearest"]
         within, across = found.get("within"), found.get("across")
-        return NeighbourGraph(lists.items, lists.similarities, lowest, within, across, images)
+        cams = None if self.cams is None else self.cams[:met]
+        return NeighbourGraph(lists.items, lists.similarities, lowest, within, across, images, cams)
 
     def _lengths(self, met: int) -> Iterator[tuple[str, int]]:
         """Each kind of list, and how long it is among the first `met` images."""

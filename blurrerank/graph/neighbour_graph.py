@@ -7,7 +7,7 @@ that asks for lists no longer than it has.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
@@ -65,6 +65,7 @@ class NeighbourGraph:
         within: the nearest others of the image's own camera, where asked for.
         across: the nearest images of all other cameras, where asked for.
         images: the N unit rows of features, to compare further pairs; None for lists that came without.
+        cams: (N,) int64, the cameras that `within` and `across` are of.
 
     >>> import blurrerank as br
     >>> graph = br.neighbour_graph(torch.eye(4)[:3] + torch.eye(4)[1:], 1)
@@ -80,6 +81,7 @@ class NeighbourGraph:
     within: NeighbourLists | None = None
     across: NeighbourLists | None = None
     images: UnitRows | None = None
+    cams: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.lists)
@@ -90,14 +92,15 @@ class NeighbourGraph:
         usual = CHUNK_BYTES[self.lists.device.type]
         return usual if self.images is None else min(usual, self.images.budget.working_bytes)
 
+    @property
+    def sizes(self) -> ListSizes:
+        """How long the lists are."""
+        return ListSizes(*(self._length(name) for name in ("nearest", *CAMERA_LISTS)))
+
     def serves(self, sizes: ListSizes) -> bool:
         """Return whether all lists are as long as `sizes` asks for, or hold all images there are."""
-        others = min(sizes.nearest, len(self) - 1)
-        camera = (sizes.within, self.within), (sizes.across, self.across)
-        return self.lists.shape[1] > others and all(
-            not wanted or (found is not None and found.items.shape[1] >= min(wanted, len(self) - 1))
-            for wanted, found in camera
-        )
+        has, wanted = astuple(self.sizes), astuple(sizes)
+        return all(length >= min(count, len(self) - 1) for length, count in zip(has, wanted, strict=True))
 
     def cut(self, sizes: ListSizes) -> NeighbourGraph:
         """Return the graph that was found for `sizes`, from one with longer lists."""
@@ -112,7 +115,7 @@ class NeighbourGraph:
     def within_alone(self) -> NeighbourGraph:
         """Return the graph whose lists are those of images of the same camera alone, -1 where they end."""
         lists = self.by_camera(1 + self._length("within"), 0)
-        return replace(self, lists=lists.items, similarities=lists.similarities, within=None)
+        return replace(self, lists=lists.items, similarities=lists.similarities, within=None, cams=None)
 
     def by_camera(self, own: int, others: int) -> NeighbourLists:
         """Return each image, its `own` - 1 nearest others of its own camera, and the nearest of all others.

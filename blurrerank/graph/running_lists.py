@@ -67,21 +67,36 @@ class RunningLists:
         self.keys[some, :width] = keys.masked_fill_(items < 0, NOBODY)
         self._note_ends(torch.arange(len(items), device=self.keys.device))
 
-    def update(self, rows: slice, products: torch.Tensor, first: int) -> None:
-        """Take note of products with the images from `first` on; -inf are none."""
+    def update(
+        self,
+        images: torch.Tensor,
+        products: torch.Tensor,
+        others: torch.Tensor,
+        starts: torch.Tensor | None = None,
+    ) -> None:
+        """Take note of products.
+
+        Args:
+            images: (n,) int64, whose lists may change.
+            products: (n, m) float32, -inf where there is none.
+            others: (M,) int64, the images that products are with.
+            starts: (n,) int64, which of `others` the first product of each row is with; 0 by default.
+        """
         width = self.keys.shape[1]
         if not width:
             return
         best = products.amax(dim=1) if self.sign > 0 else products.amin(dim=1).neg_()
-        some = torch.nonzero(best > self._ends[rows]).flatten()
+        some = torch.nonzero(best > self._ends[images]).flatten()
         if not len(some):
             return
         if len(some) < len(products):
             products = products.index_select(0, some)
-        values, items = greatest(products if self.sign > 0 else -products, min(width, products.shape[1]))
-        keys = sort_keys(values.to(torch.float32), first + items)
+        values, places = greatest(products if self.sign > 0 else -products, min(width, products.shape[1]))
+        if starts is not None:
+            places = places.add_(starts[some].unsqueeze(1)).clamp_max_(len(others) - 1)
+        keys = sort_keys(values.to(torch.float32), others[places])
         keys.masked_fill_(values == -torch.inf, NOBODY)
-        some += rows.start
+        some = images[some]
         merged = torch.cat([self.keys[some], keys], dim=1)
         self.keys[some] = merged.topk(width, dim=1).values
         self._note_ends(some)

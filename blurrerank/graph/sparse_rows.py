@@ -362,7 +362,7 @@ class SparseRows:
         Returns:
             (p, G) float32. Sums must stay below 8, as they do where the rows' norms are 1.
         """
-        return (self._compared(inverted, width, torch.mul, torch.int64).double() / ONE**2).float()
+        return self._compared(inverted, width, torch.mul, torch.int64).double().div_(ONE**2).float()
 
     def _compared(
         self,

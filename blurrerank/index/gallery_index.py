@@ -63,11 +63,13 @@ class IndexedSide(Side):
         return self.stored_digest
 
     def encoded_for(self, method: GraphRanker) -> BlurredEncoding | None:
-        """What is known of the gallery, if `method` may use it.
+        """What is known of the gallery, if it was encoded for `method`.
 
         Raises:
-            ParameterError: if the gallery was encoded with other parameters.
+            ParameterError: if it was encoded with other parameters.
         """
+        if method.name != self.method.name:
+            return None
         _check_same(self.label, self.method, method.params())
         return self.encoded
 

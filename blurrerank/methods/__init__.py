@@ -8,7 +8,6 @@ is not imported until that method is asked for.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import pkgutil
 from collections import Counter
@@ -22,7 +21,7 @@ from typing import Any, TypeAlias
 from ..errors import ParameterError
 from .kinds.base import FeatureStep, GraphRanker, HeadRanker, Method, Ranker
 from .kinds.chain import Chain, part_names
-from .kinds.parameters import Parameter, parameters_of
+from .kinds.parameters import Parameter, parameters_of, parse_value, written
 
 ENTRY_POINTS = "blurrerank.methods"
 
@@ -39,12 +38,15 @@ __all__ = [
     "Ranker",
     "available",
     "create",
+    "find_parameter",
     "is_available",
     "method_class",
     "options_of",
     "parse_chain",
+    "parse_value",
     "presets_of",
     "split_methods",
+    "with_settings",
 ]
 
 
@@ -130,18 +132,12 @@ def create(text: str, /, *, preset: str | None = None, **params: Any) -> AnyMeth
     >>> create("dba:k=4+lbr", sigma=0.2).params()["lbr.sigma"]
     0.2
     """
-    named, given = parse_chain(text)
-    classes = [method_class(name) for name in named]
-    if not issubclass(classes[-1], Ranker):
-        named, given, classes = [*named, "cosine"], [*given, {}], [*classes, method_class("cosine")]
+    named, given, classes = _assigned(text, params)
     for name, part in zip(named[:-1], classes[:-1], strict=True):
         if not issubclass(part, FeatureStep):
             raise ParameterError(f"{text}: {name} ranks, so it can only be the last part of a chain")
     if preset is not None:
         given[-1] = {"preset": preset, **given[-1]}
-    for key, value in params.items():
-        number, name = _part_of(key, text, classes)
-        given[number] = {**given[number], name: value}
     parts = []
     for (label, kind), settings in zip(part_names(list(classes)).items(), given, strict=True):
         try:
@@ -179,6 +175,56 @@ def _described(method: Method) -> list[Parameter]:
     return [replace(one, default=getattr(method, one.name)) for one in parameters_of(method)]
 
 
+def find_parameter(text: str, name: str) -> tuple[str, Parameter]:
+    """Return a parameter of a method or chain, and the shortest name that tells it from all others there.
+
+    Args:
+        text: a method or chain.
+        name: what `create` takes, or its spelling as an option, such as `ki`, `lambda`, `dba.k`.
+
+    Raises:
+        ParameterError: for an unknown method, or a name that no parameter has or that several parts have.
+
+    >>> find_parameter("dba+k-reciprocal", "k-reciprocal.lambda_value")[0]
+    'lambda'
+    """
+    _, _, classes = _assigned(text, {})
+    number, field = _part_of(name, text, classes)
+    label, kind = list(part_names(list(classes)).items())[number]
+    own = [parameter for parameter in parameters_of(kind) if parameter.name == field]
+    if not own:
+        raise _unknown_parameter(kind, name)
+    alone = sum(any(one.name == field for one in parameters_of(part)) for part in classes) == 1
+    return own[0].option if alone else f"{label}.{own[0].option}", own[0]
+
+
+def with_settings(text: str, settings: Mapping[str, Any]) -> str:
+    """Return the text of a method or chain with other values of some parameters.
+
+    Args:
+        text: a method or chain.
+        settings: values by names as `find_parameter` takes them.
+
+    Raises:
+        ParameterError: for an unknown method, or a name that no part or several have.
+
+    >>> with_settings("dba:k=4+k-reciprocal", {"lambda": 0.5, "k": 8})
+    'dba:k=8+k-reciprocal:lambda=0.5'
+    """
+    named, given, classes = _assigned(text, settings)
+    if len(named) > len(parse_chain(text)[0]) and not given[-1]:
+        named, given, classes = (
+            named[:-1],
+            given[:-1],
+            classes[:-1],
+        )  # the cosine that a chain of steps ends with
+    parts = []
+    for name, kind, values in zip(named, classes, given, strict=True):
+        options = {parameter.name: parameter.option for parameter in parameters_of(kind)}
+        parts.append(":".join([name, *(f"{options.get(key, key)}={written(v)}" for key, v in values.items())]))
+    return "+".join(parts)
+
+
 def presets_of(text: str) -> list[str]:
     """Return the names of the presets that the ranker of a method or chain has.
 
@@ -205,28 +251,47 @@ def _create_one(kind: type[Method], params: Mapping[str, Any]) -> Method:
     known_names = {parameter.name for parameter in parameters_of(kind)}
     unknown = sorted(set(settings) - known_names)
     if unknown:
-        known = ", ".join(sorted(known_names)) or "none"
-        raise ParameterError(f"method {kind.name} has no parameter {unknown[0]!r}; it has: {known}")
+        raise _unknown_parameter(kind, unknown[0])
     return replace(kind(), **settings)
 
 
+def _unknown_parameter(kind: type[Method], name: str) -> ParameterError:
+    known = ", ".join(sorted(parameter.name for parameter in parameters_of(kind))) or "none"
+    return ParameterError(f"method {kind.name} has no parameter {name!r}; it has: {known}")
+
+
+def _assigned(
+    text: str, params: Mapping[str, Any]
+) -> tuple[list[str], list[dict[str, Any]], list[type[Method]]]:
+    """The parts of a chain, a ranker the last of them: their names, their parameters and their classes."""
+    named, given = parse_chain(text)
+    classes = [method_class(name) for name in named]
+    if not issubclass(classes[-1], Ranker):
+        named, given, classes = [*named, "cosine"], [*given, {}], [*classes, method_class("cosine")]
+    for key, value in params.items():
+        number, name = _part_of(key, text, classes)
+        given[number] = {**given[number], name: value}
+    return named, given, classes
+
+
 def _part_of(key: str, text: str, classes: Sequence[type[Method]]) -> tuple[int, str]:
-    """Which part of a chain a parameter belongs to, and what it is called there."""
-    if len(classes) == 1:
-        return 0, key
+    """Which part of a chain a parameter belongs to, and the field that it is there."""
     part, dot, name = key.rpartition(".")
+    names = list(part_names(list(classes)))
+    if dot and part in names:
+        number = names.index(part)
+        return number, _field_name(classes[number].name, name)
+    if len(classes) == 1:
+        return 0, _field_name(classes[0].name, key)
     if dot:
-        names = list(part_names(list(classes)))
-        if part in names:
-            return names.index(part), name
         raise ParameterError(f"{text} has no part {part!r}; its parts are: {', '.join(names)}")
     having = [
         number
         for number, kind in enumerate(classes)
-        if any(parameter.name == key for parameter in parameters_of(kind))
+        if any(parameter.name == _field_name(kind.name, key) for parameter in parameters_of(kind))
     ]
     if len(having) == 1:
-        return having[0], key
+        return having[0], _field_name(classes[having[0]].name, key)
     if not having:
         known = ", ".join(
             f"{name}.{parameter.name}"
@@ -268,7 +333,7 @@ def parse_chain(text: str) -> tuple[list[str], list[dict[str, Any]]]:
                 )
             if field in params:
                 raise ParameterError(f"{text} gives {key} twice")
-            params[field] = _value(value)
+            params[field] = parse_value(value)
         names.append(name)
         given.append(params)
     return names, given
@@ -278,10 +343,3 @@ def _field_name(method: str, key: str) -> str:
     """The field that a setting such as `lambda` or `base-distance` names."""
     by_option = {parameter.option: parameter.name for parameter in parameters_of(method_class(method))}
     return by_option.get(key.replace("_", "-"), key.replace("-", "_"))
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
-        return text

@@ -76,8 +76,8 @@ class GraphConvolution(GraphStep):
     def _convolution(self, graph: NeighbourGraph, lists: torch.Tensor, cosine: torch.Tensor) -> SparseRows:
         from ..graph.sparse_rows import SparseRows
 
-        # All over exp(1 / beta), which cancels out.
-        listed, weights = lists >= 0, ((cosine - 1) / self.beta).exp()
+        # All over exp(1 / beta), which cancels out; a cosine above 1 is rounding.
+        listed, weights = lists >= 0, ((cosine - 1).clamp_max(0) / self.beta).exp()
         return SparseRows.from_lists(lists, listed, graph.chunk_bytes).shared(weights[listed]).balanced()
 
 

@@ -12,7 +12,8 @@ Online, A is of the gallery alone, and A_p the sum of W_pj A_j over the first ma
 divided by its norm.
 
 Source: Zhang, Jiang, Zheng, Tan, Ding, Yang, "Understanding Image Retrieval Re-Ranking: A Graph Neural Network
-Perspective", arXiv:2012.07620. The paper has no lambda; it is that of layumi's program.
+Perspective", arXiv:2012.07620. The paper and the presets, which are the authors', have no lambda; it is that of
+layumi's program.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class GraphNeuralNetwork(PropagationRanker):
 
     name: ClassVar[str] = "gnn"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "market1501": {"k1": 26, "k2": 7},
+        "market1501": {"k1": 26, "k2": 7, "lambda_value": 0.0},
+        "veri776": {"k1": 60, "k2": 10, "lambda_value": 0.0},
     }
 
     k1: int = ranged(26, least=1)

@@ -7,7 +7,7 @@ arXiv:1811.11405, section 3.4.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .kinds.base import HeadRanker
@@ -57,6 +57,22 @@ class LocalBlurring(HeadRanker):
         """Return what `rescore` gives for every one of `sigmas`, (sigmas, p, n) float32."""
         table, places = gallery.gather(candidates.indices)
         return self._blurring.scores(table, places, probe, candidates.scores, sigmas)
+
+    @classmethod
+    def rescore_settings(
+        cls, rankers: Sequence[HeadRanker], probe: torch.Tensor, candidates: Candidates, gallery: Gatherable
+    ) -> Sequence[torch.Tensor]:
+        """Compare the candidates among each other once for all settings that differ in sigma alone."""
+        sigmas: dict[LocalBlurring, list[float]] = {}
+        for ranker in rankers:
+            assert isinstance(ranker, LocalBlurring)
+            sigmas.setdefault(replace(ranker, sigma=cls.sigma), []).append(ranker.sigma)
+        found = {
+            replace(like, sigma=sigma): scores
+            for like, some in sigmas.items()
+            for sigma, scores in zip(some, like.rescore_each(probe, candidates, gallery, some), strict=True)
+        }
+        return [found[ranker] for ranker in rankers if isinstance(ranker, LocalBlurring)]
 
     def workspace_bytes(self, topn: int, dim: int) -> int:
         """Return what one neighbourhood takes."""

@@ -74,13 +74,14 @@ class ProfileVectors(Transform):
         """Subtract, and multiply."""
         import torch
 
+        from ..compute.products import row_products
+
         assert cams is not None
         places, known = places_of(cams, fitted["cams"])
         new = rows.clone()
         for place in torch.unique(places[known]).tolist():
             own = known & (places == place)
-            centred = (rows[own] - fitted["means"][place]).unsqueeze(2)
-            new[own] = (fitted["matrices"][place] @ centred).squeeze(2)
+            new[own] = row_products(rows[own] - fitted["means"][place], fitted["matrices"][place].T)
         return new
 
     def warn_about(self, cams: torch.Tensor | None, fitted: Mapping[str, torch.Tensor]) -> None:

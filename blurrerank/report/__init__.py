@@ -25,8 +25,10 @@ from ..errors import InputError
 from ..evaluation.metrics import Metrics
 from ..files.images import Pictures
 from ..files.targets import opener, replacing
-from ..studies.before_after import DROPPED, IS_JUNK, RIGHT, WRONG, BeforeAfter, grid_of
+from ..studies.before_after import DROPPED, IS_JUNK, RIGHT, WRONG, BeforeAfter
+from ..studies.heat_map import Grid, grid_of
 from ..studies.sweep import Sweep
+from ..studies.tuning import Tuning
 from .charts import change_chart, cmc_chart, heat_map
 from .sprites import Sheets, make_sheets
 
@@ -76,7 +78,7 @@ def write_report(
     path: str | Path,
     probe_pictures: Pictures | None = None,
     gallery_pictures: Pictures | None = None,
-    sweep: Sweep | None = None,
+    sweep: Sweep | Tuning | Grid | None = None,
     facts: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> Written:
@@ -91,7 +93,7 @@ def write_report(
         probe_pictures: thumbnails of the probes, from `files.images`; without them, images are tiles with
             identity and camera.
         gallery_pictures: thumbnails of the gallery, likewise.
-        sweep: a sweep of the same features, drawn as a heat map of mAP.
+        sweep: a sweep or tuning of the same features, drawn as a heat map; or from `grid_of` a heat map of one.
         facts: further facts about how the ranking was made, name -> text.
         force: replace an existing file.
 

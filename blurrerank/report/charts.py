@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.metrics import Metrics
-from ..studies.before_after import BeforeAfter, Grid
+from ..studies.before_after import BeforeAfter
+from ..studies.heat_map import Grid
 
 _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 344, 12, 192
@@ -70,11 +71,11 @@ def change_chart(comparison: BeforeAfter) -> str:
 
 
 def heat_map(grid: Grid) -> str:
-    """Draw a table of mAP for each topn and sigma, with the best one marked."""
+    """Draw a table of the values at each setting, with the best one marked."""
     low, high = np.nanmin(grid.values), np.nanmax(grid.values)
-    head = "".join(f'<th scope="col">{topn}</th>' for topn in grid.topns)
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in grid.columns)
     rows = ""
-    for row, sigma in enumerate(grid.sigmas):
+    for row, name in enumerate(grid.rows):
         cells = ""
         for column, value in enumerate(grid.values[row]):
             if np.isnan(value):
@@ -86,10 +87,12 @@ def heat_map(grid: Grid) -> str:
                 f'<td class="heat h{shade}{" best" if best else ""}">{value:.4f}'
                 f"{'<span>best</span>' if best else ''}</td>"
             )
-        rows += f'<tr><th scope="row">{sigma:g}</th>{cells}</tr>'
+        rows += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
+    caption = escape(f"{grid.mean} {grid.of}; columns: {grid.x}, rows: {grid.y}")
+    corner = escape(f"{grid.y} \\ {grid.x}")
     return (
-        '<table class="heatmap"><caption>mAP of local blurring; columns: topn, rows: sigma</caption>'
-        f'<thead><tr><th scope="col">sigma \\ topn</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f'<table class="heatmap"><caption>{caption}</caption>'
+        f'<thead><tr><th scope="col">{corner}</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
     )
 
 

@@ -14,8 +14,10 @@ import numpy as np
 from ..errors import BlurrerankError, InputError, ParameterError
 from ..evaluation.metrics import Metrics
 from ..files.targets import check_target, opener, replacing
-from ..studies.before_after import BeforeAfter, Grid, grid_of
+from ..studies.before_after import BeforeAfter
+from ..studies.heat_map import Grid, grid_of
 from ..studies.sweep import Sweep
+from ..studies.tuning import Tuning
 
 ENDINGS = (".png", ".pdf", ".svg")
 FIGURES = ("cmc", "ap", "sweep", "all")
@@ -40,7 +42,7 @@ def check_figure(path: str | Path, figure: str, *, sweep: bool) -> None:
         raise ParameterError(f"figure {figure!r} is not known: use {' or '.join(FIGURES)}")
     if figure == "sweep" and not sweep:
         raise ParameterError(
-            "the heat map needs a sweep: pass --sweep FILE, a file written by `blurrerank sweep -o`"
+            "the heat map needs a sweep: pass --sweep FILE, written by `blurrerank sweep -o` or `tune -o`"
         )
     if figure in ("cmc", "ap") and sweep:
         raise ParameterError(f"--figure {figure} draws no sweep: leave --sweep out, or pass --figure all")
@@ -57,7 +59,7 @@ def draw(
     comparison: BeforeAfter,
     path: str | Path,
     figure: str = "all",
-    sweep: Sweep | None = None,
+    sweep: Sweep | Tuning | Grid | None = None,
     force: bool = False,
 ) -> None:
     """Draw one or several figures into one file; no display is needed.
@@ -65,9 +67,9 @@ def draw(
     Args:
         comparison: the comparison to show, from `before_and_after`.
         path: the file, `.png` (300 dots per inch), `.pdf` or `.svg`.
-        figure: `cmc`, `ap` (sorted change of AP of each probe), `sweep` (heat map of mAP), or `all` side by
+        figure: `cmc`, `ap` (sorted change of AP of each probe), `sweep` (heat map), or `all` side by
             side, with the heat map if there is a sweep.
-        sweep: a sweep of the same features.
+        sweep: a sweep or tuning of the same features, or from `grid_of` a heat map of one.
         force: replace an existing file.
 
     Raises:
@@ -161,9 +163,9 @@ def _heat_map(axis: Any, grid: Grid) -> None:
     axis.add_patch(
         Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, edgecolor="black", linewidth=2)
     )
-    axis.set_xticks(range(len(grid.topns)), [str(topn) for topn in grid.topns])
-    axis.set_yticks(range(len(grid.sigmas)), [f"{sigma:g}" for sigma in grid.sigmas])
-    axis.set(xlabel="topn", ylabel="sigma", title="mAP")
+    axis.set_xticks(range(len(grid.columns)), grid.columns)
+    axis.set_yticks(range(len(grid.rows)), grid.rows)
+    axis.set(xlabel=grid.x, ylabel=grid.y, title=grid.mean)
 
 
 def _plain(axis: Any) -> None:

@@ -16,11 +16,10 @@ from ..data.labels import DISTRACTOR, JUNK
 from ..data.ranking import Ranking
 from ..engine.evaluate import check_made_from, evaluate
 from ..engine.rerank import rerank
-from ..errors import BlurrerankWarning, InputError
+from ..errors import BlurrerankWarning
 from ..evaluation.metrics import Metrics, check_ap
 from ..evaluation.protocols import Protocol, get_protocol
 from ..evaluation.significance import gains
-from .sweep import Sweep
 
 UNKNOWN, RIGHT, WRONG, IS_JUNK, DROPPED = range(5)
 """Kinds of a listed item: unknown or not listed; same identity; other identity; junk; same identity and camera,
@@ -207,45 +206,3 @@ def kinds_of(lists: NDArray[Any], data: FeatureSet, protocol: Protocol) -> NDArr
     kinds[ids == JUNK] = IS_JUNK
     kinds[lists < 0] = UNKNOWN
     return kinds
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """The mAP of a sweep as a table.
-
-    Attributes:
-        topns: (C,) topn of each column, ascending.
-        sigmas: (R,) sigma of each row, ascending.
-        values: (R, C) float64 mAP, NaN for a setting that was not measured.
-        best: row and column of the best setting.
-    """
-
-    topns: list[int]
-    sigmas: list[float]
-    values: NDArray[np.float64]
-    best: tuple[int, int]
-
-
-def grid_of(sweep: Sweep, comparison: BeforeAfter) -> Grid:
-    """Return the mAP of each setting of `sweep`, which must be of the features in `comparison`.
-
-    Raises:
-        InputError: if it is of other features, labels, protocol or AP, or has no settings.
-    """
-    data = comparison.data
-    if sweep.digest != data.digest() or sweep.labels_digest != data.labels_digest():
-        what = "features" if sweep.digest != data.digest() else "ids or cameras"
-        raise InputError(f"the sweep was made from other {what}: pass a sweep of these features")
-    if (sweep.protocol, sweep.ap) != (comparison.protocol, comparison.ap_kind):
-        raise InputError(
-            f"the sweep was measured with protocol {sweep.protocol} and {sweep.ap} AP: pass "
-            f"--protocol {sweep.protocol} --ap {sweep.ap}, or run the sweep again with the ones given here"
-        )
-    if not sweep.rows:
-        raise InputError("the sweep has no settings: run `blurrerank sweep` again")
-    topns, sigmas = (sorted({setting[part] for setting in sweep.rows}) for part in (0, 1))
-    values = np.full((len(sigmas), len(topns)), np.nan)
-    for (topn, sigma), means in sweep.rows.items():
-        values[sigmas.index(sigma), topns.index(int(topn))] = means["mAP"]
-    topn, sigma = sweep.best()["mAP"]
-    return Grid([int(n) for n in topns], sigmas, values, (sigmas.index(sigma), topns.index(topn)))

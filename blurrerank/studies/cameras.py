@@ -12,8 +12,8 @@ from ..search.rows import unit_rows
 
 # Images looked at, at most and at least, and how many of the nearest of each.
 _SAMPLE, _FEWEST, _NEAREST = 2000, 300, 10
-# From here on the cameras are worth a word: what is measured differs from chance by more than luck.
-_MUCH = 1.15
+# From here on the cameras are worth a word, if it is by more than luck: so many standard errors.
+_MUCH, _ERRORS = 1.15, 3
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,17 @@ class CameraBias:
     Attributes:
         share: of the 10 nearest images of an image, how many are of its own camera, on average; 0 to 1.
         chance: what that would be if cameras did not matter.
+        error: the standard error of `share`.
     """
 
     share: float
     chance: float
+    error: float
 
     @property
     def matters(self) -> bool:
         """Whether methods that know cameras are worth a try."""
-        return self.share > _MUCH * self.chance
+        return self.share > max(_MUCH * self.chance, self.chance + _ERRORS * self.error)
 
     def __str__(self) -> str:
         return (
@@ -64,8 +66,10 @@ def camera_bias(data: FeatureSet) -> CameraBias | None:
     )
     similarities = (rows @ rows.T).fill_diagonal_(-torch.inf)
     alike = cams[similarities.topk(_NEAREST, dim=1).indices] == cams.unsqueeze(1)
-    share = sizes.double() / len(chosen)
+    each = alike.double().mean(dim=1)
+    part = sizes.double() / len(chosen)
     return CameraBias(
-        share=alike.double().mean().item(),
-        chance=(share * (sizes - 1) / (len(chosen) - 1)).sum().item(),
+        share=each.mean().item(),
+        chance=(part * (sizes - 1) / (len(chosen) - 1)).sum().item(),
+        error=each.std().item() / len(chosen) ** 0.5,
     )

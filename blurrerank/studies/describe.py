@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def describe(
         described["warnings"] = dumped + label_doubts(data)
         bias = camera_bias(data)
         if bias is not None:
-            described["camera_bias"] = {"share": bias.share, "chance": bias.chance, "matters": bias.matters}
+            described["camera_bias"] = {**asdict(bias), "matters": bias.matters}
     return described
 
 

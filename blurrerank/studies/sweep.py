@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from ..compute.compute import Compute
 from ..data.checks import check_count, check_sigma
 from ..data.features import FeatureSet
-from ..data.positions import Positions
-from ..engine.plans import plan_for
 from ..engine.request import Request
 from ..engine.runs import Measurement
-from ..engine.workspace import open_workspace
 from ..errors import InputError, ParameterError
 from ..evaluation.match_finder import MatchFinder
 from ..evaluation.metrics import MEANS, measure, warn_about
+from ..methods.cosine import Cosine
 from ..methods.lbr import LocalBlurring
-from ..search.exact import Query
+from .many import locate_each
 
 _OTHER = {"digest": "other features", "labels_digest": "other ids or cameras"}
 
@@ -108,33 +106,18 @@ def sweep(
     missing = sorted(wanted - set(known.rows if known else ()))
     if known is not None and not missing:
         return known
-    sigmas_of = {topn: [sigma for n, sigma in missing if n == topn] for topn, _ in missing}
-    widest = LocalBlurring(max(sigmas_of), min(sigmas))
-    plan = plan_for(data, widest, Request(whole_rows=True), compute)
-    finder = MatchFinder(data, single_shot=rules.single_shot, device=plan.device, memory=compute.memory)
-    work = open_workspace(data, plan)
-    located: dict[Setting | None, list[Positions]] = {setting: [] for setting in (None, *missing)}
-    query = Query(widest.depth(len(data.gallery)), plan.probe_batch, whole_rows=True)
-    for batch in work.gallery.lists(work.probes, query, progress=compute.progress):
-        before = finder.by_similarity(batch.start, work.gallery.similarities(batch))
-        located[None].append(before)
-        for topn, some in sigmas_of.items():
-            near = batch.candidates.head(topn)
-            for sigma, scores in zip(
-                some, LocalBlurring(topn).rescore_each(batch.probe, near, work.images, some), strict=True
-            ):
-                lists = near.sorted_by(scores).indices
-                located[topn, sigma].append(finder.in_lists(batch.start, lists, before=before))
+    finder = MatchFinder(data, single_shot=rules.single_shot, device=compute.device, memory=compute.memory)
+    methods = [Cosine(1), *(LocalBlurring(topn, sigma) for topn, sigma in missing)]
     measured = {
-        setting: measure(Positions.concatenate(parts), data, rules, ap=measurement.ap)
-        for setting, parts in located.items()
+        method: measure(positions, data, rules, ap=measurement.ap)
+        for method, positions in locate_each(data, methods, Request(), finder, compute)
     }
-    cosine = measured.pop(None)
+    cosine = measured.pop(methods[0])
     warn_about(cosine, data)
     if not cosine.valid_probes:
         raise InputError("no probe has a match in the gallery: settings cannot be compared without metrics")
     rows = dict(known.rows if known else {})
-    rows |= {setting: metrics.means() for setting, metrics in measured.items() if setting is not None}
+    rows |= {(topn, sigma): measured[LocalBlurring(topn, sigma)].means() for topn, sigma in missing}
     return Sweep(
         **made_from,
         probes=len(data.probe),

@@ -7,7 +7,7 @@ row for each image by which all are compared. None of them knows of memory, devi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -119,6 +119,20 @@ class HeadRanker(Ranker):
             (p, n) float32, in the order of the candidates.
         """
 
+    @classmethod
+    def rescore_settings(
+        cls,
+        rankers: Sequence[HeadRanker],
+        probe: torch.Tensor,
+        candidates: Candidates,
+        gallery: Gatherable,
+    ) -> Sequence[torch.Tensor]:
+        """Return what `rescore` of each of `rankers` gives, all of this class and of one `topn`.
+
+        A method whose settings have work in common extends this.
+        """
+        return [ranker.rescore(probe, candidates, gallery) for ranker in rankers]
+
     def workspace_bytes(self, topn: int, dim: int) -> int:
         """Return the bytes that `rescore` needs for one probe, beyond what it is given."""
         return 0
@@ -153,6 +167,15 @@ class GraphMethod(Method):
     def needs_cameras(self) -> bool:
         """Where lists by camera are asked for."""
         return any(self.camera_neighbours())
+
+    def notes(self, probes: int, gallery: int) -> list[str]:
+        """Lists longer than there are other images."""
+        others, count = (probes if self.transductive else 0) + gallery - 1, self.neighbours()
+        return (
+            [f"{self.name} asks for {count} neighbours of each image: there are {others}"]
+            if count > others
+            else []
+        )
 
     def list_sizes(self) -> ListSizes:
         """Return how long the lists of the graph must be."""

@@ -6,6 +6,7 @@ texts come at once.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -113,6 +114,22 @@ def parameters_of(method: Any) -> list[Parameter]:
             )
         )
     return found
+
+
+def parse_value(text: str) -> Any:
+    """Return the value that a setting of a chain is written as: a number, true or false, or the text itself."""
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def written(value: Any) -> str:
+    """Return a value as a chain has it, such that `parse_value` gives it back."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    short = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return short.replace("e+", "e") if isinstance(value, float) else short  # + joins the parts of a chain
 
 
 def _attribute_texts(kind: type) -> dict[str, str]:

@@ -1,0 +1,233 @@
+"""`blurrerank tune`: a grid over the parameters of a method, chosen and reported on different identities."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import BlurrerankWarning
+from .method_options import complete_method
+from .options import (
+    FILE,
+    Runtime,
+    features_argument,
+    json_option,
+    metrics_options,
+    precision_option,
+    runtime_options,
+    style_options,
+)
+from .tables import print_json, remark, table
+
+if TYPE_CHECKING:
+    from ..evaluation.significance import Interval
+    from ..studies.tune_files import TuningFile
+    from ..studies.tuning import Tuning
+
+METRICS = ("mAP", "mINP", "rank1", "rank5", "rank10", "rank20")
+"""Those of `metrics.MEANS`, which is too heavy to import for a help text; a test compares them."""
+
+
+class Values(click.ParamType):  # type: ignore[type-arg]
+    """A parameter and its values, such as `ki=2,4,6`."""
+
+    name = "NAME=V,V,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split, or fail as wrong usage; values are read as those of a chain are."""
+        from ..methods.kinds.parameters import parse_value
+
+        name, _, values = str(value).partition("=")
+        parts = [part.strip() for part in values.split(",")]
+        if not name.strip() or not all(parts):
+            self.fail(f"{value!r} should read NAME=VALUE,VALUE,..., such as ki=2,4,6", param, ctx)
+        return name.strip(), list(map(parse_value, parts))
+
+
+@click.command(short_help="Choose a method's parameters on half of the identities.")
+@features_argument
+@click.option(
+    "--method",
+    required=True,
+    metavar="CHAIN",
+    shell_complete=complete_method,
+    help="A method or chain, with the parameters that are fixed, such as center+camera-graph:lambda=0.",
+)
+@click.option(
+    "grid",
+    "--grid",
+    required=True,
+    multiple=True,
+    type=Values(),
+    metavar="NAME=V,V,...",
+    help="A parameter of the chain and its values, such as ki=2,4,6 or dba.k=4,8; given several times, every "
+    "combination is measured.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    default="mAP",
+    show_default=True,
+    help="What settings are compared by.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of the draw of the identities to choose by.",
+)
+@click.option("--online", is_flag=True, help="Rank each probe by itself, as in `run`.")
+@click.option(
+    "--calibrate", metavar="FILE", help="Earlier images of cameras that the gallery lacks, as in `run`."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    metavar="FILE",
+    help="Also write everything to this .json or .csv. A .json gets each setting as it is finished; what it "
+    "already holds, of the same features, is kept and not measured again.",
+)
+@style_options
+@metrics_options
+@json_option
+@precision_option
+@runtime_options
+def tune(runtime: Runtime, **arguments: Any) -> None:
+    """Measure a method on FEATS over a grid, choose by half of the identities, and report on the others.
+
+    Half of the identities, drawn by --seed, are there to choose by, and the table has their means alone. The
+    chosen setting, the chain as it was given, and cosine are then reported on the other half, with 95 %
+    intervals from resampled identities. The gallery is the whole one throughout. Settings share feature steps,
+    search and neighbour graph.
+
+    \b
+    blurrerank tune feats.h5 --method center+camera-graph --grid ki=2,4,6 --grid ko=4,8,10
+    blurrerank tune feats.h5 --method k-reciprocal:k2=6 --grid k1=10,20,30 --grid lambda=0.1,0.3 -o tune.json
+    """
+    from ..engine.request import Request
+    from ..engine.runs import Measurement
+    from ..errors import ParameterError
+    from ..files import load, load_side
+    from ..studies.grids import ParameterGrid
+    from ..studies.tune import Choice, tune_grid
+    from ..studies.tune_files import TuningFile, as_dict, check_name, save_csv
+
+    options = TuneOptions(**arguments)
+    runtime.start()
+    warnings.simplefilter("once", BlurrerankWarning)  # all settings have the same reasons
+    names = [name for name, _ in options.grid]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ParameterError(f"the grid has {twice} twice: give all of its values at once")
+    grid = ParameterGrid.of(options.method, dict(options.grid))
+    output, store = options.output, None
+    if output is not None:
+        check_name(output)
+        store = TuningFile(output) if output.lower().endswith(".json") else None
+    data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
+    calibration = None
+    if options.calibrate is not None:
+        calibration = load_side(options.calibrate, "probe", memory=runtime.memory)
+    methods = map(grid.method_at, grid.settings())
+    notes = (note for method in methods for note in method.notes(len(data.probe), len(data.gallery)))
+    for note in dict.fromkeys(notes):
+        runtime.note(f"note: {note}")
+    known = None if store is None else store.known
+    with _noting_what_is_kept(runtime, store):
+        found = tune_grid(
+            data,
+            grid,
+            Request(online=options.online, calibration=calibration),
+            Choice(Measurement(options.protocol, options.ap), options.metric, options.seed),
+            runtime.compute("tuning", precision=options.precision, unit=" settings"),
+            store,
+        )
+    if output is not None and store is None:
+        save_csv(found, output)
+    if options.as_json:
+        print_json({**as_dict(found), "command": options.command(found)})
+    else:
+        click.echo(_tables(found, options))
+    if output is not None:
+        new = len(found.rows) - (len(known.rows) if known else 0)
+        done = "kept" if found is known else "wrote"
+        runtime.note(f"{done} {output}: {len(found.rows)} settings, {new} of them new")
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """The options of `tune`; each is described where it is declared."""
+
+    feats: str
+    gallery: str | None
+    method: str
+    grid: tuple[tuple[str, list[Any]], ...]
+    metric: str
+    seed: int
+    online: bool
+    calibrate: str | None
+    output: str | None
+    style: str | None
+    protocol: str
+    ap: str
+    as_json: bool
+    precision: str
+
+    def command(self, found: Tuning) -> str:
+        """Return the command that ranks by the chosen setting."""
+        words = ["blurrerank", "run", self.feats, "--method", found.text_at(found.chosen)]
+        words += ["--gallery", self.gallery] if self.gallery else []
+        words += ["--online"] if self.online else []
+        words += ["--calibrate", self.calibrate] if self.calibrate else []
+        return shlex.join(words)
+
+
+@contextmanager
+def _noting_what_is_kept(runtime: Runtime, store: TuningFile | None) -> Iterator[None]:
+    """Say what is kept of a tuning that does not end well."""
+    try:
+        yield
+    except BaseException:
+        if store is not None and store.kept:
+            runtime.note(f"{store.kept} settings are kept in {store.path}: the same command measures the rest")
+        raise
+
+
+def _tables(found: Tuning, options: TuneOptions) -> str:
+    """The settings on the tuning half, and the chosen one on the other."""
+    style, basis = options.style, found.basis
+    shown = {name: name.replace("rank", "rank-") for name in METRICS}
+    chooses = f"{found.tuning.identities} identities with {found.tuning.probes} probes"
+    reports = f"{found.reporting.identities} identities with {found.reporting.probes} probes"
+    rows = [
+        [*map(str, setting), *(f"{means[name]:.4f}" for name in METRICS)]
+        for setting, means in found.rows.items()
+    ]
+    head = f"protocol {basis.protocol}, {basis.ap} AP; to choose by: {chooses}, drawn by seed {basis.seed}"
+    settings = table(head, rows, [*found.grid, *shown.values()], style, names=0)
+    values = ", ".join(f"{name} {value}" for name, value in zip(found.grid, found.chosen, strict=True))
+    chosen = f"best {shown[found.metric]} {found.rows[found.chosen][found.metric]:.4f}: {values}"
+    told = [name for name in METRICS if name in ("mAP", "mINP", "rank1", found.metric)]
+    figures = [
+        [name, *(_interval(means[mean], signed=" - " in name) for mean in told)]
+        for name, means in found.report().items()
+    ]
+    head = f"to report: the other {reports}; 95 % intervals from resampled identities"
+    report = table(head, figures, ["", *(shown[name] for name in told)], style)
+    return "\n".join(
+        [settings, "", remark(chosen, style), "", report, "", remark(options.command(found), style)]
+    )
+
+
+def _interval(found: Interval, *, signed: bool) -> str:
+    sign = "+" if signed else ""
+    return f"{found.value:{sign}.4f} ({found.low:{sign}.4f} to {found.high:{sign}.4f})"

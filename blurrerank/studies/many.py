@@ -1,0 +1,118 @@
+"""Where the matches stand by many methods and settings, from as few searches and graphs as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ..compute.compute import Compute
+from ..data.features import FeatureSet
+from ..data.positions import Positions
+from ..engine.feature_steps import apply_feature_step
+from ..engine.graphs import find_neighbours
+from ..engine.plans import plan_for
+from ..engine.ranking import rank_batches
+from ..engine.request import TRANSDUCTIVE, Request, setting_of
+from ..engine.workspace import open_workspace
+from ..evaluation.match_finder import MatchFinder
+from ..graph.neighbour_graph import ListSizes
+from ..methods import AnyMethod, FeatureStep, GraphRanker, HeadRanker, Ranker
+from ..search.exact import Query
+
+
+def locate_each(
+    data: FeatureSet, methods: Sequence[AnyMethod], request: Request, finder: MatchFinder, compute: Compute
+) -> Iterator[tuple[AnyMethod, Positions]]:
+    """Find where the matches stand by each of several methods.
+
+    Equal feature steps are applied once, and their features searched once for all head rankers, with the
+    largest `topn`, and once for the graph of graph rankers of a kind, with the longest lists. Positions are
+    those that each method gives by itself.
+
+    Args:
+        data: features with ids.
+        methods: methods and chains; equal ones count once.
+        request: `online` and `calibration`.
+        finder: made from `data`.
+        compute: how; progress is that of each search and each graph.
+
+    Yields:
+        A method and its positions, those with equal feature steps after each other.
+
+    Raises:
+        ParameterError: for a method that cannot work online, if that is asked for, or too small a budget.
+        InputError: for a method that needs cameras, if there are none.
+    """
+    groups: dict[tuple[FeatureStep, ...], list[AnyMethod]] = {}
+    for method in dict.fromkeys(methods):
+        setting_of(method, request.online)
+        groups.setdefault(method.feature_steps, []).append(method)
+    for steps, members in groups.items():
+        stepped = data
+        for step in steps:
+            stepped = apply_feature_step(stepped, step, request, compute)
+        method_of: dict[Ranker, AnyMethod] = {member.ranker: member for member in members}
+        heads = [ranker for ranker in method_of if isinstance(ranker, HeadRanker)]
+        located = _Located(stepped, replace(request, calibration=None), finder, compute)
+        if heads:
+            yield from zip(map(method_of.__getitem__, heads), located.by_heads(heads), strict=True)
+        graphs: dict[type[GraphRanker], list[GraphRanker]] = {}
+        for ranker in method_of:
+            if isinstance(ranker, GraphRanker):
+                graphs.setdefault(type(ranker), []).append(ranker)
+        for rankers in graphs.values():
+            yield from zip(map(method_of.__getitem__, rankers), located.by_graph(rankers), strict=True)
+
+
+@dataclass(frozen=True)
+class _Located:
+    """Positions by rankers of the same features."""
+
+    data: FeatureSet
+    request: Request
+    finder: MatchFinder
+    compute: Compute
+
+    def by_heads(self, rankers: Sequence[HeadRanker]) -> list[Positions]:
+        """Search once, with the largest head."""
+        data, finder = self.data, self.finder
+        size = len(data.gallery)
+        topn = max(ranker.depth(size) for ranker in rankers)
+        heaviest = max(rankers, key=lambda ranker: ranker.workspace_bytes(topn, data.dim))
+        plan = plan_for(data, replace(heaviest, topn=topn), Request(whole_rows=True), self.compute)
+        work = open_workspace(data, plan)
+        alike: dict[tuple[type[HeadRanker], int], list[HeadRanker]] = {}
+        for ranker in rankers:
+            alike.setdefault((type(ranker), ranker.depth(size)), []).append(ranker)
+        located: dict[HeadRanker, list[Positions]] = {ranker: [] for ranker in rankers}
+        query = Query(topn, plan.probe_batch, whole_rows=True)
+        for batch in work.gallery.lists(work.probes, query, progress=self.compute.progress):
+            before = finder.by_similarity(batch.start, work.gallery.similarities(batch))
+            for (kind, depth), some in alike.items():
+                if not some[0].reranked(size):
+                    for ranker in some:
+                        located[ranker].append(before)
+                    continue
+                near = batch.candidates.head(depth)
+                every = kind.rescore_settings(some, batch.probe, near, work.images)
+                for ranker, scores in zip(some, every, strict=True):
+                    lists = near.sorted_by(scores).indices
+                    located[ranker].append(finder.in_lists(batch.start, lists, before=before))
+        return [Positions.concatenate(parts) for parts in located.values()]
+
+    def by_graph(self, rankers: Sequence[GraphRanker]) -> Iterator[Positions]:
+        """Find one graph, with lists as long as any ranker needs."""
+        data, online = self.data, self.request.online
+        together = setting_of(rankers[0], online) == TRANSDUCTIVE
+        wanted = [ranker.list_sizes() for ranker in rankers]
+        longest = ListSizes(
+            max(sizes.nearest for sizes in wanted),
+            max(sizes.within for sizes in wanted),
+            max(sizes.across for sizes in wanted),
+        )
+        sides = [data.probe, data.gallery] if together else [data.gallery]
+        graph = find_neighbours(sides, longest, self.compute)
+        asked = Request(depth=1, whole_rows=True, online=online, graph=graph)
+        for ranker in rankers:
+            batches = rank_batches(data, ranker, asked, self.compute)
+            yield Positions.concatenate([batch.after(self.finder) for batch in batches])
