@@ -48,9 +48,9 @@ def locate_each(
         setting_of(method, request.online)
         groups.setdefault(method.feature_steps, []).append(method)
     for steps, members in groups.items():
-        stepped = data
+        stepped, rest = data, request
         for step in steps:
-            stepped = apply_feature_step(stepped, step, request, compute)
+            stepped, rest = apply_feature_step(stepped, step, rest, compute)
         method_of: dict[Ranker, AnyMethod] = {member.ranker: member for member in members}
         heads = [ranker for ranker in method_of if isinstance(ranker, HeadRanker)]
         located = _Located(stepped, replace(request, calibration=None), finder, compute)
