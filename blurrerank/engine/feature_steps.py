@@ -100,11 +100,6 @@ def _transform(
     others, known = [], request.calibration
     if known is not None:
         assert known.cams is not None
-        if known.dim != data.dim:
-            raise InputError(
-                f"{known.label} has {known.dim} dimensions, and the features that {step.name} is given have "
-                f"{data.dim}, from the steps before it: name {step.name} before these"
-            )
         rows["calibration"], own["calibration"] = plan.probes(known), torch.from_numpy(known.cams)
         others.append(RowSample(rows["calibration"], own["calibration"], own["calibration"]))
         if step.needs_cameras and bool(torch.isin(own["calibration"], cams[probes:]).all()):
