@@ -107,6 +107,43 @@ def blurred_similarity(
     return transformed[:number] @ query
 
 
+def superglobal(
+    probe: ArrayLike, gallery: ArrayLike, topn: int = 400, k: int = 9, beta: float = 0.15
+) -> tuple[Indices, Floats]:
+    """SuperGlobal re-ranking, one item after the other. Definition: docs/methods.md.
+
+    Args:
+        probe: (P, D) features.
+        gallery: (G, D) features.
+        topn: size of the head; capped at G.
+        k: nearest others in the head that refine an item.
+        beta: their weight.
+
+    Returns:
+        `(indices, scores)`: (P, min(topn, G)) re-ranked heads, and their new scores.
+    """
+    queries, items = unit_rows(probe), unit_rows(gallery)
+    scores = np.empty((len(queries), min(topn, len(items))))
+    heads = np.empty(scores.shape, dtype=np.int64)
+    for p, query in enumerate(queries):
+        head = np.argsort(-(items @ query), kind="stable")[:topn]
+        rows = items[head]
+        similarities = rows @ rows.T
+        refined = np.empty_like(rows)
+        for i, near in enumerate(nearest_images(similarities)):
+            total, weights = rows[i].copy(), 1.0
+            for j in near[:k]:
+                weight = beta * max(similarities[i, j], 0)
+                total, weights = total + weight * rows[j], weights + weight
+            refined[i] = total / weights
+        seen = refined @ query
+        best = np.argsort(-seen, kind="stable")[: k + 1]
+        final = (seen + refined @ refined[best].max(axis=0)) / 2
+        order = np.lexsort((head, -final))
+        heads[p], scores[p] = head[order], final[order]
+    return heads, scores
+
+
 def k_reciprocal(
     probe: ArrayLike,
     gallery: ArrayLike,
@@ -402,6 +439,47 @@ def center(
     return unit_rows(new)
 
 
+def whiten(features: ArrayLike, *, known: int, dim: int = 0, ridge: float = 1.0) -> Floats:
+    """Whitening. Definition: docs/methods.md.
+
+    Args:
+        features: (N, D), first those that mean and covariance are of.
+        known: how many of the images these are.
+        dim: principal directions that are kept; 0 keeps all.
+        ridge: what is added to each variance, times the mean of all.
+
+    Returns:
+        (N, D) or (N, dim), rows of length 1.
+    """
+    rows = unit_rows(features)
+    mean = rows[:known].mean(axis=0)
+    covariance = (rows[:known] - mean).T @ (rows[:known] - mean) / known
+    variances, columns = np.linalg.eigh(covariance)
+    new = (rows - mean) @ columns / np.sqrt(variances + ridge * variances.mean())
+    return unit_rows(new[:, -dim:])
+
+
+def nfc(features: ArrayLike, k1: int = 2, k2: int = 2) -> Floats:
+    """Neighbour feature centralisation of one side. Definition: docs/methods.md.
+
+    Args:
+        features: (N, D).
+        k1: nearest others of an image that may be added.
+        k2: nearest others of each of these, among which the image must be.
+
+    Returns:
+        (N, D), rows of length 1.
+    """
+    rows = unit_rows(features)
+    lists = nearest_images(rows @ rows.T)
+    new = rows.copy()
+    for i, near in enumerate(lists):
+        for j in near[:k1]:
+            if i in lists[j][:k2]:
+                new[i] += rows[j]
+    return unit_rows(new)
+
+
 def gcr(
     features: ArrayLike,
     cams: ArrayLike,
@@ -479,6 +557,46 @@ def propagated_graph(
     return scores
 
 
+def k_reciprocal_fastreid(
+    features: ArrayLike, *, probes: int, k1: int = 20, k2: int = 6, lambda_value: float = 0.3
+) -> Floats:
+    """k-reciprocal re-ranking as fast-reid has it, with a dense matrix. Definition: docs/methods.md.
+
+    Args:
+        features: (N, D), of probes and then gallery.
+        probes: how many of the images are probes.
+        k1: images, itself among them, that are listed.
+        k2: images, itself among them, that query expansion averages, at most `k1`.
+        lambda_value: weight of the cosine distance.
+
+    Returns:
+        (P, G) final distances, smaller is better.
+    """
+    rows = unit_rows(features)
+    similarities = rows @ rows.T
+    np.fill_diagonal(similarities, 1)
+    lists = [[i, *near[: k1 - 1]] for i, near in enumerate(nearest_images(similarities))]
+    halves = [some[: round(k1 / 2) + 1] for some in lists]
+    encodings = np.zeros_like(similarities)
+    for i in range(len(rows)):
+        mutual = {j for j in lists[i] if i in lists[j]}
+        expanded = set(mutual)
+        for j in mutual:
+            theirs = {m for m in halves[j] if j in halves[m]}
+            if 3 * len(theirs & mutual) > 2 * len(theirs):
+                expanded |= theirs
+        members = sorted(expanded)
+        weights = np.exp(-(2 - 2 * similarities[i, members]))
+        encodings[i, members] = weights / weights.sum()
+    averaged = np.array([encodings[some[:k2]].mean(axis=0) for some in lists])
+    final = np.empty((probes, len(rows) - probes))
+    for p in range(probes):
+        overlap = np.minimum(averaged[p], averaged[probes:]).sum(axis=1)
+        jaccard = 1 - overlap / (2 - overlap)
+        final[p] = (1 - lambda_value) * jaccard + lambda_value * (1 - similarities[p, probes:])
+    return final
+
+
 def ca_jaccard(
     features: ArrayLike,
     cams: ArrayLike,
@@ -529,8 +647,10 @@ def ca_jaccard(
     return final
 
 
-def ecn(features: ArrayLike, *, probes: int, k: int = 25, t: int = 3, q: int = 8) -> Floats:
-    """Expanded cross neighbourhood re-ranking, by rank lists. Definition: docs/methods.md.
+def ecn(
+    features: ArrayLike, *, probes: int, k: int = 25, t: int = 3, q: int = 8, similarity: str = "rank"
+) -> Floats:
+    """Expanded cross neighbourhood re-ranking. Definition: docs/methods.md.
 
     Args:
         features: (N, D), of probes and then gallery.
@@ -538,6 +658,7 @@ def ecn(features: ArrayLike, *, probes: int, k: int = 25, t: int = 3, q: int = 8
         k: images, itself the first, of a rank list.
         t: nearest others that are a neighbourhood.
         q: nearest others of each of these.
+        similarity: of neighbours and images, by `rank` lists or by `cosine`.
 
     Returns:
         (P, G) scores, larger is better.
@@ -553,6 +674,10 @@ def ecn(features: ArrayLike, *, probes: int, k: int = 25, t: int = 3, q: int = 8
     scores = np.empty((probes, len(rows) - probes))
     for p in range(probes):
         for g in range(probes, len(rows)):
+            if similarity == "cosine":
+                alike = [similarities[j, g] for j in around[p]] + [similarities[j, p] for j in around[g]]
+                scores[p, g - probes] = np.mean(alike)
+                continue
             shared = [ranks[j] @ ranks[g] for j in around[p]] + [ranks[j] @ ranks[p] for j in around[g]]
             total = sum(shared) / (2 * t * (1 + q))
             scores[p, g - probes] = total if total > 0 else similarities[p, g] - 2

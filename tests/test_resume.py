@@ -27,6 +27,7 @@ METHODS = {
     "k-reciprocal": ("--method", "k-reciprocal", "--k1", 8, "--k2", 3),
     "k-reciprocal-online": ("--method", "k-reciprocal-online", "--pool", 16),
     "candidates": ("--candidates", "lists.npy"),
+    "superglobal": ("--method", "superglobal", "--topn", 20),
     "all": ("--depth", "all"),
     "cuhk03": ("--protocol", "cuhk03"),
 }

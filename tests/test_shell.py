@@ -46,6 +46,7 @@ def test_commands_options_methods_and_files_are_completed(style):
     assert {"--topn"} <= completions("run", "--to", style=style)
     assert completions("run", "feats.h5", "--method", "k", style=style) == {
         "k-reciprocal",
+        "k-reciprocal-fastreid",
         "k-reciprocal-online",
     }
     assert completions("run", "feats.h5", "--protocol", "c", style=style) == {"cuhk03"}

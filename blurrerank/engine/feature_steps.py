@@ -79,7 +79,7 @@ def apply_feature_step(
             return _step_gallery(data, step, quiet), request
         assert isinstance(step, GraphStep)
         for _ in range(step.times()):
-            data = _step_both(data, step, quiet)
+            data = _step_by_graph(data, step, quiet, online=request.online)
         return data, request
 
 
@@ -191,32 +191,45 @@ def _cameras_of(side: Side, step: Transform) -> torch.Tensor:
     return torch.from_numpy(side.cams)
 
 
-def _step_both(data: FeatureSet, step: GraphStep, compute: Compute) -> FeatureSet:
-    """Replace all features by mixtures over the graph of all images."""
-    probes, count = len(data.probe), len(data.probe) + len(data.gallery)
+def _step_by_graph(data: FeatureSet, step: GraphStep, compute: Compute, *, online: bool) -> FeatureSet:
+    """Replace all features by mixtures over the graph of all images; online, the gallery's over its own."""
+    probes = 0 if online else len(data.probe)
+    count = probes + len(data.gallery)
     plan = images_plan(data, count, compute)
-    work = open_workspace(data, plan, together=True)
-    cams = cameras_of(data, count, step.name) if step.needs_cameras else None
-    weights = step.mixture(find_graph(work.images, step.list_sizes(), cams=cams))
+    work = open_workspace(data, plan, together=not online)
+    if step.apart:
+        # What a side is to lists is what a camera is. Similarities between sides are computed for nothing.
+        sides = (torch.arange(count) >= probes).long()
+        graph = find_graph(work.images, ListSizes(within=step.neighbours()), cams=sides).within_alone()
+    else:
+        cams = cameras_of(data, count, step.name) if step.needs_cameras else None
+        graph = find_graph(work.images, step.list_sizes(), cams=cams)
+    weights = step.mixture(graph)
+    del graph
     columns = work.gallery.columns
     held = _held(data)
     longest = _longest_share(data)
     size = _images_at_a_time(plan, math.ceil(len(weights.columns) / max(1, count)), data.dim)
     if not plan.resident:
         warn_of_reads(math.ceil(longest / size) + math.ceil(probes / size), count, data.dim)
-    sides = {}
+    found = {}
     for name, side, first, last, turns in (
         ("probe", data.probe, 0, probes, probes),
         ("gallery", held, probes + columns.start, probes + columns.stop, longest),
     ):
-        store = _store(last - first, data.dim, compute)
+        if not turns:
+            continue
+        store = None
         for start, stop in blocks_of(turns, size):
             begin, end = min(first + start, last), min(first + stop, last)
             some = weights.rows(begin, end)
             mixed, rows = _sums(some, work, probes), _rows(work, torch.arange(begin, end), probes)
-            store[begin - first : end - first] = _unit(mixed, rows).cpu()
-        sides[name] = _side(side, store)
-    return _with(data, **sides)
+            new = _unit(step.combine(rows, mixed, name), rows)
+            store = _store(last - first, new.shape[1], compute) if store is None else store
+            store[begin - first : end - first] = new.cpu()
+        assert store is not None  # processes without a gallery item take turns too
+        found[name] = _side(side, store)
+    return _with(data, **found)
 
 
 def _sums(weights: SparseRows, work: Workspace, probes: int) -> torch.Tensor:

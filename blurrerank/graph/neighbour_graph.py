@@ -112,6 +112,11 @@ class NeighbourGraph:
             across=None if self.across is None else self.across.head(sizes.across),
         )
 
+    def within_alone(self) -> NeighbourGraph:
+        """Return the graph whose lists are those of images of the same camera alone, -1 where they end."""
+        lists = self.by_camera(1 + self._length("within"), 0)
+        return replace(self, lists=lists.items, similarities=lists.similarities, within=None, cams=None)
+
     def by_camera(self, own: int, others: int) -> NeighbourLists:
         """Return each image, its `own` - 1 nearest others of its own camera, and the nearest of all others.
 
@@ -147,9 +152,10 @@ class NeighbourGraph:
         self._check_camera_lists(own, others)
         near = self.by_camera(own + 1, others).items
         split = near.shape[1] - min(others, self._length("across"))
-        parts = [reciprocal_neighbours(near[:, :split], self.chunk_bytes)]
+        own_lists, other_lists = near[:, :split], near[:, split:]
+        parts = [reciprocal_neighbours(own_lists, own_lists, chunk_bytes=self.chunk_bytes)]
         if split < near.shape[1]:
-            parts.append(reciprocal_neighbours(near[:, split:], self.chunk_bytes))
+            parts.append(reciprocal_neighbours(other_lists, other_lists, chunk_bytes=self.chunk_bytes))
         return parts[0] if len(parts) == 1 else parts[0].joined(parts[1])
 
     def _check_camera_lists(self, own: int, others: int) -> None:
@@ -165,13 +171,24 @@ class NeighbourGraph:
         lists = getattr(self, name)
         return 0 if lists is None else int(lists.items.shape[1])
 
-    def reciprocal(self, count: int) -> SparseRows:
-        """Return each image and those of its `count` nearest others that list it too; weights are 0."""
-        if self._length("nearest") < min(count, len(self) - 1):
+    def reciprocal(self, count: int, back: int | None = None) -> SparseRows:
+        """Return each image and those of its nearest others that list it too; weights are 0.
+
+        Args:
+            count: how many nearest others count.
+            back: among how many nearest others of theirs the image must be; by default as many.
+
+        Raises:
+            ParameterError: for longer lists than the graph has.
+        """
+        back = count if back is None else back
+        longest = max(count, back)
+        if self._length("nearest") < min(longest, len(self) - 1):
             raise ParameterError(
-                f"the graph lists {self._length('nearest')} others of each image, not {count}: find more"
+                f"the graph lists {self._length('nearest')} others of each image, not {longest}: find more"
             )
-        return reciprocal_neighbours(self.lists[:, : count + 1], self.chunk_bytes)
+        lists = self.lists[:, : count + 1], self.lists[:, : back + 1]
+        return reciprocal_neighbours(*lists, chunk_bytes=self.chunk_bytes)
 
     def with_equal_images_by_index(self, equal: torch.Tensor) -> NeighbourGraph:
         """Return the graph with the lists of some images in order of index: what else orders them is rounding.

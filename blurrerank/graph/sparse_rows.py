@@ -401,19 +401,20 @@ def summed(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torc
     return distinct, torch.zeros_like(distinct).scatter_add_(0, which, values)
 
 
-def reciprocal_neighbours(lists: torch.Tensor, chunk_bytes: int) -> SparseRows:
+def reciprocal_neighbours(lists: torch.Tensor, back: torch.Tensor, *, chunk_bytes: int) -> SparseRows:
     """Return those of each image's list that have the image in theirs, with weights 0.
 
     Args:
         lists: (N, K) int32 or int64, each image itself and its nearest others; -1 pads.
+        back: (N, L) likewise, the lists in which the image must be.
         chunk_bytes: bytes to work with at a time.
     """
-    step = max(1, chunk_bytes // (8 * lists.shape[1] ** 2))
+    step = max(1, chunk_bytes // (8 * lists.shape[1] * back.shape[1]))
     counts, columns = [], []
     for start in range(0, len(lists), step):
         some = lists[start : start + step]
         itself = torch.arange(start, start + len(some), device=lists.device).view(-1, 1, 1)
-        found = (lists[some.long()] == itself).any(dim=2) & (some >= 0)
+        found = (back[some.long()] == itself).any(dim=2) & (some >= 0)
         counts.append(found.sum(dim=1))
         columns.append(some[found])
     members = torch.cat(columns)

@@ -108,10 +108,18 @@ class ListStep(FeatureStep):
 
 @dataclass(frozen=True)
 class GraphStep(FeatureStep, GraphMethod):
-    """A step that replaces the features of probes and gallery by mixtures over the graph of them all."""
+    """A step that replaces the features of probes and gallery by mixtures over the graph of them all.
+
+    Where it can work online, it then replaces those of the gallery alone, over its own graph.
+    """
 
     transductive: ClassVar[bool] = True
     online: ClassVar[bool] = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether probes are listed with probes alone, and gallery items with gallery items."""
+        return False
 
     def times(self) -> int:
         """Return how many times features are replaced, each time over their own graph."""
@@ -119,4 +127,20 @@ class GraphStep(FeatureStep, GraphMethod):
 
     @abstractmethod
     def mixture(self, graph: NeighbourGraph) -> SparseRows:
-        """Return the weights that new features are sums with, a row for each image; scale is of no matter."""
+        """Return the weights of the sums that new features are made of, a row for each image.
+
+        Their scale does not matter, unless `combine` makes something else of the sums.
+        """
+
+    def combine(self, rows: torch.Tensor, mixed: torch.Tensor, side: str) -> torch.Tensor:
+        """Return new features: by default the sums.
+
+        Args:
+            rows: (n, D) float32 unit rows, what is replaced.
+            mixed: (n, D) float32, the sums.
+            side: what the images are, `probe` or `gallery`.
+
+        Returns:
+            (n, D') float32; they are L2-normalised afterwards.
+        """
+        return mixed
