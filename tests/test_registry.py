@@ -389,7 +389,11 @@ def test_the_bias_of_cameras_is_told(cli, write, strength):
     cams = np.concatenate([arrays["probe_cams"], arrays["gallery_cams"]])
     near = np.array([some[:10] for some in reference.nearest_images(rows @ rows.T)])
     expected = (cams[near] == cams[:, None]).mean()
-    info = json.loads(cli("info", feats, "--json")[1])["camera_bias"]
+    info = json.loads(cli("info", feats, "--json")[1])
+    images = np.unique(arrays["gallery_cams"], return_counts=True)[1]
+    assert info["gallery"]["images_per_camera"] == [images.min(), np.median(images), images.max()]
+    assert f"{images.min()} to {images.max()}, median" in cli("info", feats)[1]
+    info = info["camera_bias"]
     assert info["share"] == pytest.approx(expected, abs=1e-4)
     assert info["chance"] == pytest.approx(np.mean([(cams == cam).sum() - 1 for cam in cams]) / 399)
     assert info["matters"] is bool(strength)

@@ -53,6 +53,7 @@ def _table(described: dict[str, Any]) -> str:
             [name, *(side.get(name, "-") for side in sides)]
             for name in ("identities", "junk", "distractors", "cameras")
         ),
+        ["images a camera", *(_spread(side.get("images_per_camera")) for side in sides)],
         ["names", *("yes" if side.get("names") else "-" for side in sides)],
         ["images", *(" x ".join(map(str, side["images"])) if side.get("images") else "-" for side in sides)],
     ]
@@ -69,6 +70,13 @@ def _table(described: dict[str, Any]) -> str:
         ]
     table = tabulate(rows, headers=["", "probe", "gallery"], disable_numparse=True)
     return "\n".join([table, *map(shortened, lines)])
+
+
+def _spread(counts: list[float] | None) -> str:
+    if counts is None:
+        return "-"
+    least, median, most = counts
+    return f"{least}" if least == most else f"{least} to {most}, median {median:g}"
 
 
 def _camera_lines(bias: dict[str, Any] | None) -> list[str]:

@@ -102,7 +102,10 @@ def _side(side: Side | None, images: tuple[int, ...] | None) -> dict[str, Any] |
         described["junk"] = int((side.ids == JUNK).sum())
         described["distractors"] = int((side.ids == DISTRACTOR).sum())
     if side.cams is not None:
-        described["cameras"] = len(np.unique(side.cams))
+        counts = np.unique(side.cams, return_counts=True)[1]
+        described["cameras"] = len(counts)
+        if len(counts):
+            described["images_per_camera"] = [int(counts.min()), float(np.median(counts)), int(counts.max())]
     described["names"] = side.names is not None
     described["images"] = None if images is None else list(images)
     return described
