@@ -528,6 +528,7 @@ def propagated_graph(
     *,
     probes: int,
     rounds: int = 2,
+    one_sided: float = 1.0,
     lambda_value: float = 0.3,
 ) -> Floats:
     """Scores of GNN and camera-balanced re-ranking, with dense matrices. Definition: docs/methods.md.
@@ -538,6 +539,7 @@ def propagated_graph(
         near: those that its neighbourhood is averaged over, itself among them.
         probes: how many of the images are probes.
         rounds: how many times.
+        one_sided: what the edge to an image weighs that does not have this one in its neighbourhood, against 1.
         lambda_value: weight of the cosine similarity.
 
     Returns:
@@ -550,6 +552,7 @@ def propagated_graph(
         adjacency[i, joined[i]] = 1
         for j in near[i]:
             weights[i, j] = 1.0 if i == j else max(similarities[i, j], 0) ** 2
+            weights[i, j] *= 1 if i in near[j] else one_sided
     for _ in range(rounds):
         adjacency = unit_rows(weights @ (adjacency + adjacency.T))
     agreement = unit_rows(adjacency[:probes]) @ unit_rows(adjacency[probes:]).T

@@ -133,8 +133,12 @@ def ours(rows, cams, probes, method, **params):
     return scores
 
 
-@given(images(), st.integers(1, 8), st.integers(0, 8), st.integers(1, 4), st.integers(0, 4), st.integers(1, 3))
-def test_camera_graph_equals_the_reference(some, ki, ko, k2i, k2o, rounds):
+@given(
+    images(),
+    *(st.integers(1, 8), st.integers(0, 8), st.integers(1, 4), st.integers(0, 4), st.integers(1, 3)),
+    st.sampled_from([0.0, 0.2, 1.0]),
+)
+def test_camera_graph_equals_the_reference(some, ki, ko, k2i, k2o, rounds, one_sided):
     rows, cams, probes = some
     similarities = reference.unit_rows(rows) @ reference.unit_rows(rows).T
     alike = cams[:, None] == cams[None, :]
@@ -143,8 +147,9 @@ def test_camera_graph_equals_the_reference(some, ki, ko, k2i, k2o, rounds):
         [[i, *within[i][: own - 1], *across[i][:others]] for i in range(len(rows))]
         for own, others in ((ki, ko), (k2i, k2o))
     )
-    expected = reference.propagated_graph(rows, joined, near, probes=probes, rounds=rounds)
-    found = ours(rows, cams, probes, "camera-graph", ki=ki, ko=ko, k2i=k2i, k2o=k2o, rounds=rounds)
+    params = {"rounds": rounds, "one_sided": one_sided}
+    expected = reference.propagated_graph(rows, joined, near, probes=probes, **params)
+    found = ours(rows, cams, probes, "camera-graph", ki=ki, ko=ko, k2i=k2i, k2o=k2o, **params)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 

@@ -4,13 +4,14 @@ Over images i with cameras, with c cosine similarities and lists by similarity, 
 
     I(i)   = the ki nearest of i's own camera, itself the first; O(i) = the ko nearest of all other cameras
     A_ij   = 1 for j in I(i) or O(i), 0 elsewhere
-    W_ij   = max(c(i, j), 0)^2 for the first k2i of I(i) and the first k2o of O(i), 0 elsewhere
+    W_ij   = max(c(i, j), 0)^2 for the first k2i of I(i) and the first k2o of O(i), 0 elsewhere; times one_sided
+             where i is not among the first k2i of I(j) and the first k2o of O(j)
     rounds times:  A <- W (A + A'), rows divided by their Euclidean norms
     score  = (1 - lambda) A_p . A_g + lambda c(p, g)
 
 Lists end early where a camera has fewer images. Online, A is of the gallery alone, and A_p the sum of
 W_pj A_j over the first max(k2i - 1, 1) gallery items of the probe's camera and the first k2o of all others,
-divided by its norm.
+divided by its norm; no item lists a probe, and one_sided does not count there.
 
 Sources: the propagation is that of Zhang, Jiang, Zheng, Tan, Ding, Yang, "Understanding Image Retrieval
 Re-Ranking: A Graph Neural Network Perspective", arXiv:2012.07620; lists within and across cameras are those of
@@ -43,6 +44,7 @@ class CameraGraph(PropagationRanker):
         k2i: images of the own camera, itself among them, that neighbourhoods are averaged over.
         k2o: images of all other cameras that they are averaged over.
         rounds: how many times neighbourhoods are averaged.
+        one_sided: what an edge weighs to an image that does not list this one in turn, against 1.
         lambda_value: weight of the cosine similarity.
     """
 
@@ -53,6 +55,7 @@ class CameraGraph(PropagationRanker):
     k2i: int = ranged(3, least=1)
     k2o: int = ranged(3, least=0)
     rounds: int = ranged(2, least=1, most=10)
+    one_sided: float = ranged(1.0, least=0, most=1)
     lambda_value: float = ranged(0.3, least=0, most=1)
 
     def neighbours(self) -> int:
@@ -66,7 +69,7 @@ class CameraGraph(PropagationRanker):
     def fit(self, graph: NeighbourGraph) -> Encoding:
         """Join neighbours, and average."""
         joined, near = graph.by_camera(self.ki, self.ko), graph.by_camera(self.k2i, self.k2o)
-        return Encoding(rows=self.propagated(graph, joined.items, near, self.rounds))
+        return Encoding(rows=self.propagated(graph, joined.items, near, self.rounds, self.one_sided))
 
     def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
         """Return the mean neighbourhood of the probe's nearest items."""

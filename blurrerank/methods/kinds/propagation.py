@@ -28,7 +28,12 @@ class PropagationRanker(GraphRanker):
     lambda_value: float
 
     def propagated(
-        self, graph: NeighbourGraph, joined: torch.Tensor, near: NeighbourLists, rounds: int
+        self,
+        graph: NeighbourGraph,
+        joined: torch.Tensor,
+        near: NeighbourLists,
+        rounds: int,
+        one_sided: float = 1.0,
     ) -> SparseRows:
         """Return A of all images.
 
@@ -37,9 +42,13 @@ class PropagationRanker(GraphRanker):
             joined: (N, k) the images that each is joined with at first, -1 past the end.
             near: those that are averaged over.
             rounds: how many times.
+            one_sided: what the edge to an item weighs that does not list the image in turn, against 1.
         """
+        edges = _edges(near.similarities)
+        if one_sided < 1:
+            edges = torch.where(near.listed_back(graph.chunk_bytes), edges, edges * one_sided)
         adjacency = SparseRows.from_lists(joined, joined >= 0, graph.chunk_bytes).members()
-        return adjacency.propagated(near.items, _edges(near.similarities), rounds)
+        return adjacency.propagated(near.items, edges, rounds)
 
     def mean_of(self, encoding: Encoding, near: Candidates) -> SparseRows:
         """Return A of probes from that of their nearest items."""
