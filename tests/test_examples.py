@@ -101,7 +101,7 @@ def test_every_option_in_the_documentation_exists():
     )
     helps += "".join(
         shell("run", "--method", method, "--help").stdout
-        for method in ("k-reciprocal", "dba+lbr", "center", "nfc", "whiten")
+        for method in ("k-reciprocal", "dba+lbr", "center", "camera-graph", "nfc", "whiten")
     )
     # The options of torchrun are not ours, nor those of the method that docs/architecture.md makes up.
     pages = (

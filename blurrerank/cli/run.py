@@ -406,11 +406,13 @@ def _answer(index: GalleryIndex, method: AnyMethod, depth: int | str | None, run
         if probe.features is not None:
             try:
                 cams = None if probe.cam is None else np.array([probe.cam])
+                if cams is None and method.needs_cameras:
+                    raise InputError(f"probe {number - 1} has no cam: method {method.name} needs cameras")
                 data = index.features(Side(probe.features, cams=cams, label=f"probe {number - 1}"))
-                found = rank(data, method, request, compute)
             except InputError as error:
                 problem = str(error)
             else:
+                found = rank(data, method, request, compute)
                 answer = line(number - 1, probe.name, found.indices[0], found.scores[0], index.gallery.names)
         if problem is not None:
             failed += 1

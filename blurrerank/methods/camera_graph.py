@@ -21,8 +21,9 @@ arXiv:2311.10605; how they are put together is this project's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -49,6 +50,10 @@ class CameraGraph(PropagationRanker):
     """
 
     name: ClassVar[str] = "camera-graph"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # Where it comes from, docs/methods.md tells.
+        "tuned": {"k2o": 2, "rounds": 3, "one_sided": 0.2, "lambda_value": 0.0},
+    }
 
     ki: int = ranged(6, least=1)
     ko: int = ranged(10, least=0)
