@@ -52,7 +52,7 @@ class CameraGraph(PropagationRanker):
     name: ClassVar[str] = "camera-graph"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # Where it comes from, docs/methods.md tells.
-        "tuned": {"k2o": 2, "rounds": 3, "one_sided": 0.2, "lambda_value": 0.0},
+        "two-cameras": {"k2o": 2, "rounds": 3, "one_sided": 0.2, "lambda_value": 0.0},
     }
 
     ki: int = ranged(6, least=1)
