@@ -955,6 +955,9 @@ def test_an_index_with_cameras_on_the_command_line(cli, write):
     assert found[3]["error"] == "probe 3 has no cam: method center+camera-graph needs cameras"
     code, out, _ = cli("info", "i.h5")
     assert (code, "for center+camera-graph:ki=4" in out) == (0, True), out
+    np.save("lists.npy", np.zeros((20, 5), int))
+    code, _, err = cli("run", "--index", "i.h5", "feats.h5", "--candidates", "lists.npy", "-o", "o.h5")
+    assert (code, "i.h5 has other features than those that candidates were found by" in err) == (2, True), err
     code, _, err = cli("run", "--index", "i.h5", "feats.h5", "--calibrate", "earlier.h5", "-o", "o.h5")
     assert (code, err) == (
         2,

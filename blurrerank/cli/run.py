@@ -253,6 +253,10 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         raise ParameterError("an index is calibrated when it is built: see `blurrerank index --calibrate`")
     source.check(chosen, feats=options.feats, index=index)
     indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
+    if indexed is not None and indexed.method.feature_steps and not source.exact:
+        raise ParameterError(
+            f"{index} has other features than those that candidates were found by: name the gallery itself"
+        )
     if indexed is not None:
         chosen = indexed.method_for(options.method, preset=options.preset, **given)
     if options.feats == "-":
