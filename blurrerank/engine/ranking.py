@@ -144,11 +144,12 @@ def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
             )
         if isinstance(data, ShardedSet):
             raise ParameterError("a graph is shared within one process: start this without torchrun")
+    stands = data.gallery.fitted_for(method.feature_steps) is not None
     if request.calibration is not None:
         check_calibrates(method, request.calibration, data.dim)
-        if data.gallery.fitted_for(method.feature_steps) is not None:
+        if stands:
             raise ParameterError("an index was calibrated when it was built, or not at all: build another")
-    if not request.online and data.gallery.fitted_for(method.feature_steps) is not None:
+    if stands and not request.online:
         raise ParameterError("an index answers each probe by itself: rank online")
     if request.depth is not None:
         check_count("depth", request.depth)

@@ -133,14 +133,13 @@ class _Search:
             self.errors[begin:end] = kept.errors
             right = [self._block(kept[first - begin : until - begin], first) for first, until in columns]
             before = images.spans(spans[:stripe])
-            for top, bottom in spans[: stripe + len(columns)]:
-                left = (
-                    kept[top - begin : bottom - begin]
-                    if top >= begin
-                    else images.factors(top, bottom, next(before))
-                )
-                self.errors[top:bottom] = left.errors
-                one = self._block(left, top)
+            for number, (top, bottom) in enumerate(spans[: stripe + len(columns)]):
+                if number >= stripe:
+                    one = right[number - stripe]
+                else:
+                    left = images.factors(top, bottom, next(before))
+                    self.errors[top:bottom] = left.errors
+                    one = self._block(left, top)
                 for (first, until), other in zip(columns, right, strict=True):
                     if first < top:
                         continue
@@ -148,7 +147,7 @@ class _Search:
                         tile = product(one.rows, other.rows)
                         # A copy always: the tile is used up first.
                         turned = tile.T.clone(memory_format=torch.contiguous_format) if first > top else None
-                        self._meet(one if first > top else other, tile, other)
+                        self._meet(one, tile, other)
                         if turned is not None:
                             self._meet(other, turned, one)
                     tiles += 1

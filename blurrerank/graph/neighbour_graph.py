@@ -53,17 +53,6 @@ class NeighbourLists:
         """Return the first `count` of each list, None for 0."""
         return NeighbourLists(self.items[:, :count], self.similarities[:, :count]) if count else None
 
-    def listed_back(self, chunk_bytes: int) -> torch.Tensor:
-        """Return (N, k) bool: which of the items list the image in turn."""
-        step = max(1, chunk_bytes // (8 * max(1, self.items.shape[1]) ** 2))
-        found = torch.empty_like(self.items, dtype=torch.bool)
-        for start, stop in blocks_of(len(self.items), step):
-            items = self.items[start:stop].long()
-            images = torch.arange(start, stop, device=items.device).view(-1, 1, 1)
-            theirs = self.items[items.clamp_min(0).flatten()].view(*items.shape, -1)
-            found[start:stop] = (theirs == images).any(dim=2) & (items >= 0)
-        return found
-
 
 @dataclass(frozen=True, eq=False)
 class NeighbourGraph:

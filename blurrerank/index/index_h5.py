@@ -198,13 +198,7 @@ def write(
 
 def is_index(path: Path) -> bool:
     """Whether this is an index, sound or not."""
-    if not path.is_file() or not h5py.is_hdf5(path):
-        return False
-    try:
-        with open_hdf5(path) as file:
-            return bool(attributes(file).get("format") == FORMAT)
-    except InputError:
-        return False
+    return method_of(path) is not None
 
 
 def read(path: Path, *, verify: bool = True) -> Stored:
@@ -239,10 +233,14 @@ def read(path: Path, *, verify: bool = True) -> Stored:
 
 def method_of(path: Path) -> str | None:
     """Return the method that an index was built for, without looking at the rest of it; None if it is none."""
-    if not is_index(path):
+    if not path.is_file() or not h5py.is_hdf5(path):
         return None
-    with open_hdf5(path) as file:
-        return str(attributes(file).get("method"))
+    try:
+        with open_hdf5(path) as file:
+            stated = attributes(file)
+    except InputError:
+        return None
+    return str(stated.get("method")) if stated.get("format") == FORMAT else None
 
 
 def _blurred(file: MappedFile, verify: bool) -> BlurredEncoding:

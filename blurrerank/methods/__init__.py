@@ -213,14 +213,11 @@ def with_settings(text: str, settings: Mapping[str, Any]) -> str:
     'dba:k=8+k-reciprocal:lambda=0.5'
     """
     named, given, classes = settings_of(text, settings)
-    if len(named) > len(parse_chain(text)[0]) and not given[-1]:
-        named, given, classes = (
-            named[:-1],
-            given[:-1],
-            classes[:-1],
-        )  # the cosine that a chain of steps ends with
-    parts = []
+    parts: list[str] = []
+    written_out = len(parse_chain(text)[0])
     for name, kind, values in zip(named, classes, given, strict=True):
+        if len(parts) == written_out and not values:
+            break  # the cosine that a chain of steps ends with
         options = {parameter.name: parameter.option for parameter in parameters_of(kind)}
         parts.append(":".join([name, *(f"{options.get(key, key)}={written(v)}" for key, v in values.items())]))
     return "+".join(parts)

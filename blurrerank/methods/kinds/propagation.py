@@ -9,7 +9,7 @@ import torch
 from ...data.candidates import Candidates
 from ...graph.encoding import Encoding, Probes
 from ...graph.neighbour_graph import NeighbourGraph, NeighbourLists
-from ...graph.sparse_rows import SparseRows, whole_parts
+from ...graph.sparse_rows import SparseRows, listed_back, whole_parts
 from .base import GraphRanker
 
 
@@ -46,7 +46,9 @@ class PropagationRanker(GraphRanker):
         """
         edges = _edges(near.similarities)
         if one_sided < 1:
-            edges = torch.where(near.listed_back(graph.chunk_bytes), edges, edges * one_sided)
+            blocks = listed_back(near.items, near.items, chunk_bytes=graph.chunk_bytes)
+            mutual = torch.cat([found for _, found in blocks])
+            edges = torch.where(mutual, edges, edges * one_sided)
         adjacency = SparseRows.from_lists(joined, joined >= 0, graph.chunk_bytes).members()
         return adjacency.propagated(near.items, edges, rounds)
 
