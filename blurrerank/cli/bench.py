@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from ..studies.benchmark import Contender, Result
 
 _MEANS = ("mAP", "mINP", "rank1", "rank5", "rank10")
+ALL = "all"
+# What that is against an index.
+_ONLINE = "cosine,lbr,k-reciprocal-online"
 _STAGES = ("index", "search", "re-rank", "metrics")
 
 
@@ -35,10 +38,12 @@ _STAGES = ("index", "search", "re-rank", "metrics")
 @features_argument
 @click.option(
     "--methods",
+    default=ALL,
+    show_default=True,
     metavar="LIST",
     help="Methods or chains, separated by commas, or all, which are then grouped by what they need; parameters "
     "go after colons, as in lbr:topn=20:sigma=0.2, "
-    "k-reciprocal:preset=cuhk03 or dba:k=4+lbr. Methods: " + ", ".join(available()) + ".  [default: all]",
+    "k-reciprocal:preset=cuhk03 or dba:k=4+lbr. Methods: " + ", ".join(available()) + ".",
 )
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Runs of each."
@@ -112,7 +117,7 @@ class BenchOptions:
 
     feats: str
     gallery: str | None
-    methods: str | None
+    methods: str
     repeats: int
     reference: bool
     online: bool
@@ -158,9 +163,9 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     from ..studies.benchmark import REFERENCES, benchmark
     from ..studies.cameras import camera_bias
 
-    every = options.methods in (None, "all")
+    every = options.methods == ALL
     if not every:
-        chosen = [create(name) for name in split_methods(cast("str", options.methods))]
+        chosen = [create(name) for name in split_methods(options.methods)]
     else:
         chosen = []
         for name in available():
@@ -254,8 +259,7 @@ def _latencies(options: BenchOptions, runtime: Runtime) -> None:
     assert options.index is not None
     index = GalleryIndex.open(options.index, device=runtime.device)
     probe = load_side(options.feats, "probe", memory=runtime.memory)
-    every = "cosine,lbr,k-reciprocal-online"
-    named = split_methods(every if options.methods in (None, "all") else options.methods)
+    named = split_methods(_ONLINE if options.methods == ALL else options.methods)
     chosen = [index.method_for(name) for name in named]
     found = latency(
         index,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .method_options import MethodCommand, chosen_method, given_parameters, method_option
-from .options import FILE, Runtime, precision_option, runtime_options
+from .options import FILE, Runtime, calibrate_option, load_calibration, precision_option, runtime_options
 
 
 @click.command(
@@ -28,12 +28,7 @@ from .options import FILE, Runtime, precision_option, runtime_options
 @method_option(
     "A graph ranker that works online, or a chain such as center+camera-graph", "k-reciprocal-online"
 )
-@click.option(
-    "--calibrate",
-    metavar="FILE",
-    help="Earlier images, unlabelled but for their cameras, of cameras that the gallery lacks: the probes of a "
-    "native file, or file.h5::/group. For steps such as center.",
-)
+@calibrate_option
 @click.option("--append", is_flag=True, help="Add GALLERY to the index that is there.")
 @click.option("--force", is_flag=True, help="Replace an index that exists, and start over.")
 @precision_option
@@ -80,7 +75,7 @@ def index(
             load_side(gallery, "gallery", memory=runtime.memory),
             path,
             method or chosen_method(),
-            calibration=None if calibrate is None else load_side(calibrate, "probe", memory=runtime.memory),
+            calibration=load_calibration(calibrate, runtime),
             append=append,
             force=force,
             device=runtime.device,

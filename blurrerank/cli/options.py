@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..compute.compute import Compute
     from ..data.features import FeatureSet
     from ..data.ranking import Ranking
+    from ..data.side import Side
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -235,6 +236,23 @@ def metrics_options(command: F) -> F:
         help="market1501 drops gallery items of the probe's identity and camera; cuhk03 also draws one image "
         "of each identity for CMC; plain drops neither. Junk (id -1) never counts.",
     )(command)
+
+
+def calibrate_option(command: F) -> F:
+    """--calibrate."""
+    return click.option(
+        "--calibrate",
+        metavar="FILE",
+        help="Earlier images, unlabelled but for their cameras, of cameras that the gallery lacks: the probes "
+        "of a native file, or file.h5::/group. For steps such as center.",
+    )(command)
+
+
+def load_calibration(address: str | None, runtime: Runtime) -> Side | None:
+    """Return the images that --calibrate names; None without."""
+    from ..files import load_side
+
+    return None if address is None else load_side(address, "probe", memory=runtime.memory)
 
 
 def json_option(command: F) -> F:

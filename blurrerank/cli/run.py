@@ -21,8 +21,10 @@ from .options import (
     FORMAT_NAMES,
     Depth,
     Runtime,
+    calibrate_option,
     features_argument,
     json_option,
+    load_calibration,
     metrics_options,
     precision_option,
     runtime_options,
@@ -67,12 +69,7 @@ if TYPE_CHECKING:
     help="Rank each probe by itself, whatever the others are; refused for a method that cannot. The output "
     "records how probes were ranked.",
 )
-@click.option(
-    "--calibrate",
-    metavar="FILE",
-    help="Earlier images, unlabelled but for their cameras, of cameras that the gallery lacks: the probes of a "
-    "native file, or file.h5::/group. For steps such as center.",
-)
+@calibrate_option
 @candidates_options
 @click.option(
     "-o",
@@ -233,7 +230,7 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     from ..engine.request import Request, setting_of
     from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
-    from ..files import format_of, load_side
+    from ..files import format_of
     from ..index.gallery_index import GalleryIndex
     from ..methods import create
     from ..studies.cameras import camera_bias
@@ -269,9 +266,7 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     form = format_of(options.path, options.format)
     measurement = Measurement(options.protocol, options.ap)
     data = _load(group, runtime, options, indexed)
-    calibration = None
-    if options.calibrate is not None:
-        calibration = load_side(options.calibrate, "probe", memory=runtime.memory)
+    calibration = load_calibration(options.calibrate, runtime)
     lists, found_by = source.find(data, chosen, options.depth, runtime)
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):

@@ -16,8 +16,10 @@ from .method_options import complete_method
 from .options import (
     FILE,
     Runtime,
+    calibrate_option,
     features_argument,
     json_option,
+    load_calibration,
     metrics_options,
     precision_option,
     runtime_options,
@@ -85,9 +87,7 @@ class Values(click.ParamType):  # type: ignore[type-arg]
     help="Of the draw of the identities to choose by.",
 )
 @click.option("--online", is_flag=True, help="Rank each probe by itself, as in `run`.")
-@click.option(
-    "--calibrate", metavar="FILE", help="Earlier images of cameras that the gallery lacks, as in `run`."
-)
+@calibrate_option
 @click.option(
     "-o",
     "--output",
@@ -115,8 +115,7 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
     """
     from ..engine.request import Request
     from ..engine.runs import Measurement
-    from ..errors import ParameterError
-    from ..files import load, load_side
+    from ..files import load
     from ..studies.grids import ParameterGrid
     from ..studies.tune import Choice, tune_grid
     from ..studies.tune_files import TuningFile, as_dict, check_name, save_csv
@@ -124,19 +123,13 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
     options = TuneOptions(**arguments)
     runtime.start()
     warnings.simplefilter("once", BlurrerankWarning)  # all settings have the same reasons
-    names = [name for name, _ in options.grid]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ParameterError(f"the grid has {twice} twice: give all of its values at once")
-    grid = ParameterGrid.of(options.method, dict(options.grid))
+    grid = ParameterGrid.of(options.method, options.grid)
     output, store = options.output, None
     if output is not None:
         check_name(output)
         store = TuningFile(output) if output.lower().endswith(".json") else None
     data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
-    calibration = None
-    if options.calibrate is not None:
-        calibration = load_side(options.calibrate, "probe", memory=runtime.memory)
+    calibration = load_calibration(options.calibrate, runtime)
     methods = map(grid.method_at, grid.settings())
     notes = (note for method in methods for note in method.notes(len(data.probe), len(data.gallery)))
     for note in dict.fromkeys(notes):

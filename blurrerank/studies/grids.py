@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -22,7 +22,7 @@ class ParameterGrid:
         method: the text of the chain, with the parameters that are fixed.
         values: name -> its values; a name is the shortest that tells a parameter from all others of the chain.
 
-    >>> grid = ParameterGrid.of("dba+lbr", {"dba.k": [2, 4], "sigma": [0.1]})
+    >>> grid = ParameterGrid.of("dba+lbr", [("dba.k", [2, 4]), ("sigma", [0.1])])
     >>> [grid.text_at(setting) for setting in grid.settings()]
     ['dba:k=2+lbr:sigma=0.1', 'dba:k=4+lbr:sigma=0.1']
     """
@@ -31,8 +31,8 @@ class ParameterGrid:
     values: Mapping[str, tuple[Any, ...]]
 
     @classmethod
-    def of(cls, method: str, grid: Mapping[str, Sequence[Any]]) -> ParameterGrid:
-        """Check a grid, of names as `create` takes them or as options spell them.
+    def of(cls, method: str, grid: Collection[tuple[str, Sequence[Any]]]) -> ParameterGrid:
+        """Check a grid, of names as `create` takes them or as options spell them, and values.
 
         Raises:
             ParameterError: for an unknown method or parameter, a value outside its range, a parameter without
@@ -42,7 +42,7 @@ class ParameterGrid:
             raise ParameterError("a grid needs at least one parameter and its values, such as ki=2,4,6")
         create(method)
         values: dict[str, tuple[Any, ...]] = {}
-        for given, some in grid.items():
+        for given, some in grid:
             name, parameter = find_parameter(method, given)
             if name in values:
                 raise ParameterError(f"the grid has {name} twice: give all of its values at once")

@@ -24,7 +24,7 @@ from .grids import ParameterGrid, Setting
 from .halves import Half, Halves
 from .many import locate_each
 from .tune_files import TuningFile
-from .tuning import Basis, Store, Tuning
+from .tuning import Basis, Store, Tuning, best_of
 
 _OTHER = {
     "digest": "other features",
@@ -110,7 +110,7 @@ def tune(
     request = Request(online=online, calibration=calibration)
     return tune_grid(
         data,
-        ParameterGrid.of(method, grid),
+        ParameterGrid.of(method, grid.items()),
         request,
         choice,
         compute,
@@ -222,9 +222,8 @@ class _Course:
         self.rows, self.sums, self.sampled = dict(known.rows), dict(known.sums), known.sampled
 
     def best(self) -> Setting:
-        """Return the best setting so far; see `Tuning.chosen`."""
-        metric = self.choice.metric
-        return min(self.rows, key=lambda setting: (-self.rows[setting][metric], self.grid.place(setting)))
+        """Return the best setting so far."""
+        return best_of(self.rows, self.choice.metric, self.grid)
 
     def add(self, setting: Setting, table: NDArray[np.float64]) -> None:
         """Take the (P, M) values of a setting."""

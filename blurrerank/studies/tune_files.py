@@ -190,7 +190,7 @@ def _write(path: Path, text: str, *, force: bool) -> None:
 
 def _tuning(stored: Mapping[str, Any]) -> Tuning:
     """A tuning from what its file has; whatever is wrong raises `ValueError` or what Python raises for it."""
-    grid = ParameterGrid.of(stored["method"], stored["grid"])
+    grid = ParameterGrid.of(stored["method"], stored["grid"].items())
     samples = stored["samples"]
     tuning, reporting = Half(**stored["tuning"]), Half(**stored["reporting"])
     rows = {_setting(row["params"], grid): {mean: float(row[mean]) for mean in MEANS} for row in stored["rows"]}

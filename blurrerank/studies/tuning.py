@@ -72,11 +72,15 @@ class Tuning:
     @property
     def chosen(self) -> Setting:
         """The setting where the metric is highest on the tuning half; of equal ones the first of the grid."""
-        return max(self.rows, key=lambda setting: self.rows[setting][self.metric])
+        return best_of(self.rows, self.metric, self._settings)
 
     def text_at(self, setting: Setting) -> str:
         """Return the text of the chain at a setting, such as `center+camera-graph:ki=4`."""
-        return ParameterGrid(self.basis.method, self.grid).text_at(setting)
+        return self._settings.text_at(setting)
+
+    @property
+    def _settings(self) -> ParameterGrid:
+        return ParameterGrid(self.basis.method, self.grid)
 
     def report(self) -> dict[str, dict[str, Interval]]:
         """Return the means on the reporting half, with intervals.
@@ -90,6 +94,11 @@ class Tuning:
         stacked = np.concatenate(list(tables.values()), axis=1)
         found = iter(intervals_over_identities(stacked, self.counts))
         return {name: {mean: next(found) for mean in MEANS} for name in tables}
+
+
+def best_of(rows: Mapping[Setting, Mapping[str, float]], metric: str, grid: ParameterGrid) -> Setting:
+    """Return the setting whose `metric` is highest; of equal ones the first of the grid."""
+    return min(rows, key=lambda setting: (-rows[setting][metric], grid.place(setting)))
 
 
 class Store(Protocol):
