@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from .files.foreign import import_features as import_features
     from .graph.neighbour_graph import NeighbourGraph as NeighbourGraph
     from .graph.sparse_rows import SparseRows as SparseRows
+    from .index.building import build_index as build_index
     from .index.gallery_index import GalleryIndex as GalleryIndex
-    from .index.gallery_index import build_index as build_index
     from .report import write_report as write_report
     from .report.plots import draw as draw
     from .search.approximate import faiss_candidates as faiss_candidates
@@ -67,7 +67,8 @@ _HOMES = {
     "graph.sparse_rows": ("SparseRows",),
     "files": ("load", "read_candidates", "read_ranking", "save_features", "save_ranking"),
     "files.foreign": ("import_features",),
-    "index.gallery_index": ("GalleryIndex", "build_index"),
+    "index.building": ("build_index",),
+    "index.gallery_index": ("GalleryIndex",),
     "report": ("write_report",),
     "report.plots": ("draw",),
     "search.approximate": ("faiss_candidates", "recall"),

@@ -35,7 +35,7 @@ import blurrerank as br
 import blurrerank.cli
 import blurrerank.engine.checkpoint
 import blurrerank.engine.runs
-import blurrerank.index.gallery_index
+import blurrerank.index.building
 import blurrerank.methods.k_reciprocal
 import blurrerank.methods.k_reciprocal_online
 import blurrerank.methods.lbr
@@ -44,7 +44,7 @@ for name in br.__all__:
     getattr(br, name)
 # What can be gone on from is kept all the time.
 blurrerank.engine.checkpoint.SECONDS = 0.0
-blurrerank.index.gallery_index.build_index.__kwdefaults__["checkpoint_seconds"] = 0.0
+blurrerank.index.building.build_index.__kwdefaults__["checkpoint_seconds"] = 0.0
 
 TIMEOUT = 60.0
 # Outcomes of what was to meet with something, and did not; and how many times the cases may be tried for it.

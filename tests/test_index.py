@@ -344,7 +344,7 @@ def test_an_interruption_says_how_to_go_on(cli, write, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("blurrerank.index.gallery_index.find_graph", interrupted)
+        patched.setattr("blurrerank.index.building.find_graph", interrupted)
         code, _, err = cli("index", feats, "-o", "i.h5")
         note = "note: i.h5.partial has what was found so far; the same command goes on"
         assert (code, err.split("\n")) == (130, [note, "error: interrupted", ""])

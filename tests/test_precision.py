@@ -23,7 +23,7 @@ from blurrerank.engine.ranking import rank_batches
 from blurrerank.engine.request import Request
 from blurrerank.graph.find import find_graph
 from blurrerank.graph.neighbour_graph import ListSizes
-from blurrerank.index.gallery_index import build_index
+from blurrerank.index.building import build_index
 from blurrerank.methods import create
 from blurrerank.search.exact import Query
 from blurrerank.search.nearest import nearest

@@ -508,11 +508,9 @@ def test_an_index_is_built_though_nothing_can_be_kept_of_it(cli, feats, monkeypa
     def full(*_, **__):
         raise br.OutputError("out.partial cannot be written: No space left on device")
 
-    begin = blurrerank.index.gallery_index._Left.__init__
-    monkeypatch.setattr(
-        blurrerank.index.gallery_index._Left, "__init__", lambda *given: begin(*given[:-1], 0.0)
-    )
-    monkeypatch.setattr(blurrerank.index.gallery_index, "write_partial", full)
+    begin = blurrerank.index.building._Left.__init__
+    monkeypatch.setattr(blurrerank.index.building._Left, "__init__", lambda *given: begin(*given[:-1], 0.0))
+    monkeypatch.setattr(blurrerank.index.building, "write_partial", full)
     code, _, err = cli("index", feats, "-o", "out.index.h5", "--memory", "200KiB")
     assert code == 0
     assert err.count("what is done cannot be kept") == 1

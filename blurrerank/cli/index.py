@@ -58,7 +58,7 @@ def index(
     """
     from ..errors import ParameterError
     from ..files import load_side
-    from ..index.gallery_index import build_index, partial_of
+    from ..index.building import build_index, partial_of
 
     runtime.start()
     if append and force:

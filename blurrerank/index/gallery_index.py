@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,30 +11,21 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..compute.compute import Compute, Progress
+from ..compute.compute import Compute
 from ..compute.device import pick_device
 from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.ranking import Ranking
-from ..data.side import Side, digest_of
-from ..data.validation import find_problems
-from ..engine.feature_steps import fit_steps
-from ..engine.request import Request, check_calibrates
+from ..data.side import Side
+from ..engine.request import Request
 from ..engine.rerank import rank
-from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
-from ..files.access import check_readable
-from ..files.neighbours_h5 import read_partial, write_partial
-from ..files.targets import check_target, replacing
+from ..errors import InputError, ParameterError
 from ..graph.encoding import Encoding
-from ..graph.find import find_graph
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, FeatureStep, GraphRanker, HeadRanker, Ranker, create, settings_of
-from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.base import Method
 from ..methods.kinds.steps import Transform
-from ..search.plan import Plan
 from . import index_h5
-from .index_h5 import Labels
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,8 +76,8 @@ class IndexedSide(Side):
         own = self.method.feature_steps
         if own and tuple(steps) != own:
             raise ParameterError(
-                f"{self.label} has the features that {_names(own)} gave: a method must begin with it, and with "
-                "the parameters that the index was built with"
+                f"{self.label} has the features that {step_names(own)} gave: a method must begin with it, and "
+                "with the parameters that the index was built with"
             )
         return self.fitted if own else None
 
@@ -135,7 +122,7 @@ class GalleryIndex:
         stored = index_h5.read(Path(path), verify=verify)
         method = create(stored.method, **stored.params)
         try:
-            _check_indexes(method)
+            check_indexes(method)
         except ParameterError as error:
             raise InputError(f"{path}: {error}") from None
         if len(stored.fitted) != len(method.feature_steps):
@@ -232,8 +219,8 @@ class GalleryIndex:
                     "features"
                 )
             raise ParameterError(
-                f"{self.path} has the features that {_names(own)} gave, so it cannot answer {name}: use "
-                f"{_names(own)}+{method.ranker.name}"
+                f"{self.path} has the features that {step_names(own)} gave, so it cannot answer {name}: use "
+                f"{step_names(own)}+{method.ranker.name}"
             )
         for step, settings in zip(own, stepped, strict=True):
             _check_same(str(self.path), step, settings)
@@ -259,187 +246,11 @@ class GalleryIndex:
         Raises:
             InputError: for features that cannot be compared with these.
         """
-        return FeatureSet(_side(probe, "probe"), self.gallery)
+        return FeatureSet(as_side(probe, "probe"), self.gallery)
 
 
-def build_index(
-    gallery: ArrayLike | torch.Tensor | Side,
-    path: str | Path,
-    method: str = "k-reciprocal-online",
-    *,
-    calibration: Side | None = None,
-    append: bool = False,
-    force: bool = False,
-    device: str = "auto",
-    memory: int | None = None,
-    precision: str = "auto",
-    progress: Progress | None = None,
-    checkpoint_seconds: float = 60.0,
-    **params: Any,
-) -> GalleryIndex:
-    """Index a gallery, or add to one that is indexed.
-
-    What is known is kept in `PATH.partial` now and then; the same call goes on from there. The index appears
-    when it is complete; readers of one that is replaced keep the old.
-
-    Args:
-        gallery: (G, D) features, float16, float32 or float64; or a `Side`, with labels if there are.
-        path: the index.
-        method: a graph ranker that works online, or a chain of steps such as `center` and one.
-        calibration: earlier images of cameras that the gallery lacks, unlabelled, for steps such as `center`.
-        append: add the gallery to the index that is there, whose method and parameters hold. The result is the
-            same as that of indexing everything at once. Refused where feature steps know the gallery.
-        force: replace an existing index, and start over whatever is left of another.
-        device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        memory: budget in bytes, by default 2 GiB, beside lists and encodings.
-        precision: of the products that candidates are found by, `auto`, `float32` or `bfloat16`; the index is
-            the same.
-        progress: called with (images done, images in all).
-        checkpoint_seconds: how often to write what is known.
-        **params: parameters of the method; in a chain, such as `center.shrink`.
-
-    Raises:
-        InputError: for features or labels that cannot be used, a damaged index, or one of other features.
-        ParameterError: for a method that no index holds, a parameter outside its range, or not that of the
-            index, or a budget too small.
-        OutputError: if the index cannot be written there.
-    """
-    path = Path(path)
-    compute = Compute.choose(device, memory, precision=precision, progress=progress)
-    gallery = _side(gallery, "gallery")
-    check_target(path, force=force or append)
-    check_readable(path)
-    if path.exists() and not append and not index_h5.is_index(path):
-        raise OutputError(f"{path} is no index, and is not replaced by one: choose another name")
-    with replacing(path, force=force or append) as temporary:
-        before = _stamp(path)
-        old = GalleryIndex.open(path, device=device) if append else None
-        problems = find_problems(gallery, None if old is None else old.gallery)
-        if problems:
-            raise InputError(problems)
-        sides, labels, known = [gallery], Labels.of(gallery), None
-        if old is None:
-            chosen = create(method, **params)
-        else:
-            chosen = old.method_for(None if method == KReciprocalOnline.name else method, **params)
-            if chosen.feature_steps:
-                raise ParameterError(
-                    f"{path} has the features that {_names(chosen.feature_steps)} gave, which further items "
-                    "change: build it anew with --force"
-                )
-            sides, known = [old.gallery, gallery], old.near
-            labels = Labels.of(old.gallery).joined(labels, str(path), gallery.label)
-        ranker = _check_indexes(chosen)
-        if calibration is not None:
-            check_calibrates(chosen, calibration, gallery.dim)
-        if ranker.needs_cameras and labels.cams is None:
-            raise InputError(f"{gallery.label} has no cameras: method {ranker.name} needs them")
-        needed = 128 * gallery.dim  # a block of one row, as `Plan` cuts it
-        if memory is not None and memory < needed:
-            raise ParameterError(
-                f"a memory budget of {memory:,} bytes is too small for one row: raise it to {needed:,} bytes"
-            )
-        count = len(labels.digests)
-        plan = Plan.of_images(count, count, gallery.dim, compute)
-        left = _Left(path, labels.digests, chosen, calibration, checkpoint_seconds)
-        left_over = left.read(force=force, done=None if old is None else old.gallery.digest())
-        known = known if left_over is None else left_over
-        fitted: Sequence[Mapping[str, torch.Tensor]] = ()
-        if chosen.feature_steps:
-            transforms = [step for step in chosen.feature_steps if isinstance(step, Transform)]
-            stepped, fitted = fit_steps(gallery, transforms, calibration, compute)
-            if stepped.dim != gallery.dim:
-                raise ParameterError(
-                    f"{_names(transforms)} gives {stepped.dim} dimensions of {gallery.dim}, and an index takes "
-                    "probes of as many as it keeps: leave it out"
-                )
-            sides = [stepped]
-        images = plan.rows(*sides)
-        cams = torch.from_numpy(labels.cams) if ranker.needs_cameras and labels.cams is not None else None
-        graph = find_graph(
-            images, ranker.list_sizes(), cams=cams, progress=compute.progress, known=known, keep=left.write
-        )
-        encoded = ranker.fit(graph).invert(slice(0, count), keep_rows=ranker.needs_rows)
-        index_h5.write(temporary, images, labels, chosen, graph, encoded, fitted)
-        if _stamp(path) != before:
-            left.remove()  # what comes now begins with other items
-            raise OutputError(f"{path} was written by another process meanwhile: run this again")
-    left.remove()
-    return GalleryIndex.open(path, device=device, verify=False)
-
-
-def partial_of(path: Path) -> Path:
-    """Where `build_index` keeps what it knows while the index at `path` is not complete."""
-    return path.with_name(f"{path.name}.partial")
-
-
-class _Left:
-    """What is left of a build that was interrupted."""
-
-    def __init__(
-        self,
-        path: Path,
-        digests: NDArray[np.uint8],
-        method: AnyMethod,
-        calibration: Side | None,
-        seconds: float,
-    ) -> None:
-        self._path = partial_of(path)
-        self._digest = digest_of(digests)
-        if method.needs_cameras or method.feature_steps:  # lists depend on more than features
-            about = method.name, method.params(), calibration and calibration.digest()
-            self._digest = hashlib.sha256(json.dumps([self._digest, *about]).encode()).hexdigest()
-        assert isinstance(method.ranker, GraphRanker)
-        self._pool = method.ranker.neighbours()
-        self._seconds = seconds
-        self._last = time.monotonic()
-        self._warned = False
-
-    def read(self, *, force: bool, done: str | None) -> NeighbourGraph | None:
-        """What is known of the same gallery, if anything.
-
-        Args:
-            force: pass over what is left of another.
-            done: the digest of an index that is complete, of which something may have been left all the same.
-
-        Raises:
-            InputError: if it is of another, unless `force` is set.
-        """
-        if not self._path.exists():
-            return None
-        try:
-            near, pool, digest = read_partial(self._path)
-        except InputError as error:
-            if force:
-                return None
-            raise InputError(f"{error}; it is left of an index: delete it to start over") from error
-        reason = "of other features" if digest != self._digest else f"with pool {pool}, not {self._pool}"
-        if (digest, pool) != (self._digest, self._pool):
-            if force or digest == done:
-                return None
-            raise InputError(
-                f"{self._path} is left of an index {reason}: finish that one, or delete the file to start over"
-            )
-        return near
-
-    def write(self, answer: Callable[[], NeighbourGraph]) -> None:
-        """Keep what is known, if it is time."""
-        if time.monotonic() >= self._last + self._seconds:
-            try:
-                write_partial(self._path, answer(), pool=self._pool, digest=self._digest)
-            except OutputError as error:
-                if not self._warned:
-                    warnings.warn(f"what is done cannot be kept: {error}", BlurrerankWarning, stacklevel=2)
-                self._warned = True
-            self._last = time.monotonic()
-
-    def remove(self) -> None:
-        """The index is complete."""
-        self._path.unlink(missing_ok=True)
-
-
-def _side(values: ArrayLike | torch.Tensor | Side, label: str) -> Side:
-    """Features of one row or of many as a side.
+def as_side(values: ArrayLike | torch.Tensor | Side, label: str) -> Side:
+    """Return features of one row or of many as a side.
 
     Raises:
         InputError: for what is no array.
@@ -455,21 +266,17 @@ def _side(values: ArrayLike | torch.Tensor | Side, label: str) -> Side:
     return Side(features[None] if len(features.shape) == 1 else features, label=label)
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when the file at `path` is replaced."""
-    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
-
-
 def _chain(steps: Sequence[FeatureStep], ranker: Ranker) -> AnyMethod:
     return Chain(tuple(steps), ranker) if steps else ranker
 
 
-def _names(steps: Sequence[FeatureStep]) -> str:
+def step_names(steps: Sequence[FeatureStep]) -> str:
+    """Return the names of feature steps as a chain has them."""
     return "+".join(step.name for step in steps)
 
 
-def _check_indexes(method: AnyMethod) -> GraphRanker:
-    """The ranker of a method that an index can be built for.
+def check_indexes(method: AnyMethod) -> GraphRanker:
+    """Return the ranker of a method that an index can be built for.
 
     Raises:
         ParameterError: for another method.
