@@ -83,6 +83,44 @@ def apply_feature_step(
         return data, request
 
 
+@dataclass(frozen=True)
+class _Images:
+    """Images that a step is fitted on or applied to.
+
+    Attributes:
+        side: their labels.
+        rows: their N rows.
+        cams: (N,) int64, zeros for a step that does not look at cameras.
+    """
+
+    side: Side
+    rows: UnitRows
+    cams: torch.Tensor
+
+    @classmethod
+    def of(cls, side: Side, step: Transform, rows: UnitRows) -> _Images:
+        """Take the cameras from the side."""
+        return cls(side, rows, _cameras_of(side, step))
+
+    def sample(self) -> RowSample:
+        """What the step is fitted on."""
+        return RowSample(self.rows, self.cams, self.cams)
+
+    def changed(self, step: Transform, fitted: Fitted, compute: Compute) -> SteppedSide:
+        """What the step makes of them."""
+        store = None
+        for start, block in self.rows.blocks():
+            cams = self.cams[start : start + len(block)].to(block.device) if step.needs_cameras else None
+            new = _unit(step.apply(block, cams, fitted), block)
+            store = _store(len(self.side), new.shape[1], compute) if store is None else store
+            store[start : start + len(block)] = new.cpu()
+        return _side(self.side, torch.empty(0, self.side.dim) if store is None else store)
+
+    def warn_about(self, step: Transform, fitted: Fitted) -> None:
+        """Warn of cameras that nothing is known of."""
+        step.warn_about(self.cams.to(self.rows.device) if step.needs_cameras else None, fitted)
+
+
 def _transform(
     data: FeatureSet, step: Transform, request: Request, compute: Compute
 ) -> tuple[FeatureSet, Request]:
@@ -92,47 +130,30 @@ def _transform(
     cams = torch.zeros(probes + gallery, dtype=torch.int64)
     if step.needs_cameras:
         cams = cameras_of(data, probes + gallery, step.name)
+    probe_cams, every = cams[:probes], cams[probes:]
     held, here, group = _held(data), slice(0, gallery), None
     if isinstance(data, ShardedSet):
         here, group = data.group.share(gallery), data.group
-    rows = {"probe": plan.probes(data.probe), "gallery": plan.rows(held)}
-    own = {"probe": cams[:probes], "gallery": cams[probes:][here]}
-    others, known = [], request.calibration
-    if known is not None:
-        assert known.cams is not None
-        rows["calibration"], own["calibration"] = plan.probes(known), torch.from_numpy(known.cams)
-        others.append(RowSample(rows["calibration"], own["calibration"], own["calibration"]))
-        if step.needs_cameras and bool(torch.isin(own["calibration"], cams[probes:]).all()):
+    probe = _Images(data.probe, plan.probes(data.probe), probe_cams)
+    items = _Images(held, plan.rows(held), every[here])
+    others, known = [], None
+    if request.calibration is not None:
+        known = _Images.of(request.calibration, step, plan.probes(request.calibration))
+        others.append(known.sample())
+        if step.needs_cameras and bool(torch.isin(known.cams, every).all()):
             warnings.warn(
-                f"{known.label} changes nothing: the gallery has images of all of its cameras, and their means "
-                "are the gallery's",
+                f"{known.side.label} changes nothing: the gallery has images of all of its cameras, and their "
+                "means are the gallery's",
                 BlurrerankWarning,
                 stacklevel=2,
             )
     if not request.online:
-        others.append(RowSample(rows["probe"], own["probe"], own["probe"]))
-    fitted = step.fit(RowSample(rows["gallery"], own["gallery"], cams[probes:], group), others)
-    step.warn_about(own["probe"].to(plan.device) if step.needs_cameras else None, fitted)
-    sides = {
-        name: _applied(step, fitted, side, rows[name], own[name], compute)
-        for name, side in (("probe", data.probe), ("gallery", held), ("calibration", known))
-        if side is not None
-    }
-    known = sides.pop("calibration", None)
-    return _with(data, **sides), replace(request, calibration=known)
-
-
-def _applied(
-    step: Transform, fitted: Fitted, side: Side, rows: UnitRows, cams: torch.Tensor, compute: Compute
-) -> SteppedSide:
-    """What `step` makes of a side whose unit rows are `rows`."""
-    store = None
-    for start, block in rows.blocks():
-        some = cams[start : start + len(block)].to(block.device) if step.needs_cameras else None
-        new = _unit(step.apply(block, some, fitted), block)
-        store = _store(len(side), new.shape[1], compute) if store is None else store
-        store[start : start + len(block)] = new.cpu()
-    return _side(side, torch.empty(0, side.dim) if store is None else store)
+        others.append(probe.sample())
+    fitted = step.fit(RowSample(items.rows, items.cams, every, group), others)
+    probe.warn_about(step, fitted)
+    changed = [images.changed(step, fitted, compute) for images in (probe, items, known) if images is not None]
+    calibration = None if known is None else changed.pop()
+    return _with(data, *changed), replace(request, calibration=calibration)
 
 
 def fit_steps(
@@ -149,17 +170,14 @@ def fit_steps(
     Returns:
         The gallery with its new features, and what each step needs to be applied to a probe.
     """
-    fitted = []
+    sides, fitted = [gallery] if calibration is None else [gallery, calibration], []
     for step in steps:
-        plan = Plan.of_images(len(gallery), len(gallery), gallery.dim, compute)
-        sides = [gallery] if calibration is None else [gallery, calibration]
-        rows, cams = [plan.rows(side) for side in sides], [_cameras_of(side, step) for side in sides]
-        sample, *others = (RowSample(some, own, own) for some, own in zip(rows, cams, strict=True))
-        found = step.fit(sample, others)
-        gallery, *known = (_applied(step, found, *one, compute) for one in zip(sides, rows, cams, strict=True))
-        calibration = known[0] if known else None
+        plan = Plan.of_images(len(gallery), len(gallery), sides[0].dim, compute)
+        images = [_Images.of(side, step, plan.rows(side)) for side in sides]
+        found = step.fit(images[0].sample(), [some.sample() for some in images[1:]])
+        sides = [some.changed(step, found, compute) for some in images]
         fitted.append(found)
-    return gallery, fitted
+    return sides[0], fitted
 
 
 def apply_fitted(
@@ -175,10 +193,10 @@ def apply_fitted(
         for step, found in zip(steps, fitted, strict=True):
             assert isinstance(step, Transform)
             plan = Plan.of_images(len(side), len(side), side.dim, compute)
-            cams = _cameras_of(side, step)
+            images = _Images.of(side, step, plan.rows(side))
             found = {name: values.to(compute.device) for name, values in found.items()}
-            step.warn_about(cams.to(compute.device) if step.needs_cameras else None, found)
-            side = _applied(step, found, side, plan.rows(side), cams, compute)
+            images.warn_about(step, found)
+            side = images.changed(step, found, compute)
     return replace(data, probe=side)
 
 
