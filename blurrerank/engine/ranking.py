@@ -35,10 +35,11 @@ from ..search.plan import Plan
 from ..search.rows import Gatherable, UnitRows, blocks_of, warn_of_reads
 from ..search.sources import nearest_of
 from ..search.tiles import best_keys
-from .feature_steps import apply_feature_step, apply_fitted
+from .feature_steps import apply_feature_step
 from .plans import plan_for
 from .ranked_batch import RankedBatch
 from .request import TRANSDUCTIVE, Request, check_calibrates, check_reranks_candidates, setting_of
+from .transforms import apply_fitted
 from .workspace import Workspace, cameras_of, open_workspace
 
 

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..compute.compute import Compute, Progress
 from ..data.side import Side, digest_of
 from ..data.validation import find_problems
-from ..engine.feature_steps import fit_steps
 from ..engine.request import check_calibrates
+from ..engine.transforms import fit_steps
 from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from ..files.access import check_readable
 from ..files.neighbours_h5 import read_partial, write_partial

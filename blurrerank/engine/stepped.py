@@ -1,0 +1,77 @@
+"""Sides with new features, and what makes them."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..compute.compute import Compute
+from ..data.features import FeatureSet
+from ..data.sharded import ShardedSet
+from ..data.side import Side
+from ..search.rows import unit_rows
+
+# New features shorter than this are rounding: what they are a sum of cancels out.
+_LEAST_NORM = 1e-6
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SteppedSide(Side):
+    """New features, L2-normalised, with the labels and the digest of the side that they were made from."""
+
+    unit = True
+
+    origin: Side
+
+    def row_digests(self) -> NDArray[np.uint8]:
+        """Return those of the features as they came."""
+        return self.origin.row_digests()
+
+    def digest(self) -> str:
+        """Return that of the features as they came."""
+        return self.origin.digest()
+
+
+def unit(new: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return new features, L2-normalised; those of `rows` where they cancel out."""
+    short = torch.linalg.vector_norm(new, dim=1, keepdim=True) < _LEAST_NORM
+    return unit_rows(torch.where(short, rows, new) if new.shape == rows.shape else new)
+
+
+def held_gallery(data: FeatureSet) -> Side:
+    """Return the gallery, or what this process has of it."""
+    return data.shard if isinstance(data, ShardedSet) else data.gallery
+
+
+def with_sides(data: FeatureSet, probe: Side | None = None, gallery: Side | None = None) -> FeatureSet:
+    """Return the same with other sides; of a `ShardedSet`, `gallery` is the shard of this process."""
+    if gallery is not None and isinstance(data, ShardedSet):
+        gallery = replace(data.gallery, shard=gallery)
+    return replace(data, probe=probe or data.probe, gallery=gallery or data.gallery)
+
+
+def room_for(rows: int, dim: int, compute: Compute) -> torch.Tensor:
+    """Return room for (rows, dim) float32."""
+    if 4 * rows * dim <= compute.memory // 4:
+        return torch.empty(rows, dim)
+    with tempfile.TemporaryFile() as file:  # mapped, it stays until the last user lets go of it
+        file.truncate(4 * rows * dim)
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, dim)))
+
+
+def stepped_side(side: Side, rows: torch.Tensor) -> SteppedSide:
+    """Return the labels of `side` with other features."""
+    return SteppedSide(
+        rows,
+        side.ids,
+        side.cams,
+        side.names,
+        label=side.label,
+        first=side.first,
+        sources=side.sources,
+        origin=side,
+    )

@@ -1,0 +1,153 @@
+"""Feature steps that treat each image by itself: fitted on the gallery, applied to either side."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..compute.compute import Compute
+from ..data.features import FeatureSet
+from ..data.sharded import ShardedSet
+from ..data.side import Side
+from ..errors import BlurrerankWarning, InputError
+from ..methods import FeatureStep
+from ..methods.kinds.steps import Transform
+from ..search.plan import Plan
+from ..search.rows import UnitRows
+from .plans import images_plan
+from .request import Request
+from .samples import RowSample
+from .stepped import SteppedSide, held_gallery, room_for, stepped_side, unit, with_sides
+from .workspace import cameras_of
+
+Fitted = Mapping[str, torch.Tensor]
+"""What a step found out about the gallery."""
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images that a step is fitted on or applied to.
+
+    Attributes:
+        side: their labels.
+        rows: their N rows.
+        cams: (N,) int64, zeros for a step that does not look at cameras.
+    """
+
+    side: Side
+    rows: UnitRows
+    cams: torch.Tensor
+
+    @classmethod
+    def of(cls, side: Side, step: Transform, rows: UnitRows) -> _Images:
+        """Take the cameras from the side."""
+        return cls(side, rows, _cameras_of(side, step))
+
+    def sample(self) -> RowSample:
+        """What the step is fitted on."""
+        return RowSample(self.rows, self.cams, self.cams)
+
+    def changed(self, step: Transform, fitted: Fitted, compute: Compute) -> SteppedSide:
+        """What the step makes of them."""
+        store = None
+        for start, block in self.rows.blocks():
+            cams = self.cams[start : start + len(block)].to(block.device) if step.needs_cameras else None
+            new = unit(step.apply(block, cams, fitted), block)
+            store = room_for(len(self.side), new.shape[1], compute) if store is None else store
+            store[start : start + len(block)] = new.cpu()
+        return stepped_side(self.side, torch.empty(0, self.side.dim) if store is None else store)
+
+    def warn_about(self, step: Transform, fitted: Fitted) -> None:
+        """Warn of cameras that nothing is known of."""
+        step.warn_about(self.cams.to(self.rows.device) if step.needs_cameras else None, fitted)
+
+
+def transform(
+    data: FeatureSet, step: Transform, request: Request, compute: Compute
+) -> tuple[FeatureSet, Request]:
+    """Return new features, each by itself; see `apply_feature_step`."""
+    plan = images_plan(data, len(data.gallery), compute)
+    probes, gallery = len(data.probe), len(data.gallery)
+    cams = torch.zeros(probes + gallery, dtype=torch.int64)
+    if step.needs_cameras:
+        cams = cameras_of(data, probes + gallery, step.name)
+    probe_cams, every = cams[:probes], cams[probes:]
+    held, here, group = held_gallery(data), slice(0, gallery), None
+    if isinstance(data, ShardedSet):
+        here, group = data.group.share(gallery), data.group
+    probe = _Images(data.probe, plan.probes(data.probe), probe_cams)
+    items = _Images(held, plan.rows(held), every[here])
+    others, known = [], None
+    if request.calibration is not None:
+        known = _Images.of(request.calibration, step, plan.probes(request.calibration))
+        others.append(known.sample())
+        if step.needs_cameras and bool(torch.isin(known.cams, every).all()):
+            warnings.warn(
+                f"{known.side.label} changes nothing: the gallery has images of all of its cameras, and their "
+                "means are the gallery's",
+                BlurrerankWarning,
+                stacklevel=2,
+            )
+    if not request.online:
+        others.append(probe.sample())
+    fitted = step.fit(RowSample(items.rows, items.cams, every, group), others)
+    probe.warn_about(step, fitted)
+    changed = [images.changed(step, fitted, compute) for images in (probe, items, known) if images is not None]
+    calibration = None if known is None else changed.pop()
+    return with_sides(data, *changed), replace(request, calibration=calibration)
+
+
+def fit_steps(
+    gallery: Side, steps: Sequence[Transform], calibration: Side | None, compute: Compute
+) -> tuple[Side, list[Fitted]]:
+    """Fit steps on a gallery that stands, one after another.
+
+    Args:
+        gallery: its images, with cameras if a step needs them.
+        steps: what to fit.
+        calibration: images of cameras that the gallery perhaps lacks.
+        compute: how.
+
+    Returns:
+        The gallery with its new features, and what each step needs to be applied to a probe.
+    """
+    sides, fitted = [gallery] if calibration is None else [gallery, calibration], []
+    for step in steps:
+        plan = Plan.of_images(len(gallery), len(gallery), sides[0].dim, compute)
+        images = [_Images.of(side, step, plan.rows(side)) for side in sides]
+        found = step.fit(images[0].sample(), [some.sample() for some in images[1:]])
+        sides = [some.changed(step, found, compute) for some in images]
+        fitted.append(found)
+    return sides[0], fitted
+
+
+def apply_fitted(
+    data: FeatureSet, steps: Sequence[FeatureStep], fitted: Sequence[Fitted], compute: Compute
+) -> FeatureSet:
+    """Return `data` with the probes treated by steps that its gallery went through already.
+
+    Raises:
+        InputError: if there are no cameras and a step needs them.
+    """
+    side = data.probe
+    with compute.watch("search"):
+        for step, found in zip(steps, fitted, strict=True):
+            assert isinstance(step, Transform)
+            plan = Plan.of_images(len(side), len(side), side.dim, compute)
+            images = _Images.of(side, step, plan.rows(side))
+            found = {name: values.to(compute.device) for name, values in found.items()}
+            images.warn_about(step, found)
+            side = images.changed(step, found, compute)
+    return replace(data, probe=side)
+
+
+def _cameras_of(side: Side, step: Transform) -> torch.Tensor:
+    """(N,) int64, zeros for a step that does not look at cameras."""
+    if not step.needs_cameras:
+        return torch.zeros(len(side), dtype=torch.int64)
+    if side.cams is None:
+        raise InputError(f"{side.label} has no cameras: method {step.name} needs them; choose another method")
+    return torch.from_numpy(side.cams)
