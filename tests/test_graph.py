@@ -156,6 +156,15 @@ def test_one_graph_serves_many_methods_and_settings():
         br.rerank(data, "k-reciprocal", graph=gallery)
 
 
+def test_the_lists_of_an_index_are_no_graph_of_a_gallery(tmp_path):
+    """They do not tell of which gallery they are."""
+    arrays = features(probes=5, gallery=60)
+    data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
+    index = br.build_index(data.gallery, tmp_path / "i.h5")
+    with pytest.raises(br.InputError, match="the graph has lists alone, such as those of an index"):
+        br.rerank(data, "k-reciprocal-online", graph=index.near)
+
+
 def test_a_graph_is_cut_to_what_is_asked_for():
     arrays = features(probes=15, gallery=60)
     rows, cams = arrays["gallery"], torch.from_numpy(arrays["gallery_cams"])

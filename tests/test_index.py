@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -395,7 +396,7 @@ def test_what_is_left_of_another_build_is_refused(tmp_path):
     ask = "finish that one, or delete the file to start over"
     with pytest.raises(br.InputError) as error:
         br.build_index(side(arrays, 0, 200), path, **SMALL)
-    assert str(error.value) == f"{left} of other features: {ask}"
+    assert str(error.value) == f"{left} of other features, cameras or parameters: {ask}"
     with pytest.raises(br.InputError) as error:
         br.build_index(side(arrays), path, **SMALL | {"pool": 21})
     assert str(error.value) == f"{left} with pool 20, not 21: {ask}"
@@ -406,6 +407,27 @@ def test_what_is_left_of_another_build_is_refused(tmp_path):
     assert str(error.value) == why
     br.build_index(side(arrays), path, force=True, **SMALL)
     assert [file.name for file in tmp_path.iterdir()] == ["i.h5"]
+
+
+@pytest.mark.parametrize("other", ["gallery", "calibration"])
+def test_what_is_left_of_a_build_with_other_cameras_is_refused(other, tmp_path):
+    arrays, path = features(gallery=300), tmp_path / "i.h5"
+    gallery = side(arrays)
+    earlier = br.Side(arrays["probe"], cams=arrays["probe_cams"] + 70, label="earlier")
+    method = "center+camera-graph"
+    how = {"memory": 1 << 19, "checkpoint_seconds": 0}
+    with pytest.raises(KeyboardInterrupt):
+        br.build_index(gallery, path, method, calibration=earlier, progress=Interrupt(0.6), **how)
+    assert path.with_name("i.h5.partial").exists()
+    changed = {"gallery": gallery, "calibration": earlier}
+    shifted = changed[other].cams.copy()
+    shifted[0] += 1
+    changed[other] = replace(changed[other], cams=shifted)
+    with pytest.raises(br.InputError, match="is left of an index of other features, cameras or parameters"):
+        br.build_index(changed["gallery"], path, method, calibration=changed["calibration"])
+    told = Interrupt(2)
+    br.build_index(gallery, path, method, calibration=earlier, progress=told, **how)
+    assert told.told[0] > 300 * 0.3, "the same goes on"
 
 
 def spoil_features(file):

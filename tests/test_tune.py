@@ -335,6 +335,17 @@ def test_online_and_calibration_are_as_in_run(cli, write):
     lists = br.rerank(data, told["chosen"]["method"], depth=99, online=True, calibration=calibration).indices
     table = by_reference(data, lists)
     assert told["report"]["chosen"]["mAP"]["value"] == pytest.approx(table[halves(data, table)[1], 0].mean())
+    # What is there already is kept for the same earlier images, and not for others, or others' cameras.
+    tuned = ("tune", feats, *GRAPH, *options, "-o", "tune.json")
+    assert cli(*tuned)[0] == 0
+    assert "kept tune.json: 4 settings, 0 of them new" in cli(*tuned)[2]
+    for changes, of in (
+        ({"probe_cams": people(seed=8)["probe_cams"] % 3 + 1}, "cameras of the calibration features"),
+        ({"probe": people(seed=9)["probe"]}, "calibration features"),
+    ):
+        write("earlier.h5", **people(seed=8) | changes, probe_names=None, gallery_names=None)
+        code, _, err = cli(*tuned)
+        assert (code, f"the earlier tuning is of other {of}: choose another name" in err) == (1, True), err
     # What all settings warn of is told once.
     _, _, err = cli("tune", feats, *GRAPH, "--online")
     assert err.count("warning: ") == 1

@@ -127,6 +127,12 @@ class Side:
         """Return the SHA-256 of `row_digests()`, which identifies the features."""
         return digest_of(self.row_digests())
 
+    def cameras_digest(self) -> str | None:
+        """Return the SHA-256 of the cameras; None without any."""
+        if self.cams is None:
+            return None
+        return hashlib.sha256(np.asarray(self.cams, dtype="<i8").tobytes()).hexdigest()
+
     def encoded_for(self, method: Any) -> Any:
         """Return what `method` has precomputed for this gallery: None unless it comes from an index."""
         return None

@@ -253,6 +253,8 @@ def _checked_graph(
     graph: NeighbourGraph, ranker: GraphRanker, data: FeatureSet, work: Workspace
 ) -> NeighbourGraph:
     """A graph that somebody found before, if it is of the right images and its lists are long enough."""
+    if graph.images is None:
+        raise InputError("the graph has lists alone, such as those of an index: find it with neighbour_graph")
     images = len(work.images)
     if len(graph) != images:
         what = "probes and gallery together" if images > work.gallery.size else "gallery items"
@@ -271,7 +273,7 @@ def _checked_graph(
         cams = cameras_of(data, images, ranker.name).to(graph.cams.device)
         if not torch.equal(graph.cams, cams):
             raise InputError("the graph is of other cameras: pass the features it was found for")
-    if graph.images is not None and _digest(graph.images) != _digest(work.images):
+    if _digest(graph.images) != _digest(work.images):
         raise InputError(
             "the graph is of other features: pass those it was found for, in the same order and dtype"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from ..compute.stopwatch import Stopwatch
 from ..data.features import FeatureSet
 from ..data.positions import Positions
 from ..data.sharded import ShardedSet
-from ..data.side import Side
 from ..evaluation.match_finder import MatchFinder
 from ..evaluation.metrics import Metrics, check_ap, measure, warn_about
 from ..evaluation.protocols import Protocol, get_protocol
@@ -219,12 +217,6 @@ def _depth(data: FeatureSet, method: AnyMethod, request: Request) -> int:
     return min(request.depth or method.depth(size), size)
 
 
-def _cameras_digest(side: Side | None) -> str | None:
-    if side is None or side.cams is None:
-        return None
-    return hashlib.sha256(np.asarray(side.cams, dtype="<i8").tobytes()).hexdigest()
-
-
 def _locate_by_cosine(data: FeatureSet, finder: MatchFinder, compute: Compute) -> Positions:
     """Where the matches stand by cosine similarity of the features as they came."""
     quiet = replace(compute, progress=None, watch=Stopwatch())
@@ -287,7 +279,7 @@ def rerank_to(
                 "labels_digest": labels_digest,
                 "candidates_digest": None if candidates is None else candidates.digest(),
                 "calibration_digest": calibrated,
-                "calibration_cams": _cameras_digest(calibration),
+                "calibration_cams": None if calibration is None else calibration.cameras_digest(),
                 "method": method.name,
                 **method.params(),
                 "setting": setting,

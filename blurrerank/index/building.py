@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..compute.compute import Compute, Progress
 from ..data.side import Side, digest_of
@@ -25,7 +24,7 @@ from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.targets import check_target, replacing
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import NeighbourGraph
-from ..methods import AnyMethod, GraphRanker, create
+from ..methods import AnyMethod, create
 from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.steps import Transform
 from ..search.plan import Plan
@@ -113,8 +112,9 @@ def build_index(
             )
         count = len(labels.digests)
         plan = Plan.of_images(count, count, gallery.dim, compute)
-        left = _Left(path, labels.digests, chosen, calibration, checkpoint_seconds)
-        left_over = left.read(force=force, done=None if old is None else old.gallery.digest())
+        left = _Left(path, _basis(labels, chosen, calibration), ranker.neighbours(), checkpoint_seconds)
+        done = None if old is None else _basis(Labels.of(old.gallery), chosen, calibration)
+        left_over = left.read(force=force, done=done)
         known = known if left_over is None else left_over
         fitted: Sequence[Mapping[str, torch.Tensor]] = ()
         if chosen.feature_steps:
@@ -148,22 +148,8 @@ def partial_of(path: Path) -> Path:
 class _Left:
     """What is left of a build that was interrupted."""
 
-    def __init__(
-        self,
-        path: Path,
-        digests: NDArray[np.uint8],
-        method: AnyMethod,
-        calibration: Side | None,
-        seconds: float,
-    ) -> None:
-        self._path = partial_of(path)
-        self._digest = digest_of(digests)
-        if method.needs_cameras or method.feature_steps:  # lists depend on more than features
-            about = method.name, method.params(), calibration and calibration.digest()
-            self._digest = hashlib.sha256(json.dumps([self._digest, *about]).encode()).hexdigest()
-        assert isinstance(method.ranker, GraphRanker)
-        self._pool = method.ranker.neighbours()
-        self._seconds = seconds
+    def __init__(self, path: Path, digest: str, pool: int, seconds: float) -> None:
+        self._path, self._digest, self._pool, self._seconds = partial_of(path), digest, pool, seconds
         self._last = time.monotonic()
         self._warned = False
 
@@ -172,7 +158,7 @@ class _Left:
 
         Args:
             force: pass over what is left of another.
-            done: the digest of an index that is complete, of which something may have been left all the same.
+            done: `_basis` of an index that is complete, of which something may have been left all the same.
 
         Raises:
             InputError: if it is of another, unless `force` is set.
@@ -185,7 +171,8 @@ class _Left:
             if force:
                 return None
             raise InputError(f"{error}; it is left of an index: delete it to start over") from error
-        reason = "of other features" if digest != self._digest else f"with pool {pool}, not {self._pool}"
+        other = "of other features, cameras or parameters"
+        reason = other if digest != self._digest else f"with pool {pool}, not {self._pool}"
         if (digest, pool) != (self._digest, self._pool):
             if force or digest == done:
                 return None
@@ -208,6 +195,17 @@ class _Left:
     def remove(self) -> None:
         """The index is complete."""
         self._path.unlink(missing_ok=True)
+
+
+def _basis(labels: Labels, method: AnyMethod, calibration: Side | None) -> str:
+    """A digest of what the neighbour lists of an index follow from, but for their length."""
+    digest = digest_of(labels.digests)
+    if not method.needs_cameras and not method.feature_steps:
+        return digest
+    sides = [Side(labels.digests, cams=labels.cams), *([] if calibration is None else [calibration])]
+    about = [digest, method.name, method.params(), *(side.cameras_digest() for side in sides)]
+    about += [] if calibration is None else [calibration.digest()]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -30,6 +30,7 @@ _OTHER = {
     "digest": "other features",
     "labels_digest": "other ids or cameras",
     "calibration_digest": "other calibration features",
+    "calibration_cams": "other cameras of the calibration features",
 }
 
 
@@ -187,6 +188,7 @@ def _basis(data: FeatureSet, grid: ParameterGrid, request: Request, choice: Choi
         data.digest(),
         data.labels_digest(),
         None if calibration is None else calibration.digest(),
+        None if calibration is None else calibration.cameras_digest(),
         choice.measurement.protocol,
         choice.measurement.ap,
         choice.seed,

@@ -1,9 +1,9 @@
 """Tuning files: the settings of a grid on one half of the identities, and the chosen one on the other.
 
 JSON: `format` (`blurrerank-tuning`), `format_version`; what it is of (`method`, the chain with its fixed
-parameters; `setting`, `digest`, `labels_digest`, `calibration_digest`, `protocol`, `ap`, `seed`); `metric`,
-by which is chosen; `grid` (parameter -> values); `tuning` and `reporting` (`identities` and `probes` of each
-half); `rows` (`params` of each setting and its means on the tuning half); `finished`; `chosen` (`params`, and
+parameters; `setting`, `digest`, `labels_digest`, `calibration_digest`, `calibration_cams`, `protocol`, `ap`,
+`seed`); `metric`, by which is chosen; `grid` (parameter -> values); `tuning` and `reporting` (`identities` and
+`probes` of each half); `rows` (`params` of each setting and its means on the tuning half); `finished`; `chosen` (`params`, and
 the chain as `method`); and `report`, once finished: for `cosine`, `defaults` (the chain as it was given),
 `chosen` and the differences between them, each mean on the reporting half as `value`, `low` and `high`, a 95
 % interval. Of settings that were not chosen there is nothing of the reporting half. `samples` has what a

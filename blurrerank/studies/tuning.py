@@ -25,6 +25,7 @@ class Basis:
         digest: `FeatureSet.digest()` of the features.
         labels_digest: `FeatureSet.labels_digest()` of the same.
         calibration_digest: `Side.digest()` of the calibration features, None without.
+        calibration_cams: `Side.cameras_digest()` of the same.
         protocol: by which it was measured.
         ap: the kind of average precision.
         seed: of the draw of the halves.
@@ -35,6 +36,7 @@ class Basis:
     digest: str
     labels_digest: str
     calibration_digest: str | None
+    calibration_cams: str | None
     protocol: str
     ap: str
     seed: int
