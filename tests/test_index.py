@@ -518,6 +518,90 @@ def test_an_index_with_impossible_values_is_refused(name, change, why, tmp_path,
     assert err == f"error: i.h5 is a damaged blurrerank-index file: {why}; build it again\n"
 
 
+CHAIN = "center+whiten+pvg+camera-graph"
+FALSE_STEPS = [
+    ("steps/0/cams", put(99), f"steps/0/cams {NO_INDEX}"),
+    ("steps/0/means", put(np.nan), f"steps/0/means {NO_INDEX}"),
+    ("steps/0/deviations", put(0), f"steps/0/deviations {NO_INDEX}"),
+    ("steps/1/axes", put(np.inf), f"steps/1/axes {NO_INDEX}"),
+    ("steps/1/deviations", put(-1), f"steps/1/deviations {NO_INDEX}"),
+    ("steps/2/matrices", put(np.nan, (0, 0, 0)), f"steps/2/matrices {NO_INDEX}"),
+    ("steps/2/means", np.transpose, "steps/2/means is float32 (8, 3)"),
+    ("steps/2/cams", lambda cams: cams.astype(np.int32), "steps/2/cams is int32 (3,)"),
+    ("steps/1/centre", lambda values: values[:-1], "steps/1/centre is float64 (7,)"),
+    ("steps/1", None, "it has no steps/1/axes"),
+    ("neighbours/within", None, "its neighbour lists are shorter than those of camera-graph"),
+    ("encoded/rows/offsets", lambda values: values[:-1], "encoded/rows/offsets is int64 (60,)"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "why"), FALSE_STEPS)
+def test_an_index_whose_steps_know_impossible_things_is_refused(name, change, why, tmp_path, write, cli):
+    br.build_index(side(features()), tmp_path / "i.h5", CHAIN)
+    with h5py.File("i.h5", "r+") as file:
+        values = None if change is None else file[name][()]
+        del file[name]
+        if change is not None:
+            changed = change(values)
+            file[name] = np.ascontiguousarray(values if changed is None else changed)
+            file[name].attrs["crc32"] = zlib.crc32(file[name][()].data)
+    code, out, err = cli("run", "--index", "i.h5", write())
+    assert (code, out) == (1, "")
+    assert err == f"error: i.h5 is a damaged blurrerank-index file: {why}; build it again\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "said"),
+    [
+        (
+            "camera-graph",
+            "[]",
+            "i.h5 is a damaged blurrerank-index file: its params are no JSON object; build it",
+        ),
+        ("camera-graph", "[" * 10_000, "i.h5 is a damaged blurrerank-index file: "),
+        ("camera-graph", '{"ki": 2', "i.h5 is a damaged blurrerank-index file: "),
+        ("camera-graph", '{"kk": 2}', "i.h5: method camera-graph has no parameter 'kk'"),
+        ("camera-graph", '{"ki": [1]}', "i.h5: ki must be "),
+        ("elsewhere", "{}", "i.h5: method 'elsewhere' is not known"),
+        ("lbr", "{}", "i.h5: method lbr encodes no gallery"),
+        (
+            "center+camera-graph",
+            '{"ki": 4, "ko": 6}',
+            "i.h5 is a damaged blurrerank-index file: it has no steps/0/cams",
+        ),
+        (
+            "k-reciprocal-online",
+            "{}",
+            "i.h5 is a damaged blurrerank-index file: its neighbour lists are shorter",
+        ),
+    ],
+)
+def test_an_index_that_names_another_method_is_refused(method, params, said, tmp_path, write, cli):
+    br.build_index(side(features()), tmp_path / "i.h5", "camera-graph", ki=4, ko=6)
+    with h5py.File("i.h5", "r+") as file:
+        digest = file.attrs["digest"].decode()
+        file.attrs["method"], file.attrs["params"] = np.bytes_(method), np.bytes_(params)
+        file.attrs["crc32"] = zlib.crc32(f"{method} {params} {digest}".encode())
+    code, out, err = cli("run", "--index", "i.h5", write())
+    assert (code, out) == (1, "")
+    assert err.startswith("error: i.h5"), err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_an_index_with_the_encodings_of_another_method_is_refused(tmp_path):
+    br.build_index(side(features()), tmp_path / "i.h5", "gnn", k1=20)
+    with h5py.File("i.h5", "r+") as file:
+        digest = file.attrs["digest"].decode()
+        name, params = "k-reciprocal-online", '{"pool": 15}'
+        file.attrs["method"], file.attrs["params"] = np.bytes_(name), np.bytes_(params)
+        file.attrs["crc32"] = zlib.crc32(f"{name} {params} {digest}".encode())
+    with pytest.raises(
+        br.InputError, match="its encodings are not those of k-reciprocal-online; build it again"
+    ):
+        br.GalleryIndex.open("i.h5")
+
+
 def lose(file):
     del file["neighbours/lists"]
 

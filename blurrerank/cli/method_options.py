@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import BlurrerankError, ParameterError
-from ..methods import available, options_of, presets_of
+from ..methods import available, is_available, options_of, presets_of
 from ..methods.kinds.parameters import Parameter
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,7 +91,9 @@ class MethodCommand(click.Command):
             from ..index.index_h5 import method_of
 
             with suppress(BlurrerankError, OSError):  # what is wrong with it is told when it is opened
-                return method_of(Path(given["--index"])) or _INDEXED
+                found = method_of(Path(given["--index"]))
+                if found is not None and is_available(found):
+                    return found
             return _INDEXED
         return self._method
 

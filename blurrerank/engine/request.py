@@ -124,3 +124,24 @@ def check_reranks_candidates(method: AnyMethod) -> None:
             f"method {method.name} gives the whole gallery new scores, and candidates are only a part of it: "
             "use lbr or cosine"
         )
+
+
+def check_indexes(method: AnyMethod) -> GraphRanker:
+    """Return the ranker of a method that an index can be built for.
+
+    Raises:
+        ParameterError: for another method.
+    """
+    ranker = method.ranker
+    if not isinstance(ranker, GraphRanker) or not ranker.online:
+        raise ParameterError(
+            f"method {method.name} encodes no gallery: an index is built for a graph ranker that works online, "
+            "such as k-reciprocal-online, camera-graph or gnn"
+        )
+    for step in method.feature_steps:
+        if not isinstance(step, Transform):
+            raise ParameterError(
+                f"{step.name} mixes images with their neighbours, and an index takes only steps that treat "
+                "each by itself, such as center"
+            )
+    return ranker

@@ -12,7 +12,7 @@ from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import Side
-from ..errors import BlurrerankWarning, InputError
+from ..errors import BlurrerankWarning, InputError, ParameterError
 from ..methods import FeatureStep
 from ..methods.kinds.steps import Transform
 from ..search.plan import Plan
@@ -113,12 +113,19 @@ def fit_steps(
 
     Returns:
         The gallery with its new features, and what each step needs to be applied to a probe.
+
+    Raises:
+        ParameterError: for a step that does not declare what it keeps.
     """
     sides, fitted = [gallery] if calibration is None else [gallery, calibration], []
     for step in steps:
         plan = Plan.of_images(len(gallery), len(gallery), sides[0].dim, compute)
         images = [_Images.of(side, step, plan.rows(side)) for side in sides]
         found = step.fit(images[0].sample(), [some.sample() for some in images[1:]])
+        if found.keys() != step.keeps.keys():
+            raise ParameterError(
+                f"method {step.name} does not say what it keeps, so no index can be built for it"
+            )
         sides = [some.changed(step, found, compute) for some in images]
         fitted.append(found)
     return sides[0], fitted

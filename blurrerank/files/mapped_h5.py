@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..data.labels import JUNK
-from ..errors import InputError
+from ..errors import InputError, ParameterError
 from ..graph.neighbour_graph import CAMERA_LISTS, NeighbourGraph, NeighbourLists
 from ..graph.sparse_rows import ONE, SparseRows
+from ..methods.kinds.steps import Transform
 from .features_h5 import decoded, open_group
 from .hdf5 import attributes, check_dataset, member
 from .hdf5 import read as read_values
@@ -38,7 +39,7 @@ def describe(file: Any, about: Mapping[str, str | int]) -> None:
 
 @contextmanager
 def reading_mapped(path: Path, form: str, *, verify: bool) -> Iterator[MappedFile]:
-    """Open a mapped file of format `form`; errors while reading become `InputError`."""
+    """Open a mapped file of format `form`; errors while reading become `InputError`, with the file's name."""
     file = open_group(path)[0].file
     try:
         known = attributes(file)
@@ -52,6 +53,8 @@ def reading_mapped(path: Path, form: str, *, verify: bool) -> Iterator[MappedFil
             # The same file, whatever stands at its path by now.
             with os.fdopen(os.dup(file.id.get_vfd_handle()), "rb") as stream:
                 yield MappedFile(file, stream, Watched.same(stream.fileno(), str(path)), verify)
+        except ParameterError as error:  # what a method says, which may be one of a package that is not here
+            raise InputError(f"{path}: {error}") from error
         except Exception as error:  # of a damaged file h5py raises what it likes
             raise InputError(f"{path} is a damaged {form} file: {error}; build it again") from error
     finally:
@@ -166,16 +169,17 @@ class MappedFile:
         """Return whether there is a dataset or group of that name."""
         return member(self._file, name) is not None
 
-    def arrays(self, name: str) -> dict[str, torch.Tensor]:
-        """Return the datasets of a group, of whatever shape, by name."""
-        group = member(self._file, name)
-        if not isinstance(group, h5py.Group):
-            raise InputError(f"it has no {name}")
+    def fitted(self, name: str, step: Transform) -> dict[str, torch.Tensor]:
+        """Return what a feature step knows of the gallery, from a group."""
         found = {}
-        for key in group:
-            part = f"{name}/{key}"
-            axes = len(self._dataset(part).shape)
-            found[key] = self.take(part, tuple(f"{part} {axis}" for axis in range(axes)))
+        for key, kept in step.keeps.items():
+            part, dtype = f"{name}/{key}", np.dtype(kept.dtype)
+            shape = tuple(axis if axis == "D" else f"{name} {axis}" for axis in kept.axes)
+            within = (kept.least, np.finfo(dtype).max) if dtype.kind == "f" else None
+            values = self.take(part, shape, dtype, within=within)
+            if self._verify and dtype.kind == "i" and not bool((values.diff() > 0).all()):
+                raise InputError(f"{part} has values that are invalid in an index")
+            found[key] = values
         return found
 
     def sparse_rows(self, name: str) -> SparseRows:

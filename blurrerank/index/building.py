@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from ..compute.compute import Compute, Progress
 from ..data.side import Side, digest_of
 from ..data.validation import find_problems
-from ..engine.request import check_calibrates
+from ..engine.request import check_calibrates, check_indexes
 from ..engine.transforms import fit_steps
 from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from ..files.access import check_readable
@@ -29,7 +29,7 @@ from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.steps import Transform
 from ..search.plan import Plan
 from . import index_h5
-from .gallery_index import GalleryIndex, as_side, check_indexes, step_names
+from .gallery_index import GalleryIndex, as_side, step_names
 from .index_h5 import Labels
 
 

@@ -24,7 +24,6 @@ from ..graph.encoding import Encoding
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, FeatureStep, GraphRanker, HeadRanker, Ranker, create, settings_of
 from ..methods.kinds.base import Method
-from ..methods.kinds.steps import Transform
 from . import index_h5
 
 
@@ -115,19 +114,12 @@ class GalleryIndex:
             verify: read the file and compare checksums; False opens at once and trusts it.
 
         Raises:
-            InputError: if it is no index, is of a newer version, or is damaged.
+            InputError: if it is no index, is of a newer version or a method that is not known, or is damaged.
             BlurrerankError: for a device that is not available.
         """
         where = pick_device(device)
         stored = index_h5.read(Path(path), verify=verify)
-        method = create(stored.method, **stored.params)
-        try:
-            check_indexes(method)
-        except ParameterError as error:
-            raise InputError(f"{path}: {error}") from None
-        if len(stored.fitted) != len(method.feature_steps):
-            raise InputError(f"{path} is a damaged index: it has {len(stored.fitted)} feature steps")
-        labels = stored.labels
+        labels, method = stored.labels, stored.method
         gallery = IndexedSide(
             stored.features.to(where),
             labels.ids,
@@ -273,27 +265,6 @@ def _chain(steps: Sequence[FeatureStep], ranker: Ranker) -> AnyMethod:
 def step_names(steps: Sequence[FeatureStep]) -> str:
     """Return the names of feature steps as a chain has them."""
     return "+".join(step.name for step in steps)
-
-
-def check_indexes(method: AnyMethod) -> GraphRanker:
-    """Return the ranker of a method that an index can be built for.
-
-    Raises:
-        ParameterError: for another method.
-    """
-    ranker = method.ranker
-    if not isinstance(ranker, GraphRanker) or not ranker.online:
-        raise ParameterError(
-            f"method {method.name} encodes no gallery: an index is built for a graph ranker that works online, "
-            "such as k-reciprocal-online, camera-graph or gnn"
-        )
-    for step in method.feature_steps:
-        if not isinstance(step, Transform):
-            raise ParameterError(
-                f"{step.name} mixes images with their neighbours, and an index takes only steps that treat "
-                "each by itself, such as center"
-            )
-    return ranker
 
 
 def _check_same(where: str, method: Method, params: Mapping[str, Any]) -> None:

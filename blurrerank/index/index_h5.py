@@ -41,6 +41,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..data.side import Side, digest_of
+from ..engine.request import check_indexes
 from ..errors import BlurrerankWarning, InputError
 from ..files.hdf5 import attributes, open_hdf5
 from ..files.mapped_h5 import (
@@ -59,7 +60,8 @@ from ..files.watched import Watched
 from ..graph.encoding import BlurredEncoding, Encoding
 from ..graph.neighbour_graph import NeighbourGraph
 from ..graph.sparse_rows import ONE, SparseRows
-from ..methods import AnyMethod
+from ..methods import AnyMethod, create
+from ..methods.kinds.steps import Transform
 from ..search.rows import UnitRows
 
 FORMAT = "blurrerank-index"
@@ -122,8 +124,7 @@ class Stored:
         features: (G, D) float32, L2-normalised.
         labels: of the gallery.
         digest: `Side.digest()` of the features as they came.
-        method: the name of the method it was encoded for.
-        params: that method's parameters.
+        method: what it was encoded for.
         near: who is near whom.
         encoded: what the method made of it.
         fitted: what each feature step knows of it.
@@ -133,8 +134,7 @@ class Stored:
     features: torch.Tensor
     labels: Labels
     digest: str
-    method: str
-    params: Mapping[str, Any]
+    method: AnyMethod
     near: NeighbourGraph
     encoded: Encoding
     fitted: Sequence[Mapping[str, torch.Tensor]]
@@ -209,7 +209,7 @@ def read(path: Path, *, verify: bool = True) -> Stored:
         verify: read all of it and compare checksums.
 
     Raises:
-        InputError: if it is none, is of a newer version, or is damaged.
+        InputError: if it is none, is of a newer version or of a method that is not known, or is damaged.
     """
     with reading_mapped(path, FORMAT, verify=verify) as file:
         features = file.take("features", ("G", "D"), np.float32)
@@ -221,14 +221,26 @@ def read(path: Path, *, verify: bool = True) -> Stored:
             raise InputError("its rows are not those of its digest")
         labels = Labels(digests, file.labels("ids"), file.labels("cams"), file.names())
         encoded = _blurred(file, verify) if file.has("encoded/group") else _plain(file, verify)
-        method, settings = str(file.attrs["method"]), str(file.attrs["params"])
-        if zlib.crc32(f"{method} {settings} {digest}".encode()) != file.attrs.get("crc32"):
-            raise InputError("its attributes have another checksum than when they were written")
-        params, near = json.loads(settings), file.neighbours()
-        fitted: list[Mapping[str, torch.Tensor]] = []
-        while file.has(f"steps/{len(fitted)}"):
-            fitted.append(file.arrays(f"steps/{len(fitted)}"))
-        return Stored(features, labels, digest, method, params, near, encoded, fitted, file.source)
+        method = _method(file, digest)
+        near, ranker = file.neighbours(), check_indexes(method)
+        if not near.serves(ranker.list_sizes()):
+            raise InputError(f"its neighbour lists are shorter than those of {ranker.name}")
+        if isinstance(encoded, BlurredEncoding) != ranker.blurs:
+            raise InputError(f"its encodings are not those of {ranker.name}")
+        steps = [step for step in method.feature_steps if isinstance(step, Transform)]
+        fitted = [file.fitted(f"steps/{number}", step) for number, step in enumerate(steps)]
+        return Stored(features, labels, digest, method, near, encoded, fitted, file.source)
+
+
+def _method(file: MappedFile, digest: str) -> AnyMethod:
+    """What the index was built for."""
+    name, settings = str(file.attrs["method"]), str(file.attrs["params"])
+    if zlib.crc32(f"{name} {settings} {digest}".encode()) != file.attrs.get("crc32"):
+        raise InputError("its attributes have another checksum than when they were written")
+    params = json.loads(settings)
+    if not isinstance(params, dict):
+        raise InputError("its params are no JSON object")
+    return create(name, **params)
 
 
 def method_of(path: Path) -> str | None:

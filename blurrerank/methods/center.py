@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from .kinds.cameras import first_seen, places_of, warn_of_unknown
 from .kinds.parameters import choice, ranged
-from .kinds.steps import Sample, Transform
+from .kinds.steps import Kept, Sample, Transform
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,11 @@ class Centring(Transform):
 
     name: ClassVar[str] = "center"
     transductive: ClassVar[bool] = True
+    keeps: ClassVar[Mapping[str, Kept]] = {
+        "cams": Kept(("C",), "int64"),
+        "means": Kept(("C", "D")),
+        "deviations": Kept(("C", "D"), least=_LEAST_SQUARE),
+    }
 
     by: str = choice("camera", ("camera", "gallery"))
     # A camera with few images loses what tells them apart, and with hundreds 5 more make no difference.

@@ -57,6 +57,7 @@ class KReciprocalOnline(GraphRanker):
     name: ClassVar[str] = "k-reciprocal-online"
     transductive: ClassVar[bool] = False
     online: ClassVar[bool] = True
+    blurs: ClassVar[bool] = True
     query_time_params: ClassVar[tuple[str, ...]] = ("lambda_value",)
 
     pool: int = ranged(DEFAULT_DEPTH, least=1)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from .kinds.cameras import first_seen, places_of, warn_of_unknown
 from .kinds.parameters import ranged
-from .kinds.steps import Sample, Transform
+from .kinds.steps import Kept, Sample, Transform
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,11 @@ class ProfileVectors(Transform):
 
     name: ClassVar[str] = "pvg"
     transductive: ClassVar[bool] = True
+    keeps: ClassVar[Mapping[str, Kept]] = {
+        "cams": Kept(("C",), "int64"),
+        "means": Kept(("C", "D")),
+        "matrices": Kept(("C", "D", "D")),
+    }
 
     ridge: float = ranged(10.0, above=0)
 

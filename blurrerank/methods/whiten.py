@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from .kinds.parameters import ranged
-from .kinds.steps import Sample, Transform
+from .kinds.steps import Kept, Sample, Transform
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,11 @@ class Whitening(Transform):
     """
 
     name: ClassVar[str] = "whiten"
+    keeps: ClassVar[Mapping[str, Kept]] = {
+        "axes": Kept(("K", "D"), "float64"),
+        "centre": Kept(("K",), "float64"),
+        "deviations": Kept(("K",), "float64", least=_LEAST_VARIANCE),
+    }
 
     dim: int = ranged(0, least=0)
     ridge: float = ranged(1.0, above=0)

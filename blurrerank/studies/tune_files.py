@@ -3,12 +3,12 @@
 JSON: `format` (`blurrerank-tuning`), `format_version`; what it is of (`method`, the chain with its fixed
 parameters; `setting`, `digest`, `labels_digest`, `calibration_digest`, `calibration_cams`, `protocol`, `ap`,
 `seed`); `metric`, by which is chosen; `grid` (parameter -> values); `tuning` and `reporting` (`identities` and
-`probes` of each half); `rows` (`params` of each setting and its means on the tuning half); `finished`; `chosen` (`params`, and
-the chain as `method`); and `report`, once finished: for `cosine`, `defaults` (the chain as it was given),
-`chosen` and the differences between them, each mean on the reporting half as `value`, `low` and `high`, a 95
-% interval. Of settings that were not chosen there is nothing of the reporting half. `samples` has what a
-later call needs to report: `counts`, the probes of each identity of the reporting half, and sums over these
-of each mean.
+`probes` of each half); `rows` (`params` of each setting and its means on the tuning half); `finished`; `chosen`
+(`params`, and the chain as `method`); and `report`, once finished: for `cosine`, `defaults` (the chain as it
+was given), `chosen` and the differences between them, each mean on the reporting half as `value`, `low` and
+`high`, a 95 % interval. Of settings that were not chosen there is nothing of the reporting half. `samples` has
+what a later call needs to report: `counts`, the probes of each identity of the reporting half, and sums over
+these of each mean.
 
 CSV, which is written once and not continued: a row for each setting, `half` being `tuning`, then `cosine`,
 `defaults` and `chosen` with `half` `reporting` and the ends of their intervals; every row repeats what it is

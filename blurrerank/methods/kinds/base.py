@@ -197,6 +197,8 @@ class GraphRanker(Ranker, GraphMethod):
     """Where it can, it has `encode_probes`."""
     compares: ClassVar[str] = "overlap"
     """How rows are compared: `overlap`, sum_j min(v_pj, v_gj), or `dot`, sum_j v_pj v_gj."""
+    blurs: ClassVar[bool] = False
+    """Whether `fit` returns a `BlurredEncoding`."""
     needs_rows: ClassVar[bool] = False
     """Whether `encode_probes` looks at the rows of the gallery."""
     query_time_params: ClassVar[tuple[str, ...]] = ()

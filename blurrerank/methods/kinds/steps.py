@@ -44,8 +44,26 @@ class Sample(Protocol):
 
 
 @dataclass(frozen=True)
+class Kept:
+    """An array that `Transform.fit` returns, as an index keeps it.
+
+    Attributes:
+        axes: names of its dimensions; `D` is that of the features, others are equal where names are.
+        dtype: `float32` or `float64`; or `int64` for what ascends.
+        least: the smallest value that it can have.
+    """
+
+    axes: tuple[str, ...]
+    dtype: str = "float32"
+    least: float = -3e38
+
+
+@dataclass(frozen=True)
 class Transform(FeatureStep):
     """A step that treats each image by itself, by what is known of all gallery images."""
+
+    keeps: ClassVar[Mapping[str, Kept]] = {}
+    """What `fit` returns."""
 
     @abstractmethod
     def fit(self, gallery: Sample, others: Sequence[Sample]) -> Mapping[str, torch.Tensor]:
