@@ -591,7 +591,7 @@ def test_an_index_that_names_another_method_is_refused(method, params, said, tmp
 
 def test_an_index_with_the_encodings_of_another_method_is_refused(tmp_path):
     br.build_index(side(features()), tmp_path / "i.h5", "gnn", k1=20)
-    with h5py.File("i.h5", "r+") as file:
+    with h5py.File(tmp_path / "i.h5", "r+") as file:
         digest = file.attrs["digest"].decode()
         name, params = "k-reciprocal-online", '{"pool": 15}'
         file.attrs["method"], file.attrs["params"] = np.bytes_(name), np.bytes_(params)
@@ -599,7 +599,7 @@ def test_an_index_with_the_encodings_of_another_method_is_refused(tmp_path):
     with pytest.raises(
         br.InputError, match="its encodings are not those of k-reciprocal-online; build it again"
     ):
-        br.GalleryIndex.open("i.h5")
+        br.GalleryIndex.open(tmp_path / "i.h5")
 
 
 def lose(file):

@@ -345,6 +345,67 @@ def test_memory_that_a_feature_step_does_not_get_halves_the_budget(monkeypatch):
     np.testing.assert_array_equal(found.indices, expected.indices)
 
 
+def test_memory_that_the_steps_of_an_index_do_not_get_halves_the_budget(monkeypatch, tmp_path):
+    from blurrerank.engine import transforms
+
+    arrays = features(probes=20, gallery=90)
+    data = br.FeatureSet.from_arrays(**arrays)
+    index = br.build_index(data.gallery, tmp_path / "i.h5", "center+camera-graph")
+    expected = index.rerank(data.probe)
+    unit, calls = transforms.unit, []
+
+    def no_room_at_first(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
+        return unit(*arguments)
+
+    monkeypatch.setattr(transforms, "unit", no_room_at_first)
+    with pytest.warns(br.BlurrerankWarning, match="is out of memory: going on from probe 0 with half"):
+        found = index.rerank(data.probe)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize(
+    ("method", "grid", "where", "time"),
+    [
+        ("center+camera-graph", {"ki": [2, 4], "lambda": [0.1, 0.5]}, "find_neighbours", 1),
+        ("center+lbr", {"topn": [5, 20]}, "apply_feature_step", 1),
+        ("camera-graph", {"ki": [2, 4], "lambda": [0.1, 0.5]}, "rank_batches", 2),
+    ],
+)
+def test_memory_that_tuning_does_not_get_halves_the_budget(method, grid, where, time, monkeypatch):
+    from blurrerank.studies import many
+
+    data = br.FeatureSet.from_arrays(**features(probes=30, gallery=90))
+    expected = br.tune(data, method, grid)
+    plain, calls = getattr(many, where), []
+
+    def no_room_once(*arguments, **options):
+        calls.append(1)
+        if len(calls) == time:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(many, where, no_room_once)
+    with pytest.warns(
+        br.BlurrerankWarning, match=r"is out of memory: going on for \d of \d settings with half"
+    ):
+        found = br.tune(data, method, grid)
+    assert found.rows == expected.rows
+
+    def no_room(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
+
+    monkeypatch.setattr(many, "open_workspace", no_room)
+    with (
+        pytest.warns(br.BlurrerankWarning),
+        pytest.raises(br.BlurrerankError, match=r"^cpu is out of memory: CUDA out of memory$"),
+    ):
+        br.tune(data, method, grid)
+
+
 def test_transductive_methods_are_not_run_online(cli, write):
     feats = write()
     code, _, err = cli("run", feats, "--method", "dba+k-reciprocal", "--online")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..errors import ParameterError
+from ..errors import BlurrerankWarning, ParameterError
 from .device import budget, pick_device
 from .processes import Group
 from .stopwatch import Stopwatch
@@ -78,6 +79,22 @@ class Compute:
     def leads(self) -> bool:
         """Whether this process writes and measures: the only one, or the first of its group."""
         return self.group is None or self.group.rank == 0
+
+    def halved(self, going_on: str) -> Compute:
+        """Return the same with half of the budget, after the device was out of memory, and warn of it.
+
+        To be called outside of the handler of the error, which holds on to all that was on the device.
+        """
+        fewer = replace(self, memory=self.memory // 2)
+        budget = f"half of the budget, {fewer.memory:,} bytes"
+        warnings.warn(
+            f"{self.device} is out of memory: going on {going_on} with {budget}",
+            BlurrerankWarning,
+            stacklevel=3,
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return fewer
 
     def advance(self, done: int, total: int) -> None:
         """Report progress, if anybody wants to know."""

@@ -7,7 +7,6 @@ differs is who holds the rows (`workspace.py`), and what a method does with list
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import digest_of
 from ..data.sort_keys import from_sort_keys
-from ..errors import BlurrerankError, BlurrerankWarning, BudgetError, InputError, ParameterError
+from ..errors import BlurrerankError, BudgetError, InputError, ParameterError
 from ..graph.encoding import Encoding, Probes
 from ..graph.find import Keep, find_graph
 from ..graph.neighbour_graph import NeighbourGraph
@@ -81,12 +80,11 @@ def rank_batches(
     request = _checked(data, method, request)
     steps, ranker, out_of_memory = list(method.feature_steps), method.ranker, ""
     fitted = data.gallery.fitted_for(steps)
-    if fitted is not None:
-        data = apply_fitted(data, steps, fitted, compute)
-        steps = []
     while request.first < len(data.probe):
         data.check()
         try:
+            if steps and fitted is not None:
+                data, steps = apply_fitted(data, steps, fitted, compute), []
             while steps:
                 data, request = apply_feature_step(data, steps[0], request, compute)
                 steps.pop(0)
@@ -101,16 +99,7 @@ def rank_batches(
             raise
         except torch.OutOfMemoryError as error:
             out_of_memory = str(error).partition(". ")[0]
-        # Out of the handler, which holds on to all that was on the device.
-        compute = replace(compute, memory=compute.memory // 2)
-        warnings.warn(
-            f"{compute.device} is out of memory: going on from probe {request.first} with half of the budget, "
-            f"{compute.memory:,} bytes",
-            BlurrerankWarning,
-            stacklevel=2,
-        )
-        if compute.device.type == "cuda":
-            torch.cuda.empty_cache()
+        compute = compute.halved(f"from probe {request.first}")
 
 
 def _rank(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.positions import Positions
@@ -14,6 +16,7 @@ from ..engine.plans import plan_for
 from ..engine.ranking import rank_batches
 from ..engine.request import TRANSDUCTIVE, Request, setting_of
 from ..engine.workspace import open_workspace
+from ..errors import BlurrerankError, BudgetError
 from ..evaluation.match_finder import MatchFinder
 from ..graph.neighbour_graph import ListSizes
 from ..methods import AnyMethod, FeatureStep, GraphRanker, HeadRanker, Ranker
@@ -41,6 +44,7 @@ def locate_each(
 
     Raises:
         ParameterError: for a method that cannot work online, if that is asked for, or too small a budget.
+        BlurrerankError: if the device is out of memory for a single probe.
         InputError: for a method that needs cameras, if there are none.
     """
     groups: dict[tuple[FeatureStep, ...], list[AnyMethod]] = {}
@@ -48,20 +52,42 @@ def locate_each(
         setting_of(method, request.online)
         groups.setdefault(method.feature_steps, []).append(method)
     for steps, members in groups.items():
-        stepped, rest = data, request
-        for step in steps:
-            stepped, rest = apply_feature_step(stepped, step, rest, compute)
-        method_of: dict[Ranker, AnyMethod] = {member.ranker: member for member in members}
-        heads = [ranker for ranker in method_of if isinstance(ranker, HeadRanker)]
-        located = _Located(stepped, replace(request, calibration=None), finder, compute)
-        if heads:
-            yield from zip(map(method_of.__getitem__, heads), located.by_heads(heads), strict=True)
-        graphs: dict[type[GraphRanker], list[GraphRanker]] = {}
-        for ranker in method_of:
-            if isinstance(ranker, GraphRanker):
-                graphs.setdefault(type(ranker), []).append(ranker)
-        for rankers in graphs.values():
-            yield from zip(map(method_of.__getitem__, rankers), located.by_graph(rankers), strict=True)
+        left, out_of_memory = {member.ranker: member for member in members}, ""
+        while left:
+            try:
+                for ranker, positions in _locate_alike(data, steps, list(left), request, finder, compute):
+                    yield left.pop(ranker), positions
+                break
+            except BudgetError:
+                if out_of_memory:
+                    raise BlurrerankError(f"{compute.device} is out of memory: {out_of_memory}") from None
+                raise
+            except torch.OutOfMemoryError as error:
+                out_of_memory = str(error).partition(". ")[0]
+            compute = compute.halved(f"for {len(left)} of {len(members)} settings")
+
+
+def _locate_alike(
+    data: FeatureSet,
+    steps: Sequence[FeatureStep],
+    rankers: Sequence[Ranker],
+    request: Request,
+    finder: MatchFinder,
+    compute: Compute,
+) -> Iterator[tuple[Ranker, Positions]]:
+    """Where the matches stand by several rankers after the same feature steps."""
+    for step in steps:
+        data, request = apply_feature_step(data, step, request, compute)
+    heads = [ranker for ranker in rankers if isinstance(ranker, HeadRanker)]
+    located = _Located(data, replace(request, calibration=None), finder, compute)
+    if heads:
+        yield from zip(heads, located.by_heads(heads), strict=True)
+    graphs: dict[type[GraphRanker], list[GraphRanker]] = {}
+    for ranker in rankers:
+        if isinstance(ranker, GraphRanker):
+            graphs.setdefault(type(ranker), []).append(ranker)
+    for kind in graphs.values():
+        yield from zip(kind, located.by_graph(kind), strict=True)
 
 
 @dataclass(frozen=True)
