@@ -123,9 +123,12 @@ def test_every_setting_is_what_a_run_of_it_gives(case):
         assert all(interval.low <= interval.value <= interval.high for interval in told[name].values())
 
 
-def test_an_identity_is_in_one_half_with_all_its_probes():
+def test_an_identity_is_in_one_half_with_all_its_probes(tmp_path):
     data = br.FeatureSet.from_arrays(**people())
     found = {seed: br.tune(data, "lbr", {"topn": [5]}, seed=seed) for seed in range(4)}
+    by_numpy = br.tune(data, "lbr", {"topn": [5]}, seed=np.int64(3), output=tmp_path / "t.json")
+    assert by_numpy.report() == found[3].report()
+    assert br.tune(data, "lbr", {"topn": [5]}, seed=3, output=tmp_path / "t.json").rows == by_numpy.rows
     matched = data.probe.ids <= 9  # one identity is not in the gallery
     assert len({tuple(one.counts) for one in found.values()}) > 1
     for one in found.values():
@@ -271,6 +274,8 @@ def test_what_another_process_wrote_meanwhile_is_not_lost(cli, feats):
         lambda told: told["samples"]["counts"].pop(),
         lambda told: told["samples"]["chosen"][0].__setitem__(0, -1),
         lambda told: told.update(metric="accuracy"),
+        lambda told: told["samples"]["counts"].__setitem__(0, 10**30),
+        lambda told: told["grid"].update(ki=list(range(1, 9999)), ko=list(range(1, 9999))),
     ],
 )
 def test_a_file_that_is_no_tuning_is_left_alone(damage, cli, feats):
@@ -330,6 +335,10 @@ def test_online_and_calibration_are_as_in_run(cli, write):
     told = json.loads(cli("tune", feats, *GRAPH, *options, "--json")[1])
     words = told["command"].split()
     assert words[-3:] == list(options)
+    measured = ("--protocol", "plain", "--ap", "trapezoid")
+    assert json.loads(cli("tune", feats, *GRAPH, *measured, "--json")[1])["command"].split()[-4:] == list(
+        measured
+    )
     data = br.load(feats)
     calibration = br.load("earlier.h5").probe
     lists = br.rerank(data, told["chosen"]["method"], depth=99, online=True, calibration=calibration).indices
@@ -401,6 +410,9 @@ def test_settings_that_cannot_be_compared(changes, said, cli, write):
 
 def test_the_library_refuses_what_is_no_grid():
     data = br.FeatureSet.from_arrays(**features())
+    many = {"topn": range(1, 102), "sigma": np.arange(1, 101) / 100}
+    with pytest.raises(br.ParameterError, match=r"the grid has 10,100 settings: 10,000 is the most"):
+        br.tune(data, "lbr", many)
     for grid in ({}, {"topn": []}, {"topn": "5"}, {"topn": [5], "lbr.topn": [6]}, {"topn": [True]}):
         with pytest.raises(br.ParameterError):
             br.tune(data, "lbr", grid)

@@ -181,6 +181,8 @@ class TuneOptions:
         words += ["--gallery", self.gallery] if self.gallery else []
         words += ["--online"] if self.online else []
         words += ["--calibrate", self.calibrate] if self.calibrate else []
+        words += ["--protocol", self.protocol] if self.protocol != "market1501" else []
+        words += ["--ap", self.ap] if self.ap != "plain" else []
         return shlex.join(words)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 from ..errors import ParameterError
 from ..methods import AnyMethod, create, find_parameter, with_settings
+
+# Each is a ranking of all probes.
+_MOST_SETTINGS = 10_000
 
 Setting = tuple[Any, ...]
 """A value for each parameter of a grid, in the order of its names."""
@@ -36,7 +40,7 @@ class ParameterGrid:
 
         Raises:
             ParameterError: for an unknown method or parameter, a value outside its range, a parameter without
-                values or given twice, or no parameter at all.
+                values or given twice, no parameter at all, or more than 10,000 combinations.
         """
         if not grid:
             raise ParameterError("a grid needs at least one parameter and its values, such as ki=2,4,6")
@@ -54,6 +58,9 @@ class ParameterGrid:
                 parameter.check(value)
             kind = parameter.kind if parameter.kind in (int, float, bool) else str
             values[name] = tuple(dict.fromkeys(map(kind, some)))
+        settings = prod(map(len, values.values()))
+        if settings > _MOST_SETTINGS:
+            raise ParameterError(f"the grid has {settings:,} settings: {_MOST_SETTINGS:,} is the most")
         found = cls(with_settings(method, {}), values)
         for setting in found.settings():  # parameters may depend on each other
             found.method_at(setting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Choice:
             raise ParameterError(f"metric {self.metric!r} is not known: use {' or '.join(MEANS)}")
         if isinstance(self.seed, bool) or not hasattr(self.seed, "__index__") or self.seed < 0:
             raise ParameterError(f"seed must be a whole number of at least 0, not {self.seed!r}")
+        object.__setattr__(self, "seed", index(self.seed))
 
 
 def tune(

@@ -160,7 +160,7 @@ def read_tuning(path: str | Path) -> Tuning:
             why = f"it is {stored['format']} version {stored['format_version']}"
         else:
             return _tuning(stored)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, BlurrerankError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, BlurrerankError):
         why = "it is damaged or not a tuning"
     raise InputError(f"{path} is not a tuning that can be continued: {why}; choose another name")
 
