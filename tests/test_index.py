@@ -936,6 +936,47 @@ def test_bench_times_probes_against_an_index(cli, write):
     assert "lambda 0.9" in out
 
 
+def test_bench_times_the_own_method_of_an_index_by_default(cli, write):
+    feats = write()
+    for method, expected in (
+        ("gnn", ["cosine", "lbr", "gnn"]),
+        ("center+camera-graph", ["center+cosine", "center+lbr", "center+camera-graph"]),
+        ("whiten:ridge=2+gnn:k1=9", ["whiten+cosine", "whiten+lbr", "whiten+gnn"]),
+    ):
+        assert cli("index", feats, "-o", "i.h5", "--method", method, "--force")[0] == 0
+        code, out, err = cli("bench", feats, "--index", "i.h5", "--json", "--repeats", 1)
+        assert code == 0, err
+        assert [row["method"] for row in json.loads(out)] == expected
+
+
+def test_an_index_is_not_added_to_by_another_method(tmp_path):
+    arrays, path = features(gallery=60), tmp_path / "i.h5"
+    br.build_index(side(arrays, 0, 40), path, "gnn")
+    with pytest.raises(br.ParameterError, match=r"i\.h5 was built for gnn, not k-reciprocal-online"):
+        br.build_index(side(arrays, 40), path, "k-reciprocal-online", append=True)
+
+
+def test_calibration_of_an_index_that_changes_nothing_is_told_of(tmp_path):
+    data, _ = camera_set()
+    again = br.Side(data.gallery.features[:9], cams=data.gallery.cams[:9], label="again")
+    with pytest.warns(
+        br.BlurrerankWarning, match="again changes nothing: the gallery has images of all of its"
+    ):
+        br.build_index(data.gallery, tmp_path / "i.h5", "center+camera-graph", calibration=again)
+
+
+def test_a_camera_that_nothing_is_known_of_is_told_of_once(tmp_path):
+    data, _ = camera_set()
+    index = br.build_index(data.gallery, tmp_path / "i.h5", "center+camera-graph")
+    rows = [json.dumps({"features": row.tolist(), "cam": 9}) for row in data.probe.features[:3]]
+    rows.append(json.dumps({"features": data.probe.features[0].tolist(), "cam": 11}))
+    code, found, err = answers(index.path, "\n".join(rows))
+    assert (code, len(found)) == (0, 4)
+    assert [line.partition(",")[0] for line in err.splitlines()] == [
+        f"warning: nothing is known of camera {cam}" for cam in (9, 11)
+    ]
+
+
 def test_memory_of_an_index_is_shared(path):
     """Features are the pages of the file, not a copy."""
     index = br.GalleryIndex.open(path)
@@ -1015,7 +1056,7 @@ def test_what_no_index_holds_is_refused(tmp_path):
             br.build_index(data.gallery, tmp_path / "i.h5", method)
     with pytest.raises(br.ParameterError, match="gnn has no use for calibration features"):
         br.build_index(data.gallery, tmp_path / "i.h5", "gnn", calibration=earlier)
-    with pytest.raises(br.InputError, match="gallery has no cameras: method camera-graph needs them"):
+    with pytest.raises(br.InputError, match="gallery has no cameras: method camera-graph needs them; choose"):
         br.build_index(data.gallery.features, tmp_path / "i.h5", "camera-graph")
 
 

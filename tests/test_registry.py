@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import blurrerank as br
 from blurrerank import reference
 from blurrerank.engine.request import setting_of
-from blurrerank.methods import available, create
+from blurrerank.methods import GraphRanker, available, create
+from blurrerank.methods.kinds.steps import Transform
 
 METHODS = available()
 CAMERAS = ("camera-graph", "ca-jaccard", "center", "gcr", "pvg")
@@ -40,6 +41,33 @@ def test_online_answers_do_not_depend_on_company(method, dim):
         alone = br.rerank(br.FeatureSet(side, data.gallery), method, online=True, depth=120)
         np.testing.assert_array_equal(alone.indices[0], whole.indices[probe])
         np.testing.assert_array_equal(alone.scores[0], whole.scores[probe])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_index_answers_as_the_method_does_online_or_cannot_be_built(method, tmp_path):
+    """A feature step is followed by a ranker that works online, a head ranker has no encoding."""
+    found = create(method)
+    steps = [step for step in found.feature_steps if isinstance(step, Transform)]
+    if not steps and not (isinstance(found.ranker, GraphRanker) and can_work_online(method)):
+        with pytest.raises(br.ParameterError, match=r"an index is built for|an index takes only steps"):
+            br.build_index(np.eye(9), tmp_path / "i.h5", f"{method}+gnn" if found.feature_steps else method)
+        return
+    chain = f"{method}+camera-graph" if steps else method
+    data = br.FeatureSet.from_arrays(**features(seed=2, probes=20, gallery=120, dim=16))
+    calibrates = any(step.needs_cameras for step in steps)
+    earlier = br.Side(data.probe.features[:9], cams=data.probe.cams[:9] + 70) if calibrates else None
+    index = br.build_index(data.gallery, tmp_path / "i.h5", chain, calibration=earlier)
+    found = index.rerank(data.probe, topn=120)
+    expected = br.rerank(data, chain, online=True, calibration=earlier, depth=120)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert found.params == expected.params
+    for preset in create(chain).ranker.presets:
+        index = br.build_index(data.gallery, tmp_path / f"{preset}.h5", chain, preset=preset)
+        expected = br.rerank(data, chain, online=True, preset=preset, depth=120)
+        found = index.rerank(data.probe, topn=120)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        assert found.params == expected.params
 
 
 def odd(case: str) -> dict[str, np.ndarray]:
@@ -344,8 +372,14 @@ def test_calibration_features_pass_through_the_steps_as_probes_do():
     np.testing.assert_allclose(found.scores, then.scores, atol=1e-5)
     with pytest.warns(br.BlurrerankWarning, match="changes nothing: the gallery has images of all"):
         br.rerank(data, "center", calibration=br.Side(data.gallery.features, cams=data.gallery.cams))
-    with pytest.raises(br.ParameterError, match="to be mixed with as aqe mixes probes: put center before it"):
-        br.rerank(data, "aqe+center", online=True, calibration=other)
+    for steps, mixing in (("aqe+center", {"online": True}), ("nfc+center", {})):
+        said = f"to be mixed with as {steps[:3]} mixes probes: put center before it"
+        with pytest.raises(br.ParameterError, match=said):
+            br.rerank(data, steps, calibration=other, **mixing)
+    # Online, nfc leaves the probes alone, and calibration features with them.
+    found = br.rerank(data, "nfc+center:shrink=0", online=True, calibration=other, depth=90)
+    nearer = br.rerank(data, "nfc", online=True, depth=90)
+    assert (found.indices != nearer.indices).any()
 
 
 def test_calibration_on_the_command_line(cli, write):

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 _MEANS = ("mAP", "mINP", "rank1", "rank5", "rank10")
 ALL = "all"
-# What that is against an index.
-_ONLINE = "cosine,lbr,k-reciprocal-online"
 _STAGES = ("index", "search", "re-rank", "metrics")
 
 
@@ -64,7 +62,7 @@ _STAGES = ("index", "search", "re-rank", "metrics")
     "--index",
     metavar="FILE",
     help="Time single probes of FEATS, p50 and p99, and all together, against an index that `blurrerank index` "
-    "wrote.",
+    "wrote: by default its own method, lbr and cosine.",
 )
 @click.option(
     "compare",
@@ -259,8 +257,11 @@ def _latencies(options: BenchOptions, runtime: Runtime) -> None:
     assert options.index is not None
     index = GalleryIndex.open(options.index, device=runtime.device)
     probe = load_side(options.feats, "probe", memory=runtime.memory)
-    named = split_methods(_ONLINE if options.methods == ALL else options.methods)
-    chosen = [index.method_for(name) for name in named]
+    if options.methods == ALL:
+        steps = "".join(f"{step.name}+" for step in index.method.feature_steps)
+        chosen = [index.method_for(f"{steps}cosine"), index.method_for(f"{steps}lbr"), index.method]
+    else:
+        chosen = [index.method_for(name) for name in split_methods(options.methods)]
     found = latency(
         index,
         probe,

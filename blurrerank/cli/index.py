@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .method_options import MethodCommand, chosen_method, given_parameters, method_option
+from .method_options import MethodCommand, given_parameters, method_option
 from .options import FILE, Runtime, calibrate_option, load_calibration, precision_option, runtime_options
 
 
@@ -74,7 +74,7 @@ def index(
         built = build_index(
             load_side(gallery, "gallery", memory=runtime.memory),
             path,
-            method or chosen_method(),
+            method,
             calibration=load_calibration(calibrate, runtime),
             append=append,
             force=force,

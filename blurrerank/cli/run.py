@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -393,12 +394,13 @@ def _answer(index: GalleryIndex, method: AnyMethod, depth: int | str | None, run
     from ..data.side import Side
     from ..engine.request import Request
     from ..engine.rerank import rank
-    from ..errors import InputError
+    from ..errors import BlurrerankWarning, InputError
     from ..files.jsonl import line
     from ..files.probes import arriving
 
     shown = len(index) if depth == "all" else cast("int | None", depth)
     request, compute = Request(depth=shown, online=True), runtime.compute(device=index.device)
+    warnings.simplefilter("once", BlurrerankWarning)  # every probe of a camera has the same reason
     failed = number = 0
     for number, probe in enumerate(arriving(cast(BufferedReader, sys.stdin.buffer), index.dim), start=1):
         problem = probe.problem

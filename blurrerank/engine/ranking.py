@@ -136,7 +136,7 @@ def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
             raise ParameterError("a graph is shared within one process: start this without torchrun")
     stands = data.gallery.fitted_for(method.feature_steps) is not None
     if request.calibration is not None:
-        check_calibrates(method, request.calibration, data.dim)
+        check_calibrates(method, request.calibration, data.dim, online=request.online)
         if stands:
             raise ParameterError("an index was calibrated when it was built, or not at all: build another")
     if stands and not request.online:

@@ -76,13 +76,19 @@ def needs_of(method: AnyMethod, online: bool) -> list[str]:
     return ["cameras"] * method.needs_cameras + ["other probes"] * others
 
 
-def check_calibrates(method: AnyMethod, calibration: Side, dim: int) -> None:
+def without_cameras(lacking: str, method: str) -> InputError:
+    """Return the error for a method that needs cameras where, in words, these are `lacking`."""
+    return InputError(f"{lacking}: method {method} needs them; choose another method")
+
+
+def check_calibrates(method: AnyMethod, calibration: Side, dim: int, *, online: bool) -> None:
     """Check images that are to calibrate feature steps.
 
     Args:
         method: whose steps.
         calibration: the images.
         dim: D of the features that are ranked.
+        online: whether each probe is ranked by itself, so that no graph has probes.
 
     Raises:
         ParameterError: if no part of the method looks at other images, or only after probes were mixed.
@@ -99,7 +105,9 @@ def check_calibrates(method: AnyMethod, calibration: Side, dim: int) -> None:
                 f"calibration features have no neighbours to be mixed with as {mixed.name} mixes probes: put "
                 f"{step.name} before it"
             )
-        if isinstance(step, GraphStep) or (isinstance(step, ListStep) and step.changes == "probe"):
+        if (isinstance(step, GraphStep) and not online) or (
+            isinstance(step, ListStep) and step.changes == "probe"
+        ):
             mixed = step
     problems = find_problems(calibration, None)
     if not problems and calibration.dim != dim:

@@ -12,13 +12,13 @@ from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import Side
-from ..errors import BlurrerankWarning, InputError, ParameterError
+from ..errors import BlurrerankWarning, ParameterError
 from ..methods import FeatureStep
 from ..methods.kinds.steps import Transform
 from ..search.plan import Plan
 from ..search.rows import UnitRows
 from .plans import images_plan
-from .request import Request
+from .request import Request, without_cameras
 from .samples import RowSample
 from .stepped import SteppedSide, held_gallery, room_for, stepped_side, unit, with_sides
 from .workspace import cameras_of
@@ -60,6 +60,16 @@ class _Images:
             store[start : start + len(block)] = new.cpu()
         return stepped_side(self.side, torch.empty(0, self.side.dim) if store is None else store)
 
+    def warn_if_useless(self, step: Transform, cams: torch.Tensor) -> None:
+        """Warn of calibration features whose cameras are all among the gallery's `cams`."""
+        if step.needs_cameras and bool(torch.isin(self.cams, cams).all()):
+            warnings.warn(
+                f"{self.side.label} changes nothing: the gallery has images of all of its cameras, and their "
+                "means are the gallery's",
+                BlurrerankWarning,
+                stacklevel=3,
+            )
+
     def warn_about(self, step: Transform, fitted: Fitted) -> None:
         """Warn of cameras that nothing is known of."""
         step.warn_about(self.cams.to(self.rows.device) if step.needs_cameras else None, fitted)
@@ -84,13 +94,7 @@ def transform(
     if request.calibration is not None:
         known = _Images.of(request.calibration, step, plan.probes(request.calibration))
         others.append(known.sample())
-        if step.needs_cameras and bool(torch.isin(known.cams, every).all()):
-            warnings.warn(
-                f"{known.side.label} changes nothing: the gallery has images of all of its cameras, and their "
-                "means are the gallery's",
-                BlurrerankWarning,
-                stacklevel=2,
-            )
+        known.warn_if_useless(step, every)
     if not request.online:
         others.append(probe.sample())
     fitted = step.fit(RowSample(items.rows, items.cams, every, group), others)
@@ -121,6 +125,8 @@ def fit_steps(
     for step in steps:
         plan = Plan.of_images(len(gallery), len(gallery), sides[0].dim, compute)
         images = [_Images.of(side, step, plan.rows(side)) for side in sides]
+        for known in images[1:]:
+            known.warn_if_useless(step, images[0].cams)
         found = step.fit(images[0].sample(), [some.sample() for some in images[1:]])
         if found.keys() != step.keeps.keys():
             raise ParameterError(
@@ -156,5 +162,5 @@ def _cameras_of(side: Side, step: Transform) -> torch.Tensor:
     if not step.needs_cameras:
         return torch.zeros(len(side), dtype=torch.int64)
     if side.cams is None:
-        raise InputError(f"{side.label} has no cameras: method {step.name} needs them; choose another method")
+        raise without_cameras(f"{side.label} has no cameras", step.name)
     return torch.from_numpy(side.cams)

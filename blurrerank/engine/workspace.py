@@ -10,12 +10,12 @@ import torch
 from ..data.features import FeatureSet
 from ..data.given_lists import GivenLists
 from ..data.sharded import ShardedSet
-from ..errors import InputError
 from ..search.distributed import DistributedGallery
 from ..search.plan import Plan
 from ..search.rows import UnitRows
 from ..search.sharded_rows import ShardedImages
 from ..search.sources import GallerySource, ListedGallery, LocalGallery
+from .request import without_cameras
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def cameras_of(data: FeatureSet, images: int, wanted_by: str) -> torch.Tensor:
     found = torch.zeros(images, dtype=torch.int64)
     leads = not isinstance(data, ShardedSet) or data.group.rank == 0
     if leads and len(cams) < len(sides):
-        raise InputError(f"{data.lacking('cams')}: method {wanted_by} needs them; choose another method")
+        raise without_cameras(data.lacking("cams"), wanted_by)
     if leads:
         found = torch.from_numpy(np.concatenate(cams))
     return data.group.broadcast(found, 0) if isinstance(data, ShardedSet) else found

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from ..compute.compute import Compute, Progress
 from ..data.side import Side, digest_of
 from ..data.validation import find_problems
-from ..engine.request import check_calibrates, check_indexes
+from ..engine.request import check_calibrates, check_indexes, without_cameras
 from ..engine.transforms import fit_steps
 from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from ..files.access import check_readable
@@ -36,7 +36,7 @@ from .index_h5 import Labels
 def build_index(
     gallery: ArrayLike | torch.Tensor | Side,
     path: str | Path,
-    method: str = "k-reciprocal-online",
+    method: str | None = None,
     *,
     calibration: Side | None = None,
     append: bool = False,
@@ -56,7 +56,8 @@ def build_index(
     Args:
         gallery: (G, D) features, float16, float32 or float64; or a `Side`, with labels if there are.
         path: the index.
-        method: a graph ranker that works online, or a chain of steps such as `center` and one.
+        method: a graph ranker that works online, or a chain of steps such as `center` and one; by default
+            `k-reciprocal-online`, or that of the index that is added to.
         calibration: earlier images of cameras that the gallery lacks, unlabelled, for steps such as `center`.
         append: add the gallery to the index that is there, whose method and parameters hold. The result is the
             same as that of indexing everything at once. Refused where feature steps know the gallery.
@@ -90,9 +91,9 @@ def build_index(
             raise InputError(problems)
         sides, labels, known = [gallery], Labels.of(gallery), None
         if old is None:
-            chosen = create(method, **params)
+            chosen = create(method or KReciprocalOnline.name, **params)
         else:
-            chosen = old.method_for(None if method == KReciprocalOnline.name else method, **params)
+            chosen = old.method_for(method, **params)
             if chosen.feature_steps:
                 raise ParameterError(
                     f"{path} has the features that {step_names(chosen.feature_steps)} gave, which further "
@@ -102,9 +103,9 @@ def build_index(
             labels = Labels.of(old.gallery).joined(labels, str(path), gallery.label)
         ranker = check_indexes(chosen)
         if calibration is not None:
-            check_calibrates(chosen, calibration, gallery.dim)
+            check_calibrates(chosen, calibration, gallery.dim, online=True)
         if ranker.needs_cameras and labels.cams is None:
-            raise InputError(f"{gallery.label} has no cameras: method {ranker.name} needs them")
+            raise without_cameras(f"{gallery.label} has no cameras", ranker.name)
         needed = 128 * gallery.dim  # a block of one row, as `Plan` cuts it
         if memory is not None and memory < needed:
             raise ParameterError(

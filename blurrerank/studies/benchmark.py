@@ -214,21 +214,24 @@ def latency(
     rounds = alone // 10 + alone + repeats
     began = time.perf_counter()
     for turn in range(alone // 10 + alone):
-        features = probe.block(turn % len(probe), turn % len(probe) + 1)
+        at = turn % len(probe)
+        cams = None if probe.cams is None else probe.cams[at : at + 1]
+        single = Side(probe.block(at, at + 1), cams=cams, label=probe.label)
         for method, seconds in zip(methods, singles, strict=True):
             start = time.perf_counter()
-            rank(index.features(Side(features)), method, Request(), Compute.choose(index.device, memory))
+            compute = Compute.choose(index.device, memory)
+            rank(index.features(single), method, Request(online=True), compute)
             if turn >= alone // 10:
                 seconds.append(time.perf_counter() - start)
         if progress is not None:
             progress(turn + 1, rounds)
         if 3 * len(singles[0]) >= alone and time.perf_counter() - began > _ENOUGH_SECONDS:
             break
-    data = index.features(Side(probe.features))
+    data = index.features(probe)
     for turn in range(repeats):
         for method, runs in zip(methods, together, strict=True):
             compute = Compute.choose(index.device, memory)
-            for batch in rank_batches(data, method, Request(), compute):
+            for batch in rank_batches(data, method, Request(online=True), compute):
                 with compute.watch("re-rank"):
                     batch.lists(method.depth(len(index)))
             runs.append(compute.watch.seconds)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..compute.compute import Compute, Progress
 from ..data.features import FeatureSet
 from ..data.side import Side
-from ..engine.request import Request, check_calibrates, setting_of
+from ..engine.request import Request, check_calibrates, setting_of, without_cameras
 from ..engine.runs import Measurement
 from ..errors import BlurrerankWarning, InputError, ParameterError
 from ..evaluation.match_finder import MatchFinder
@@ -181,9 +181,9 @@ def _basis(data: FeatureSet, grid: ParameterGrid, request: Request, choice: Choi
     if not data.has_ids:
         raise InputError(f"{data.lacking('ids')}: settings cannot be compared without metrics")
     if method.needs_cameras and not data.has_cams:
-        raise InputError(f"{data.lacking('cams')}: method {method.name} needs them; choose another method")
+        raise without_cameras(data.lacking("cams"), method.name)
     if calibration is not None:
-        check_calibrates(method, calibration, data.dim)
+        check_calibrates(method, calibration, data.dim, online=request.online)
     return Basis(
         grid.method,
         setting,

@@ -41,7 +41,7 @@ def warn_of_unknown(cams: torch.Tensor | None, known: torch.Tensor) -> None:
     if len(unknown):
         warnings.warn(
             f"nothing is known of camera {unknown[0]}, which the gallery lacks: {len(unknown)} of {len(cams)} "
-            "probes stay as they are; --calibrate FILE takes earlier images of their cameras",
+            "probes stay as they are; --calibrate, for an index when it is built, takes earlier images of it",
             BlurrerankWarning,
             stacklevel=2,
         )
