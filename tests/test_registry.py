@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank import reference
+from blurrerank.data.candidates import Candidates
 from blurrerank.engine.request import setting_of
+from blurrerank.engine.samples import RowSample
 from blurrerank.methods import GraphRanker, available, create
 from blurrerank.methods.kinds.steps import Transform
 
@@ -213,6 +215,38 @@ def test_ecn_equals_the_reference(some, k, t, q):
     rows, cams, probes = some
     expected = reference.ecn(rows, probes=probes, k=k, t=t, q=q)
     np.testing.assert_allclose(ours(rows, cams, probes, "ecn", k=k, t=t, q=q), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_pvg_gives_the_same_where_the_products_of_one_camera_fill_the_budget(monkeypatch):
+    data = br.FeatureSet.from_arrays(**features(seed=4, probes=10, gallery=120, dim=64))
+    expected, found = br.rerank(data, "pvg:ridge=0.1"), []
+    together = RowSample._products
+    monkeypatch.setattr(
+        RowSample, "_products", lambda self, cams: found.append(len(cams)) or together(self, cams)
+    )
+    lists = br.rerank(data, "pvg:ridge=0.1", memory=8 * 8 * 64**2)
+    assert found == [1] * len(np.unique(data.gallery.cams))
+    np.testing.assert_array_equal(lists.scores, expected.scores)
+
+
+@pytest.mark.parametrize(
+    ("topn", "dim", "k"), [(400, 64, 9), (400, 1024, 9), (140, 64, 2000), (100, 512, 99), (60, 16, 0)]
+)
+def test_superglobal_takes_the_memory_that_it_asks_for(topn, dim, k):
+    rows = torch.nn.functional.normalize(torch.randn(topn, dim, generator=torch.Generator().manual_seed(0)))
+    near = (rows[:1] @ rows.T).sort(descending=True)
+    ranker, found = create("superglobal", topn=topn, k=k), Candidates(near.indices, near.values)
+
+    class Gallery:
+        def gather(self, indices):
+            distinct, places = torch.unique(indices, return_inverse=True)
+            return rows[distinct], places
+
+    with torch.profiler.profile(profile_memory=True) as watched:
+        ranker.rescore(rows[:1], found, Gallery())
+    events = watched.profiler.kineto_results.events()
+    taken = np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"])
+    assert 0.4 * ranker.workspace_bytes(topn, dim) < taken.max() < 1.1 * ranker.workspace_bytes(topn, dim)
 
 
 @given(images(), st.integers(1, 50), st.integers(0, 9), st.sampled_from([0.0, 0.15, 1.0]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -49,23 +49,29 @@ class RowSample:
         cams, counts = cams.to(sums.device), counts.to(sums.device)
         return CameraSums(cams, counts, self._total(sums), self._total(squares))
 
-    def products(self, *, each_camera: bool) -> torch.Tensor:
+    def products(self) -> torch.Tensor:
         """See `steps.Sample.products`."""
+        return self._products([None])[0]
+
+    def products_of(self, cams: torch.Tensor) -> Iterator[torch.Tensor]:
+        """See `steps.Sample.products_of`."""
+        some = max(1, self._rows.budget.working_bytes // (8 * self._rows.dim**2))
+        for start, stop in blocks_of(len(cams), some):
+            yield from self._products(cams[start:stop].tolist())
+
+    def _products(self, cams: Sequence[int | None]) -> torch.Tensor:
+        """(C, D, D) float64 over the images of some cameras, of all for None."""
         dim, device = self._rows.dim, self._rows.device
-        cams = torch.unique(self._every) if each_camera else torch.zeros(1, dtype=torch.int64)
         found = torch.zeros(len(cams), dim, dim, dtype=torch.float64, device=device)
         for start, block in self._blocks():
             factors = (block.double() * self._factor_parts).round_()
-            if not each_camera:
-                found[0].addmm_(factors.T, factors)
-                continue
-            which = torch.searchsorted(cams, self._cams[start : start + len(block)])
-            for camera in torch.unique(which).tolist():
-                own = factors[(which == camera).to(device)]
-                found[camera].addmm_(own.T, own)
+            own_cams = self._cams[start : start + len(block)].to(device)
+            for total, cam in zip(found, cams, strict=True):
+                own = factors if cam is None else factors[own_cams == cam]
+                total.addmm_(own.T, own)
         if self._group is not None:
             found = self._group.all_reduce(found, "sum")
-        return found / self._factor_parts**2
+        return found.div_(self._factor_parts**2)
 
     def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """A few rows at a time."""

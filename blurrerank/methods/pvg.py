@@ -55,23 +55,21 @@ class ProfileVectors(Transform):
 
         samples = [gallery, *others]
         every = [sample.by_camera() for sample in samples]
-        cams, means, matrices = [], [], []
-        for sample, cameras, new in zip(samples, every, first_seen(every), strict=True):
-            if not new.any():
-                continue
-            products = sample.products(each_camera=True)
-            for place in torch.nonzero(new).flatten().tolist():
-                correlation = products[place] / cameras.counts[place]
+        seen = first_seen(every)
+        cams = torch.cat([cameras.cams[new] for cameras, new in zip(every, seen, strict=True)]).sort().values
+        means = every[0].sums.new_empty(len(cams), every[0].sums.shape[1], dtype=torch.float32)
+        matrices = means.new_empty(*means.shape, means.shape[1])
+        for sample, cameras, new in zip(samples, every, seen, strict=True):
+            places = torch.searchsorted(cams, cameras.cams[new])
+            counts = cameras.counts[new]
+            means[places] = (cameras.sums[new] / counts.unsqueeze(1)).float()
+            for place, count, products in zip(
+                places, counts, sample.products_of(cameras.cams[new]), strict=True
+            ):
+                correlation = products.div_(count)
                 correlation.diagonal().add_(self.ridge)
-                cams.append(cameras.cams[place])
-                means.append(cameras.sums[place] / cameras.counts[place])
-                matrices.append(torch.linalg.inv(correlation) * self.ridge)
-        order = torch.stack(cams).argsort()
-        return {
-            "cams": torch.stack(cams)[order],
-            "means": torch.stack(means)[order].float(),
-            "matrices": torch.stack(matrices)[order].float(),
-        }
+                matrices[place] = (torch.linalg.inv(correlation) * self.ridge).float()
+        return {"cams": cams, "means": means, "matrices": matrices}
 
     def apply(
         self, rows: torch.Tensor, cams: torch.Tensor | None, fitted: Mapping[str, torch.Tensor]

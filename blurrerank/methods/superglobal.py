@@ -56,8 +56,8 @@ class SuperGlobal(HeadRanker):
         return super().notes(probes, gallery) + too_many
 
     def workspace_bytes(self, topn: int, dim: int) -> int:
-        """Return what the head of one probe takes: its features, their products, and similarities, sorted."""
-        return 8 * topn * dim + 32 * topn * topn + 8 * (self.k + 1) * ((self.k + 1) * dim + 3 * topn)
+        """Return what the head of one probe takes: its features, their products, sorted, and neighbours."""
+        return 20 * topn * dim + 24 * topn * topn + 48 * topn * min(self.k + 1, topn)
 
     def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gatherable) -> torch.Tensor:
         """Return the new score of each candidate, (p, n) float32."""
@@ -73,6 +73,7 @@ class SuperGlobal(HeadRanker):
     def _refined(self, items: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
         """(n,) float32 scores of (n, D) items with (n,) cosine similarities to the probe."""
         import torch
+        from torch.nn.functional import embedding_bag
 
         from ..compute.products import full_float32, widen
         from ..data.sort_keys import from_sort_keys, sort_keys
@@ -89,7 +90,7 @@ class SuperGlobal(HeadRanker):
         weights = weights / weights.sum(dim=1, keepdim=True)
         seen = (weights * cosine.double()[places]).sum(dim=1)
         best = seen.argsort(descending=True, stable=True)[: self.k + 1]
-        refined = (weights[best].unsqueeze(2) * items[places[best]]).sum(dim=1)
+        refined = embedding_bag(places[best], items.double(), mode="sum", per_sample_weights=weights[best])
         agreeing = (items * refined.amax(dim=0).float()).sum(dim=1, dtype=torch.float64)
         return ((seen + (weights * agreeing[places]).sum(dim=1)) / 2).float()
 

@@ -55,7 +55,7 @@ class Whitening(Transform):
         """Return the principal directions, where the mean is in each, and what they are divided by."""
         import torch
 
-        cameras, products = gallery.by_camera(), gallery.products(each_camera=False)[0]
+        cameras, products = gallery.by_camera(), gallery.products()
         count = cameras.counts.sum()
         mean = (cameras.sums.sum(dim=0) / count).cpu()
         variances, columns = torch.linalg.eigh((products / count).cpu() - torch.outer(mean, mean))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -39,8 +39,11 @@ class Sample(Protocol):
     def by_camera(self) -> CameraSums:
         """Return sums over each camera; images without cameras have camera 0."""
 
-    def products(self, *, each_camera: bool) -> torch.Tensor:
-        """Return sums of x x' over unit rows x, (C, D, D) float64 for each camera, or (1, D, D) for all."""
+    def products(self) -> torch.Tensor:
+        """Return the sum of x x' over all unit rows x, (D, D) float64."""
+
+    def products_of(self, cams: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the same over the rows of each of some cameras, ascending; few are in memory at a time."""
 
 
 @dataclass(frozen=True)
