@@ -144,6 +144,46 @@ def superglobal(
     return heads, scores
 
 
+def kwf(
+    probe: ArrayLike,
+    gallery: ArrayLike,
+    probe_cams: ArrayLike,
+    gallery_cams: ArrayLike,
+    topn: int = 100,
+    k: int = 6,
+) -> tuple[Indices, Floats]:
+    """K-nearest weighted fusion, one item after the other. Definition: docs/methods.md.
+
+    Args:
+        probe: (P, D) features.
+        gallery: (G, D) features.
+        probe_cams: (P,) cameras.
+        gallery_cams: (G,) cameras.
+        topn: size of the head; capped at G.
+        k: nearest items of other cameras than the probe's that stand for an item.
+
+    Returns:
+        `(indices, scores)`: (P, min(topn, G)) re-ranked heads, and their new scores.
+    """
+    queries, items = unit_rows(probe), unit_rows(gallery)
+    cams = np.asarray(gallery_cams)
+    scores = np.empty((len(queries), min(topn, len(items))))
+    heads = np.empty(scores.shape, dtype=np.int64)
+    for p, (query, cam) in enumerate(zip(queries, np.asarray(probe_cams), strict=True)):
+        cosine = items @ query
+        head = np.argsort(-cosine, kind="stable")[:topn]
+        final = cosine[head]
+        for place, i in enumerate(head):
+            alike = items @ items[i]
+            alike[i] = np.inf  # it is the first of its own
+            near = [j for j in np.argsort(-alike, kind="stable") if cams[j] != cam][:k]
+            if near:
+                final[place] = cosine[near].mean()
+        order = np.lexsort((head, -final))
+        heads[p], scores[p] = head[order], final[order]
+    return heads, scores
+
+
 def k_reciprocal(
     probe: ArrayLike,
     gallery: ArrayLike,

@@ -260,7 +260,7 @@ BAD_FILES = {
     "empty": (b"", "error: feats.h5 is not an HDF5 file"),
     "missing group": (
         {key: None for key in features() if key.startswith("gallery")},
-        "error: feats.h5:: has no group /gallery (it has /probe); address a group inside it as FILE::/GROUP",
+        "error: feats.h5 has no group /gallery (it has /probe); address a group inside it as FILE::/GROUP",
     ),
     "missing features": ({"probe": None}, "error: feats.h5::/probe has no dataset 'features'"),
     "1-D features": (

@@ -1100,8 +1100,23 @@ def test_an_index_with_cameras_on_the_command_line(cli, write):
     lists = br.read_ranking("by_index.h5", data).indices
     assert [one["indices"] for one in found[:3]] == lists[:3, : len(found[0]["indices"])].tolist()
     assert found[3]["error"] == "probe 3 has no cam: method center+camera-graph needs cameras"
+    spelt = [{"features": data.probe.features[0].tolist(), "cam": cam} for cam in (9.0, "9", 9.5, True, 1e300)]
+    code, again, err = answers(Path("i.h5").resolve(), "\n".join(map(json.dumps, spelt)), "--lambda", 0.5)
+    assert again[0] == {key: value for key, value in found[0].items() if key != "name"}
+    assert [one["error"] for one in again[1:]] == [
+        f"cam must be a whole number, not {cam}" for cam in ('"9"', "9.5", "true", "1e+300")
+    ]
     code, out, _ = cli("info", "i.h5")
     assert (code, "for center+camera-graph:ki=4" in out) == (0, True), out
+    assert "calibrated for other cameras: 9\n" in out
+    assert json.loads(cli("info", "i.h5", "--json")[1])["calibrated"] == [9]
+    preset = ("index", "feats.h5", "--method", chain, "--preset", "two-cameras")
+    assert cli(*preset, "-o", "p.h5")[0] == 0
+    assert json.loads(cli("info", "p.h5", "--json")[1])["params"]["camera-graph.rounds"] == 3
+    assert "calibrated" not in cli("info", "p.h5")[1]
+    assert cli(*preset[:-1], "elsewhere", "-o", "q.h5")[2].startswith(
+        "error: method camera-graph has no preset"
+    )
     np.save("lists.npy", np.zeros((20, 5), int))
     code, _, err = cli("run", "--index", "i.h5", "feats.h5", "--candidates", "lists.npy", "-o", "o.h5")
     assert (code, "i.h5 has other features than those that candidates were found by" in err) == (2, True), err

@@ -22,7 +22,7 @@ from blurrerank.methods import GraphRanker, available, create
 from blurrerank.methods.kinds.steps import Transform
 
 METHODS = available()
-CAMERAS = ("camera-graph", "ca-jaccard", "center", "gcr", "pvg")
+CAMERAS = ("camera-graph", "ca-jaccard", "center", "gcr", "kwf", "pvg")
 
 
 def can_work_online(method: str) -> bool:
@@ -133,10 +133,13 @@ def test_probes_whose_camera_is_unknown_are_told_of():
     said = "nothing is known of camera 2, which the gallery lacks: 7 of 9 probes stay as they are"
     with pytest.warns(br.BlurrerankWarning, match=said):
         online = br.rerank(data, "center", online=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    few = "camera 2, which the gallery lacks, has 7 probes, and center knows it by them alone"
+    with pytest.warns(br.BlurrerankWarning, match=few):
         together = br.rerank(data, "center")
     assert (online.indices[:4] != together.indices[:4]).any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        br.rerank(br.FeatureSet.from_arrays(**features()), "center")
 
 
 @st.composite
@@ -256,6 +259,25 @@ def test_superglobal_equals_the_reference(some, topn, k, beta):
     data = br.FeatureSet.from_arrays(rows[:probes], rows[probes:])
     found = br.rerank(data, "superglobal", topn=topn, k=k, beta=beta)
     check_lists(found.indices, found.scores, heads, expected)
+
+
+@given(images(), st.integers(1, 50), st.integers(1, 9))
+def test_kwf_equals_the_reference(some, topn, k):
+    rows, cams, probes = some
+    both = rows[:probes], rows[probes:], cams[:probes], cams[probes:]
+    heads, expected = reference.kwf(*both, topn, k)
+    data = br.FeatureSet.from_arrays(*both[:2], probe_cams=both[2], gallery_cams=both[3])
+    found = br.rerank(data, "kwf", topn=topn, k=k)
+    check_lists(found.indices, found.scores, heads, expected)
+
+
+def test_kwf_looks_at_the_whole_gallery_and_no_index_keeps_that(tmp_path):
+    data = br.FeatureSet.from_arrays(**features(probes=5, gallery=60))
+    with pytest.raises(br.ParameterError, match="looks for what is near candidates in the whole gallery"):
+        br.rerank(data, "kwf", candidates=np.zeros((5, 1), int))
+    index = br.build_index(data.gallery, tmp_path / "i.h5")
+    with pytest.raises(br.ParameterError, match="near items in other cameras, which no index keeps: run it on"):
+        index.rerank(data.probe, method="kwf")
 
 
 @given(images(), st.integers(1, 4), st.integers(0, 6))

@@ -85,7 +85,7 @@ def _read_sweep(path: str) -> Sweep | Tuning:
         return read_tuning(path) if is_tuning(path) else read_sweep(path)
     except InputError:
         raise InputError(
-            f"{path} is not a sweep: pass a file written by `blurrerank sweep -o` or `tune -o`"
+            f"{path} is not a sweep: pass a .json file written by `blurrerank sweep -o` or `tune -o`"
         ) from None
 
 

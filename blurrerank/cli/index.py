@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .method_options import MethodCommand, given_parameters, method_option
+from .method_options import MethodCommand, given_parameters, method_option, preset_option
 from .options import FILE, Runtime, calibrate_option, load_calibration, precision_option, runtime_options
 
 
@@ -28,6 +28,7 @@ from .options import FILE, Runtime, calibrate_option, load_calibration, precisio
 @method_option(
     "A graph ranker that works online, or a chain such as center+camera-graph", "k-reciprocal-online"
 )
+@preset_option
 @calibrate_option
 @click.option("--append", is_flag=True, help="Add GALLERY to the index that is there.")
 @click.option("--force", is_flag=True, help="Replace an index that exists, and start over.")
@@ -37,6 +38,7 @@ def index(
     gallery: str,
     output: str | None,
     method: str | None,
+    preset: str | None,
     calibrate: str | None,
     append: bool,
     force: bool,
@@ -82,7 +84,7 @@ def index(
             memory=runtime.memory,
             precision=precision,
             progress=runtime.progress("indexing"),
-            **given_parameters(params),
+            **given_parameters({"preset": preset, **params}),
         )
     except (KeyboardInterrupt, SystemExit):
         left = partial_of(path)

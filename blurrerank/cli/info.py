@@ -98,6 +98,8 @@ def _index_lines(described: dict[str, Any]) -> str:
     ]
     labels = ("identities", "junk", "distractors", "cameras")
     lines += [f"{name}: {side[name]}" for name in labels if name in side]
+    if described["calibrated"]:
+        lines.append(f"calibrated for other cameras: {', '.join(map(str, described['calibrated']))}")
     return "\n".join([*lines, f"names: {'yes' if side['names'] else '-'}", f"digest: {described['digest']}"])
 
 

@@ -130,6 +130,11 @@ def method_option(what: str, default: str) -> Callable[[F], F]:
     )
 
 
+def preset_option(command: F) -> F:
+    """Return the command with --preset; its help goes on with the names that the method has."""
+    return click.option("--preset", metavar="NAME", help="Parameters for a public data set")(command)
+
+
 def chosen_method() -> str:
     """Return the method of the running command, where --method does not name it."""
     ctx = click.get_current_context()

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from .candidates import Source, candidates_options
-from .method_options import MethodCommand, chosen_method, given_parameters, method_option
+from .method_options import (
+    MethodCommand,
+    chosen_method,
+    given_parameters,
+    method_option,
+    preset_option,
+)
 from .options import (
     ANY_FORMAT,
     FILE,
@@ -59,11 +65,7 @@ if TYPE_CHECKING:
     "A method, or a chain such as dba:k=4+k-reciprocal",
     "lbr; with --index, unless with --candidates, that of the index",
 )
-@click.option(
-    "--preset",
-    metavar="NAME",
-    help="Parameters for a public data set",
-)
+@preset_option
 @click.option(
     "--online",
     is_flag=True,
@@ -228,7 +230,7 @@ class RunOptions:
 
 def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
     """What each process does."""
-    from ..engine.request import Request, setting_of
+    from ..engine.request import Request, check_calibrates, setting_of
     from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
     from ..files import format_of
@@ -268,6 +270,8 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     measurement = Measurement(options.protocol, options.ap)
     data = _load(group, runtime, options, indexed)
     calibration = load_calibration(options.calibrate, runtime)
+    if calibration is not None:
+        check_calibrates(chosen, calibration, data.dim, online=options.online)
     lists, found_by = source.find(data, chosen, options.depth, runtime)
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):

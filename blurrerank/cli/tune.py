@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -150,6 +150,9 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
         print_json({**as_dict(found), "command": options.command(found)})
     else:
         click.echo(_tables(found, options))
+    for name, value in zip(found.grid, found.chosen, strict=True):
+        if edge := _edge(value, found.grid[name]):
+            runtime.note(f"note: the best {name}, {value}, is the {edge} of the grid: try further ones")
     if output is not None:
         new = len(found.rows) - (len(known.rows) if known else 0)
         done = "kept" if found is known else "wrote"
@@ -213,7 +216,7 @@ def _tables(found: Tuning, options: TuneOptions) -> str:
     chosen = f"best {shown[found.metric]} {found.rows[found.chosen][found.metric]:.4f}: {values}"
     told = [name for name in METRICS if name in ("mAP", "mINP", "rank1", found.metric)]
     figures = [
-        [name, *(_interval(means[mean], signed=" - " in name) for mean in told)]
+        [name.replace("defaults", "as given"), *(_interval(means[mean], signed=" - " in name) for mean in told)]
         for name, means in found.report().items()
     ]
     head = f"to report: the other {reports}; 95 % intervals from resampled identities"
@@ -221,6 +224,13 @@ def _tables(found: Tuning, options: TuneOptions) -> str:
     return "\n".join(
         [settings, "", remark(chosen, style), "", report, "", remark(options.command(found), style)]
     )
+
+
+def _edge(value: Any, values: Sequence[Any]) -> str | None:
+    """Whether a number is the `largest` or the `smallest` of three or more."""
+    if len(values) < 3 or isinstance(value, bool | str):
+        return None
+    return "largest" if value == max(values) else "smallest" if value == min(values) else None
 
 
 def _interval(found: Interval, *, signed: bool) -> str:

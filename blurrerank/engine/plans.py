@@ -8,6 +8,7 @@ from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..methods import GraphRanker, HeadRanker, Ranker
+from ..methods.kinds.camera_head import CameraHeadRanker
 from ..search.exact import margin
 from ..search.plan import Demand, Plan
 from .request import TRANSDUCTIVE, Request, setting_of
@@ -65,7 +66,7 @@ def _demand(data: FeatureSet, ranker: Ranker, request: Request) -> Demand:
         if candidates is not None:
             # Pairs, whose they are, and how they are sorted take twice what a search keeps.
             return Demand(2 * candidates.depth, head, workspace_bytes=workspace)
-        whole_rows = request.whole_rows or deepest > head
+        whole_rows = request.whole_rows or deepest > head or isinstance(ranker, CameraHeadRanker)
         return Demand(max(head, deepest), margin(head, gallery), int(whole_rows), workspace)
     assert isinstance(ranker, GraphRanker)
     if setting_of(ranker, request.online) == TRANSDUCTIVE:

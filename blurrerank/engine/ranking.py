@@ -29,17 +29,19 @@ from ..graph.neighbour_graph import NeighbourGraph
 from ..graph.sparse_rows import CHUNK_BYTES, SparseRows
 from ..methods import AnyMethod, GraphRanker, HeadRanker, Ranker
 from ..methods.kinds.base import checked_result
+from ..methods.kinds.camera_head import CameraHeadRanker
 from ..search.exact import Batch, Query, margin
 from ..search.plan import Plan
 from ..search.rows import Gatherable, UnitRows, blocks_of, warn_of_reads
 from ..search.sources import nearest_of
 from ..search.tiles import best_keys
+from .elsewhere import rank_heads_elsewhere
 from .feature_steps import apply_feature_step
 from .plans import plan_for
 from .ranked_batch import RankedBatch
 from .request import TRANSDUCTIVE, Request, check_calibrates, check_reranks_candidates, setting_of
 from .transforms import apply_fitted
-from .workspace import Workspace, cameras_of, open_workspace
+from .workspace import Workspace, cameras_of, cameras_of_both, open_workspace
 
 
 class GraphCheckpoint(Protocol):
@@ -112,7 +114,9 @@ def _rank(
     """The batches from `request.first` on, as the budget has it now."""
     plan = plan_for(data, ranker, request, compute)
     _warn_of_reads(data, ranker, plan, request)
-    if isinstance(ranker, HeadRanker):
+    if isinstance(ranker, CameraHeadRanker):
+        yield from rank_heads_elsewhere(data, ranker, plan, request, compute)
+    elif isinstance(ranker, HeadRanker):
         yield from _rank_heads(data, ranker, plan, request, compute)
     else:
         assert isinstance(ranker, GraphRanker)
@@ -221,7 +225,9 @@ def _rank_by_graph(
         del graph
     else:
         fitted = _Fitted(ranker, known.to(plan.device))
-    cameras = _cameras(data, ranker, plan) if not together and ranker.needs_cameras else None
+    cameras = None
+    if not together and ranker.needs_cameras:
+        cameras = cameras_of_both(data, ranker.name, plan.device)
     topn = 0 if together else min(ranker.neighbours(), size)
     query = Query(topn, plan.probe_batch, whole_rows=True, first=request.first)
     shown = request.depth or ranker.depth(size)
@@ -290,13 +296,6 @@ def _find_graph(
         known=None if checkpoint is None else checkpoint.known,
         keep=None if checkpoint is None else checkpoint.keep,
     )
-
-
-def _cameras(data: FeatureSet, ranker: GraphRanker, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cameras of the probes and of the whole gallery, on the device."""
-    probes = len(data.probe)
-    every = cameras_of(data, probes + len(data.gallery), ranker.name).to(plan.device)
-    return every[:probes], every[probes:]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ..data.validation import find_problems
 from ..errors import InputError, ParameterError
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, GraphRanker, HeadRanker
+from ..methods.kinds.camera_head import CameraHeadRanker
 from ..methods.kinds.steps import GraphStep, ListStep, Transform
 
 TRANSDUCTIVE, ONLINE = "transductive", "online"
@@ -126,6 +127,10 @@ def check_reranks_candidates(method: AnyMethod) -> None:
         raise ParameterError(
             f"method {method.name} looks at neighbours among all items, and candidates are only some of them: "
             "use lbr or cosine"
+        )
+    if isinstance(method, CameraHeadRanker):
+        raise ParameterError(
+            f"method {method.name} looks for what is near candidates in the whole gallery: use lbr or cosine"
         )
     if not isinstance(method, HeadRanker):
         raise ParameterError(

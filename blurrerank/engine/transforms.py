@@ -23,6 +23,9 @@ from .samples import RowSample
 from .stepped import SteppedSide, held_gallery, room_for, stepped_side, unit, with_sides
 from .workspace import cameras_of
 
+# Below so many images, what they have in common is as much what they show as what their camera does to them.
+_FEW = 20
+
 Fitted = Mapping[str, torch.Tensor]
 """What a step found out about the gallery."""
 
@@ -70,6 +73,18 @@ class _Images:
                 stacklevel=3,
             )
 
+    def warn_if_few(self, step: Transform, cams: torch.Tensor) -> None:
+        """Warn of a camera that is known by a few of these images alone, since no other has one of `cams`."""
+        found, counts = torch.unique(self.cams[~torch.isin(self.cams, cams)], return_counts=True)
+        if len(found) and int(counts.min()) < _FEW:
+            place = int(counts.argmin())
+            warnings.warn(
+                f"camera {found[place]}, which the gallery lacks, has {counts[place]} probes, and {step.name} "
+                "knows it by them alone: their lists may suffer; --calibrate takes earlier images of it",
+                BlurrerankWarning,
+                stacklevel=3,
+            )
+
     def warn_about(self, step: Transform, fitted: Fitted) -> None:
         """Warn of cameras that nothing is known of."""
         step.warn_about(self.cams.to(self.rows.device) if step.needs_cameras else None, fitted)
@@ -97,6 +112,7 @@ def transform(
         known.warn_if_useless(step, every)
     if not request.online:
         others.append(probe.sample())
+        probe.warn_if_few(step, every if known is None else torch.cat([every, known.cams]))
     fitted = step.fit(RowSample(items.rows, items.cams, every, group), others)
     probe.warn_about(step, fitted)
     changed = [images.changed(step, fitted, compute) for images in (probe, items, known) if images is not None]

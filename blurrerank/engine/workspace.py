@@ -73,3 +73,12 @@ def cameras_of(data: FeatureSet, images: int, wanted_by: str) -> torch.Tensor:
     if leads:
         found = torch.from_numpy(np.concatenate(cams))
     return data.group.broadcast(found, 0) if isinstance(data, ShardedSet) else found
+
+
+def cameras_of_both(
+    data: FeatureSet, wanted_by: str, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (P,) and (G,) int64 on `device`, the cameras of the probes and of the whole gallery."""
+    probes = len(data.probe)
+    every = cameras_of(data, probes + len(data.gallery), wanted_by).to(device)
+    return every[:probes], every[probes:]

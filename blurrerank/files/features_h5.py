@@ -201,7 +201,7 @@ class _Reader:
             self.problems += error.problems
             return None
         ids, cams, names = (self._labels(group, where, name) for name in ("ids", "cams", "names"))
-        return Side(features, ids, cams, names, label=where)
+        return Side(features, ids, cams, names, label=where.removesuffix("::"))
 
     def sharded(
         self, root: Any, label: str, name: str, processes: Group, *, alone: bool
@@ -242,7 +242,7 @@ class _Reader:
         if not isinstance(group, h5py.Group):
             found = _listed(root)
             hint = "; address a group inside it as FILE::/GROUP" if member(root, "features") is None else ""
-            self.problems.append(f"{label} has no group /{name} (it has {found}){hint}")
+            self.problems.append(f"{label.removesuffix('::')} has no group /{name} (it has {found}){hint}")
             return None, where
         return group, where
 

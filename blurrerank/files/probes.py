@@ -67,11 +67,13 @@ def _parsed(line: bytes) -> Arrived:
         if isinstance(values, dict):
             values, name, cam = values["features"], values.get("name"), values.get("cam")
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-        if not numbers or not isinstance(name, str | None) or not (cam is None or type(cam) is int):
+        if not numbers or not isinstance(name, str | None):
             raise ValueError
-        np.int64(cam or 0)
         (name or "").encode()  # a lone surrogate could not be written again
-        return Arrived(np.array([values], dtype=np.float64), name, cam)
+        number = type(cam) in (int, float) and -(2**63) <= cam < 2**63
+        if cam is not None and not (number and cam == int(cam)):
+            return Arrived(name=name, problem=f"cam must be a whole number, not {json.dumps(cam)[:50]}")
+        return Arrived(np.array([values], dtype=np.float64), name, None if cam is None else int(cam))
     except (ValueError, KeyError, OverflowError, RecursionError):
         return Arrived(problem='expected [number, ...] or {"features": [number, ...], "name": "...", "cam": 1}')
 

@@ -24,6 +24,7 @@ from ..graph.encoding import Encoding
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, FeatureStep, GraphRanker, HeadRanker, Ranker, create, settings_of
 from ..methods.kinds.base import Method
+from ..methods.kinds.camera_head import CameraHeadRanker
 from . import index_h5
 
 
@@ -217,6 +218,11 @@ class GalleryIndex:
         for step, settings in zip(own, stepped, strict=True):
             _check_same(str(self.path), step, settings)
         ranker = method.ranker
+        if isinstance(ranker, CameraHeadRanker):
+            raise ParameterError(
+                f"method {name} looks for what is near items in other cameras, which no index keeps: run it on "
+                "features"
+            )
         if isinstance(ranker, GraphRanker):
             known = self.method.ranker
             if not ranker.online:

@@ -72,18 +72,21 @@ def describe_index(path: str | Path) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        A dictionary ready for JSON: `gallery`, as from `describe`; `method`, `params`, `digest`, and `bytes`,
-        the size of the file.
+        A dictionary ready for JSON: `gallery`, as from `describe`; `method`, `params`, `digest`; `calibrated`,
+        the cameras that the gallery lacks and a feature step knows; and `bytes`, the size of the file.
 
     Raises:
         InputError: if it is not an index, or is damaged.
     """
     index = GalleryIndex.open(path, device="cpu")
+    known = [found["cams"].numpy() for found in index.gallery.fitted if "cams" in found]
+    cams = index.gallery.cams
     return {
         "gallery": _side(index.gallery, None),
         "method": index.method.name,
         "params": index.method.params(),
         "digest": index.gallery.digest(),
+        "calibrated": [] if cams is None else np.setdiff1d(np.concatenate([cams[:0], *known]), cams).tolist(),
         "bytes": Path(path).stat().st_size,
     }
 

@@ -91,10 +91,11 @@ def _of_tuning(tuning: Tuning, x: str | None, y: str | None) -> Grid:
     by_default = [*varied, *(name for name in tuning.grid if name not in varied)]
     given = [None if name is None else find_parameter(tuning.basis.method, name)[0] for name in (x, y)]
     stated = [name for name in given if name is not None]
-    if len(set(stated)) < len(stated) or not set(stated) <= set(tuning.grid):
-        raise ParameterError(
-            f"--x and --y name two different parameters of the tuning: it has {', '.join(tuning.grid)}"
-        )
+    for name in stated:
+        if name not in tuning.grid:
+            raise ParameterError(f"the tuning does not vary {name}: it has {', '.join(tuning.grid)}")
+    if len(set(stated)) < len(stated):
+        raise ParameterError(f"--x and --y both name {stated[0]}: the tuning has {', '.join(tuning.grid)}")
     others = iter(name for name in by_default if name not in stated)
     across, down = (name or next(others) for name in given)
     chosen = dict(zip(tuning.grid, tuning.chosen, strict=True))

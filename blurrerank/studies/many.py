@@ -20,6 +20,7 @@ from ..errors import BlurrerankError, BudgetError
 from ..evaluation.match_finder import MatchFinder
 from ..graph.neighbour_graph import ListSizes
 from ..methods import AnyMethod, FeatureStep, GraphRanker, HeadRanker, Ranker
+from ..methods.kinds.camera_head import CameraHeadRanker
 from ..search.exact import Query
 
 
@@ -78,10 +79,15 @@ def _locate_alike(
     """Where the matches stand by several rankers after the same feature steps."""
     for step in steps:
         data, request = apply_feature_step(data, step, request, compute)
-    heads = [ranker for ranker in rankers if isinstance(ranker, HeadRanker)]
-    located = _Located(data, replace(request, calibration=None), finder, compute)
+    request = replace(request, calibration=None)
+    heads = [one for one in rankers if isinstance(one, HeadRanker) and not isinstance(one, CameraHeadRanker)]
+    located = _Located(data, request, finder, compute)
     if heads:
         yield from zip(heads, located.by_heads(heads), strict=True)
+    for ranker in rankers:
+        if isinstance(ranker, CameraHeadRanker):
+            batches = rank_batches(data, ranker, replace(request, whole_rows=True), compute)
+            yield ranker, Positions.concatenate([batch.after(finder) for batch in batches])
     graphs: dict[type[GraphRanker], list[GraphRanker]] = {}
     for ranker in rankers:
         if isinstance(ranker, GraphRanker):

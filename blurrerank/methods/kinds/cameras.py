@@ -39,9 +39,13 @@ def warn_of_unknown(cams: torch.Tensor | None, known: torch.Tensor) -> None:
         return
     unknown = cams[~places_of(cams, known)[1]]
     if len(unknown):
+        several = len(cams) > 1
+        left = (
+            f"{len(unknown)} of {len(cams)} probes stay as they are" if several else "the probe stays as it is"
+        )
         warnings.warn(
-            f"nothing is known of camera {unknown[0]}, which the gallery lacks: {len(unknown)} of {len(cams)} "
-            "probes stay as they are; --calibrate, for an index when it is built, takes earlier images of it",
+            f"nothing is known of camera {unknown[0]}, which the gallery lacks: {left}; --calibrate, for an "
+            "index when it is built, takes earlier images of it",
             BlurrerankWarning,
             stacklevel=2,
         )

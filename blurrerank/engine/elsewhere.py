@@ -1,0 +1,91 @@
+"""Head rankers that look past the camera of the probe, and what is near each gallery item there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from ..compute.compute import Compute
+from ..data.candidates import Candidates
+from ..data.features import FeatureSet
+from ..graph.find import find_graph
+from ..graph.neighbour_graph import ListSizes
+from ..methods.kinds.base import checked_result
+from ..methods.kinds.camera_head import CameraHeadRanker
+from ..search.exact import Query
+from ..search.plan import Plan
+from ..search.rows import UnitRows, blocks_of
+from .ranked_batch import RankedBatch
+from .request import Request
+from .workspace import cameras_of_both, open_workspace
+
+
+def rank_heads_elsewhere(
+    data: FeatureSet, ranker: CameraHeadRanker, plan: Plan, request: Request, compute: Compute
+) -> Iterator[RankedBatch]:
+    """Search, and give the head of each list new scores by what is near its items in other cameras."""
+    watch = compute.watch
+    with watch("search"):
+        work = open_workspace(data, plan)
+    gallery = work.gallery
+    head, shown = ranker.depth(gallery.size), request.depth or ranker.depth(gallery.size)
+    cams, gallery_cams = cameras_of_both(data, ranker.name, plan.device)
+    elsewhere = _NearElsewhere(work.images, gallery_cams, ranker.neighbours())
+    at_a_time = max(1, plan.budget.working_bytes // ranker.workspace_bytes(head, data.dim))
+    query = Query(head, plan.probe_batch, shown, whole_rows=True, first=request.first)
+    for batch in watch.each("search", gallery.lists(work.probes, query, progress=compute.progress)):
+        assert batch.similarities is not None
+        indices, scores = batch.candidates.indices.clone(), batch.candidates.scores.clone()
+        for start, stop in blocks_of(len(indices), at_a_time):
+            some = Candidates(indices[start:stop, :head], scores[start:stop, :head])
+            with watch("index"):
+                near = elsewhere.of(cams[batch.start + start : batch.start + stop], some.indices)
+            with watch("re-rank"):
+                cosine = gallery.cosine_at(batch.similarities[start:stop], near.clamp_min(0))
+                new = ranker.rescore_near(some, cosine.masked_fill(near < 0, torch.nan))
+                found = some.sorted_by(checked_result(ranker, "rescore_near", new, some.scores))
+            indices[start:stop, :head], scores[start:stop, :head] = found.indices, found.scores
+        similarities = partial(gallery.similarities, batch)
+        yield RankedBatch(batch.start, gallery.size, indices, scores, head, similarities)
+
+
+class _NearElsewhere:
+    """The nearest items of other cameras than a probe's, found once for each camera that a probe has.
+
+    Args:
+        images: the gallery's G rows.
+        cams: (G,) int64, its cameras.
+        count: how many items are listed.
+    """
+
+    def __init__(self, images: UnitRows, cams: torch.Tensor, count: int) -> None:
+        self._images, self._cams, self._count = images, cams, count
+        self._lists: dict[int, torch.Tensor] = {}
+
+    def of(self, probe_cams: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Return (p, n, k) int64, what is near (p, n) items for probes of (p,) cameras; -1 past the last.
+
+        An item is the first of its own, unless it is of the probe's camera.
+        """
+        near = items.new_empty(*items.shape, self._count)
+        for cam in torch.unique(probe_cams).tolist():
+            if cam not in self._lists:
+                self._lists[cam] = self._find(cam)
+            some = probe_cams == cam
+            near[some] = self._lists[cam][items[some]].long()
+        return near
+
+    def _find(self, cam: int) -> torch.Tensor:
+        """(G, k) the nearest items that are not of camera `cam`."""
+        count, is_cam = self._count, self._cams == cam
+        # Of two groups, that camera and the rest, the rest is another's for the one and the own for the other.
+        graph = find_graph(self._images, ListSizes(within=count - 1, across=count), cams=is_cam.long())
+        found = torch.full((len(is_cam), count), -1, dtype=graph.lists.dtype, device=graph.lists.device)
+        is_cam = is_cam.to(found.device)
+        own = graph.by_camera(count, 0).items
+        found[~is_cam, : own.shape[1]] = own[~is_cam]
+        if graph.across is not None:
+            found[is_cam, : graph.across.items.shape[1]] = graph.across.items[is_cam]
+        return found
