@@ -70,7 +70,7 @@ def _parsed(line: bytes) -> Arrived:
         if not numbers or not isinstance(name, str | None):
             raise ValueError
         (name or "").encode()  # a lone surrogate could not be written again
-        number = type(cam) in (int, float) and -(2**63) <= cam < 2**63
+        number = isinstance(cam, int | float) and not isinstance(cam, bool) and -(2**63) <= cam < 2**63
         if cam is not None and not (number and cam == int(cam)):
             return Arrived(name=name, problem=f"cam must be a whole number, not {json.dumps(cam)[:50]}")
         return Arrived(np.array([values], dtype=np.float64), name, None if cam is None else int(cam))
