@@ -587,17 +587,64 @@ def propagated_graph(
     """
     rows = unit_rows(features)
     similarities = rows @ rows.T
+    adjacency = _propagated(similarities, joined, near, rounds, one_sided)
+    agreement = adjacency[:probes] @ adjacency[probes:].T
+    scores: Floats = (1 - lambda_value) * agreement + lambda_value * similarities[:probes, probes:]
+    return scores
+
+
+def propagated_graph_online(
+    probe: ArrayLike,
+    gallery: ArrayLike,
+    joined: list[list[int]],
+    near: list[list[int]],
+    nearest: list[list[int]],
+    *,
+    rounds: int = 2,
+    one_sided: float = 1.0,
+    lambda_value: float = 0.3,
+) -> Floats:
+    """The same for each probe by itself, over the graph of the gallery alone.
+
+    Args:
+        probe: (P, D) features.
+        gallery: (G, D) features.
+        joined: see `propagated_graph`; of the gallery items.
+        near: likewise.
+        nearest: the gallery items that each probe's neighbourhood is averaged over.
+        rounds: how many times.
+        one_sided: see `propagated_graph`.
+        lambda_value: weight of the cosine similarity.
+
+    Returns:
+        (P, G) scores, larger is better.
+    """
+    items, queries = unit_rows(gallery), unit_rows(probe)
+    adjacency = _propagated(items @ items.T, joined, near, rounds, one_sided)
+    cosine = queries @ items.T
+    asking = np.zeros_like(cosine)
+    for p, listed in enumerate(nearest):
+        for j in listed:
+            asking[p] += max(cosine[p, j], 0) ** 2 * adjacency[j]
+    lengths = np.linalg.norm(asking, axis=1, keepdims=True)
+    agreement = np.divide(asking, lengths, out=np.zeros_like(asking), where=lengths > 0) @ adjacency.T
+    scores: Floats = (1 - lambda_value) * agreement + lambda_value * cosine
+    return scores
+
+
+def _propagated(
+    similarities: Floats, joined: list[list[int]], near: list[list[int]], rounds: int, one_sided: float
+) -> Floats:
+    """(N, N) the rows that images are compared by, of length 1."""
     adjacency, weights = np.zeros_like(similarities), np.zeros_like(similarities)
-    for i in range(len(rows)):
+    for i in range(len(similarities)):
         adjacency[i, joined[i]] = 1
         for j in near[i]:
             weights[i, j] = 1.0 if i == j else max(similarities[i, j], 0) ** 2
             weights[i, j] *= 1 if i in near[j] else one_sided
     for _ in range(rounds):
         adjacency = unit_rows(weights @ (adjacency + adjacency.T))
-    agreement = unit_rows(adjacency[:probes]) @ unit_rows(adjacency[probes:]).T
-    scores: Floats = (1 - lambda_value) * agreement + lambda_value * similarities[:probes, probes:]
-    return scores
+    return unit_rows(adjacency)
 
 
 def k_reciprocal_fastreid(

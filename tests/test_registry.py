@@ -186,13 +186,54 @@ def test_camera_graph_equals_the_reference(some, ki, ko, k2i, k2o, rounds, one_s
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@given(images(), st.integers(1, 30), st.integers(2, 9))
+@given(images(), st.integers(1, 30), st.integers(1, 9))
 def test_gnn_equals_the_reference(some, k1, k2):
     rows, cams, probes = some
     lists = reference.nearest_images(reference.unit_rows(rows) @ reference.unit_rows(rows).T)
     joined, near = ([[i, *lists[i][: count - 1]] for i in range(len(rows))] for count in (k1, k2))
-    expected = reference.propagated_graph(rows, joined, near, probes=probes)
+    rounds = 2 if k2 > 1 else 0
+    expected = reference.propagated_graph(rows, joined, near, probes=probes, rounds=rounds)
     np.testing.assert_allclose(ours(rows, cams, probes, "gnn", k1=k1, k2=k2), expected, atol=2e-5)
+
+
+@given(images(), st.integers(1, 9), st.integers(1, 5))
+def test_gnn_online_equals_the_reference(some, k1, k2):
+    rows, cams, probes = some
+    items, queries = reference.unit_rows(rows[probes:]), reference.unit_rows(rows[:probes])
+    lists = reference.nearest_images(items @ items.T)
+    joined, near = ([[i, *lists[i][: count - 1]] for i in range(len(items))] for count in (k1, k2))
+    nearest = np.argsort(-queries @ items.T, axis=1, kind="stable")[:, : max(k2 - 1, 1)].tolist()
+    rounds = 2 if k2 > 1 else 0
+    expected = reference.propagated_graph_online(queries, items, joined, near, nearest, rounds=rounds)
+    found = ours(rows, cams, probes, "gnn", k1=k1, k2=k2, online=True)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@given(
+    images(),
+    *(st.integers(1, 8), st.integers(0, 8), st.integers(1, 4), st.integers(0, 4), st.integers(1, 3)),
+    st.sampled_from([0.2, 1.0]),
+)
+def test_camera_graph_online_equals_the_reference(some, ki, ko, k2i, k2o, rounds, one_sided):
+    rows, cams, probes = some
+    items, queries = reference.unit_rows(rows[probes:]), reference.unit_rows(rows[:probes])
+    gallery_cams = cams[probes:]
+    alike = gallery_cams[:, None] == gallery_cams[None, :]
+    within, across = (reference.nearest_images(items @ items.T, allowed) for allowed in (alike, ~alike))
+    joined, near = (
+        [[i, *within[i][: own - 1], *across[i][:others]] for i in range(len(items))]
+        for own, others in ((ki, ko), (k2i, k2o))
+    )
+    nearest = []
+    for cosine, cam in zip(queries @ items.T, cams[:probes], strict=True):
+        order = np.argsort(-cosine, kind="stable")
+        own, others = order[gallery_cams[order] == cam], order[gallery_cams[order] != cam]
+        nearest.append([*own[: max(k2i - 1, 1)], *others[:k2o]])
+    params = {"rounds": rounds, "one_sided": one_sided}
+    expected = reference.propagated_graph_online(queries, items, joined, near, nearest, **params)
+    params |= {"ki": ki, "ko": ko, "k2i": k2i, "k2o": k2o}
+    found = ours(rows, cams, probes, "camera-graph", **params, online=True)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 @given(images(), st.integers(1, 30), st.integers(1, 9), st.sampled_from([0.0, 0.3]))
