@@ -48,6 +48,7 @@ def test_commands_options_methods_and_files_are_completed(style):
         "k-reciprocal",
         "k-reciprocal-fastreid",
         "k-reciprocal-online",
+        "kwf",
     }
     assert completions("run", "feats.h5", "--protocol", "c", style=style) == {"cuhk03"}
     assert completions("help", "fea", style=style) == {"features"}
