@@ -312,6 +312,28 @@ def test_kwf_equals_the_reference(some, topn, k):
     check_lists(found.indices, found.scores, heads, expected)
 
 
+@pytest.mark.parametrize("bias", [0.0, 3.0])
+def test_kwf_is_the_same_whether_one_search_serves_all_cameras_or_not(bias, monkeypatch):
+    from blurrerank.engine import elsewhere
+
+    arrays = features(seed=8, probes=40, gallery=300, dim=16)
+    offsets = bias * np.random.default_rng(0).standard_normal((9, 16)).astype(np.float32)
+    for name in ("probe", "gallery"):
+        arrays[f"{name}_cams"] = np.arange(len(arrays[name])) % 5 % 4  # camera 0 has twice as many
+        arrays[name] = arrays[name] + offsets[arrays[f"{name}_cams"] // 2]  # two by two alike
+    data = br.FeatureSet.from_arrays(**arrays)
+    find, counts, found = elsewhere.find_graph, [], []
+    monkeypatch.setattr(elsewhere, "find_graph", lambda *some, **more: counts.append(1) or find(*some, **more))
+    for few in (0, 9):
+        monkeypatch.setattr(elsewhere, "_FEW_CAMERAS", few)
+        found.append((br.rerank(data, "kwf", depth=300), len(counts)))
+    np.testing.assert_array_equal(found[0][0].indices, found[1][0].indices)
+    np.testing.assert_array_equal(found[0][0].scores, found[1][0].scores)
+    searches = found[0][1], found[1][1] - found[0][1]
+    assert searches == ((1, 4) if bias == 0 else (searches[0], 4))
+    assert 1 <= searches[0] <= 5
+
+
 def test_kwf_looks_at_the_whole_gallery_and_no_index_keeps_that(tmp_path):
     data = br.FeatureSet.from_arrays(**features(probes=5, gallery=60))
     with pytest.raises(br.ParameterError, match="looks for what is near candidates in the whole gallery"):

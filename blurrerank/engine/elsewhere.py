@@ -10,8 +10,9 @@ import torch
 from ..compute.compute import Compute
 from ..data.candidates import Candidates
 from ..data.features import FeatureSet
+from ..data.sort_keys import NOBODY, from_sort_keys, sort_keys
 from ..graph.find import find_graph
-from ..graph.neighbour_graph import ListSizes
+from ..graph.neighbour_graph import ListSizes, NeighbourGraph
 from ..methods.kinds.base import checked_result
 from ..methods.kinds.camera_head import CameraHeadRanker
 from ..search.exact import Query
@@ -20,6 +21,11 @@ from ..search.rows import UnitRows, blocks_of
 from .ranked_batch import RankedBatch
 from .request import Request
 from .workspace import cameras_of_both, open_workspace
+
+# For no more cameras than this, one search for each is as good as one for all.
+_FEW_CAMERAS = 2
+# Times as many are listed across cameras as are asked for, since some are of the camera that is left out.
+_SPARE = 5
 
 
 def rank_heads_elsewhere(
@@ -32,7 +38,9 @@ def rank_heads_elsewhere(
     gallery = work.gallery
     head, shown = ranker.depth(gallery.size), request.depth or ranker.depth(gallery.size)
     cams, gallery_cams = cameras_of_both(data, ranker.name, plan.device)
-    elsewhere = _NearElsewhere(work.images, gallery_cams, ranker.neighbours())
+    with watch("index"):
+        asking = len(torch.unique(cams))
+        elsewhere = _NearElsewhere(work.images, gallery_cams, ranker.neighbours(), asking)
     at_a_time = max(1, plan.budget.working_bytes // ranker.workspace_bytes(head, data.dim))
     query = Query(head, plan.probe_batch, shown, whole_rows=True, first=request.first)
     for batch in watch.each("search", gallery.lists(work.probes, query, progress=compute.progress)):
@@ -58,10 +66,15 @@ class _NearElsewhere:
         images: the gallery's G rows.
         cams: (G,) int64, its cameras.
         count: how many items are listed.
+        asking: how many cameras probes have.
     """
 
-    def __init__(self, images: UnitRows, cams: torch.Tensor, count: int) -> None:
+    def __init__(self, images: UnitRows, cams: torch.Tensor, count: int, asking: int) -> None:
         self._images, self._cams, self._count = images, cams, count
+        self._by_cameras: NeighbourGraph | None = None
+        if asking > _FEW_CAMERAS:
+            sizes = ListSizes(within=count - 1, across=_SPARE * count)
+            self._by_cameras = find_graph(images, sizes, cams=cams)
         self._lists: dict[int, torch.Tensor] = {}
 
     def of(self, probe_cams: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
@@ -72,7 +85,8 @@ class _NearElsewhere:
         near = items.new_empty(*items.shape, self._count)
         for cam in torch.unique(probe_cams).tolist():
             if cam not in self._lists:
-                self._lists[cam] = self._find(cam)
+                merged = None if self._by_cameras is None else self._merged(self._by_cameras, cam)
+                self._lists[cam] = self._find(cam) if merged is None else merged
             some = probe_cams == cam
             near[some] = self._lists[cam][items[some]].long()
         return near
@@ -88,4 +102,31 @@ class _NearElsewhere:
         found[~is_cam, : own.shape[1]] = own[~is_cam]
         if graph.across is not None:
             found[is_cam, : graph.across.items.shape[1]] = graph.across.items[is_cam]
+        return found
+
+    def _merged(self, graph: NeighbourGraph, cam: int) -> torch.Tensor | None:
+        """The same from lists within and across all cameras; None where these do not prove it."""
+        count, across = self._count, graph.across
+        assert across is not None
+        own = graph.by_camera(count, 0)
+        cams = self._cams.to(own.items.device)
+        found = torch.full((len(cams), count), -1, dtype=own.items.dtype, device=own.items.device)
+        width = own.items.shape[1] + across.items.shape[1]
+        for start, stop in blocks_of(len(cams), max(1, graph.chunk_bytes // (64 * width))):
+            items, scores = (
+                torch.cat([getattr(lists, part)[start:stop] for lists in (own, across)], dim=1)
+                for part in ("items", "similarities")
+            )
+            items, scores = items.long(), scores.clone()
+            scores[:, 0] = torch.inf  # an item is the first of its own
+            keys = sort_keys(scores, items.clamp_min(0))
+            last = keys[:, -1].masked_fill(items[:, -1] < 0, NOBODY)  # an ended list has all there are
+            others = (items >= 0) & (cams[items.clamp_min(0)] != cam)
+            best = keys.masked_fill(~others, NOBODY).topk(min(count, width), dim=1).values
+            # What is listed nowhere is of another camera than the item, and behind the last of these.
+            if not bool((best[:, -1] >= last).all()):
+                return None
+            found[start:stop, : best.shape[1]] = (
+                from_sort_keys(best)[0].masked_fill(best == NOBODY, -1).to(found)
+            )
         return found
