@@ -128,6 +128,13 @@ def test_without_cameras_the_message_says_what_to_do(method):
         br.rerank(br.FeatureSet.from_arrays(**arrays), method)
 
 
+def test_centring_by_the_gallery_looks_at_no_other_probe():
+    data = br.FeatureSet.from_arrays(**features())
+    assert br.rerank(data, "center").setting == "transductive"
+    assert br.rerank(data, "center", online=True).setting == "online"
+    assert br.rerank(data, "center:by=gallery").setting is None
+
+
 def test_probes_whose_camera_is_unknown_are_told_of():
     data = br.FeatureSet.from_arrays(**odd("a camera that the gallery lacks"))
     said = "nothing is known of camera 2, which the gallery lacks: 7 of 9 probes stay as they are"

@@ -53,6 +53,8 @@ def setting_of(method: AnyMethod, online: bool) -> str | None:
     for part in (*method.feature_steps, method.ranker):
         if not isinstance(part, GraphRanker) and not part.transductive:
             continue
+        if isinstance(part, Transform) and not part.needs_cameras:
+            continue  # it looks at other probes for the sake of their cameras
         if online and not part.online:
             other = f"use {part.online_form}, or " if part.online_form else ""
             raise ParameterError(
