@@ -605,6 +605,37 @@ def test_a_run_that_is_ended_leaves_nothing(sent, code, write, tmp_path):
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
 
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_error_that_a_library_makes_of_a_signal_ends_a_run_as_the_signal_does(sent, code, write, tmp_path):
+    write()
+    ended = subprocess.run(
+        [sys.executable, "-c", _TURNED, str(int(sent)), "run", "feats.h5", "-o", "out.h5"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    said = "interrupted" if sent == signal.SIGINT else "terminated by SIGTERM"
+    assert (ended.returncode, ended.stdout) == (code, "")
+    assert f"error: {said}\n" in ended.stderr
+    assert "internal error" not in ended.stderr
+    assert not (tmp_path / "out.h5").exists()
+
+
+_TURNED = """
+import os, sys, time
+import blurrerank.search.sources, blurrerank.cli
+def search(*_, **__):
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(5)
+    except BaseException:
+        raise TypeError("Operation not defined") from None
+blurrerank.search.sources.search = search
+blurrerank.cli.main(sys.argv[2:])
+"""
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_signal_that_comes_while_garbage_is_collected_ends_a_run(sent, code, write, tmp_path):
     """Where it comes, Python can raise nothing: three times here, before it comes to where it can."""

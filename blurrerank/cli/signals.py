@@ -54,7 +54,8 @@ def raise_on_signal(number: int, error: Callable[[], BaseException]) -> None:
 def resend_lost_signals() -> Iterator[None]:
     """Send a signal again if it arrived where Python ignores exceptions, as during garbage collection.
 
-    Python would otherwise print the traceback and continue.
+    Python would otherwise print the traceback and continue. Where a library in C makes another error of it, the
+    signal's is raised in its stead.
     """
     before = sys.unraisablehook
 
@@ -68,6 +69,10 @@ def resend_lost_signals() -> Iterator[None]:
     sys.unraisablehook = resend_or_report
     try:
         yield
+    except Exception as error:
+        if _raised:
+            raise _raised[0][1] from error
+        raise
     finally:
         sys.unraisablehook = before
         _due.clear()
