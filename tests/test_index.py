@@ -530,6 +530,8 @@ FALSE_STEPS = [
     ("steps/2/cams", lambda cams: cams.astype(np.int32), "steps/2/cams is int32 (3,)"),
     ("steps/1/centre", lambda values: values[:-1], "steps/1/centre is float64 (7,)"),
     ("steps/1", None, "it has no steps/1/axes"),
+    ("steps/0/cams", lambda cams: cams[:0], "steps/0/cams is empty"),
+    ("cams", None, "it has no cams, which center+whiten+pvg+camera-graph needs"),
     ("neighbours/within", None, "its neighbour lists are shorter than those of camera-graph"),
     ("encoded/rows/offsets", lambda values: values[:-1], "encoded/rows/offsets is int64 (60,)"),
 ]
@@ -954,6 +956,16 @@ def test_an_index_is_not_added_to_by_another_method(tmp_path):
     br.build_index(side(arrays, 0, 40), path, "gnn")
     with pytest.raises(br.ParameterError, match=r"i\.h5 was built for gnn, not k-reciprocal-online"):
         br.build_index(side(arrays, 40), path, "k-reciprocal-online", append=True)
+
+
+def test_a_step_that_looks_at_no_camera_is_calibrated_for_none(tmp_path, cli):
+    br.build_index(side(features()), tmp_path / "i.h5", "center:by=gallery+gnn")
+    code, out, _ = cli("info", "i.h5")
+    assert (code, "calibrated" in out) == (0, False)
+    with h5py.File("i.h5", "r+") as file:
+        file["steps/1/means"] = np.zeros(3)
+    with pytest.raises(br.InputError, match="it has more feature steps than center"):
+        br.GalleryIndex.open(tmp_path / "i.h5")
 
 
 def test_calibration_of_an_index_that_changes_nothing_is_told_of(tmp_path):

@@ -398,7 +398,7 @@ def test_memory_that_tuning_does_not_get_halves_the_budget(method, grid, where, 
     def no_room(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
 
-    monkeypatch.setattr(many, "open_workspace", no_room)
+    monkeypatch.setattr(many, where, no_room)
     with (
         pytest.warns(br.BlurrerankWarning),
         pytest.raises(br.BlurrerankError, match=r"^cpu is out of memory: CUDA out of memory$"),

@@ -357,17 +357,28 @@ def test_online_and_calibration_are_as_in_run(cli, write):
         write("earlier.h5", **people(seed=8) | changes, probe_names=None, gallery_names=None)
         code, _, err = cli(*tuned)
         assert (code, f"the earlier tuning is of other {of}: choose another name" in err) == (1, True), err
-    # A best value at the end of its list may not be the best there is.
-    _, out, err = cli(
-        "tune", feats, "--method", "camera-graph", "--grid", "k2o=1,2,3,4,5,6,7,8", "--grid", "ki=2,3"
-    )
-    best = int(re.search(r"best mAP .*: k2o (\d)", out)[1])
-    edge = {1: "smallest", 8: "largest"}.get(best)
-    assert edge is None or f"note: the best k2o, {best}, is the {edge} of the grid" in err
-    assert "the best ki" not in err
     # What all settings warn of is told once.
     _, _, err = cli("tune", feats, *GRAPH, "--online")
     assert err.count("warning: ") == 1
+
+
+def test_a_best_value_at_the_end_of_its_list_is_told_of(cli, feats):
+    def notes(grid):
+        _, out, err = cli("tune", feats, "--method", "lbr", "--grid", grid, "--grid", "steps=1,2")
+        best = float(re.search(rf"best mAP .*: {grid.partition('=')[0]} ([0-9.]+)", out)[1])
+        return best, [line for line in err.splitlines() if line.startswith("note: the best")]
+
+    values = [1, 5, 20, 60, 90]
+    means = br.tune(br.load(feats), "lbr", {"topn": values}).rows
+    best = max(values, key=lambda value: means[value,]["mAP"])
+    below, above = [some for some in values if some < best][-2:], [some for some in values if some > best][:2]
+    assert len(below) == 2, "the data must tell something"
+    at, told = notes(f"topn={','.join(map(str, [*below, best]))}")
+    assert (at, told) == (best, [f"note: the best topn, {best}, is the largest of the grid: try further ones"])
+    if above:
+        assert notes(f"topn={','.join(map(str, [below[1], best, above[0]]))}") == (best, [])
+    # 1 is the least that there is.
+    assert notes("topn=1,1,1")[1] == []
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from .tables import print_json, remark, table
 
 if TYPE_CHECKING:
     from ..evaluation.significance import Interval
+    from ..methods.kinds.parameters import Parameter
     from ..studies.tune_files import TuningFile
     from ..studies.tuning import Tuning
 
@@ -116,6 +117,7 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
     from ..engine.request import Request
     from ..engine.runs import Measurement
     from ..files import load
+    from ..methods import find_parameter
     from ..studies.grids import ParameterGrid
     from ..studies.tune import Choice, tune_grid
     from ..studies.tune_files import TuningFile, as_dict, check_name, save_csv
@@ -151,7 +153,7 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
     else:
         click.echo(_tables(found, options))
     for name, value in zip(found.grid, found.chosen, strict=True):
-        if edge := _edge(value, found.grid[name]):
+        if edge := _edge(value, found.grid[name], find_parameter(options.method, name)[1]):
             runtime.note(f"note: the best {name}, {value}, is the {edge} of the grid: try further ones")
     if output is not None:
         new = len(found.rows) - (len(known.rows) if known else 0)
@@ -226,9 +228,9 @@ def _tables(found: Tuning, options: TuneOptions) -> str:
     )
 
 
-def _edge(value: Any, values: Sequence[Any]) -> str | None:
-    """Whether a number is the `largest` or the `smallest` of three or more."""
-    if len(values) < 3 or isinstance(value, bool | str):
+def _edge(value: Any, values: Sequence[Any], parameter: Parameter) -> str | None:
+    """Whether a number is the `largest` or the `smallest` of three or more, and the parameter has others."""
+    if len(values) < 3 or isinstance(value, bool | str) or value in (parameter.least, parameter.most):
         return None
     return "largest" if value == max(values) else "smallest" if value == min(values) else None
 

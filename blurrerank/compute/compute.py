@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..errors import BlurrerankWarning, ParameterError
+from ..errors import BlurrerankError, BlurrerankWarning, ParameterError
 from .device import budget, pick_device
 from .processes import Group
 from .stopwatch import Stopwatch
+
+# A budget of fewer bytes holds a few rows at most.
+_LEAST_MEMORY = 1 << 15
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all): probes, and all images for a method that looks at them first."""
@@ -80,11 +83,16 @@ class Compute:
         """Whether this process writes and measures: the only one, or the first of its group."""
         return self.group is None or self.group.rank == 0
 
-    def halved(self, going_on: str) -> Compute:
+    def halved(self, reason: str, going_on: str) -> Compute:
         """Return the same with half of the budget, after the device was out of memory, and warn of it.
 
         To be called outside of the handler of the error, which holds on to all that was on the device.
+
+        Raises:
+            BlurrerankError: with the `reason` that the device gave, where half is too little for anything.
         """
+        if self.memory < 2 * _LEAST_MEMORY:
+            raise BlurrerankError(f"{self.device} is out of memory: {reason}")
         fewer = replace(self, memory=self.memory // 2)
         budget = f"half of the budget, {fewer.memory:,} bytes"
         warnings.warn(

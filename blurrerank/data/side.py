@@ -129,9 +129,7 @@ class Side:
 
     def cameras_digest(self) -> str | None:
         """Return the SHA-256 of the cameras; None without any."""
-        if self.cams is None:
-            return None
-        return hashlib.sha256(np.asarray(self.cams, dtype="<i8").tobytes()).hexdigest()
+        return cameras_digest(self.cams)
 
     def encoded_for(self, method: Any) -> Any:
         """Return what `method` has precomputed for this gallery: None unless it comes from an index."""
@@ -152,3 +150,8 @@ class Side:
 def digest_of(rows: NDArray[np.uint8]) -> str:
     """Return the `Side.digest()` of a side with these `row_digests()`."""
     return hashlib.sha256(rows.data).hexdigest()
+
+
+def cameras_digest(cams: NDArray[Any] | None) -> str | None:
+    """Return the `Side.cameras_digest()` of a side with these cameras."""
+    return None if cams is None else hashlib.sha256(np.asarray(cams, dtype="<i8").tobytes()).hexdigest()

@@ -10,9 +10,10 @@ import torch
 from ..compute.compute import Compute
 from ..data.candidates import Candidates
 from ..data.features import FeatureSet
-from ..data.sort_keys import NOBODY, from_sort_keys, sort_keys
+from ..data.sort_keys import NOBODY, fine_keys, from_fine_keys
 from ..graph.find import find_graph
-from ..graph.neighbour_graph import ListSizes, NeighbourGraph
+from ..graph.neighbour_graph import ListSizes
+from ..graph.pairs import pair_similarities
 from ..methods.kinds.base import checked_result
 from ..methods.kinds.camera_head import CameraHeadRanker
 from ..search.exact import Query
@@ -24,6 +25,8 @@ from .workspace import cameras_of_both, open_workspace
 
 # For no more cameras than this, one search for each is as good as one for all.
 _FEW_CAMERAS = 2
+# More than any similarity.
+_ITSELF = 1.25
 # Times as many are listed across cameras as are asked for, since some are of the camera that is left out.
 _SPARE = 5
 
@@ -71,10 +74,7 @@ class _NearElsewhere:
 
     def __init__(self, images: UnitRows, cams: torch.Tensor, count: int, asking: int) -> None:
         self._images, self._cams, self._count = images, cams, count
-        self._by_cameras: NeighbourGraph | None = None
-        if asking > _FEW_CAMERAS:
-            sizes = ListSizes(within=count - 1, across=_SPARE * count)
-            self._by_cameras = find_graph(images, sizes, cams=cams)
+        self._listed = self._list_by_camera() if asking > _FEW_CAMERAS else None
         self._lists: dict[int, torch.Tensor] = {}
 
     def of(self, probe_cams: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ class _NearElsewhere:
         near = items.new_empty(*items.shape, self._count)
         for cam in torch.unique(probe_cams).tolist():
             if cam not in self._lists:
-                merged = None if self._by_cameras is None else self._merged(self._by_cameras, cam)
+                merged = None if self._listed is None else self._merged(*self._listed, cam)
                 self._lists[cam] = self._find(cam) if merged is None else merged
             some = probe_cams == cam
             near[some] = self._lists[cam][items[some]].long()
@@ -104,29 +104,30 @@ class _NearElsewhere:
             found[is_cam, : graph.across.items.shape[1]] = graph.across.items[is_cam]
         return found
 
-    def _merged(self, graph: NeighbourGraph, cam: int) -> torch.Tensor | None:
-        """The same from lists within and across all cameras; None where these do not prove it."""
-        count, across = self._count, graph.across
-        assert across is not None
-        own = graph.by_camera(count, 0)
-        cams = self._cams.to(own.items.device)
-        found = torch.full((len(cams), count), -1, dtype=own.items.dtype, device=own.items.device)
-        width = own.items.shape[1] + across.items.shape[1]
-        for start, stop in blocks_of(len(cams), max(1, graph.chunk_bytes // (64 * width))):
-            items, scores = (
-                torch.cat([getattr(lists, part)[start:stop] for lists in (own, across)], dim=1)
-                for part in ("items", "similarities")
-            )
-            items, scores = items.long(), scores.clone()
-            scores[:, 0] = torch.inf  # an item is the first of its own
-            keys = sort_keys(scores, items.clamp_min(0))
-            last = keys[:, -1].masked_fill(items[:, -1] < 0, NOBODY)  # an ended list has all there are
-            others = (items >= 0) & (cams[items.clamp_min(0)] != cam)
-            best = keys.masked_fill(~others, NOBODY).topk(min(count, width), dim=1).values
-            # What is listed nowhere is of another camera than the item, and behind the last of these.
-            if not bool((best[:, -1] >= last).all()):
-                return None
-            found[start:stop, : best.shape[1]] = (
-                from_sort_keys(best)[0].masked_fill(best == NOBODY, -1).to(found)
-            )
-        return found
+    def _list_by_camera(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(G, w) items within and then across cameras, -1 where there are no more, and keys that order them."""
+        count, images = self._count, self._images
+        graph = find_graph(images, ListSizes(within=count - 1, across=_SPARE * count), cams=self._cams)
+        own, across = graph.by_camera(count, 0).items, graph.across
+        items = (own if across is None else torch.cat([own, across.items], dim=1)).long()
+        del graph
+        listed = items >= 0
+        # In the order of the graph's own lists, whom float32 cannot always tell apart.
+        scores = torch.full(items.shape, -torch.inf, dtype=torch.float64, device=items.device)
+        scores[listed] = pair_similarities(images, images, listed.sum(dim=1), items[listed], fine=True)
+        scores[:, 0] = _ITSELF
+        return items, fine_keys(scores, items.clamp_min(0), len(images))
+
+    def _merged(self, items: torch.Tensor, keys: torch.Tensor, cam: int) -> torch.Tensor | None:
+        """The same as `_find` from lists by camera; None where these do not prove it."""
+        cams = self._cams.to(items.device)
+        others = (items >= 0) & (cams[items.clamp_min(0)] != cam)
+        best = keys.masked_fill(~others, NOBODY).topk(min(self._count, keys.shape[1]), dim=1).values
+        # What is listed nowhere is of another camera than the item, and behind the last of these; a list that
+        # has ended has all there are.
+        if not bool((best[:, -1] >= keys[:, -1]).all()):
+            return None
+        found = torch.full((len(cams), self._count), -1, dtype=torch.int64, device=items.device)
+        nearest = from_fine_keys(best, len(cams))
+        found[:, : best.shape[1]] = nearest.masked_fill_(best == NOBODY, -1)
+        return found.to(torch.int32 if len(cams) < 2**31 else torch.int64)

@@ -101,7 +101,7 @@ def rank_batches(
             raise
         except torch.OutOfMemoryError as error:
             out_of_memory = str(error).partition(". ")[0]
-        compute = compute.halved(f"from probe {request.first}")
+        compute = compute.halved(out_of_memory, f"from probe {request.first}")
 
 
 def _rank(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from ..compute.processes import Group
 from ..methods.kinds.steps import CameraSums
-from ..search.rows import UnitRows, blocks_of
+from ..search.rows import UnitRows, blocks_of, warn_of_reads
 
 # Values of unit rows are added as whole multiples of 2 ** -40, or of more where int64 would not hold the sum.
 _PARTS = 40
@@ -56,6 +57,8 @@ class RowSample:
     def products_of(self, cams: torch.Tensor) -> Iterator[torch.Tensor]:
         """See `steps.Sample.products_of`."""
         some = max(1, self._rows.budget.working_bytes // (8 * self._rows.dim**2))
+        if not self._rows.resident:
+            warn_of_reads(math.ceil(len(cams) / some), len(self._rows), self._rows.dim)
         for start, stop in blocks_of(len(cams), some):
             yield from self._products(cams[start:stop].tolist())
 

@@ -78,9 +78,10 @@ class _Images:
         found, counts = torch.unique(self.cams[~torch.isin(self.cams, cams)], return_counts=True)
         if len(found) and int(counts.min()) < _FEW:
             place = int(counts.argmin())
+            known = f"{counts[place]} probes" if counts[place] > 1 else "one probe"
             warnings.warn(
-                f"camera {found[place]}, which the gallery lacks, has {counts[place]} probes, and {step.name} "
-                "knows it by them alone: their lists may suffer; --calibrate takes earlier images of it",
+                f"all that {step.name} knows of camera {found[place]}, which the gallery lacks, are {known}: "
+                "lists may suffer; pass earlier images of this camera with --calibrate",
                 BlurrerankWarning,
                 stacklevel=3,
             )
@@ -110,7 +111,7 @@ def transform(
         known = _Images.of(request.calibration, step, plan.probes(request.calibration))
         others.append(known.sample())
         known.warn_if_useless(step, every)
-    if not request.online:
+    if step.needs_cameras and not request.online:
         others.append(probe.sample())
         probe.warn_if_few(step, every if known is None else torch.cat([every, known.cams]))
     fitted = step.fit(RowSample(items.rows, items.cams, every, group), others)

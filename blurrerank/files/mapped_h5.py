@@ -177,6 +177,8 @@ class MappedFile:
             shape = tuple(axis if axis == "D" else f"{name} {axis}" for axis in kept.axes)
             within = (kept.least, np.finfo(dtype).max) if dtype.kind == "f" else None
             values = self.take(part, shape, dtype, within=within)
+            if not values.numel():
+                raise InputError(f"{part} is empty")
             if self._verify and dtype.kind == "i" and not bool((values.diff() > 0).all()):
                 raise InputError(f"{part} has values that are invalid in an index")
             found[key] = values

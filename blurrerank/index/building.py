@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from ..compute.compute import Compute, Progress
-from ..data.side import Side, digest_of
+from ..data.side import Side, cameras_digest, digest_of
 from ..data.validation import find_problems
 from ..engine.request import check_calibrates, check_indexes, without_cameras
 from ..engine.transforms import fit_steps
@@ -200,12 +200,14 @@ class _Left:
 
 def _basis(labels: Labels, method: AnyMethod, calibration: Side | None) -> str:
     """A digest of what the neighbour lists of an index follow from, but for their length."""
-    digest = digest_of(labels.digests)
-    if not method.needs_cameras and not method.feature_steps:
+    digest, steps = digest_of(labels.digests), method.feature_steps
+    about: list[Any] = [digest, [(step.name, step.params()) for step in steps]]
+    if calibration is not None:
+        about += [calibration.digest(), calibration.cameras_digest()]
+    if method.needs_cameras:
+        about += [cameras_digest(labels.cams), check_indexes(method).camera_neighbours()]
+    if not steps and not method.needs_cameras:
         return digest
-    sides = [Side(labels.digests, cams=labels.cams), *([] if calibration is None else [calibration])]
-    about = [digest, method.name, method.params(), *(side.cameras_digest() for side in sides)]
-    about += [] if calibration is None else [calibration.digest()]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 

@@ -227,7 +227,11 @@ def read(path: Path, *, verify: bool = True) -> Stored:
             raise InputError(f"its neighbour lists are shorter than those of {ranker.name}")
         if isinstance(encoded, BlurredEncoding) != ranker.blurs:
             raise InputError(f"its encodings are not those of {ranker.name}")
+        if method.needs_cameras and labels.cams is None:
+            raise InputError(f"it has no cams, which {method.name} needs")
         steps = [step for step in method.feature_steps if isinstance(step, Transform)]
+        if file.has(f"steps/{len(steps)}"):
+            raise InputError(f"it has more feature steps than {method.name}")
         fitted = [file.fitted(f"steps/{number}", step) for number, step in enumerate(steps)]
         return Stored(features, labels, digest, method, near, encoded, fitted, file.source)
 

@@ -43,9 +43,9 @@ class Whitening(Transform):
 
     name: ClassVar[str] = "whiten"
     keeps: ClassVar[Mapping[str, Kept]] = {
-        "axes": Kept(("K", "D"), "float64"),
-        "centre": Kept(("K",), "float64"),
-        "deviations": Kept(("K",), "float64", least=_LEAST_VARIANCE),
+        "axes": Kept(("D", "D"), "float64"),
+        "centre": Kept(("D",), "float64"),
+        "deviations": Kept(("D",), "float64", least=_LEAST_VARIANCE),
     }
 
     dim: int = ranged(0, least=0)

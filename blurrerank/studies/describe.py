@@ -79,7 +79,8 @@ def describe_index(path: str | Path) -> dict[str, Any]:
         InputError: if it is not an index, or is damaged.
     """
     index = GalleryIndex.open(path, device="cpu")
-    known = [found["cams"].numpy() for found in index.gallery.fitted if "cams" in found]
+    steps = zip(index.method.feature_steps, index.gallery.fitted, strict=True)
+    known = [found["cams"].numpy() for step, found in steps if step.needs_cameras]
     cams = index.gallery.cams
     return {
         "gallery": _side(index.gallery, None),

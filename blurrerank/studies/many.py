@@ -52,8 +52,9 @@ def locate_each(
     for method in dict.fromkeys(methods):
         setting_of(method, request.online)
         groups.setdefault(method.feature_steps, []).append(method)
+    out_of_memory = ""
     for steps, members in groups.items():
-        left, out_of_memory = {member.ranker: member for member in members}, ""
+        left = {member.ranker: member for member in members}
         while left:
             try:
                 for ranker, positions in _locate_alike(data, steps, list(left), request, finder, compute):
@@ -65,7 +66,7 @@ def locate_each(
                 raise
             except torch.OutOfMemoryError as error:
                 out_of_memory = str(error).partition(". ")[0]
-            compute = compute.halved(f"for {len(left)} of {len(members)} settings")
+            compute = compute.halved(out_of_memory, f"for {len(left)} of {len(members)} settings")
 
 
 def _locate_alike(

@@ -44,8 +44,8 @@ def warn_of_unknown(cams: torch.Tensor | None, known: torch.Tensor) -> None:
             f"{len(unknown)} of {len(cams)} probes stay as they are" if several else "the probe stays as it is"
         )
         warnings.warn(
-            f"nothing is known of camera {unknown[0]}, which the gallery lacks: {left}; --calibrate, for an "
-            "index when it is built, takes earlier images of it",
+            f"nothing is known of camera {unknown[0]}, which the gallery lacks: {left}; "
+            "pass earlier images of this camera with --calibrate, for an index when it is built",
             BlurrerankWarning,
             stacklevel=2,
         )
