@@ -22,7 +22,7 @@ from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import digest_of
 from ..data.sort_keys import from_sort_keys
-from ..errors import BlurrerankError, BudgetError, InputError, ParameterError
+from ..errors import InputError, ParameterError
 from ..graph.encoding import Encoding, Probes
 from ..graph.find import Keep, find_graph
 from ..graph.neighbour_graph import NeighbourGraph
@@ -40,6 +40,7 @@ from .feature_steps import apply_feature_step
 from .plans import plan_for
 from .ranked_batch import RankedBatch
 from .request import TRANSDUCTIVE, Request, check_calibrates, check_reranks_candidates, setting_of
+from .retry import halving_the_budget
 from .transforms import apply_fitted
 from .workspace import Workspace, cameras_of, cameras_of_both, open_workspace
 
@@ -80,28 +81,25 @@ def rank_batches(
         InputError: if the file that features are read from is changed meanwhile.
     """
     request = _checked(data, method, request)
-    steps, ranker, out_of_memory = list(method.feature_steps), method.ranker, ""
+    steps, ranker = list(method.feature_steps), method.ranker
     fitted = data.gallery.fitted_for(steps)
-    while request.first < len(data.probe):
-        data.check()
-        try:
-            if steps and fitted is not None:
-                data, steps = apply_fitted(data, steps, fitted, compute), []
-            while steps:
-                data, request = apply_feature_step(data, steps[0], request, compute)
-                steps.pop(0)
-            for batch in _rank(data, ranker, request, compute, checkpoint):
-                data.check()  # rows that are mapped are not copied when they are read
-                yield batch
-                request = replace(request, first=batch.start + len(batch.indices))
+
+    def rest(compute: Compute) -> Iterator[RankedBatch]:
+        nonlocal data, request, steps
+        if request.first >= len(data.probe):
             return
-        except BudgetError:
-            if out_of_memory:
-                raise BlurrerankError(f"{compute.device} is out of memory: {out_of_memory}") from None
-            raise
-        except torch.OutOfMemoryError as error:
-            out_of_memory = str(error).partition(". ")[0]
-        compute = compute.halved(out_of_memory, f"from probe {request.first}")
+        data.check()
+        if steps and fitted is not None:
+            data, steps = apply_fitted(data, steps, fitted, compute), []
+        while steps:
+            data, request = apply_feature_step(data, steps[0], request, compute)
+            steps.pop(0)
+        for batch in _rank(data, ranker, request, compute, checkpoint):
+            data.check()  # rows that are mapped are not copied when they are read
+            yield batch
+            request = replace(request, first=batch.start + len(batch.indices))
+
+    yield from halving_the_budget(rest, compute, lambda: f"from probe {request.first}")
 
 
 def _rank(

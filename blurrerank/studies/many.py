@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.positions import Positions
@@ -15,8 +13,8 @@ from ..engine.graphs import find_neighbours
 from ..engine.plans import plan_for
 from ..engine.ranking import rank_batches
 from ..engine.request import TRANSDUCTIVE, Request, setting_of
+from ..engine.retry import halving_the_budget
 from ..engine.workspace import open_workspace
-from ..errors import BlurrerankError, BudgetError
 from ..evaluation.match_finder import MatchFinder
 from ..graph.neighbour_graph import ListSizes
 from ..methods import AnyMethod, FeatureStep, GraphRanker, HeadRanker, Ranker
@@ -49,24 +47,22 @@ def locate_each(
         InputError: for a method that needs cameras, if there are none.
     """
     groups: dict[tuple[FeatureStep, ...], list[AnyMethod]] = {}
-    for method in dict.fromkeys(methods):
+    left = dict.fromkeys(methods)
+    every = len(left)
+    for method in left:
         setting_of(method, request.online)
         groups.setdefault(method.feature_steps, []).append(method)
-    out_of_memory = ""
-    for steps, members in groups.items():
-        left = {member.ranker: member for member in members}
-        while left:
-            try:
-                for ranker, positions in _locate_alike(data, steps, list(left), request, finder, compute):
-                    yield left.pop(ranker), positions
-                break
-            except BudgetError:
-                if out_of_memory:
-                    raise BlurrerankError(f"{compute.device} is out of memory: {out_of_memory}") from None
-                raise
-            except torch.OutOfMemoryError as error:
-                out_of_memory = str(error).partition(". ")[0]
-            compute = compute.halved(out_of_memory, f"for {len(left)} of {len(members)} settings")
+
+    def rest(compute: Compute) -> Iterator[tuple[AnyMethod, Positions]]:
+        for steps, members in groups.items():
+            method_of: dict[Ranker, AnyMethod] = {one.ranker: one for one in members if one in left}
+            if not method_of:
+                continue
+            for ranker, positions in _locate_alike(data, steps, list(method_of), request, finder, compute):
+                del left[method_of[ranker]]
+                yield method_of[ranker], positions
+
+    yield from halving_the_budget(rest, compute, lambda: f"for {len(left)} of {every} settings")
 
 
 def _locate_alike(
