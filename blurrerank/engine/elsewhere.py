@@ -40,7 +40,7 @@ def rank_heads_elsewhere(
         work = open_workspace(data, plan)
     gallery = work.gallery
     head, shown = ranker.depth(gallery.size), request.depth or ranker.depth(gallery.size)
-    cams, gallery_cams = cameras_of_both(data, ranker.name, plan.device)
+    cams, gallery_cams = (some.to(plan.device) for some in cameras_of_both(data, ranker.name))
     with watch("index"):
         asking = len(torch.unique(cams))
         elsewhere = _NearElsewhere(work.images, gallery_cams, ranker.neighbours(), asking)
@@ -96,8 +96,7 @@ class _NearElsewhere:
         count, is_cam = self._count, self._cams == cam
         # Of two groups, that camera and the rest, the rest is another's for the one and the own for the other.
         graph = find_graph(self._images, ListSizes(within=count - 1, across=count), cams=is_cam.long())
-        found = torch.full((len(is_cam), count), -1, dtype=graph.lists.dtype, device=graph.lists.device)
-        is_cam = is_cam.to(found.device)
+        found = graph.lists.new_full((len(is_cam), count), -1)
         own = graph.by_camera(count, 0).items
         found[~is_cam, : own.shape[1]] = own[~is_cam]
         if graph.across is not None:
@@ -109,25 +108,23 @@ class _NearElsewhere:
         count, images = self._count, self._images
         graph = find_graph(images, ListSizes(within=count - 1, across=_SPARE * count), cams=self._cams)
         own, across = graph.by_camera(count, 0).items, graph.across
-        items = (own if across is None else torch.cat([own, across.items], dim=1)).long()
+        items = own if across is None else torch.cat([own, across.items], dim=1)
         del graph
         listed = items >= 0
         # In the order of the graph's own lists, whom float32 cannot always tell apart.
         scores = torch.full(items.shape, -torch.inf, dtype=torch.float64, device=items.device)
         scores[listed] = pair_similarities(images, images, listed.sum(dim=1), items[listed], fine=True)
         scores[:, 0] = _ITSELF
-        return items, fine_keys(scores, items.clamp_min(0), len(images))
+        return items, fine_keys(scores, items.clamp_min(0).long(), len(images))
 
     def _merged(self, items: torch.Tensor, keys: torch.Tensor, cam: int) -> torch.Tensor | None:
         """The same as `_find` from lists by camera; None where these do not prove it."""
-        cams = self._cams.to(items.device)
-        others = (items >= 0) & (cams[items.clamp_min(0)] != cam)
+        others = (items >= 0) & (self._cams[items.clamp_min(0).long()] != cam)
         best = keys.masked_fill(~others, NOBODY).topk(min(self._count, keys.shape[1]), dim=1).values
         # What is listed nowhere is of another camera than the item, and behind the last of these; a list that
         # has ended has all there are.
         if not bool((best[:, -1] >= keys[:, -1]).all()):
             return None
-        found = torch.full((len(cams), self._count), -1, dtype=torch.int64, device=items.device)
-        nearest = from_fine_keys(best, len(cams))
-        found[:, : best.shape[1]] = nearest.masked_fill_(best == NOBODY, -1)
-        return found.to(torch.int32 if len(cams) < 2**31 else torch.int64)
+        found = items.new_full((len(items), self._count), -1)
+        found[:, : best.shape[1]] = from_fine_keys(best, len(items)).masked_fill_(best == NOBODY, -1)
+        return found

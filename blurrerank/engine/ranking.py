@@ -225,7 +225,8 @@ def _rank_by_graph(
         fitted = _Fitted(ranker, known.to(plan.device))
     cameras = None
     if not together and ranker.needs_cameras:
-        cameras = cameras_of_both(data, ranker.name, plan.device)
+        probe_cams, gallery_cams = cameras_of_both(data, ranker.name)
+        cameras = probe_cams.to(plan.device), gallery_cams.to(plan.device)
     topn = 0 if together else min(ranker.neighbours(), size)
     query = Query(topn, plan.probe_batch, whole_rows=True, first=request.first)
     shown = request.depth or ranker.depth(size)

@@ -21,7 +21,7 @@ from .plans import images_plan
 from .request import Request, without_cameras
 from .samples import RowSample
 from .stepped import SteppedSide, held_gallery, room_for, stepped_side, unit, with_sides
-from .workspace import cameras_of
+from .workspace import cameras_of_both
 
 # Below so many images, what they have in common is as much what they show as what their camera does to them.
 _FEW = 20
@@ -97,10 +97,9 @@ def transform(
     """Return new features, each by itself; see `apply_feature_step`."""
     plan = images_plan(data, len(data.gallery), compute)
     probes, gallery = len(data.probe), len(data.gallery)
-    cams = torch.zeros(probes + gallery, dtype=torch.int64)
+    probe_cams, every = (torch.zeros(count, dtype=torch.int64) for count in (probes, gallery))
     if step.needs_cameras:
-        cams = cameras_of(data, probes + gallery, step.name)
-    probe_cams, every = cams[:probes], cams[probes:]
+        probe_cams, every = cameras_of_both(data, step.name)
     held, here, group = held_gallery(data), slice(0, gallery), None
     if isinstance(data, ShardedSet):
         here, group = data.group.share(gallery), data.group

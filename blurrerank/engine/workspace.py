@@ -75,10 +75,12 @@ def cameras_of(data: FeatureSet, images: int, wanted_by: str) -> torch.Tensor:
     return data.group.broadcast(found, 0) if isinstance(data, ShardedSet) else found
 
 
-def cameras_of_both(
-    data: FeatureSet, wanted_by: str, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (P,) and (G,) int64 on `device`, the cameras of the probes and of the whole gallery."""
+def cameras_of_both(data: FeatureSet, wanted_by: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (P,) and (G,) int64, the cameras of the probes and of the whole gallery.
+
+    Raises:
+        InputError: if there are none.
+    """
     probes = len(data.probe)
-    every = cameras_of(data, probes + len(data.gallery), wanted_by).to(device)
+    every = cameras_of(data, probes + len(data.gallery), wanted_by)
     return every[:probes], every[probes:]
