@@ -230,7 +230,7 @@ class RunOptions:
 
 def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
     """What each process does."""
-    from ..engine.request import Request, check_calibrates, setting_of
+    from ..engine.request import Request, check_takes_calibration, setting_of
     from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
     from ..files import format_of
@@ -251,6 +251,8 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         raise ParameterError("--index and --gallery both name a gallery: choose one")
     if index is not None and options.calibrate is not None:
         raise ParameterError("an index is calibrated when it is built: see `blurrerank index --calibrate`")
+    if options.calibrate is not None:
+        check_takes_calibration(chosen, online=options.online)
     source.check(chosen, feats=options.feats, index=index)
     indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
     if indexed is not None and indexed.method.feature_steps and not source.exact:
@@ -270,8 +272,6 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     measurement = Measurement(options.protocol, options.ap)
     data = _load(group, runtime, options, indexed)
     calibration = load_calibration(options.calibrate, runtime)
-    if calibration is not None:
-        check_calibrates(chosen, calibration, data.dim, online=options.online)
     lists, found_by = source.find(data, chosen, options.depth, runtime)
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):

@@ -84,18 +84,15 @@ def without_cameras(lacking: str, method: str) -> InputError:
     return InputError(f"{lacking}: method {method} needs them; choose another method")
 
 
-def check_calibrates(method: AnyMethod, calibration: Side, dim: int, *, online: bool) -> None:
-    """Check images that are to calibrate feature steps.
+def check_takes_calibration(method: AnyMethod, *, online: bool) -> None:
+    """Check that the feature steps of a method can be calibrated.
 
     Args:
         method: whose steps.
-        calibration: the images.
-        dim: D of the features that are ranked.
         online: whether each probe is ranked by itself, so that no graph has probes.
 
     Raises:
         ParameterError: if no part of the method looks at other images, or only after probes were mixed.
-        InputError: for features or cameras that cannot be used.
     """
     if not any(isinstance(step, Transform) and step.needs_cameras for step in method.feature_steps):
         raise ParameterError(
@@ -112,6 +109,22 @@ def check_calibrates(method: AnyMethod, calibration: Side, dim: int, *, online: 
             isinstance(step, ListStep) and step.changes == "probe"
         ):
             mixed = step
+
+
+def check_calibrates(method: AnyMethod, calibration: Side, dim: int, *, online: bool) -> None:
+    """Check images that are to calibrate feature steps.
+
+    Args:
+        method: whose steps.
+        calibration: the images.
+        dim: D of the features that are ranked.
+        online: as in `check_takes_calibration`.
+
+    Raises:
+        ParameterError: as `check_takes_calibration`.
+        InputError: for features or cameras that cannot be used.
+    """
+    check_takes_calibration(method, online=online)
     problems = find_problems(calibration, None)
     if not problems and calibration.dim != dim:
         problems = [
