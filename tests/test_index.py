@@ -518,6 +518,14 @@ def test_an_index_with_impossible_values_is_refused(name, change, why, tmp_path,
     assert err == f"error: i.h5 is a damaged blurrerank-index file: {why}; build it again\n"
 
 
+def state(path, method, params):
+    """Let an index say that it is of another method; the checksum is right."""
+    with h5py.File(path, "r+") as file:
+        digest = file.attrs["digest"].decode()
+        file.attrs["method"], file.attrs["params"] = np.bytes_(method), np.bytes_(params)
+        file.attrs["crc32"] = zlib.crc32(f"{method} {params} {digest}".encode())
+
+
 CHAIN = "center+whiten+pvg+camera-graph"
 FALSE_STEPS = [
     ("steps/0/cams", put(99), f"steps/0/cams {NO_INDEX}"),
@@ -580,10 +588,7 @@ def test_an_index_whose_steps_know_impossible_things_is_refused(name, change, wh
 )
 def test_an_index_that_names_another_method_is_refused(method, params, said, tmp_path, write, cli):
     br.build_index(side(features()), tmp_path / "i.h5", "camera-graph", ki=4, ko=6)
-    with h5py.File("i.h5", "r+") as file:
-        digest = file.attrs["digest"].decode()
-        file.attrs["method"], file.attrs["params"] = np.bytes_(method), np.bytes_(params)
-        file.attrs["crc32"] = zlib.crc32(f"{method} {params} {digest}".encode())
+    state(tmp_path / "i.h5", method, params)
     code, out, err = cli("run", "--index", "i.h5", write())
     assert (code, out) == (1, "")
     assert err.startswith("error: i.h5"), err
@@ -593,11 +598,7 @@ def test_an_index_that_names_another_method_is_refused(method, params, said, tmp
 
 def test_an_index_with_the_encodings_of_another_method_is_refused(tmp_path):
     br.build_index(side(features()), tmp_path / "i.h5", "gnn", k1=20)
-    with h5py.File(tmp_path / "i.h5", "r+") as file:
-        digest = file.attrs["digest"].decode()
-        name, params = "k-reciprocal-online", '{"pool": 15}'
-        file.attrs["method"], file.attrs["params"] = np.bytes_(name), np.bytes_(params)
-        file.attrs["crc32"] = zlib.crc32(f"{name} {params} {digest}".encode())
+    state(tmp_path / "i.h5", "k-reciprocal-online", '{"pool": 15}')
     with pytest.raises(
         br.InputError, match="its encodings are not those of k-reciprocal-online; build it again"
     ):

@@ -324,21 +324,27 @@ def test_bench_online_takes_the_methods_that_can(cli, write, quick_bench):
     assert "note: method k-reciprocal looks at all probes together" in err
 
 
+def no_room(monkeypatch, module, name, when):
+    """Let a function run out of a GPU's memory, as torch says it, in the calls that `when` tells."""
+    plain, calls = getattr(module, name), []
+
+    def call(*arguments, **options):
+        calls.append(1)
+        if when(len(calls)):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
 def test_memory_that_a_feature_step_does_not_get_halves_the_budget(monkeypatch):
     from blurrerank.engine import feature_steps
 
     arrays = features(probes=20, gallery=90)
     data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
     expected = br.rerank(data, "dba+lbr")
-    find, calls = feature_steps.find_graph, []
-
-    def no_room_at_first(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
-        return find(*arguments, **options)
-
-    monkeypatch.setattr(feature_steps, "find_graph", no_room_at_first)
+    calls = no_room(monkeypatch, feature_steps, "find_graph", lambda call: call == 1)
     with pytest.warns(br.BlurrerankWarning, match="is out of memory: going on from probe 0 with half"):
         found = br.rerank(data, "dba+lbr", memory=1 << 20)
     assert len(calls) == 2
@@ -352,15 +358,7 @@ def test_memory_that_the_steps_of_an_index_do_not_get_halves_the_budget(monkeypa
     data = br.FeatureSet.from_arrays(**arrays)
     index = br.build_index(data.gallery, tmp_path / "i.h5", "center+camera-graph")
     expected = index.rerank(data.probe)
-    unit, calls = transforms.unit, []
-
-    def no_room_at_first(*arguments):
-        calls.append(1)
-        if len(calls) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
-        return unit(*arguments)
-
-    monkeypatch.setattr(transforms, "unit", no_room_at_first)
+    no_room(monkeypatch, transforms, "unit", lambda call: call == 1)
     with pytest.warns(br.BlurrerankWarning, match="is out of memory: going on from probe 0 with half"):
         found = index.rerank(data.probe)
     np.testing.assert_array_equal(found.indices, expected.indices)
@@ -380,25 +378,13 @@ def test_memory_that_tuning_does_not_get_halves_the_budget(method, grid, where, 
 
     data = br.FeatureSet.from_arrays(**features(probes=30, gallery=90))
     expected = br.tune(data, method, grid)
-    plain, calls = getattr(many, where), []
-
-    def no_room_once(*arguments, **options):
-        calls.append(1)
-        if len(calls) == time:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
-        return plain(*arguments, **options)
-
-    monkeypatch.setattr(many, where, no_room_once)
+    no_room(monkeypatch, many, where, lambda call: call == time)
     with pytest.warns(
         br.BlurrerankWarning, match=r"is out of memory: going on for \d of \d settings with half"
     ):
         found = br.tune(data, method, grid)
     assert found.rows == expected.rows
-
-    def no_room(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. And so on.")
-
-    monkeypatch.setattr(many, where, no_room)
+    no_room(monkeypatch, many, where, lambda call: True)
     with (
         pytest.warns(br.BlurrerankWarning),
         pytest.raises(br.BlurrerankError, match=r"^cpu is out of memory: CUDA out of memory$"),
