@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .data.features import FeatureSet as FeatureSet
     from .data.ranking import Ranking as Ranking
     from .data.side import Side as Side
+    from .engine.auto import estimate_neighbourhoods as estimate_neighbourhoods
     from .engine.evaluate import evaluate as evaluate
     from .engine.graphs import neighbour_graph as neighbour_graph
     from .engine.rerank import local_blurring as local_blurring
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .files import save_ranking as save_ranking
     from .files.foreign import import_features as import_features
     from .graph.neighbour_graph import NeighbourGraph as NeighbourGraph
+    from .graph.neighbourhoods import Neighbourhoods as Neighbourhoods
     from .graph.sparse_rows import SparseRows as SparseRows
     from .index.building import build_index as build_index
     from .index.gallery_index import GalleryIndex as GalleryIndex
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "data.features": ("FeatureSet", "Side"),
     "data.ranking": ("Ranking",),
+    "engine.auto": ("estimate_neighbourhoods",),
     "engine.evaluate": ("evaluate",),
     "engine.graphs": ("neighbour_graph",),
     "engine.rerank": ("local_blurring", "rerank"),
@@ -64,6 +67,7 @@ _HOMES = {
     "evaluation.metrics": ("Metrics",),
     "evaluation.significance": ("Comparison", "compare"),
     "graph.neighbour_graph": ("NeighbourGraph",),
+    "graph.neighbourhoods": ("Neighbourhoods",),
     "graph.sparse_rows": ("SparseRows",),
     "files": ("load", "read_candidates", "read_ranking", "save_features", "save_ranking"),
     "files.foreign": ("import_features",),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .method_options import MethodCommand, given_parameters, method_option, preset_option
 from .options import FILE, Runtime, calibrate_option, load_calibration, precision_option, runtime_options
+
+if TYPE_CHECKING:
+    from ..index.gallery_index import GalleryIndex
 
 
 @click.command(
@@ -26,7 +29,9 @@ from .options import FILE, Runtime, calibrate_option, load_calibration, precisio
     help="The index.  [default: NAME.index.h5 in this folder, for NAME.h5]",
 )
 @method_option(
-    "A graph ranker that works online, or a chain such as center+camera-graph", "k-reciprocal-online"
+    "A graph ranker that works online, a chain such as center+camera-graph, or auto, which chooses for GALLERY",
+    "k-reciprocal-online",
+    auto=True,
 )
 @preset_option
 @calibrate_option
@@ -91,4 +96,12 @@ def index(
         if left.exists():
             runtime.note(f"note: {left} has what was found so far; the same command goes on")
         raise
-    runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}")
+    runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}{_for(built, method, params)}")
+
+
+def _for(built: GalleryIndex, method: str | None, params: dict[str, Any]) -> str:
+    """What was chosen for it, if anything was."""
+    from ..engine.auto import is_auto, label
+
+    chosen = method is not None and is_auto(method, params)
+    return f", for {label(built.method)}" if chosen else ""

@@ -66,6 +66,7 @@ def _table(described: dict[str, Any]) -> str:
             "",
             *(f"warning: {printable(doubt)}" for doubt in described["warnings"]),
             *_camera_lines(described["camera_bias"]),
+            *_neighbourhood_lines(described["neighbourhoods"]),
             *_run_lines(described["run"]),
         ]
     table = tabulate(rows, headers=["", "probe", "gallery"], disable_numparse=True)
@@ -87,6 +88,13 @@ def _camera_lines(bias: dict[str, Any] | None) -> list[str]:
     found = CameraBias(bias["share"], bias["chance"], bias["error"])
     hint = ": try --method center+camera-graph" if found.matters else ""
     return [f"cameras: {found}{hint}"]
+
+
+def _neighbourhood_lines(near: dict[str, Any] | None) -> list[str]:
+    if near is None or not near["words"]:
+        return []
+    after = f", after {'+'.join(near['steps'])}" if near["steps"] else ""
+    return [f"other images of an identity, estimated from neighbours{after}: {near['words']}"]
 
 
 def _index_lines(described: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import BlurrerankError, ParameterError
-from ..methods import available, is_available, options_of, presets_of
+from ..methods import AUTO, available, is_available, options_of, presets_of
 from ..methods.kinds.parameters import Parameter
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -120,13 +120,13 @@ def _help_record(param: click.Parameter, ctx: click.Context, presets: Sequence[s
     return (record[0], f"{record[1]}: {', '.join(presets)}.") if param.name == "preset" else record
 
 
-def method_option(what: str, default: str) -> Callable[[F], F]:
-    """Return --method, with the names of all methods in its help."""
+def method_option(what: str, default: str, *, auto: bool = False) -> Callable[[F], F]:
+    """Return --method, with the names of all methods in its help, and `auto` if it is one."""
     return click.option(
         "--method",
         metavar="NAME",
         shell_complete=complete_method,
-        help=f"{what}. Methods: {', '.join(available())}.  [default: {default}]",
+        help=f"{what}. Methods: {', '.join([*[AUTO] * auto, *available()])}.  [default: {default}]",
     )
 
 
@@ -150,7 +150,8 @@ def given_parameters(params: dict[str, Any]) -> dict[str, Any]:
 def complete_method(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     """Return what a shell offers for the name of a method; after a +, for the next part of a chain."""
     before, plus, last = incomplete.rpartition("+")
-    return [f"{before}{plus}{name}" for name in available() if name.startswith(last)]
+    names = available() if plus else [AUTO, *available()]
+    return [f"{before}{plus}{name}" for name in names if name.startswith(last)]
 
 
 def _option(
@@ -177,14 +178,28 @@ def _option(
     # What is not given must stay None: presets come before defaults.
     if parameter.kind is bool:
         return click.Option([_as_identifier(key), *flags], is_flag=True, default=None, help=text)
-    kind = click.Choice(parameter.choices) if parameter.choices else parameter.kind
+    kind: Any = click.Choice(parameter.choices) if parameter.choices else parameter.kind
     metavar = None if parameter.choices else {int: "N", float: "X"}.get(parameter.kind, "TEXT")
+    if parameter.fits is not None:
+        kind, metavar = _NumberOrAuto(parameter.kind), f"{metavar}|{AUTO}"
     return click.Option(
         [_as_identifier(key), *flags],
         type=kind,
         metavar=metavar,
         help=f"{text}{_range(parameter)}  [default: {parameter.default}]",
     )
+
+
+class _NumberOrAuto(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number, or `auto`."""
+
+    def __init__(self, kind: type) -> None:
+        self._number = click.types.convert_type(kind)
+        self.name = self._number.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or the word."""
+        return value if value == AUTO else self._number.convert(value, param, ctx)
 
 
 # Parameters of methods have names of their own among those that click passes on.

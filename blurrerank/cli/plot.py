@@ -12,11 +12,11 @@ from .options import Runtime
 @output_option("Figure file to write: .png, .pdf or .svg.")
 @click.option(
     "--figure",
-    type=click.Choice(["cmc", "ap", "sweep", "all"]),
+    type=click.Choice(["cmc", "ap", "sweep", "neighbourhoods", "all"]),
     default="all",
     show_default=True,
-    help="CMC curves before and after; the sorted change of AP of each probe; the heat map of --sweep; or all "
-    "side by side.",
+    help="CMC curves before and after; the sorted change of AP of each probe; the heat map of --sweep; how "
+    "many images an identity has, as estimated from neighbours; or all but the last side by side.",
 )
 @comparison_options
 def plot(request: Request, figure: str, runtime: Runtime) -> None:

@@ -62,8 +62,9 @@ if TYPE_CHECKING:
     "standard input.",
 )
 @method_option(
-    "A method, or a chain such as dba:k=4+k-reciprocal",
+    "A method, a chain such as dba:k=4+k-reciprocal, or auto, which chooses a chain for the data",
     "lbr; with --index, unless with --candidates, that of the index",
+    auto=True,
 )
 @preset_option
 @click.option(
@@ -230,19 +231,27 @@ class RunOptions:
 
 def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
     """What each process does."""
+    from ..engine.auto import choose, is_auto
     from ..engine.request import Request, check_takes_calibration, setting_of
     from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
     from ..files import format_of
     from ..index.gallery_index import GalleryIndex
-    from ..methods import create
+    from ..methods import AUTO, create, without_auto
     from ..studies.cameras import camera_bias
 
     runtime.start()
     index, source = options.index, options.source
     assert options.method is not None
-    chosen = create(options.method, preset=options.preset, **given)
-    setting_of(chosen, options.online)
+    automatic = is_auto(options.method, given)
+    if automatic and (index is not None or not source.exact):
+        raise ParameterError("auto looks at neighbours among all items of FEATS and its gallery: name a method")
+    # What is wrong with a method is told before anything is read.
+    chosen = (
+        create(without_auto(options.method), **_numbers(options, given)) if options.method != AUTO else None
+    )
+    if chosen is not None:
+        setting_of(chosen, options.online)
     if group is not None and index is not None:
         raise ParameterError("an index is read by one process: start this without torchrun")
     if group is not None and not source.exact:
@@ -251,9 +260,10 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         raise ParameterError("--index and --gallery both name a gallery: choose one")
     if index is not None and options.calibrate is not None:
         raise ParameterError("an index is calibrated when it is built: see `blurrerank index --calibrate`")
-    if options.calibrate is not None:
+    if chosen is not None and options.calibrate is not None:
         check_takes_calibration(chosen, online=options.online)
-    source.check(chosen, feats=options.feats, index=index)
+    if chosen is not None:
+        source.check(chosen, feats=options.feats, index=index)
     indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
     if indexed is not None and indexed.method.feature_steps and not source.exact:
         raise ParameterError(
@@ -264,6 +274,7 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     if options.feats == "-":
         options.check_stream(indexed is not None)
         assert indexed is not None
+        assert chosen is not None
         _answer(indexed, chosen, options.depth, runtime)
         return
     leads = group is None or group.rank == 0
@@ -272,11 +283,23 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     measurement = Measurement(options.protocol, options.ap)
     data = _load(group, runtime, options, indexed)
     calibration = load_calibration(options.calibrate, runtime)
+    if automatic:
+        looking = replace(
+            runtime.compute("looking" if leads else None, precision=options.precision), group=group
+        )
+        asked = Request(online=options.online, calibration=calibration)
+        choice = choose(options.method, data, asked, looking, preset=options.preset, **given)
+        chosen, asked = choice.method, choice.request
+        runtime.note(f"auto: {choice.reason}")
+        told = {"auto": choice.reason, "neighbourhoods": choice.near and choice.near.summary()}
+    else:
+        assert chosen is not None
+        asked, told = Request(calibration=calibration), {}
     lists, found_by = source.find(data, chosen, options.depth, runtime)
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):
         runtime.note(f"note: {note.replace(_GALLERY, whole)}")
-    if group is None and indexed is None and lists is None and not chosen.needs_cameras:
+    if group is None and indexed is None and lists is None and not automatic and not chosen.needs_cameras:
         bias = camera_bias(data)
         if bias is not None and bias.matters:
             runtime.note(f"note: {bias}: try --method center+camera-graph")
@@ -294,11 +317,11 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
             Output(target, form, options.force, options.resume),
             data,
             chosen,
-            Request(
-                depth,
+            replace(
+                asked,
+                depth=depth,
                 online=options.online or (indexed is not None and lists is None),
                 candidates=lists,
-                calibration=calibration,
             ),
             measurement,
             replace(compute, group=group),
@@ -306,10 +329,15 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     if group is not None:
         group.close()  # the file is there: what may fail now is this process's own
     if leads:
-        _show(outcome, data, chosen, runtime, options, found_by)
+        _show(outcome, data, chosen, runtime, options, found_by | told)
 
 
 _GALLERY = "the gallery's"
+
+
+def _numbers(options: RunOptions, given: dict[str, Any]) -> dict[str, Any]:
+    """What is given of a method, but for what is to be found from the data."""
+    return {"preset": options.preset} | {key: value for key, value in given.items() if value != "auto"}
 
 
 def _load(

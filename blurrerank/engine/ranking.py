@@ -83,6 +83,9 @@ def rank_batches(
     request = _checked(data, method, request)
     steps, ranker = list(method.feature_steps), method.ranker
     fitted = data.gallery.fitted_for(steps)
+    if request.prepared is not None:
+        data, steps = request.prepared.data, []
+        request = replace(request, graph=request.prepared.graph, calibration=None, prepared=None)
 
     def rest(compute: Compute) -> Iterator[RankedBatch]:
         nonlocal data, request, steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..data.features import FeatureSet
 from ..data.given_lists import GivenLists
 from ..data.side import Side
 from ..data.validation import find_problems
@@ -14,6 +15,19 @@ from ..methods.kinds.camera_head import CameraHeadRanker
 from ..methods.kinds.steps import GraphStep, ListStep, Transform
 
 TRANSDUCTIVE, ONLINE = "transductive", "online"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What choosing a method has found already.
+
+    Attributes:
+        data: the features that its steps give.
+        graph: the neighbours that its ranker asks for; None if they are to be found.
+    """
+
+    data: FeatureSet
+    graph: NeighbourGraph | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,7 @@ class Request:
         graph: neighbours that are known already, of probes and gallery together, or online of the gallery.
         calibration: unlabelled images of cameras that the gallery perhaps lacks.
         first: the probe to begin with.
+        prepared: what is known already for the method that is asked for.
     """
 
     depth: int | None = None
@@ -37,6 +52,7 @@ class Request:
     graph: NeighbourGraph | None = None
     calibration: Side | None = None
     first: int = 0
+    prepared: Prepared | None = None
 
 
 def setting_of(method: AnyMethod, online: bool) -> str | None:

@@ -19,6 +19,7 @@ from ..evaluation.match_finder import MatchFinder
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, HeadRanker, create
 from ..methods.lbr import LocalBlurring
+from .auto import choose, is_auto
 from .ranking import rank_batches
 from .request import Request, check_reranks_candidates, setting_of
 
@@ -44,7 +45,8 @@ def rerank(
 
     Args:
         data: the features.
-        method: a name from `blurrerank.methods.available()`, or a chain such as `dba:k=4+k-reciprocal`.
+        method: a name from `blurrerank.methods.available()`, a chain such as `dba:k=4+k-reciprocal`, or `auto`,
+            which chooses a chain for the data, without identities; `params` of the ranking say which.
         preset: the method's parameters for a public data set, such as `market1501`.
         depth: how much of each list to return; by default the method's `topn`, or 50 if it has none. Capped at
             the gallery.
@@ -60,7 +62,8 @@ def rerank(
             the best `topn` of them re-ranked. `topn` and `depth` are capped at R. For `lbr` and `cosine`.
         graph: what `neighbour_graph` found of these features, so that several methods and settings share it.
         calibration: earlier images of cameras that the gallery lacks, unlabelled, for steps such as `center`.
-        **params: the method's own parameters, such as `topn` and `sigma`; in a chain, such as `dba.k`.
+        **params: the method's own parameters, such as `topn` and `sigma`; in a chain, such as `dba.k`. Some,
+            such as `k1`, may be `auto` too.
 
     Returns:
         A `Ranking` of all probes, `depth` deep; of a method that re-ranks the whole gallery, with the positions
@@ -73,13 +76,18 @@ def rerank(
             images; names the probe.
         BlurrerankError: for a device that is not available.
     """
-    chosen = create(method, preset=preset, **params)
+    automatic = is_auto(method, params)
+    chosen = None if automatic else create(method, preset=preset, **params)
     if candidates is not None:
-        check_reranks_candidates(chosen)
+        if chosen is not None:
+            check_reranks_candidates(chosen)
         candidates = GivenLists.of(candidates, len(data.probe), len(data.gallery))
         candidates.warn_about()
     request = Request(depth, online=online, candidates=candidates, graph=graph, calibration=calibration)
     compute = Compute.choose(device, memory, precision=precision, block=block, progress=progress)
+    if chosen is None:
+        found = choose(method, data, request, compute, preset=preset, **params)
+        chosen, request = found.method, found.request
     return rank(data, chosen, request, compute)
 
 

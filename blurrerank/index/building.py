@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import torch
 from numpy.typing import ArrayLike
 
 from ..compute.compute import Compute, Progress
+from ..data.features import FeatureSet
 from ..data.side import Side, cameras_digest, digest_of
 from ..data.validation import find_problems
-from ..engine.request import check_calibrates, check_indexes, without_cameras
+from ..engine.auto import choose, is_auto
+from ..engine.request import Request, check_calibrates, check_indexes, without_cameras
 from ..engine.transforms import fit_steps
 from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from ..files.access import check_readable
@@ -24,13 +28,15 @@ from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.targets import check_target, replacing
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import NeighbourGraph
-from ..methods import AnyMethod, create
+from ..methods import AnyMethod, GraphRanker, create
 from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.steps import Transform
 from ..search.plan import Plan
 from . import index_h5
 from .gallery_index import GalleryIndex, as_side, step_names
 from .index_h5 import Labels
+
+log = logging.getLogger(__name__)
 
 
 def build_index(
@@ -56,8 +62,8 @@ def build_index(
     Args:
         gallery: (G, D) features, float16, float32 or float64; or a `Side`, with labels if there are.
         path: the index.
-        method: a graph ranker that works online, or a chain of steps such as `center` and one; by default
-            `k-reciprocal-online`, or that of the index that is added to.
+        method: a graph ranker that works online, a chain of steps such as `center` and one, or `auto`, which
+            chooses for the gallery; by default `k-reciprocal-online`, or that of the index that is added to.
         calibration: earlier images of cameras that the gallery lacks, unlabelled, for steps such as `center`.
         append: add the gallery to the index that is there, whose method and parameters hold. The result is the
             same as that of indexing everything at once. Refused where feature steps know the gallery.
@@ -91,7 +97,7 @@ def build_index(
             raise InputError(problems)
         sides, labels, known = [gallery], Labels.of(gallery), None
         if old is None:
-            chosen = create(method or KReciprocalOnline.name, **params)
+            chosen = _chosen(method or KReciprocalOnline.name, gallery, calibration, compute, params)
         else:
             chosen = old.method_for(method, **params)
             if chosen.feature_steps:
@@ -139,6 +145,25 @@ def build_index(
             raise OutputError(f"{path} was written by another process meanwhile: run this again")
     left.remove()
     return GalleryIndex.open(path, device=device, verify=False)
+
+
+def _chosen(
+    text: str, gallery: Side, calibration: Side | None, compute: Compute, params: dict[str, Any]
+) -> AnyMethod:
+    """The method of an index, which may be chosen for its gallery."""
+    if not is_auto(text, params):
+        return create(text, **params)
+    problems = find_problems(gallery, None)
+    if problems:
+        raise InputError(problems)
+    # Online, a choice looks at the gallery alone.
+    data = FeatureSet(gallery, gallery)
+    asked = Request(online=True, calibration=calibration)
+    choice = choose(text, data, asked, replace(compute, progress=None), **params)
+    log.info("auto: %s", choice.reason)
+    if not isinstance(choice.method.ranker, GraphRanker):
+        raise ParameterError(f"auto found {choice.reason}: no index is needed to rank so")
+    return choice.method
 
 
 def partial_of(path: Path) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import pkgutil
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,14 +22,17 @@ from typing import Any, TypeAlias
 from ..errors import ParameterError
 from .kinds.base import FeatureStep, GraphRanker, HeadRanker, Method, Ranker
 from .kinds.chain import Chain, part_names
-from .kinds.parameters import Parameter, parameters_of, parse_value, written
+from .kinds.parameters import AUTO, Parameter, parameters_of, parse_value, written
 
 ENTRY_POINTS = "blurrerank.methods"
+
+_TAKES_AUTO = "`run`, `index` and `rerank` take it, by itself"
 
 AnyMethod: TypeAlias = Ranker | Chain
 """What ranks: a method that ends a chain, or a chain."""
 
 __all__ = [
+    "AUTO",
     "AnyMethod",
     "Chain",
     "FeatureStep",
@@ -48,6 +52,7 @@ __all__ = [
     "settings_of",
     "split_methods",
     "with_settings",
+    "without_auto",
 ]
 
 
@@ -72,7 +77,7 @@ def available() -> list[str]:
 
 def is_available(text: str) -> bool:
     """Return whether a method is known by that name, or all methods of a chain are."""
-    return all(part in available() for part in text.split("+"))
+    return text == AUTO or all(part in available() for part in text.split("+"))
 
 
 def method_class(name: str) -> type[Method]:
@@ -159,7 +164,9 @@ def options_of(text: str) -> dict[str, tuple[Parameter, bool]]:
     Raises:
         ParameterError: for an unknown method.
     """
-    found = create(text)
+    if text == AUTO:
+        return {}
+    found = create(without_auto(text))
     if not isinstance(found, Chain):
         return {parameter.name: (parameter, True) for parameter in _described(found)}
     named = {
@@ -229,7 +236,16 @@ def presets_of(text: str) -> list[str]:
     Raises:
         ParameterError: for an unknown method.
     """
-    return list(create(text).ranker.presets)
+    return [] if text == AUTO else list(create(without_auto(text)).ranker.presets)
+
+
+def without_auto(text: str) -> str:
+    """Return a method or chain without the parameters that are to be found from the data.
+
+    >>> without_auto("center+k-reciprocal:k1=auto:k2=3")
+    'center+k-reciprocal:k2=3'
+    """
+    return re.sub(rf":[\w.-]+={AUTO}(?=[:+]|$)", "", text)
 
 
 def split_methods(text: str) -> list[str]:
@@ -329,6 +345,8 @@ def parse_chain(text: str) -> tuple[list[str], list[dict[str, Any]]]:
         name, *settings = part.strip().split(":")
         if not name:
             raise ParameterError(f"{text!r} names no method where one should be: expected such as dba:k=4+lbr")
+        if name == AUTO:
+            raise ParameterError(f"{AUTO} chooses a whole chain for the data: {_TAKES_AUTO}")
         params: dict[str, Any] = {}
         for setting in settings:
             key, equals, value = setting.partition("=")

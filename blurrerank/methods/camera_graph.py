@@ -21,6 +21,7 @@ arXiv:2311.10605; how they are put together is this project's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,9 +31,23 @@ import torch
 from ..data.candidates import Candidates
 from ..graph.encoding import Encoding, Probes
 from ..graph.neighbour_graph import NeighbourGraph
+from ..graph.neighbourhoods import Neighbourhoods
 from ..graph.sparse_rows import SparseRows
 from .kinds.parameters import ranged
 from .kinds.propagation import PropagationRanker
+
+# Images of an identity where the data do not tell: of the own camera, itself among them, and of all others.
+_UNCLEAR_OWN, _UNCLEAR_OTHERS = 4, 8
+
+
+def _own(near: Neighbourhoods) -> int:
+    """How many images of its identity an image's camera has, itself among them."""
+    return 1 + near.size("within")
+
+
+def _others(near: Neighbourhoods) -> int:
+    """How many images of its identity all other cameras have."""
+    return near.size("across") or _UNCLEAR_OTHERS
 
 
 @dataclass(frozen=True)
@@ -55,10 +70,10 @@ class CameraGraph(PropagationRanker):
         "two-cameras": {"k2o": 2, "rounds": 3, "one_sided": 0.2, "lambda_value": 0.0},
     }
 
-    ki: int = ranged(6, least=1)
-    ko: int = ranged(10, least=0)
-    k2i: int = ranged(3, least=1)
-    k2o: int = ranged(3, least=0)
+    ki: int = ranged(6, least=1, fits=lambda near: max(_own(near), 1 if near.size("across") else _UNCLEAR_OWN))
+    ko: int = ranged(10, least=0, fits=lambda near: 1 + _others(near))
+    k2i: int = ranged(3, least=1, fits=lambda near: _own(near))
+    k2o: int = ranged(3, least=0, fits=lambda near: math.ceil(math.sqrt(_others(near))))
     rounds: int = ranged(2, least=1, most=10)
     one_sided: float = ranged(1.0, least=0, most=1)
     lambda_value: float = ranged(0.3, least=0, most=1)

@@ -45,8 +45,13 @@ class GraphNeuralNetwork(PropagationRanker):
         "veri776": {"k1": 60, "k2": 10, "lambda_value": 0.0},
     }
 
-    k1: int = ranged(26, least=1)
-    k2: int = ranged(7, least=1)
+    # Half as many again as an identity has are joined; means are over fewer, the surest.
+    k1: int = ranged(
+        26, least=1, fits=lambda near: 1 + round(1.5 * near.size("nearest")) if near.size("nearest") else None
+    )
+    k2: int = ranged(
+        7, least=1, fits=lambda near: 1 + round(near.size("nearest") ** 0.5) if near.size("nearest") else None
+    )
     lambda_value: float = ranged(0.3, least=0, most=1)
 
     def neighbours(self) -> int:

@@ -53,8 +53,8 @@ class KReciprocal(JaccardRanker):
         "cuhk03": {"k1": 7, "k2": 3, "lambda_value": 0.85},
     }
 
-    k1: int = ranged(20, least=1)
-    k2: int = ranged(6, least=1)
+    k1: int = ranged(20, least=1, fits=lambda near: near.size("nearest") or None)
+    k2: int = ranged(6, least=1, fits=lambda near: (near.size("nearest") + 1) // 2 or None)
     lambda_value: float = ranged(0.3, least=0, most=1)
     base_distance: str = choice("squared", ("squared", "squared-twice"))
 

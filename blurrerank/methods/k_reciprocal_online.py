@@ -36,9 +36,16 @@ import torch
 from ..errors import ParameterError
 from ..graph.encoding import BlurredEncoding, Encoding, Probes
 from ..graph.neighbour_graph import NeighbourGraph, sort_items
+from ..graph.neighbourhoods import Neighbourhoods
 from ..graph.sparse_rows import WHOLE, SparseRows
 from .kinds.base import DEFAULT_DEPTH, GraphRanker
 from .kinds.parameters import ranged
+
+
+def _gallery_images(near: Neighbourhoods) -> int | None:
+    """How many gallery images an identity has, which are those that a probe should find."""
+    others = near.size("nearest")
+    return others + 1 if others else None
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,8 @@ class KReciprocalOnline(GraphRanker):
     blur: int = ranged(8, least=1)
     # exp((c - c1) / sigma) is then no denormal number even for opposite features: float32 keeps the order.
     sigma: float = ranged(0.1, above=0, least=0.025)
-    k1: int = ranged(15, least=1)
-    k2: int = ranged(6, least=1)
+    k1: int = ranged(15, least=1, fits=_gallery_images)
+    k2: int = ranged(6, least=1, fits=_gallery_images)
     lambda_value: float = ranged(0.2, least=0, most=1)
 
     def __post_init__(self) -> None:

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     import torch
 
     from ..data.candidates import Candidates
+    from ..graph.neighbourhoods import Neighbourhoods
     from ..search.rows import Gatherable
     from ..spectral.neighbourhoods import Blurring
+
+
+def _temperature(near: Neighbourhoods) -> float | None:
+    """Where a row of T spreads over as many images as an identity has; over two where the data do not tell."""
+    return None if near.temperature is None else near.temperature(1 + (near.size("nearest") or 1))
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class LocalBlurring(HeadRanker):
         "msmt17": {"topn": 150, "sigma": 0.02},
     }
 
-    sigma: float = ranged(0.1, above=0)
+    sigma: float = ranged(0.1, above=0, fits=lambda near: _temperature(near))
     probe_in_graph: bool = False
     cosine: bool = False
     # Long before 100 steps, a random walk has forgotten where it began.

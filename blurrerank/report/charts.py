@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.metrics import Metrics
+from ..graph.neighbourhoods import Neighbourhoods
 from ..studies.before_after import BeforeAfter
 from ..studies.heat_map import Grid
 
@@ -68,6 +69,37 @@ def change_chart(comparison: BeforeAfter) -> str:
     body += f'<text class="end" x="{_RIGHT - 4}" y="{zero - 8}">{counts["worse"]:,} worse</text>'
     said = ", ".join(f"{count} {name}" for name, count in counts.items())
     return _svg("change", f"Change of average precision of each probe, sorted: {said}", body)
+
+
+def neighbourhood_chart(near: Neighbourhoods) -> str:
+    """Draw how many neighbours list an image in turn, with the sizes that are read from it."""
+    every = near.estimates()
+    longest = max(len(found.curve) for found in every.values())
+    body = _axes(
+        [(_x(k, 1, longest), str(k)) for k in (1, *range(10, longest + 1, 10))],
+        [(_y(mark, 0, 1), f"{mark:.1f}") for mark in np.linspace(0, 1, 6)],
+        "neighbours k",
+        "share of neighbours that list an image too",
+    )
+    names = {"nearest": "all cameras", "within": "within cameras", "across": "across cameras"}
+    lines = [("after", next(iter(every.values())).chance, 0, "without identities", True)]
+    lines += [
+        (style, found.curve, found.size if found.sure else 0, f"{names[kind]}: {found}", False)
+        for style, (kind, found) in zip(("after", "other"), every.items(), strict=False)
+    ]
+    for row, (style, curve, size, text, dotted) in enumerate(lines):
+        points = " ".join(f"{_x(k, 1, longest):.1f},{_y(m, 0, 1):.1f}" for k, m in enumerate(curve, start=1))
+        kind = f"line {'chance' if dotted else style}"
+        y = _BOTTOM - 14 - 18 * row
+        body += f'<polyline class="{kind}" points="{points}"/>'
+        if size:
+            x, height = _x(size, 1, longest), _y(curve[size - 1], 0, 1)
+            body += f'<circle class="{style}" cx="{x:.1f}" cy="{height:.1f}" r="4"/>'
+        body += (
+            f'<line class="{kind}" x1="{_RIGHT - 210}" x2="{_RIGHT - 182}" y1="{y}" y2="{y}"/>'
+            f'<text x="{_RIGHT - 176}" y="{y + 4}">{escape(text)}</text>'
+        )
+    return _svg("neighbourhoods", f"Other images of an identity, estimated from neighbours: {near}", body)
 
 
 def heat_map(grid: Grid) -> str:

@@ -11,16 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.auto import estimate_neighbourhoods
+from ..engine.request import ONLINE
 from ..errors import BlurrerankError, InputError, ParameterError
 from ..evaluation.metrics import Metrics
 from ..files.targets import check_target, opener, replacing
+from ..graph.neighbourhoods import Neighbourhoods
 from ..studies.before_after import BeforeAfter
 from ..studies.heat_map import Grid, grid_of
 from ..studies.sweep import Sweep
 from ..studies.tuning import Tuning
 
 ENDINGS = (".png", ".pdf", ".svg")
-FIGURES = ("cmc", "ap", "sweep", "all")
+FIGURES = ("cmc", "ap", "sweep", "neighbourhoods", "all")
 
 _PANEL = (4.2, 3.1)  # inches
 # Okabe and Ito's colours, which colour-blind readers can distinguish, also in print.
@@ -44,7 +47,7 @@ def check_figure(path: str | Path, figure: str, *, sweep: bool) -> None:
         raise ParameterError(
             "the heat map needs a sweep: pass --sweep FILE, written by `blurrerank sweep -o` or `tune -o`"
         )
-    if figure in ("cmc", "ap") and sweep:
+    if figure in ("cmc", "ap", "neighbourhoods") and sweep:
         raise ParameterError(f"--figure {figure} draws no sweep: leave --sweep out, or pass --figure all")
     try:
         import matplotlib  # noqa: F401
@@ -67,8 +70,9 @@ def draw(
     Args:
         comparison: the comparison to show, from `before_and_after`.
         path: the file, `.png` (300 dots per inch), `.pdf` or `.svg`.
-        figure: `cmc`, `ap` (sorted change of AP of each probe), `sweep` (heat map), or `all` side by
-            side, with the heat map if there is a sweep.
+        figure: `cmc`, `ap` (sorted change of AP of each probe), `sweep` (heat map), `neighbourhoods` (how many
+            images an identity has, as estimated), or `all` but the last side by side, with the heat map if
+            there is a sweep.
         sweep: a sweep or tuning of the same features, or from `grid_of` a heat map of one.
         force: replace an existing file.
 
@@ -92,7 +96,11 @@ def draw(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    panels = [name for name in FIGURES[:-1] if figure in (name, "all") and (name != "sweep" or grid)]
+    in_all = ["cmc", "ap", *["sweep"] * (grid is not None)]
+    panels = in_all if figure == "all" else [figure]
+    near = None
+    if figure == "neighbourhoods":
+        near = estimate_neighbourhoods(comparison.data, online=comparison.ranking.setting == ONLINE)
     # Keep text as text in PDF and SVG, as journals ask, and make the output reproducible.
     style: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "blurrerank", "font.size": 9}
     with rc_context(style):
@@ -103,6 +111,8 @@ def draw(
                 _cmc(axis, before, after, comparison.ranking.method)
             elif name == "ap":
                 _changes(axis, comparison)
+            elif near is not None:
+                _neighbourhoods(axis, near)
             elif grid is not None:
                 _heat_map(axis, grid)
         kind = path.suffix.lower()[1:]
@@ -139,6 +149,22 @@ def _changes(axis: Any, comparison: BeforeAfter) -> None:
     axis.set_ylim(-limit, limit)
     axis.text(0.03, 0.44, f"{counts['better']:,} better", transform=axis.transAxes)
     axis.text(0.97, 0.54, f"{counts['worse']:,} worse", transform=axis.transAxes, ha="right")
+    _plain(axis)
+
+
+def _neighbourhoods(axis: Any, near: Neighbourhoods) -> None:
+    colours = {"nearest": _AFTER, "within": _AFTER, "across": _WORSE}
+    names = {"nearest": "all cameras", "within": "within cameras", "across": "across cameras"}
+    for kind, found in near.estimates().items():
+        places = np.arange(1, len(found.curve) + 1)
+        axis.plot(places, found.curve, color=colours[kind], label=f"{names[kind]}: {found}")
+        if found.sure:
+            axis.plot(found.size, found.curve[found.size - 1], "o", color=colours[kind])
+        chance = found.chance
+    if near.estimates():
+        axis.plot(np.arange(1, len(chance) + 1), chance, ":", color=_BEFORE, label="without identities")
+    axis.set(xlabel="neighbours k", ylabel="neighbours that list an image too", ylim=(0, 1.02))
+    axis.legend(loc="lower right", frameon=False)
     _plain(axis)
 
 

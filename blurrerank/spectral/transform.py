@@ -70,6 +70,27 @@ def transition(features: torch.Tensor, sigma: float = 0.1) -> torch.Tensor:
     return torch.softmax(cosines(features) / sigma, dim=-1)
 
 
+def temperature(features: torch.Tensor, images: float) -> float:
+    """The sigma at which the rows of T spread over so many items: exp of their mean entropy.
+
+    Args:
+        features: (..., n, d), any float dtype.
+        images: how many items, above 1; at most half of n is reached.
+
+    Returns:
+        0.005 to 2, to two significant digits.
+    """
+    similarities = cosines(features)
+    wanted = min(images, similarities.shape[-1] / 2)
+    low, high = 0.005, 2.0
+    for _ in range(20):
+        sigma = (low * high) ** 0.5
+        rows = torch.softmax(similarities / sigma, dim=-1)
+        spread = torch.special.entr(rows).sum(dim=-1).exp().mean()
+        low, high = (low, sigma) if spread > wanted else (sigma, high)
+    return float(f"{low:.2g}")
+
+
 def spectral_transform(features: torch.Tensor, sigma: float = 0.1) -> torch.Tensor:
     """T X: every row replaced by the mean of the group, weighted by its transition probabilities.
 

@@ -13,6 +13,7 @@ from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.labels import DISTRACTOR, JUNK
 from ..data.side import Side
+from ..engine.auto import estimate_neighbourhoods
 from ..engine.plans import plan_for
 from ..engine.request import Request
 from ..evaluation.metrics import valid_probes
@@ -22,6 +23,9 @@ from ..files.loading import inspect
 from ..index.gallery_index import GalleryIndex
 from ..methods import create
 from .cameras import camera_bias
+
+# Images whose neighbours are looked for without being asked.
+MOST_LOOKED_AT = 20_000
 
 
 def describe(
@@ -38,8 +42,9 @@ def describe(
     Returns:
         A dictionary ready for JSON: `probe` and `gallery` (None if unreadable), `attributes`, `problems`,
         `warnings` about likely mistakes, as from `convert`, `camera_bias`, how many of the nearest images are
-        of the own camera (None if that says nothing), and `run`, the plan of a default run (None if there are
-        problems).
+        of the own camera (None if that says nothing), `neighbourhoods`, estimates of how many images an
+        identity has (None for more than 20,000 images, which take a while), and `run`, the plan of a default run
+        (None if there are problems).
 
     Raises:
         InputError: if a file cannot be opened at all.
@@ -52,6 +57,7 @@ def describe(
         "problems": contents.problems,
         "warnings": [],
         "camera_bias": None,
+        "neighbourhoods": None,
         "run": None,
     }
     data = contents.data
@@ -62,6 +68,9 @@ def describe(
         bias = camera_bias(data)
         if bias is not None:
             described["camera_bias"] = {**asdict(bias), "matters": bias.matters}
+        if len(data.probe) + len(data.gallery) <= MOST_LOOKED_AT:
+            near = estimate_neighbourhoods(data, device=device, memory=memory)
+            described["neighbourhoods"] = near.summary() | {"words": str(near)}
     return described
 
 

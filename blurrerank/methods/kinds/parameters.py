@@ -10,23 +10,41 @@ import ast
 import dataclasses
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ...data.checks import check_count, check_share, check_sigma, check_switch
 from ...errors import ParameterError
 
-_RANGES = ("least", "most", "above", "choices")
+if TYPE_CHECKING:
+    from ...graph.neighbourhoods import Neighbourhoods
+
+_DECLARED = ("least", "most", "above", "choices", "fits")
+
+AUTO = "auto"
+"""What is given for a parameter, or for a method, that is to be chosen for the data."""
+Fits: TypeAlias = "Callable[[Neighbourhoods], float | None]"
+"""Gives the value of a parameter that fits the data; None where they do not tell."""
+
 _KINDS = {"int": int, "float": float, "bool": bool, "str": str}
 
 
 def ranged(
-    default: Any, *, least: float | None = None, most: float | None = None, above: float | None = None
+    default: Any,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    fits: Fits | None = None,
 ) -> Any:
-    """Declare a number with its range: at `least`, at `most`, or `above` something."""
-    return dataclasses.field(default=default, metadata={"least": least, "most": most, "above": above})
+    """Declare a number with its range: at `least`, at `most`, or `above` something.
+
+    `fits` gives the value that fits the neighbourhoods of the data, for a parameter that can be `auto`.
+    """
+    stated = {"least": least, "most": most, "above": above, "fits": fits}
+    return dataclasses.field(default=default, metadata=stated)
 
 
 def choice(default: str, choices: Sequence[str]) -> Any:
@@ -47,6 +65,7 @@ class Parameter:
         most: the largest value.
         above: a value it must be greater than.
         choices: the values that a string may have.
+        fits: gives the value that fits the data; None for a parameter that cannot be `auto`.
     """
 
     name: str
@@ -57,6 +76,7 @@ class Parameter:
     most: float | None = None
     above: float | None = None
     choices: tuple[str, ...] = ()
+    fits: Fits | None = None
 
     @property
     def option(self) -> str:
@@ -65,6 +85,8 @@ class Parameter:
 
     def check(self, value: Any) -> None:
         """Raise `ParameterError` unless `value` is of the right kind and within the range."""
+        if value == AUTO and self.fits is not None:
+            raise ParameterError(f"{self.option} {AUTO} is found from the data: name a number here")
         said = self.option.replace("-", " ") if self.choices else self.name.removesuffix("_value")
         if self.choices:
             if value not in self.choices:
@@ -110,7 +132,7 @@ def parameters_of(method: Any) -> list[Parameter]:
                 _KINDS.get(stated, type(field.default)),
                 field.default,
                 texts.get(field.name, ""),
-                **{key: value for key, value in field.metadata.items() if key in _RANGES},
+                **{key: value for key, value in field.metadata.items() if key in _DECLARED},
             )
         )
     return found

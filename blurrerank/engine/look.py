@@ -1,0 +1,92 @@
+"""Looking at features without their identities: the graph of their images, and what follows from its lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from ..compute.compute import Compute
+from ..data.features import FeatureSet
+from ..data.sharded import ShardedSet
+from ..data.side import Side
+from ..graph.find import find_graph
+from ..graph.neighbour_graph import ListSizes, NeighbourGraph
+from ..graph.neighbourhoods import LONGEST, Neighbourhoods, like_images, list_sizes, neighbourhoods
+from ..search.plan import Plan
+from ..search.rows import UnitRows
+from ..spectral.transform import temperature
+from .plans import images_plan
+from .workspace import cameras_of, open_workspace
+
+# Images that generated points are like, at most, and as many points; and images whose lists give temperatures.
+_SAMPLE, _LISTS = 2000, 50
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen.
+
+    Attributes:
+        near: the estimates.
+        graph: the lists that they are of, without rows in memory; None if rows are shared by processes.
+    """
+
+    near: Neighbourhoods
+    graph: NeighbourGraph | None
+
+
+def look(data: FeatureSet, compute: Compute, *, together: bool, nearest: bool, by_camera: bool) -> Look:
+    """Find the neighbours of images, and estimate how many images an identity has.
+
+    Generated points and their lists take up to 50 MB beside the budget at 2,048 dimensions.
+
+    Args:
+        data: the features.
+        compute: how; progress is that of the search.
+        together: whether the images are probes and gallery, or the gallery alone.
+        nearest: whether to look at neighbours of all cameras.
+        by_camera: whether to look at those within and across cameras apart.
+    """
+    count = len(data.gallery) + (len(data.probe) if together else 0)
+    plan = images_plan(data, count, compute)
+    images = open_workspace(data, plan, together=together).images
+    cams = cameras_of(data, count, "auto") if by_camera else None
+    sizes = list_sizes(nearest=nearest, by_camera=by_camera)
+    graph = find_graph(images, sizes, cams=cams, progress=compute.progress)
+    rows = _rows(images, _spread(count, _SAMPLE))
+    points = Side(like_images(rows, min(count, _SAMPLE)), label="generated points")
+    quiet = replace(compute, progress=None)
+    generated = Plan.of_images(len(points), len(points), points.dim, quiet).rows(points)
+    found = neighbourhoods(graph, find_graph(generated, ListSizes(LONGEST)))
+    if nearest:
+        lists = graph.lists[_spread(count, _LISTS).to(graph.lists.device)].long()
+        near = _rows(images, lists.flatten()).view(*lists.shape, -1)
+        found = replace(found, temperature=partial(temperature, near))
+    if isinstance(data, ShardedSet):
+        return Look(found, None)
+    return Look(found, replace(graph, images=_unread(images)))
+
+
+def _rows(images: UnitRows, which: torch.Tensor) -> torch.Tensor:
+    table, places = images.gather(which.to(images.device))
+    return table[places]
+
+
+def _spread(count: int, some: int) -> torch.Tensor:
+    """At most so many of `count` images, evenly spread."""
+    return torch.from_numpy(np.unique(np.linspace(0, count - 1, min(count, some)).astype(np.int64)))
+
+
+def _unread(images: UnitRows) -> UnitRows:
+    """The same rows, which are read when they are asked for."""
+    return UnitRows(
+        *images.sides,
+        device=images.device,
+        block=images.block,
+        resident=False,
+        dtype=images.dtype,
+        budget=images.budget,
+    )
