@@ -6,6 +6,7 @@ and the other side of its benchmarks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -772,3 +773,42 @@ def ecn(
             total = sum(shared) / (2 * t * (1 + q))
             scores[p, g - probes] = total if total > 0 else similarities[p, g] - 2
     return scores
+
+
+def reciprocity(lists: Sequence[Sequence[int]], longest: int) -> list[float]:
+    """The share of the k nearest neighbours that count an image among their own k nearest, for each k.
+
+    Args:
+        lists: of each image, the others it is listed with, nearest first.
+        longest: up to which k.
+
+    Returns:
+        m(k) for k = 1 .. longest, up to the k that no list reaches.
+    """
+    found = []
+    for k in range(1, longest + 1):
+        if not any(len(near) >= k for near in lists):
+            break
+        agreeing = [i in lists[j][:k] for i, near in enumerate(lists) for j in near[:k]]
+        found.append(sum(agreeing) / len(agreeing))
+    return found
+
+
+def neighbourhood_size(curve: Sequence[float], chance: Sequence[float]) -> tuple[int, float]:
+    """How many other images an identity has. Definition: docs/auto.md.
+
+    Args:
+        curve: m(k) for k = 1, 2, ...
+        chance: m0(k), of points without groups.
+
+    Returns:
+        The size, 0 for curves too short to tell, and by how much the curve bends there.
+    """
+    above = {0: 0.0} | {k: m - m0 for k, (m, m0) in enumerate(zip(curve, chance, strict=False), start=1)}
+    bends = {}
+    for k in range(1, len(above)):
+        if 2 * k in above:
+            half = above[k // 2] if k % 2 == 0 else (above[k // 2] + above[k // 2 + 1]) / 2
+            bends[k] = above[1] - above[2] if k == 1 else 2 * above[k] - half - above[2 * k]
+    size = max(bends, key=lambda k: bends[k], default=0)
+    return size, bends.get(size, 0.0)

@@ -56,7 +56,11 @@ def together(processes: int, *arguments: object, cwd: Path) -> subprocess.Comple
 
 def said(stderr: str) -> list[str]:
     """Our lines, without torchrun's report of the processes that failed."""
-    return [line for line in stderr.splitlines() if line.startswith(("error:", "warning:", "note:", "wrote"))]
+    return [
+        line
+        for line in stderr.splitlines()
+        if line.startswith(("error:", "warning:", "note:", "auto:", "wrote"))
+    ]
 
 
 def ties(gallery: int = 300, dim: int = 16) -> dict[str, np.ndarray]:
@@ -149,12 +153,13 @@ def test_files_are_those_of_one_process(cases, processes, tmp_path):
         assert one.summary() == json.loads(Path(case["output"] + ".json").read_text()), case
 
 
-def test_the_command_line_says_what_it_says_alone(tmp_path):
-    alone = forked("run", OMNIGLOT, "-o", "alone.h5", cwd=tmp_path)
-    done = together(3, "-m", "blurrerank", "run", OMNIGLOT, "-o", "lists.h5", cwd=tmp_path)
+@pytest.mark.parametrize("method", [[], ["--method", "auto"]])
+def test_the_command_line_says_what_it_says_alone(method, tmp_path):
+    alone = forked("run", OMNIGLOT, *method, "-o", "alone.h5", cwd=tmp_path)
+    done = together(3, "-m", "blurrerank", "run", OMNIGLOT, *method, "-o", "lists.h5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == alone.stdout
-    assert said(done.stderr) == [alone.stderr.strip().replace("alone", "lists")]
+    assert said(done.stderr) == alone.stderr.replace("alone", "lists").splitlines()
     assert (tmp_path / "lists.h5").read_bytes() == (tmp_path / "alone.h5").read_bytes()
 
 

@@ -43,8 +43,8 @@ def describe(
         A dictionary ready for JSON: `probe` and `gallery` (None if unreadable), `attributes`, `problems`,
         `warnings` about likely mistakes, as from `convert`, `camera_bias`, how many of the nearest images are
         of the own camera (None if that says nothing), `neighbourhoods`, estimates of how many images an
-        identity has (None for more than 20,000 images, which take a while), and `run`, the plan of a default run
-        (None if there are problems).
+        identity has (None for more than 20,000 images, which take a while), and `run`, the plan of a default
+        run (None if there are problems).
 
     Raises:
         InputError: if a file cannot be opened at all.

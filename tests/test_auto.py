@@ -1,0 +1,330 @@
+"""`auto`: sizes of identities estimated without labels, and chains and parameters that follow from them."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, features
+from hypothesis import given
+from hypothesis import strategies as st
+
+import blurrerank as br
+from blurrerank import reference
+from blurrerank.compute.compute import Compute
+from blurrerank.engine.auto import choose, label
+from blurrerank.engine.request import Request
+from blurrerank.graph.neighbourhoods import like_images, reciprocity, size_estimate
+from blurrerank.methods import create
+from blurrerank.spectral.transform import temperature, transition
+
+OMNIGLOT = ROOT / "examples/omniglot.h5"
+
+
+def people(
+    identities: int,
+    own: int,
+    others: int,
+    *,
+    noise: float = 0.6,
+    bias: float = 0.0,
+    seed: int = 0,
+    dim: int = 48,
+) -> br.FeatureSet:
+    """Two cameras: `own` + 1 images of each identity by the probes' one, `others` by the gallery's."""
+    draw = np.random.default_rng(seed)
+    centres = draw.normal(size=(identities, dim))
+    sides = []
+    for camera, count in ((1, own + 1), (2, others)):
+        ids = np.repeat(np.arange(1, identities + 1), count)
+        shift = bias * draw.normal(size=dim)
+        rows = centres[ids - 1] + noise * draw.normal(size=(len(ids), dim)) + shift
+        order = draw.permutation(len(ids))
+        sides.append(br.Side(rows[order].astype(np.float32), ids[order], np.full(len(ids), camera)))
+    return br.FeatureSet(*sides)
+
+
+def chosen(data: br.FeatureSet, text: str = "auto", **asked):
+    online = asked.pop("online", False)
+    return choose(text, data, Request(online=online), Compute.choose("cpu"), **asked)
+
+
+@given(st.integers(0, 1000), st.integers(2, 25), st.integers(1, 8))
+def test_reciprocity_is_that_of_the_reference(seed, images, longest):
+    draw = np.random.default_rng(seed)
+    lists = [
+        [int(j) for j in draw.permutation(images) if j != i][: draw.integers(0, longest + 1)]
+        for i in range(images)
+    ]
+    padded = torch.full((images, longest), -1)
+    for i, near in enumerate(lists):
+        padded[i, : len(near)] = torch.tensor(near)
+    np.testing.assert_allclose(reciprocity(padded), reference.reciprocity(lists, longest), rtol=0, atol=1e-12)
+
+
+@given(
+    st.lists(st.integers(0, 64), min_size=0, max_size=50),
+    st.lists(st.integers(0, 64), min_size=0, max_size=50),
+)
+def test_the_size_is_where_the_reference_bends_most(curve, chance):
+    # Multiples of 1/64 are exact, so that ties are ties.
+    m, m0 = (np.array(values, dtype=float) / 64 for values in (curve, chance))
+    found = size_estimate(m, m0, 400)
+    assert (found.size, pytest.approx(found.bend, abs=1e-12)) == reference.neighbourhood_size(m, m0)
+    assert found.needed == 0.1
+
+
+@pytest.mark.parametrize(("own", "others"), [(1, 2), (2, 3), (4, 5), (0, 1), (3, 8)])
+@pytest.mark.parametrize("bias", [0.0, 1.5])
+def test_sizes_of_groups_are_found_without_labels(own, others, bias):
+    """Probes have `own` others within their camera, gallery items others - 1: where these differ, the mean."""
+    data = people(240, own, own + 1 if others != 1 else 1, bias=bias)
+    near = br.estimate_neighbourhoods(data)
+    assert near.steps[:1] == ("center",)
+    assert near.across.sure
+    assert near.across.size == (own + 1 if others != 1 else 1)
+    if own:
+        assert near.within.sure
+        assert near.within.size == own
+    else:
+        assert not near.within.sure
+
+
+def test_points_without_groups_have_no_size():
+    draw = np.random.default_rng(3)
+    rows = draw.normal(size=(1200, 32)).astype(np.float32)
+    data = br.FeatureSet(
+        br.Side(rows[:600], cams=np.repeat([1, 2], 300)), br.Side(rows[600:], cams=np.repeat([1, 2], 300))
+    )
+    near = br.estimate_neighbourhoods(data)
+    assert not near.within.sure
+    assert not near.across.sure
+    assert near.size("across") == near.size("nearest") == 0
+
+
+def test_generated_points_have_the_mean_and_covariance_of_the_images():
+    draw = np.random.default_rng(0)
+    rows = draw.normal(size=(500, 6)) @ draw.normal(size=(6, 6)) + draw.normal(size=6)
+    points = like_images(torch.from_numpy(rows).float(), 40_000)
+    np.testing.assert_allclose(points.mean(axis=0), rows.mean(axis=0), atol=0.1)
+    np.testing.assert_allclose(np.cov(points.T), np.cov(rows.T, bias=True), atol=0.4)
+    np.testing.assert_array_equal(points[:300], like_images(torch.from_numpy(rows).float(), 300))
+
+
+def test_at_the_temperature_rows_spread_over_so_many_images():
+    rows = torch.randn(20, 50, 16, generator=torch.manual_seed(0))
+    for images in (2, 5, 12):
+        t = transition(rows, temperature(rows, images))
+        assert torch.special.entr(t).sum(-1).exp().mean().item() == pytest.approx(images, rel=0.1)
+
+
+def test_identities_are_not_looked_at():
+    data = people(120, 1, 2)
+    mixed = br.FeatureSet(
+        br.Side(data.probe.features, data.probe.ids[::-1].copy(), data.probe.cams),
+        br.Side(data.gallery.features, cams=data.gallery.cams),
+    )
+    assert chosen(data).reason == chosen(mixed).reason
+
+
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("with_cameras", [False, True])
+def test_auto_gives_the_lists_of_the_chain_that_it_names(online, with_cameras):
+    data = people(150, 1, 2)
+    if not with_cameras:
+        data = br.FeatureSet(
+            br.Side(data.probe.features, data.probe.ids), br.Side(data.gallery.features, data.gallery.ids)
+        )
+    choice = chosen(data, online=online)
+    named = br.rerank(data, label(choice.method), online=online)
+    found = br.rerank(data, "auto", online=online)
+    assert (found.method, found.params) == (named.method, named.params)
+    assert not any(value == "auto" for value in found.params.values())
+    np.testing.assert_array_equal(found.indices, named.indices)
+    np.testing.assert_array_equal(found.scores, named.scores)
+    assert found.setting == named.setting
+
+
+@pytest.mark.parametrize("memory", [3 << 20, 1 << 30])
+def test_the_choice_does_not_depend_on_the_budget(memory):
+    data = people(150, 1, 2)
+    found = choose("auto", data, Request(), Compute.choose("cpu", memory))
+    assert label(found.method) == label(chosen(data).method)
+
+
+def test_online_the_choice_depends_on_the_gallery_alone():
+    data = people(150, 2, 3, seed=5)
+    both = br.FeatureSet(data.gallery, br.Side(*joined(data)))
+    one = br.FeatureSet(br.Side(data.probe.features[:1], cams=data.probe.cams[:1]), both.gallery)
+    assert chosen(both, online=True).reason == chosen(one, online=True).reason
+
+
+def joined(data: br.FeatureSet) -> tuple[np.ndarray, ...]:
+    return tuple(
+        np.concatenate([getattr(data.probe, name), getattr(data.gallery, name)])
+        for name in ("features", "ids", "cams")
+    )
+
+
+def test_with_cameras_lists_are_as_long_as_identities_have_images():
+    assert label(chosen(people(150, 1, 2)).method) == (
+        "center+camera-graph:ki=2:ko=3:k2i=2:k2o=2:one-sided=0.5:lambda=0.1"
+    )
+
+
+def test_without_cameras_or_with_one_the_graph_is_of_all():
+    data = people(150, 1, 2)
+    none = br.FeatureSet(br.Side(data.probe.features), br.Side(data.gallery.features))
+    one = br.FeatureSet(
+        br.Side(data.probe.features, cams=np.ones(300, int)),
+        br.Side(data.gallery.features, cams=np.ones(300, int)),
+    )
+    for case, words in ((none, "no cameras"), (one, "one camera")):
+        found = chosen(case)
+        assert found.reason == f"gnn:k1=5:k2=3 ({words}; other images of an identity: about 3 in all)"
+
+
+def test_online_with_clear_sizes_probes_are_reranked_and_without_left_as_they_are():
+    data = people(150, 1, 2)
+    assert label(chosen(data, online=True).method) == "k-reciprocal-online:k1=2:k2=2"
+    single = people(300, 0, 1)
+    assert label(chosen(single, online=True).method) == "cosine"
+
+
+def test_cameras_with_few_images_are_not_centred_by():
+    data = people(150, 1, 2)
+    many = br.FeatureSet(
+        br.Side(data.probe.features, cams=np.arange(300) % 40),
+        br.Side(data.gallery.features, cams=np.arange(300) % 40),
+    )
+    found = chosen(many)
+    assert found.method.name == "camera-graph"
+    assert "(40 cameras with 15 images each, too few to centre; " in found.reason
+
+
+def test_a_camera_of_which_only_a_few_probes_are_known_is_not_centred_by():
+    data = people(150, 1, 2)
+    cams = np.where(np.arange(300) < 3, 9, 2)
+    few = br.FeatureSet(
+        br.Side(data.probe.features, cams=cams), br.Side(data.gallery.features, cams=data.gallery.cams)
+    )
+    assert "one of them with fewer than 20 probes alone" in chosen(few).reason
+
+
+def test_one_probe_and_tiny_galleries_fall_back_in_words():
+    data = br.FeatureSet.from_arrays(**features(probes=3, gallery=9))
+    found = chosen(data)
+    assert found.method.name.endswith("cosine")
+    assert "12 images are too few to tell how many an identity has" in found.reason
+    one = br.FeatureSet.from_arrays(np.eye(1, 5), np.eye(2, 5))
+    assert chosen(one).method.name == "cosine"
+    assert br.rerank(one, "auto").indices.tolist() == [[0, 1]]
+    many = people(150, 1, 2)
+    single = br.FeatureSet(br.Side(many.probe.features[:1], cams=many.probe.cams[:1]), many.gallery)
+    assert br.rerank(single, "auto").indices.shape == (1, 50)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("k-reciprocal:k1=auto:k2=auto", {"k1": 3, "k2": 2}),
+        ("gnn:k1=auto:k2=auto", {"k1": 5, "k2": 3}),
+        ("camera-graph:ki=auto:ko=auto:k2i=auto:k2o=auto", {"ki": 2, "ko": 3, "k2i": 2, "k2o": 2}),
+        ("center+k-reciprocal:k1=auto", {"k-reciprocal.k1": 3, "k-reciprocal.k2": 6}),
+    ],
+)
+def test_single_parameters_fit_the_data(text, values):
+    params = br.rerank(people(150, 1, 2), text).params
+    assert params | values == params
+
+
+def test_sigma_grows_with_the_images_of_an_identity():
+    few, many = (br.rerank(people(1200 // (2 * n), n - 1, n), sigma="auto").params["sigma"] for n in (2, 6))
+    assert 0.01 < few < many < 0.6
+
+
+def test_a_parameter_keeps_its_default_where_the_data_do_not_tell():
+    with pytest.warns(
+        br.BlurrerankWarning, match="it is not clear how many images an identity has: k1 20 may not"
+    ):
+        found = br.rerank(br.FeatureSet.from_arrays(**features()), "k-reciprocal", k1="auto")
+    assert found.params["k1"] == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("auto", {"k1": 3}, "method auto chooses all parameters: leave k1 out"),
+        ("auto", {"preset": "market1501"}, "method auto chooses all parameters: leave preset out"),
+        ("auto+lbr", {}, "auto chooses a whole chain for the data"),
+        ("auto:k=3", {}, "auto chooses a whole chain for the data"),
+        ("lbr:topn=auto", {}, "topn of lbr cannot be auto: lbr has a rule for sigma"),
+        ("dba:k=auto+lbr", {}, "k of dba cannot be auto: dba has rules for none of its parameters"),
+        ("auto", {"candidates": np.tile(np.arange(3), (12, 1))}, "auto looks at neighbours among all items"),
+        ("k-reciprocal", {"k1": "auto", "online": True}, "looks at all probes together"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(text, settings, message):
+    with pytest.raises(br.ParameterError, match=message):
+        br.rerank(br.FeatureSet.from_arrays(**features()), text, **settings)
+
+
+def test_auto_values_are_no_numbers_elsewhere():
+    with pytest.raises(br.ParameterError, match="k1 auto is found from the data: name a number here"):
+        create("k-reciprocal:k1=auto")
+    with pytest.raises(br.ParameterError, match="auto chooses a whole chain"):
+        create("auto")
+
+
+def test_run_says_what_was_chosen_and_its_ranking_can_be_repeated_by_name(cli, tmp_path):
+    code, out, err = cli("run", OMNIGLOT, "--method", "auto", "-o", "a.h5")
+    assert code == 0
+    line = next(line for line in err.splitlines() if line.startswith("auto: "))
+    text = line.removeprefix("auto: ").partition(" (")[0]
+    cli("run", OMNIGLOT, "--method", text, "-o", "b.h5")
+    with h5py.File(tmp_path / "a.h5") as a, h5py.File(tmp_path / "b.h5") as b:
+        assert dict(a.attrs) == dict(b.attrs)
+        np.testing.assert_array_equal(a["indices"][()], b["indices"][()])
+        np.testing.assert_array_equal(a["scores"][()], b["scores"][()])
+    before, after = (float(row.split()[1]) for row in out.splitlines()[4:6])
+    assert after > before + 0.1
+
+
+def test_the_command_line_takes_auto_for_a_parameter(cli):
+    _, out, err = cli("run", OMNIGLOT, "--method", "k-reciprocal", "--k1", "auto", "--json", "-o", "k.h5")
+    assert "auto: k1 " in err
+    assert json.loads(out)["params"]["k1"] != 20
+    assert "--k1 N|auto" in cli("run", "--method", "k-reciprocal", "--help")[1]
+    code, _, err = cli("run", OMNIGLOT, "--method", "gnn", "--lambda", "auto")
+    assert code == 2
+    assert "'auto' is not a valid float" in err
+
+
+def test_info_and_plots_and_reports_tell_the_sizes(cli, tmp_path):
+    described = json.loads(cli("info", OMNIGLOT, "--json")[1])["neighbourhoods"]
+    assert described["across"]["sure"]
+    assert described["steps"] == ["center"]
+    assert f"estimated from neighbours, after center: {described['words']}" in cli("info", OMNIGLOT)[1]
+    cli("run", OMNIGLOT, "-o", "r.h5")
+    cli("plot", "r.h5", OMNIGLOT, "-o", "n.svg", "--figure", "neighbourhoods")
+    drawn = (tmp_path / "n.svg").read_text()
+    assert f"across cameras: about {described['across']['size']}" in drawn
+    cli("report", "r.h5", OMNIGLOT, "-o", "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert (
+        f"Other images of an identity, estimated from neighbours, after center: {described['words']}." in page
+    )
+    assert '<svg id="neighbourhoods"' in page
+
+
+def test_an_index_is_built_for_what_fits_its_gallery(tmp_path):
+    data = people(150, 2, 3)
+    index = br.build_index(data.gallery, tmp_path / "i.h5", "auto")
+    assert label(index.method) == label(chosen(data, online=True).method)
+    found = br.rerank(index.features(data.probe), index.method.name, online=True, **index.method.params())
+    np.testing.assert_array_equal(found.indices, br.rerank(data, "auto", online=True).indices)
+    with pytest.raises(br.ParameterError, match=r"auto found cosine .*: no index is needed"):
+        br.build_index(people(300, 0, 1).gallery, tmp_path / "c.h5", "auto")
