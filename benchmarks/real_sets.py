@@ -17,7 +17,7 @@ import numpy as np
 from tabulate import tabulate
 
 import blurrerank as br
-from blurrerank.methods import create
+from blurrerank.methods import AUTO, create
 from blurrerank.methods.kinds.steps import Transform
 
 _DRAWS = 5
@@ -29,9 +29,16 @@ def measured(data: br.FeatureSet, method: str) -> tuple[float, float]:
     return found["mAP"], found["rank1"]
 
 
+def _calibrates(method: str) -> bool:
+    """Whether a method can take calibration features."""
+    if method == AUTO:
+        return True
+    return any(isinstance(step, Transform) and step.needs_cameras for step in create(method).feature_steps)
+
+
 def measured_online(data: br.FeatureSet, method: str) -> tuple[float, float]:
     """The same, each probe by itself, calibrated on the probes of the other half of the identities."""
-    if not any(isinstance(step, Transform) and step.needs_cameras for step in create(method).feature_steps):
+    if not _calibrates(method):
         found = br.evaluate(br.rerank(data, method, online=True), data).summary()
         return found["mAP"], found["rank1"]
     ids, features = data.probe.ids, np.asarray(data.probe.features[:])
