@@ -4,7 +4,8 @@ The rule, whose numbers were chosen on some data sets and measured on others (do
 
 1. Cameras: with two or more of at least 100 images each (the median), features are centred by camera.
 2. Sizes: how many images an identity has is estimated from neighbour lists, within cameras and across.
-3. Whitening: if that is unclear, and whitened features make it clear by neighbours that agree more, whiten.
+3. Whitening: if that is unclear, features vary in few directions, and whitened ones make it clear by neighbours
+   that agree more, whiten.
 4. Ranker: `camera-graph` where there are cameras; otherwise, where the size is clear and above one, `gnn`.
    Online `camera-graph` where both sizes are clear, otherwise `k-reciprocal-online` where one is.
 5. Otherwise `cosine`.
@@ -35,8 +36,9 @@ from .request import Prepared, Request, setting_of
 # Images that cameras must have, as a median, for their means to be theirs and not those of a few identities;
 # images of a camera that only probes have; images in all.
 _IMAGES_A_CAMERA, _ALONE, _FEWEST = 100, 20, 100
-# By how much whitening must raise the share of neighbours that agree.
-_RISE = 0.05
+# By how much whitening must raise the share of neighbours that agree; and below which share, of the nearest of
+# points without groups, features vary in few directions.
+_RISE, _FEW_DIRECTIONS = 0.05, 0.25
 
 _CAMERA_GRAPH = "camera-graph:ki=auto:ko=auto:k2i=auto:k2o=auto:one-sided=0.5:lambda=0.1"
 _GNN = "gnn:k1=auto:k2=auto"
@@ -143,7 +145,7 @@ def prepare(data: FeatureSet, request: Request, compute: Compute) -> tuple[Stepp
         stepped = stepped.after("center", compute)
     found = _look(stepped, request.online, compute)
     before = _main(stepped, found.near, request.online)
-    if found.near.images < _FEWEST or before is None or before.sure:
+    if found.near.images < _FEWEST or before is None or before.sure or before.chance[0] >= _FEW_DIRECTIONS:
         return stepped, found
     whitened = stepped.after("whiten", compute)
     other = _look(whitened, request.online, compute)

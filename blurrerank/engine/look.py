@@ -21,8 +21,10 @@ from ..spectral.transform import temperature
 from .plans import images_plan
 from .workspace import cameras_of, open_workspace
 
-# Images that generated points are like, at most, and as many points; and images whose lists give temperatures.
+# Images that generated points are like, at most; and images whose lists give temperatures.
 _SAMPLE, _LISTS = 2000, 50
+# Clouds of generated points, and points in each at most: more clouds instead of larger ones, which cost more.
+_CLOUDS, _POINTS = 4, 1000
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,8 @@ def look(data: FeatureSet, compute: Compute, *, together: bool, nearest: bool, b
     sizes = list_sizes(nearest=nearest, by_camera=by_camera)
     graph = find_graph(images, sizes, cams=cams, progress=compute.progress)
     rows = _rows(images, _spread(count, _SAMPLE))
-    points = Side(like_images(rows, min(count, _SAMPLE)), label="generated points")
     quiet = replace(compute, progress=None)
-    generated = Plan.of_images(len(points), len(points), points.dim, quiet).rows(points)
-    found = neighbourhoods(graph, find_graph(generated, ListSizes(LONGEST)))
+    found = neighbourhoods(graph, [_cloud(rows, min(count, _POINTS), which, quiet) for which in range(_CLOUDS)])
     if nearest:
         lists = graph.lists[_spread(count, _LISTS).to(graph.lists.device)].long()
         near = _rows(images, lists.flatten()).view(*lists.shape, -1)
@@ -68,6 +68,13 @@ def look(data: FeatureSet, compute: Compute, *, together: bool, nearest: bool, b
     if isinstance(data, ShardedSet):
         return Look(found, None)
     return Look(found, replace(graph, images=_unread(images)))
+
+
+def _cloud(rows: torch.Tensor, count: int, which: int, compute: Compute) -> NeighbourGraph:
+    """The neighbours of generated points like images."""
+    points = Side(like_images(rows, count, which), label="generated points")
+    plan = Plan.of_images(count, count, points.dim, compute)
+    return find_graph(plan.rows(points), ListSizes(LONGEST))
 
 
 def _rows(images: UnitRows, which: torch.Tensor) -> torch.Tensor:

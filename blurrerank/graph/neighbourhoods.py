@@ -2,8 +2,8 @@
 
 Let m(k) be the share of the k nearest neighbours of an image that count it among their own k nearest, averaged
 over images. As long as lists fill up with images of the same identity m(k) rises fast, and from then on as
-slowly as among points without any groups. With m0(k) of generated points of the same mean and covariance, and
-D = m - m0, the size is the k at which D bends most, on a scale of octaves:
+slowly as among points without any groups. With m0(k) of generated points of the same mean and covariance, a
+cubic in log k, and D = m - m0, the size is the k at which D bends most, on a scale of octaves:
 
     bend(k) = 2 D(k) - D(k / 2) - D(2 k),    bend(1) = D(1) - D(2)
 
@@ -15,7 +15,7 @@ statistic (Tibshirani, Walther, Hastie, "Estimating the number of clusters in a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,11 +27,12 @@ from ..search.rows import blocks_of
 from .neighbour_graph import ListSizes, NeighbourGraph
 from .sparse_rows import CHUNK_BYTES
 
-LONGEST = 50
-"""How many neighbours are looked at: sizes up to half of it can be told."""
+LONGEST, LONGEST_BY_CAMERA = 50, 36
+"""How many neighbours are looked at, of all cameras or by camera: sizes below half of that can be told."""
 
+_CUBIC = 3
 # A size is sure from this bend on, and from so many times what chance does to a mean over all images.
-_BEND, _ERRORS = 0.05, 2.0
+_BEND, _ERRORS = 0.05, 1.5
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SizeEstimate:
     """How many other images of its identity an image has, of some kind of cameras.
 
     Attributes:
-        size: the estimate, 1 to 25; 0 if lists are too short to tell.
+        size: the estimate, up to half of the neighbours looked at; 0 if lists are too short to tell.
         bend: how much D bends there.
         needed: from which bend on the estimate is sure.
         curve: m(k) for k = 1, 2, ...
@@ -59,7 +60,7 @@ class SizeEstimate:
     @property
     def sure(self) -> bool:
         """Whether the curve bends enough there, and not only where the lists end."""
-        return self.bend >= self.needed and 0 < self.size < LONGEST // 2
+        return self.bend >= self.needed and 0 < self.size < len(self.curve) // 2
 
     def __str__(self) -> str:
         return (
@@ -110,19 +111,19 @@ class Neighbourhoods:
 
 def list_sizes(*, nearest: bool, by_camera: bool) -> ListSizes:
     """Return how long lists must be that sizes of those kinds are estimated from."""
-    camera = LONGEST if by_camera else 0
+    camera = LONGEST_BY_CAMERA if by_camera else 0
     return ListSizes(LONGEST if nearest else 0, camera, camera)
 
 
-def neighbourhoods(graph: NeighbourGraph, generated: NeighbourGraph) -> Neighbourhoods:
+def neighbourhoods(graph: NeighbourGraph, clouds: Sequence[NeighbourGraph]) -> Neighbourhoods:
     """Estimate the sizes of the kinds that a graph has lists of.
 
     Args:
         graph: of the images.
-        generated: of points without groups, with the mean and covariance of the images, such as
-            `like_images` makes.
+        clouds: of points without groups, with the mean and covariance of the images, such as `like_images`
+            makes; as many in each.
     """
-    chance = reciprocity(generated.lists[:, 1:])
+    chance = smooth(np.mean([reciprocity(cloud.lists[:, 1:]) for cloud in clouds], axis=0))
     lists = {
         "nearest": graph.lists[:, 1:],
         "within": None if graph.within is None else graph.within.items,
@@ -144,7 +145,7 @@ def size_estimate(curve: NDArray[np.float64], chance: NDArray[np.float64], image
         chance: (K',) float64, m0(k).
         images: how many images the curve is a mean over.
     """
-    length = min(len(curve), len(chance), LONGEST)
+    length = min(len(curve), len(chance))
     above = np.concatenate([[0.0], curve[:length] - chance[:length]])
     bends = np.array(
         [
@@ -164,6 +165,14 @@ def size_estimate(curve: NDArray[np.float64], chance: NDArray[np.float64], image
     )
 
 
+def smooth(curve: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cubic in log k that is nearest to a curve of (K,) float64, without its noise."""
+    octaves = np.log2(np.arange(1, len(curve) + 1))
+    if len(curve) <= _CUBIC:
+        return curve
+    return np.asarray(np.polyval(np.polyfit(octaves, curve, _CUBIC), octaves), dtype=np.float64)
+
+
 def reciprocity(lists: torch.Tensor) -> NDArray[np.float64]:
     """Return m(k) for every k for which some image has k neighbours.
 
@@ -174,6 +183,8 @@ def reciprocity(lists: torch.Tensor) -> NDArray[np.float64]:
         (K',) float64, K' at most K.
     """
     count, longest = lists.shape
+    if not longest:
+        return np.zeros(0)
     mutual, listed = (torch.zeros(longest, dtype=torch.int64, device=lists.device) for _ in range(2))
     places = torch.arange(longest, device=lists.device)
     step = max(1, CHUNK_BYTES[lists.device.type] // (16 * max(1, longest) ** 2))
@@ -191,23 +202,24 @@ def reciprocity(lists: torch.Tensor) -> NDArray[np.float64]:
     return share[:some].cpu().numpy()
 
 
-def like_images(rows: torch.Tensor, count: int) -> NDArray[np.float32]:
+def like_images(rows: torch.Tensor, count: int, cloud: int) -> NDArray[np.float32]:
     """Return points that have the mean and covariance of images, and no groups.
 
     Args:
         rows: (n, D) float32, some of the images.
         count: how many points.
+        cloud: which of several sets of points.
 
     Returns:
         (count, D) float32, the same for the same rows.
     """
-    known = rows.cpu().double().numpy()
+    known = rows.cpu().numpy()
     mean = known.mean(axis=0)
     spread = (known - mean) / math.sqrt(len(known))
-    drawn = np.random.default_rng(0)
+    drawn = np.random.default_rng(cloud)
     # Sums of deviations with normal weights have their covariance.
     parts = [
-        drawn.standard_normal((stop - start, len(known))) @ spread + mean
+        drawn.standard_normal((stop - start, len(known)), np.float32) @ spread + mean
         for start, stop in blocks_of(count, 256)
     ]
     return np.concatenate(parts).astype(np.float32)

@@ -45,6 +45,11 @@ def _own(near: Neighbourhoods) -> int:
     return 1 + near.size("within")
 
 
+def _matters(near: Neighbourhoods) -> bool:
+    """Whether the own camera has a good part of the images; otherwise those of others are mean enough."""
+    return 3 * near.size("within") >= near.size("across")
+
+
 def _others(near: Neighbourhoods) -> int:
     """How many images of its identity all other cameras have."""
     return near.size("across") or _UNCLEAR_OTHERS
@@ -72,7 +77,7 @@ class CameraGraph(PropagationRanker):
 
     ki: int = ranged(6, least=1, fits=lambda near: max(_own(near), 1 if near.size("across") else _UNCLEAR_OWN))
     ko: int = ranged(10, least=0, fits=lambda near: 1 + _others(near))
-    k2i: int = ranged(3, least=1, fits=lambda near: _own(near))
+    k2i: int = ranged(3, least=1, fits=lambda near: _own(near) if _matters(near) else 1)
     k2o: int = ranged(3, least=0, fits=lambda near: math.ceil(math.sqrt(_others(near))))
     rounds: int = ranged(2, least=1, most=10)
     one_sided: float = ranged(1.0, least=0, most=1)
