@@ -4,8 +4,8 @@ The rule, whose numbers were chosen on some data sets and measured on others (do
 
 1. Cameras: with two or more of at least 100 images each (the median), features are centred by camera.
 2. Sizes: how many images an identity has is estimated from neighbour lists, within cameras and across.
-3. Whitening: if that is unclear, features vary in few directions, and whitened ones make it clear by neighbours
-   that agree more, whiten.
+3. Whitening: where features vary in few directions, sizes are clear only if whitened features make them so, by
+   neighbours that agree more.
 4. Ranker: `camera-graph` where there are cameras; otherwise, where the size is clear and above one, `gnn`.
    Online `camera-graph` where both sizes are clear, otherwise `k-reciprocal-online` where one is.
 5. Otherwise `cosine`.
@@ -145,7 +145,7 @@ def prepare(data: FeatureSet, request: Request, compute: Compute) -> tuple[Stepp
         stepped = stepped.after("center", compute)
     found = _look(stepped, request.online, compute)
     before = _main(stepped, found.near, request.online)
-    if found.near.images < _FEWEST or before is None or before.sure or before.chance[0] >= _FEW_DIRECTIONS:
+    if found.near.images < _FEWEST or before is None or not before.size or before.chance[0] >= _FEW_DIRECTIONS:
         return stepped, found
     whitened = stepped.after("whiten", compute)
     other = _look(whitened, request.online, compute)
@@ -154,7 +154,7 @@ def prepare(data: FeatureSet, request: Request, compute: Compute) -> tuple[Stepp
         place = after.size - 1
         if after.curve[place] > before.curve[place] + _RISE:
             return whitened, other
-    return stepped, found
+    return stepped, replace(found, near=found.near.unclear())
 
 
 def _look(stepped: Stepped, online: bool, compute: Compute) -> Look:

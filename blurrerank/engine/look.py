@@ -11,11 +11,9 @@ import torch
 from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
-from ..data.side import Side
 from ..graph.find import find_graph
-from ..graph.neighbour_graph import ListSizes, NeighbourGraph
-from ..graph.neighbourhoods import LONGEST, Neighbourhoods, like_images, list_sizes, neighbourhoods
-from ..search.plan import Plan
+from ..graph.neighbour_graph import NeighbourGraph
+from ..graph.neighbourhoods import Neighbourhoods, chance_curve, list_sizes, neighbourhoods
 from ..search.rows import UnitRows
 from ..spectral.transform import temperature
 from .plans import images_plan
@@ -23,8 +21,6 @@ from .workspace import cameras_of, open_workspace
 
 # Images that generated points are like, at most; and images whose lists give temperatures.
 _SAMPLE, _LISTS = 2000, 50
-# Clouds of generated points, and points in each at most: more clouds instead of larger ones, which cost more.
-_CLOUDS, _POINTS = 4, 1000
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Look:
 def look(data: FeatureSet, compute: Compute, *, together: bool, nearest: bool, by_camera: bool) -> Look:
     """Find the neighbours of images, and estimate how many images an identity has.
 
-    Generated points and their lists take up to 50 MB beside the budget at 2,048 dimensions.
+    Generated points, and the images that they are like, take up to 70 MB beside the budget at 2,048 dimensions.
 
     Args:
         data: the features.
@@ -59,8 +55,7 @@ def look(data: FeatureSet, compute: Compute, *, together: bool, nearest: bool, b
     sizes = list_sizes(nearest=nearest, by_camera=by_camera)
     graph = find_graph(images, sizes, cams=cams, progress=compute.progress)
     rows = _rows(images, _spread(count, _SAMPLE))
-    quiet = replace(compute, progress=None)
-    found = neighbourhoods(graph, [_cloud(rows, min(count, _POINTS), which, quiet) for which in range(_CLOUDS)])
+    found = neighbourhoods(graph, chance_curve(rows, count))
     if nearest:
         lists = graph.lists[_spread(count, _LISTS).to(graph.lists.device)].long()
         near = _rows(images, lists.flatten()).view(*lists.shape, -1)
@@ -68,13 +63,6 @@ def look(data: FeatureSet, compute: Compute, *, together: bool, nearest: bool, b
     if isinstance(data, ShardedSet):
         return Look(found, None)
     return Look(found, replace(graph, images=_unread(images)))
-
-
-def _cloud(rows: torch.Tensor, count: int, which: int, compute: Compute) -> NeighbourGraph:
-    """The neighbours of generated points like images."""
-    points = Side(like_images(rows, count, which), label="generated points")
-    plan = Plan.of_images(count, count, points.dim, compute)
-    return find_graph(plan.rows(points), ListSizes(LONGEST))
 
 
 def _rows(images: UnitRows, which: torch.Tensor) -> torch.Tensor:

@@ -15,22 +15,24 @@ statistic (Tibshirani, Walther, Hastie, "Estimating the number of clusters in a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..search.rows import blocks_of
+from ..search.rows import blocks_of, unit_rows
 from .neighbour_graph import ListSizes, NeighbourGraph
 from .sparse_rows import CHUNK_BYTES
 
 LONGEST, LONGEST_BY_CAMERA = 50, 36
 """How many neighbours are looked at, of all cameras or by camera: sizes below half of that can be told."""
 
-_CUBIC = 3
+# Clouds of generated points, and points in each at most: more clouds instead of larger ones, which cost more.
+# Then the degree of the curve that takes their noise away.
+_CLOUDS, _POINTS, _CUBIC = 4, 1000, 3
 # A size is sure from this bend on, and from so many times what chance does to a mean over all images.
 _BEND, _ERRORS = 0.05, 1.5
 
@@ -42,7 +44,7 @@ class SizeEstimate:
     Attributes:
         size: the estimate, up to half of the neighbours looked at; 0 if lists are too short to tell.
         bend: how much D bends there.
-        needed: from which bend on the estimate is sure.
+        needed: from which bend on the estimate is sure; 4, which none reaches, where features cannot tell.
         curve: m(k) for k = 1, 2, ...
         chance: m0(k) for the same k.
     """
@@ -103,6 +105,10 @@ class Neighbourhoods:
         where = {"nearest": "in all", "within": "within a camera", "across": "across cameras"}
         return ", ".join(f"{found} {where[kind]}" for kind, found in self.estimates().items())
 
+    def unclear(self) -> Neighbourhoods:
+        """Return the same estimates, none of them sure."""
+        return replace(self, **{kind: replace(found, needed=4.0) for kind, found in self.estimates().items()})  # type: ignore[arg-type]
+
     def estimates(self) -> dict[str, SizeEstimate]:
         """Return the estimates there are, by kind."""
         every = {kind: getattr(self, kind) for kind in ("nearest", "within", "across")}
@@ -115,15 +121,13 @@ def list_sizes(*, nearest: bool, by_camera: bool) -> ListSizes:
     return ListSizes(LONGEST if nearest else 0, camera, camera)
 
 
-def neighbourhoods(graph: NeighbourGraph, clouds: Sequence[NeighbourGraph]) -> Neighbourhoods:
+def neighbourhoods(graph: NeighbourGraph, chance: NDArray[np.float64]) -> Neighbourhoods:
     """Estimate the sizes of the kinds that a graph has lists of.
 
     Args:
         graph: of the images.
-        clouds: of points without groups, with the mean and covariance of the images, such as `like_images`
-            makes; as many in each.
+        chance: (K,) float64, m0(k), such as `chance_curve` gives.
     """
-    chance = smooth(np.mean([reciprocity(cloud.lists[:, 1:]) for cloud in clouds], axis=0))
     lists = {
         "nearest": graph.lists[:, 1:],
         "within": None if graph.within is None else graph.within.items,
@@ -163,6 +167,25 @@ def size_estimate(curve: NDArray[np.float64], chance: NDArray[np.float64], image
         tuple(curve[:length].tolist()),
         tuple(chance[:length].tolist()),
     )
+
+
+def chance_curve(rows: torch.Tensor, images: int) -> NDArray[np.float64]:
+    """Return m0(k) of points without groups, with the mean and covariance of images.
+
+    Args:
+        rows: (n, D) float32, some of the images.
+        images: how many there are in all; of fewer there are as many points.
+
+    Returns:
+        (K,) float64, k = 1 .. K.
+    """
+    count = min(images, _POINTS)
+    found = []
+    for cloud in range(_CLOUDS):
+        points = unit_rows(torch.from_numpy(like_images(rows, count, cloud)))
+        similarities = (points @ points.T).fill_diagonal_(-torch.inf)
+        found.append(reciprocity(similarities.topk(min(LONGEST, count - 1), dim=1).indices))
+    return smooth(np.mean(found, axis=0))
 
 
 def smooth(curve: NDArray[np.float64]) -> NDArray[np.float64]:
