@@ -213,7 +213,7 @@ def test_cameras_with_few_images_are_not_centred_by():
     )
     found = chosen(many)
     assert found.method.name == "camera-graph"
-    assert "(40 cameras with 15 images each, too few to centre; " in found.reason
+    assert "(40 cameras with a median of 15 images, too few to centre by; " in found.reason
 
 
 def test_a_camera_of_which_only_a_few_probes_are_known_is_not_centred_by():
@@ -222,7 +222,7 @@ def test_a_camera_of_which_only_a_few_probes_are_known_is_not_centred_by():
     few = br.FeatureSet(
         br.Side(data.probe.features, cams=cams), br.Side(data.gallery.features, cams=data.gallery.cams)
     )
-    assert "one of them with fewer than 20 probes alone" in chosen(few).reason
+    assert "one of them known by fewer than 20 probes to centre by" in chosen(few).reason
 
 
 def test_one_probe_and_tiny_galleries_fall_back_in_words():
@@ -274,13 +274,38 @@ def test_a_parameter_keeps_its_default_where_the_data_do_not_tell():
         ("auto:k=3", {}, "auto chooses a whole chain for the data"),
         ("lbr:topn=auto", {}, "topn of lbr cannot be auto: lbr has a rule for sigma"),
         ("dba:k=auto+lbr", {}, "k of dba cannot be auto: dba has rules for none of its parameters"),
+        ("auto", {"calibration": br.Side(np.eye(3, 8))}, "has no cameras: calibration features need them"),
+        ("auto", {"calibration": br.Side(np.eye(3, 5), cams=np.ones(3, int))}, "has 5 dimensions: expected 8"),
+        ("auto", {"graph": br.neighbour_graph(np.eye(3))}, "auto finds a graph of its own"),
+        ("lbr", {"sigma": np.array([0.1, 0.2])}, "sigma must be"),
+        ("camera-graph:foo=auto", {}, "foo of camera-graph cannot be auto"),
         ("auto", {"candidates": np.tile(np.arange(3), (12, 1))}, "auto looks at neighbours among all items"),
         ("k-reciprocal", {"k1": "auto", "online": True}, "looks at all probes together"),
     ],
 )
 def test_what_cannot_be_chosen_is_refused(text, settings, message):
-    with pytest.raises(br.ParameterError, match=message):
+    with pytest.raises(br.BlurrerankError, match=message):
         br.rerank(br.FeatureSet.from_arrays(**features()), text, **settings)
+
+
+def test_a_number_that_is_given_comes_before_auto_and_a_preset_where_nothing_is_clear():
+    data = br.FeatureSet.from_arrays(*groupless())
+    assert br.rerank(data, "k-reciprocal:k1=auto", k1=5).params["k1"] == 5
+    with pytest.warns(br.BlurrerankWarning, match="k1 7 may not fit the data"):
+        assert br.rerank(data, "k-reciprocal", k1="auto", preset="cuhk03").params["k1"] == 7
+
+
+def test_calibration_that_nothing_is_centred_by_is_told():
+    data = people(150, 1, 2)
+    bare = br.FeatureSet(br.Side(data.probe.features), br.Side(data.gallery.features))
+    with pytest.warns(br.BlurrerankWarning, match=r"changes nothing: auto does not centre \(no cameras\)"):
+        br.rerank(bare, "auto", calibration=data.probe)
+
+
+def test_cameras_that_a_parameter_needs_are_missed_in_the_name_of_its_method():
+    data = br.FeatureSet.from_arrays(np.eye(4), np.eye(4))
+    with pytest.raises(br.InputError, match="method camera-graph needs them"):
+        br.rerank(data, "camera-graph", ki="auto")
 
 
 def test_auto_values_are_no_numbers_elsewhere():
@@ -337,5 +362,5 @@ def test_an_index_is_built_for_what_fits_its_gallery(tmp_path):
     assert label(index.method) == label(chosen(data, online=True).method)
     found = br.rerank(index.features(data.probe), index.method.name, online=True, **index.method.params())
     np.testing.assert_array_equal(found.indices, br.rerank(data, "auto", online=True).indices)
-    with pytest.raises(br.ParameterError, match=r"auto found cosine .*: no index is needed"):
+    with pytest.raises(br.ParameterError, match=r"auto chose cosine .*, which needs no index"):
         br.build_index(people(300, 0, 1).gallery, tmp_path / "c.h5", "auto")

@@ -103,5 +103,5 @@ def _for(built: GalleryIndex, method: str | None, params: dict[str, Any]) -> str
     """What was chosen for it, if anything was."""
     from ..engine.auto import is_auto, label
 
-    chosen = method is not None and is_auto(method, params)
+    chosen = method is not None and is_auto(method, given_parameters(params))
     return f", for {label(built.method)}" if chosen else ""

@@ -245,7 +245,9 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     assert options.method is not None
     automatic = is_auto(options.method, given)
     if automatic and (index is not None or not source.exact):
-        raise ParameterError("auto looks at neighbours among all items of FEATS and its gallery: name a method")
+        raise ParameterError(
+            "auto looks at all items of FEATS, not at an index or candidates: name values, and a method"
+        )
     # What is wrong with a method is told before anything is read.
     chosen = (
         create(without_auto(options.method), **_numbers(options, given)) if options.method != AUTO else None
@@ -337,7 +339,9 @@ _GALLERY = "the gallery's"
 
 def _numbers(options: RunOptions, given: dict[str, Any]) -> dict[str, Any]:
     """What is given of a method, but for what is to be found from the data."""
-    return {"preset": options.preset} | {key: value for key, value in given.items() if value != "auto"}
+    from ..methods import AUTO
+
+    return {"preset": options.preset} | {key: value for key, value in given.items() if value != AUTO}
 
 
 def _load(

@@ -14,6 +14,7 @@ The rule, whose numbers were chosen on some data sets and measured on others (do
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,10 +29,11 @@ from ..errors import BlurrerankWarning, ParameterError
 from ..graph.neighbourhoods import Neighbourhoods, SizeEstimate
 from ..methods import AUTO, AnyMethod, FeatureStep, create, settings_of, without_auto
 from ..methods.kinds.base import GraphMethod, Method
+from ..methods.kinds.chain import part_names
 from ..methods.kinds.parameters import parameters_of, written
 from .feature_steps import apply_feature_step
 from .look import Look, look
-from .request import Prepared, Request, setting_of
+from .request import Prepared, Request, check_calibration, setting_of
 
 # Images that cameras must have, as a median, for their means to be theirs and not those of a few identities;
 # images of a camera that only probes have; images in all.
@@ -62,9 +64,22 @@ class Choice:
     near: Neighbourhoods | None = None
 
 
-def is_auto(text: str, params: dict[str, Any] | None = None) -> bool:
-    """Return whether a method, or one of its parameters, is to be chosen for the data."""
-    return text == AUTO or without_auto(text) != text or AUTO in (params or {}).values()
+def is_auto(text: str, params: Mapping[str, Any] | None = None) -> bool:
+    """Return whether a method, or one of its parameters, is to be chosen for the data.
+
+    Raises:
+        ParameterError: for an unknown method beside a parameter that is `auto`.
+    """
+    if not isinstance(text, str) or text == AUTO:
+        return text == AUTO
+    given = params or {}
+    if without_auto(text) == text and not any(_is_word(value) for value in given.values()):
+        return False
+    return any(_is_word(value) for part in settings_of(text, given)[1] for value in part.values())
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and value == AUTO
 
 
 def choose(
@@ -88,8 +103,9 @@ def choose(
 
     Raises:
         ParameterError: as `create`; for a parameter that cannot be `auto`, or anything given beside the method
-            `auto`; for candidates, which are too few to look at.
-        InputError: for a parameter that is found from cameras, if there are none.
+            `auto`; for candidates or a graph, which somebody else found.
+        InputError: for a parameter that is found from cameras, if there are none, or calibration features that
+            cannot be used.
     """
     if not is_auto(text, params):
         return Choice(create(text, preset=preset, **params), request)
@@ -97,6 +113,10 @@ def choose(
         raise ParameterError(
             f"{AUTO} looks at neighbours among all items, and candidates are only some of them: name a method"
         )
+    if request.graph is not None:
+        raise ParameterError(f"{AUTO} finds a graph of its own: leave graph out, or name a method")
+    if request.calibration is not None:
+        check_calibration(request.calibration, data.dim)
     if text != AUTO:
         return _with_values(text, data, request, compute, preset, params)
     if preset is not None or params:
@@ -183,10 +203,10 @@ def _cameras(data: FeatureSet, request: Request) -> tuple[Stepped, bool]:
         return replace(none, words="one camera"), False
     alone = np.setdiff1d(probe, known[len(probe) :] if not request.online else known)
     few = not request.online and any((probe == cam).sum() < _ALONE for cam in alone)
-    words = f"{len(counts)} cameras with {np.median(counts):,g} images each"
+    words = f"{len(counts)} cameras with a median of {np.median(counts):,g} images"
     if np.median(counts) < _IMAGES_A_CAMERA or few:
-        why = "too few to centre" if not few else f"one of them with fewer than {_ALONE} probes alone"
-        return replace(none, by_camera=by_camera, words=f"{words}, {why}"), False
+        why = f"one of them known by fewer than {_ALONE} probes" if few else "too few"
+        return replace(none, by_camera=by_camera, words=f"{words}, {why} to centre by"), False
     return Stepped(data, request, (), by_camera, words), True
 
 
@@ -217,17 +237,18 @@ def _ranker_for(stepped: Stepped, near: Neighbourhoods, online: bool) -> str:
 def _resolved(ranker: str, steps: tuple[str, ...], near: Neighbourhoods) -> str:
     """A chain whose parameters have values."""
     (name,), (given,), (kind,) = settings_of(ranker, {})
-    return "+".join([*steps, _text(name, kind, given | _values(kind, given, near))])
+    fixed = {key: value for key, value in given.items() if not _is_word(value)}
+    return "+".join([*steps, _text(name, kind, _values(kind, given, near) | fixed)])
 
 
-def _values(kind: type[Method], given: dict[str, Any], near: Neighbourhoods) -> dict[str, Any]:
-    """The values of the parameters that are `auto`; defaults where the data do not tell."""
+def _values(kind: type[Method], given: Mapping[str, Any], near: Neighbourhoods) -> dict[str, Any]:
+    """The values of the parameters that are `auto`, but for those that the data do not tell."""
     found = {}
     for parameter in parameters_of(kind):
-        if given.get(parameter.name) == AUTO:
-            assert parameter.fits is not None
+        if _is_word(given.get(parameter.name)) and parameter.fits is not None:
             value = parameter.fits(near)
-            found[parameter.name] = parameter.default if value is None else value
+            if value is not None:
+                found[parameter.name] = value
     return found
 
 
@@ -242,10 +263,16 @@ def _choice(method: AnyMethod, stepped: Stepped, found: Look, request: Request) 
     near, graph = found.near, found.graph
     ranker = method.ranker
     serves = isinstance(ranker, GraphMethod) and graph is not None and graph.serves(ranker.list_sizes())
-    calibration = stepped.request.calibration and request.calibration
+    centred = stepped.request.calibration is not None
+    if request.calibration is not None and not centred:
+        warnings.warn(
+            f"{request.calibration.label} changes nothing: {AUTO} does not centre ({stepped.words})",
+            BlurrerankWarning,
+            stacklevel=3,
+        )
     asked = replace(
         request,
-        calibration=calibration,
+        calibration=request.calibration if centred else None,
         prepared=Prepared(stepped.data, graph if serves else None),
     )
     return Choice(method, asked, f"{label(method)} ({stepped.words}; {_told(near)})", near)
@@ -309,24 +336,30 @@ def _with_values(
 ) -> Choice:
     """A method some of whose parameters are `auto`."""
     named, every, classes = settings_of(text, params)
-    stepped, near, told, parts = data, None, [], []
-    later = replace(request)
+    stepped, asked, near = data, request, None
+    chosen: dict[str, str] = {}
+    labels = list(part_names(list(classes)))
+    values: dict[str, Any] = {}
     for number, (name, kind, given) in enumerate(zip(named, classes, every, strict=True)):
-        wanted = [key for key, value in given.items() if value == AUTO]
+        wanted = [key for key, value in given.items() if _is_word(value)]
+        fitted = {key: value for key, value in given.items() if not _is_word(value)}
         if wanted:
             _check_fits(name, kind, wanted)
             by_camera = issubclass(kind, GraphMethod) and kind().needs_cameras
             together = kind.transductive and not request.online
-            near = look(stepped, compute, together=together, nearest=not by_camera, by_camera=by_camera).near
-            values = _values(kind, given, near)
-            told += [f"{key.removesuffix('_value')} {written(value)}" for key, value in values.items()]
-            given = given | values
-        parts.append(_text(name, kind, given))
-        if issubclass(kind, FeatureStep) and any(AUTO in later.values() for later in every[number + 1 :]):
-            (step,) = create(parts[-1]).feature_steps
-            stepped, later = apply_feature_step(stepped, step, later, compute)
-    assert near is not None
-    method = create("+".join(parts), preset=preset)
+            sides = {"together": together, "nearest": not by_camera, "by_camera": by_camera}
+            near = look(stepped, compute, **sides, wanted_by=name).near
+            fitted |= _values(kind, given, near)
+        prefix = f"{labels[number]}." if len(named) > 1 else ""
+        values |= {f"{prefix}{key}": value for key, value in fitted.items()}
+        chosen |= {f"{prefix}{key}": key.removesuffix("_value") for key in wanted}
+        later = [value for rest in every[number + 1 :] for value in rest.values()]
+        if issubclass(kind, FeatureStep) and any(map(_is_word, later)):
+            (step,) = create(_text(name, kind, fitted)).feature_steps
+            stepped, asked = apply_feature_step(stepped, step, asked, compute)
+    assert near is not None  # somebody asked for `auto`
+    method = create("+".join(named), **({"preset": preset} | values))
+    told = [f"{name} {written(method.params()[key])}" for key, name in chosen.items()]
     setting_of(method, request.online)
     if not any(found.sure for found in near.estimates().values()):
         warnings.warn(

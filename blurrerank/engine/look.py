@@ -36,7 +36,15 @@ class Look:
     graph: NeighbourGraph | None
 
 
-def look(data: FeatureSet, compute: Compute, *, together: bool, nearest: bool, by_camera: bool) -> Look:
+def look(
+    data: FeatureSet,
+    compute: Compute,
+    *,
+    together: bool,
+    nearest: bool,
+    by_camera: bool,
+    wanted_by: str = "auto",
+) -> Look:
     """Find the neighbours of images, and estimate how many images an identity has.
 
     Generated points, and the images that they are like, take up to 70 MB beside the budget at 2,048 dimensions.
@@ -47,11 +55,16 @@ def look(data: FeatureSet, compute: Compute, *, together: bool, nearest: bool, b
         together: whether the images are probes and gallery, or the gallery alone.
         nearest: whether to look at neighbours of all cameras.
         by_camera: whether to look at those within and across cameras apart.
+        wanted_by: the method that asks.
+
+    Raises:
+        InputError: if there are no cameras and they are to be told apart.
+        ParameterError: for a budget that is too small.
     """
     count = len(data.gallery) + (len(data.probe) if together else 0)
     plan = images_plan(data, count, compute)
     images = open_workspace(data, plan, together=together).images
-    cams = cameras_of(data, count, "auto") if by_camera else None
+    cams = cameras_of(data, count, wanted_by) if by_camera else None
     sizes = list_sizes(nearest=nearest, by_camera=by_camera)
     graph = find_graph(images, sizes, cams=cams, progress=compute.progress)
     rows = _rows(images, _spread(count, _SAMPLE))

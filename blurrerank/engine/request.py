@@ -141,6 +141,11 @@ def check_calibrates(method: AnyMethod, calibration: Side, dim: int, *, online: 
         InputError: for features or cameras that cannot be used.
     """
     check_takes_calibration(method, online=online)
+    check_calibration(calibration, dim)
+
+
+def check_calibration(calibration: Side, dim: int) -> None:
+    """Raise `InputError` for calibration features that those of `dim` dimensions cannot be calibrated by."""
     problems = find_problems(calibration, None)
     if not problems and calibration.dim != dim:
         problems = [

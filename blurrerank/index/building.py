@@ -28,7 +28,7 @@ from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.targets import check_target, replacing
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import NeighbourGraph
-from ..methods import AnyMethod, GraphRanker, create
+from ..methods import AUTO, AnyMethod, GraphRanker, create
 from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.steps import Transform
 from ..search.plan import Plan
@@ -99,6 +99,8 @@ def build_index(
         if old is None:
             chosen = _chosen(method or KReciprocalOnline.name, gallery, calibration, compute, params)
         else:
+            if method == AUTO:
+                raise ParameterError("an index that is added to keeps its method: leave --method out")
             chosen = old.method_for(method, **params)
             if chosen.feature_steps:
                 raise ParameterError(
@@ -151,7 +153,8 @@ def _chosen(
     text: str, gallery: Side, calibration: Side | None, compute: Compute, params: dict[str, Any]
 ) -> AnyMethod:
     """The method of an index, which may be chosen for its gallery."""
-    if not is_auto(text, params):
+    settings = {key: value for key, value in params.items() if key != "preset"}
+    if not is_auto(text, settings):
         return create(text, **params)
     problems = find_problems(gallery, None)
     if problems:
@@ -162,7 +165,7 @@ def _chosen(
     choice = choose(text, data, asked, replace(compute, progress=None), **params)
     log.info("auto: %s", choice.reason)
     if not isinstance(choice.method.ranker, GraphRanker):
-        raise ParameterError(f"auto found {choice.reason}: no index is needed to rank so")
+        raise ParameterError(f"auto chose {choice.reason}, which needs no index")
     return choice.method
 
 

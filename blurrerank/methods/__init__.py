@@ -77,7 +77,7 @@ def available() -> list[str]:
 
 def is_available(text: str) -> bool:
     """Return whether a method is known by that name, or all methods of a chain are."""
-    return text == AUTO or all(part in available() for part in text.split("+"))
+    return all(part in available() for part in text.split("+"))
 
 
 def method_class(name: str) -> type[Method]:

@@ -47,7 +47,7 @@ class LocalBlurring(HeadRanker):
         "msmt17": {"topn": 150, "sigma": 0.02},
     }
 
-    sigma: float = ranged(0.1, above=0, fits=lambda near: _temperature(near))
+    sigma: float = ranged(0.1, above=0, fits=_temperature)
     probe_in_graph: bool = False
     cosine: bool = False
     # Long before 100 steps, a random walk has forgotten where it began.

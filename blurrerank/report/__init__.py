@@ -337,7 +337,8 @@ def _figures(comparison: BeforeAfter, heat: str) -> str:
     if near is not None and near.estimates():
         steps = f", after {'+'.join(near.steps)}" if near.steps else ""
         words = f"<p>Other images of an identity, estimated from neighbours{steps}: {escape(str(near))}.</p>"
-        chart = f'<div class="figures"><figure>{neighbourhood_chart(near)}</figure></div>'
+        caption = "<figcaption>Share of the k nearest neighbours that list an image too</figcaption>"
+        chart = f'<div class="figures"><figure>{caption}{neighbourhood_chart(near)}</figure></div>'
         parts.append(_section("sizes", "Neighbourhoods", words + chart))
     return "\n".join(parts)
 
