@@ -112,11 +112,7 @@ def gains(names: list[str]) -> None:
         for method, where in locate_each(data, list(texts), Request(whole_rows=True), finder, compute):
             found[texts[method]] = measure(where, data, get_protocol("market1501"), ap="plain")
         best = max(found, key=lambda text: found[text].mAP)
-        row = [
-            Path(name).stem
-            if "@" not in name
-            else Path(name.partition("@")[0]).stem + "@" + name.partition("@")[2]
-        ]
+        row = [called(name)]
         row += [spread(found[text], ids) for text in ("cosine", "lbr", "k-reciprocal", best)] + [f"`{best}`"]
         for online in (False, True):
             row.append(spread(br.evaluate(br.rerank(data, "auto", online=online), data), ids))

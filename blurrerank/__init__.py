@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from .data.features import FeatureSet as FeatureSet
     from .data.ranking import Ranking as Ranking
     from .data.side import Side as Side
-    from .engine.auto import estimate_neighbourhoods as estimate_neighbourhoods
     from .engine.evaluate import evaluate as evaluate
     from .engine.graphs import neighbour_graph as neighbour_graph
     from .engine.rerank import local_blurring as local_blurring
     from .engine.rerank import rerank as rerank
+    from .engine.rule import estimate_neighbourhoods as estimate_neighbourhoods
     from .errors import BlurrerankError as BlurrerankError
     from .errors import BlurrerankWarning as BlurrerankWarning
     from .errors import InputError as InputError
@@ -59,10 +59,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "data.features": ("FeatureSet", "Side"),
     "data.ranking": ("Ranking",),
-    "engine.auto": ("estimate_neighbourhoods",),
     "engine.evaluate": ("evaluate",),
     "engine.graphs": ("neighbour_graph",),
     "engine.rerank": ("local_blurring", "rerank"),
+    "engine.rule": ("estimate_neighbourhoods",),
     "errors": ("BlurrerankError", "BlurrerankWarning", "InputError", "OutputError", "ParameterError"),
     "evaluation.metrics": ("Metrics",),
     "evaluation.significance": ("Comparison", "compare"),

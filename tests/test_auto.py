@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 import blurrerank as br
 from blurrerank import reference
 from blurrerank.compute.compute import Compute
-from blurrerank.engine.auto import choose, label
+from blurrerank.engine.auto import choose
 from blurrerank.engine.request import Request
 from blurrerank.graph.neighbourhoods import like_images, reciprocity, size_estimate, smooth
-from blurrerank.methods import create
+from blurrerank.methods import create, text_of
 from blurrerank.spectral.transform import temperature, transition
 
 OMNIGLOT = ROOT / "examples/omniglot.h5"
@@ -150,7 +150,7 @@ def test_auto_gives_the_lists_of_the_chain_that_it_names(online, with_cameras):
             br.Side(data.probe.features, data.probe.ids), br.Side(data.gallery.features, data.gallery.ids)
         )
     choice = chosen(data, online=online)
-    named = br.rerank(data, label(choice.method), online=online)
+    named = br.rerank(data, text_of(choice.method), online=online)
     found = br.rerank(data, "auto", online=online)
     assert (found.method, found.params) == (named.method, named.params)
     assert not any(value == "auto" for value in found.params.values())
@@ -163,7 +163,7 @@ def test_auto_gives_the_lists_of_the_chain_that_it_names(online, with_cameras):
 def test_the_choice_does_not_depend_on_the_budget(memory):
     data = people(150, 1, 2)
     found = choose("auto", data, Request(), Compute.choose("cpu", memory))
-    assert label(found.method) == label(chosen(data).method)
+    assert text_of(found.method) == text_of(chosen(data).method)
 
 
 def test_online_the_choice_depends_on_the_gallery_alone():
@@ -181,7 +181,7 @@ def joined(data: br.FeatureSet) -> tuple[np.ndarray, ...]:
 
 
 def test_with_cameras_lists_are_as_long_as_identities_have_images():
-    assert label(chosen(people(150, 1, 2)).method) == (
+    assert text_of(chosen(people(150, 1, 2)).method) == (
         "center+camera-graph:ki=2:ko=3:k2i=2:k2o=2:one-sided=0.5:lambda=0.1"
     )
 
@@ -200,9 +200,9 @@ def test_without_cameras_or_with_one_the_graph_is_of_all():
 
 def test_online_with_clear_sizes_probes_are_reranked_and_without_left_as_they_are():
     data = people(150, 1, 2)
-    assert label(chosen(data, online=True).method) == "k-reciprocal-online:k1=2:k2=2"
+    assert text_of(chosen(data, online=True).method) == "k-reciprocal-online:k1=2:k2=2"
     single = people(300, 0, 1)
-    assert label(chosen(single, online=True).method) == "cosine"
+    assert text_of(chosen(single, online=True).method) == "cosine"
 
 
 def test_cameras_with_few_images_are_not_centred_by():
@@ -359,7 +359,7 @@ def test_info_and_plots_and_reports_tell_the_sizes(cli, tmp_path):
 def test_an_index_is_built_for_what_fits_its_gallery(tmp_path):
     data = people(150, 2, 3)
     index = br.build_index(data.gallery, tmp_path / "i.h5", "auto")
-    assert label(index.method) == label(chosen(data, online=True).method)
+    assert text_of(index.method) == text_of(chosen(data, online=True).method)
     found = br.rerank(index.features(data.probe), index.method.name, online=True, **index.method.params())
     np.testing.assert_array_equal(found.indices, br.rerank(data, "auto", online=True).indices)
     with pytest.raises(br.ParameterError, match=r"auto chose cosine .*, which needs no index"):

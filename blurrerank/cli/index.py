@@ -101,7 +101,8 @@ def index(
 
 def _for(built: GalleryIndex, method: str | None, params: dict[str, Any]) -> str:
     """What was chosen for it, if anything was."""
-    from ..engine.auto import is_auto, label
+    from ..engine.auto import is_auto
+    from ..methods import text_of
 
     chosen = method is not None and is_auto(method, given_parameters(params))
-    return f", for {label(built.method)}" if chosen else ""
+    return f", for {text_of(built.method)}" if chosen else ""

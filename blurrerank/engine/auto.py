@@ -1,15 +1,4 @@
-"""`auto`: a chain, or values of parameters, that fit the data, found without identities.
-
-The rule, whose numbers were chosen on some data sets and measured on others (docs/auto.md):
-
-1. Cameras: with two or more of at least 100 images each (the median), features are centred by camera.
-2. Sizes: how many images an identity has is estimated from neighbour lists, within cameras and across.
-3. Whitening: where features vary in few directions, sizes are clear only if whitened features make them so, by
-   neighbours that agree more.
-4. Ranker: `camera-graph` where there are cameras; otherwise, where the size is clear and above one, `gnn`.
-   Online `camera-graph` where both sizes are clear, otherwise `k-reciprocal-online` where one is.
-5. Otherwise `cosine`.
-"""
+"""`auto`: a chain, or values of parameters, that fit the data, found without identities."""
 
 from __future__ import annotations
 
@@ -18,33 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from ..compute.compute import Compute, Progress
+from ..compute.compute import Compute
 from ..data.features import FeatureSet
-from ..data.sharded import ShardedSet
 from ..errors import BlurrerankWarning, ParameterError
-from ..graph.neighbourhoods import Neighbourhoods, SizeEstimate
-from ..methods import AUTO, AnyMethod, FeatureStep, create, settings_of, without_auto
+from ..graph.neighbourhoods import Neighbourhoods
+from ..methods import AUTO, AnyMethod, FeatureStep, create, settings_of, text_of, with_settings, without_auto
 from ..methods.kinds.base import GraphMethod, Method
 from ..methods.kinds.chain import part_names
 from ..methods.kinds.parameters import parameters_of, written
 from .feature_steps import apply_feature_step
 from .look import Look, look
 from .request import Prepared, Request, check_calibration, setting_of
-
-# Images that cameras must have, as a median, for their means to be theirs and not those of a few identities;
-# images of a camera that only probes have; images in all.
-_IMAGES_A_CAMERA, _ALONE, _FEWEST = 100, 20, 100
-# By how much whitening must raise the share of neighbours that agree; and below which share, of the nearest of
-# points without groups, features vary in few directions.
-_RISE, _FEW_DIRECTIONS = 0.05, 0.25
-
-_CAMERA_GRAPH = "camera-graph:ki=auto:ko=auto:k2i=auto:k2o=auto:one-sided=0.5:lambda=0.1"
-_GNN = "gnn:k1=auto:k2=auto"
-_ONLINE = "k-reciprocal-online:k1=auto:k2=auto"
+from .rule import Stepped, prepare, ranker_for, told
 
 
 @dataclass(frozen=True)
@@ -123,122 +97,11 @@ def choose(
         given = "preset" if preset is not None else next(iter(params))
         raise ParameterError(f"method {AUTO} chooses all parameters: leave {given} out, or name a method")
     chosen, found = prepare(data, request, compute)
-    method = create(_resolved(_ranker_for(chosen, found.near, request.online), chosen.steps, found.near))
+    ranker = ranker_for(chosen, found.near, request.online)
+    _, (settings,), (kind,) = settings_of(ranker, {})
+    fitting = with_settings(without_auto(ranker), _values(kind, settings, found.near))
+    method = create("+".join([*chosen.steps, fitting]))
     return _choice(method, chosen, found, request)
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """Features as a chain's steps have left them.
-
-    Attributes:
-        data: the features.
-        request: with the calibration features treated likewise.
-        steps: names of the steps.
-        by_camera: whether cameras are told apart.
-        words: what cameras there are.
-    """
-
-    data: FeatureSet
-    request: Request
-    steps: tuple[str, ...]
-    by_camera: bool
-    words: str
-
-    def after(self, step: str, compute: Compute) -> Stepped:
-        """Return the features that one more step gives."""
-        (made,) = create(step).feature_steps
-        data, request = apply_feature_step(self.data, made, self.request, compute)
-        return replace(self, data=data, request=request, steps=(*self.steps, step))
-
-
-def prepare(data: FeatureSet, request: Request, compute: Compute) -> tuple[Stepped, Look]:
-    """Treat features as the rule has it, and estimate how many images an identity has.
-
-    Args:
-        data: the features.
-        request: `online` and `calibration`.
-        compute: how.
-    """
-    stepped, centred = _cameras(data, request)
-    if centred:
-        stepped = stepped.after("center", compute)
-    found = _look(stepped, request.online, compute)
-    before = _main(stepped, found.near, request.online)
-    if found.near.images < _FEWEST or before is None or not before.size or before.chance[0] >= _FEW_DIRECTIONS:
-        return stepped, found
-    whitened = stepped.after("whiten", compute)
-    other = _look(whitened, request.online, compute)
-    after = _main(whitened, other.near, request.online)
-    if after is not None and after.sure:
-        place = after.size - 1
-        if after.curve[place] > before.curve[place] + _RISE:
-            return whitened, other
-    return stepped, replace(found, near=found.near.unclear())
-
-
-def _look(stepped: Stepped, online: bool, compute: Compute) -> Look:
-    """The neighbours that the rule looks at."""
-    nearest = online or not stepped.by_camera
-    found = look(stepped.data, compute, together=not online, nearest=nearest, by_camera=stepped.by_camera)
-    return replace(found, near=replace(found.near, steps=stepped.steps))
-
-
-def _main(stepped: Stepped, near: Neighbourhoods, online: bool) -> SizeEstimate | None:
-    """The estimate that says whether anything is known."""
-    return near.across if stepped.by_camera and not online else near.nearest
-
-
-def _cameras(data: FeatureSet, request: Request) -> tuple[Stepped, bool]:
-    """What cameras there are, and whether features are centred by them."""
-    probe, gallery = _cams_of(data)
-    none = Stepped(data, replace(request, calibration=None), (), False, "no cameras")
-    if probe is None or gallery is None:
-        return none, False
-    seen = gallery if request.online else np.concatenate([probe, gallery])
-    known = seen if request.calibration is None else np.concatenate([seen, request.calibration.cams])
-    counts = np.unique(known, return_counts=True)[1]
-    by_camera = len(np.unique(seen)) > 1
-    if len(counts) < 2:
-        return replace(none, words="one camera"), False
-    alone = np.setdiff1d(probe, known[len(probe) :] if not request.online else known)
-    few = not request.online and any((probe == cam).sum() < _ALONE for cam in alone)
-    words = f"{len(counts)} cameras with a median of {np.median(counts):,g} images"
-    if np.median(counts) < _IMAGES_A_CAMERA or few:
-        why = f"one of them known by fewer than {_ALONE} probes" if few else "too few"
-        return replace(none, by_camera=by_camera, words=f"{words}, {why} to centre by"), False
-    return Stepped(data, request, (), by_camera, words), True
-
-
-def _cams_of(data: FeatureSet) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
-    """The cameras of both sides; of a gallery that is cut among processes, those that the first has read."""
-    probe, gallery = data.probe.cams, data.gallery.cams
-    if not isinstance(data, ShardedSet):
-        return probe, gallery
-    sizes = len(data.probe), len(data.gallery)
-    found = torch.full((sum(sizes) + 1,), -1)
-    if data.group.rank == 0 and probe is not None and gallery is not None:
-        found = torch.from_numpy(np.concatenate([probe, gallery, [0]]))
-    every = data.group.broadcast(found, 0).numpy()
-    return (None, None) if every[-1] < 0 else (every[: sizes[0]], every[sizes[0] : -1])
-
-
-def _ranker_for(stepped: Stepped, near: Neighbourhoods, online: bool) -> str:
-    """The ranker, with parameters that fit."""
-    if near.images < _FEWEST:
-        return "cosine"
-    if stepped.by_camera and (not online or (near.size("within") and near.size("across"))):
-        return _CAMERA_GRAPH
-    if online:
-        return _ONLINE if near.size("nearest") else "cosine"
-    return _GNN if near.size("nearest") > 1 else "cosine"
-
-
-def _resolved(ranker: str, steps: tuple[str, ...], near: Neighbourhoods) -> str:
-    """A chain whose parameters have values."""
-    (name,), (given,), (kind,) = settings_of(ranker, {})
-    fixed = {key: value for key, value in given.items() if not _is_word(value)}
-    return "+".join([*steps, _text(name, kind, _values(kind, given, near) | fixed)])
 
 
 def _values(kind: type[Method], given: Mapping[str, Any], near: Neighbourhoods) -> dict[str, Any]:
@@ -250,12 +113,6 @@ def _values(kind: type[Method], given: Mapping[str, Any], near: Neighbourhoods) 
             if value is not None:
                 found[parameter.name] = value
     return found
-
-
-def _text(name: str, kind: type[Method], given: dict[str, Any]) -> str:
-    """A part of a chain as its grammar has it."""
-    options = {parameter.name: parameter.option for parameter in parameters_of(kind)}
-    return ":".join([name, *(f"{options.get(key, key)}={written(value)}" for key, value in given.items())])
 
 
 def _choice(method: AnyMethod, stepped: Stepped, found: Look, request: Request) -> Choice:
@@ -275,55 +132,7 @@ def _choice(method: AnyMethod, stepped: Stepped, found: Look, request: Request) 
         calibration=request.calibration if centred else None,
         prepared=Prepared(stepped.data, graph if serves else None),
     )
-    return Choice(method, asked, f"{label(method)} ({stepped.words}; {_told(near)})", near)
-
-
-def label(method: AnyMethod) -> str:
-    """Return a chain as its grammar has it, with all parameters that are not defaults."""
-    parts = []
-    for part in (*method.feature_steps, method.ranker):
-        others = {one.name: getattr(part, one.name) for one in parameters_of(part)}
-        given = {one.name: others[one.name] for one in parameters_of(part) if others[one.name] != one.default}
-        parts.append(_text(part.name, type(part), given))
-    return "+".join(parts)
-
-
-def estimate_neighbourhoods(
-    data: FeatureSet,
-    *,
-    online: bool = False,
-    device: str = "auto",
-    memory: int | None = None,
-    progress: Progress | None = None,
-) -> Neighbourhoods:
-    """Estimate how many other images an identity has, from neighbour lists alone.
-
-    Features are centred by camera and whitened first where the method `auto` does so.
-
-    Args:
-        data: the features; identities are not looked at.
-        online: look at the gallery alone.
-        device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        memory: budget for working memory in bytes; by default 2 GiB, and half of what is free on a GPU.
-        progress: called with (images done, images in all).
-
-    Returns:
-        Estimates within cameras and across, or in all where there is one camera or none; each with the curve
-        that it is read from, and whether it is sure.
-
-    Raises:
-        ParameterError: for a budget that is too small.
-        BlurrerankError: for a device that is not available.
-    """
-    compute = Compute.choose(device, memory, progress=progress)
-    return prepare(data, Request(online=online), compute)[1].near
-
-
-def _told(near: Neighbourhoods) -> str:
-    """What is known of sizes, in words."""
-    if near.images < _FEWEST:
-        return f"{near.images} images are too few to tell how many an identity has"
-    return f"other images of an identity: {near}"
+    return Choice(method, asked, f"{text_of(method)} ({stepped.words}; {told(near)})", near)
 
 
 def _with_values(
@@ -355,19 +164,19 @@ def _with_values(
         chosen |= {f"{prefix}{key}": key.removesuffix("_value") for key in wanted}
         later = [value for rest in every[number + 1 :] for value in rest.values()]
         if issubclass(kind, FeatureStep) and any(map(_is_word, later)):
-            (step,) = create(_text(name, kind, fitted)).feature_steps
+            (step,) = create(with_settings(name, fitted)).feature_steps
             stepped, asked = apply_feature_step(stepped, step, asked, compute)
     assert near is not None  # somebody asked for `auto`
     method = create("+".join(named), **({"preset": preset} | values))
-    told = [f"{name} {written(method.params()[key])}" for key, name in chosen.items()]
+    found = [f"{name} {written(method.params()[key])}" for key, name in chosen.items()]
     setting_of(method, request.online)
-    if not any(found.sure for found in near.estimates().values()):
+    if not any(one.sure for one in near.estimates().values()):
         warnings.warn(
-            f"it is not clear how many images an identity has: {', '.join(told)} may not fit the data",
+            f"it is not clear how many images an identity has: {', '.join(found)} may not fit the data",
             BlurrerankWarning,
             stacklevel=3,
         )
-    return Choice(method, request, f"{', '.join(told)} ({_told(near)})", near)
+    return Choice(method, request, f"{', '.join(found)} ({told(near)})", near)
 
 
 def _check_fits(name: str, kind: type[Method], wanted: list[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from ..compute.compute import Compute
@@ -14,7 +13,7 @@ from ..data.sharded import ShardedSet
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import NeighbourGraph
 from ..graph.neighbourhoods import Neighbourhoods, chance_curve, list_sizes, neighbourhoods
-from ..search.rows import UnitRows
+from ..search.rows import UnitRows, evenly_spread
 from ..spectral.transform import temperature
 from .plans import images_plan
 from .workspace import cameras_of, open_workspace
@@ -67,34 +66,17 @@ def look(
     cams = cameras_of(data, count, wanted_by) if by_camera else None
     sizes = list_sizes(nearest=nearest, by_camera=by_camera)
     graph = find_graph(images, sizes, cams=cams, progress=compute.progress)
-    rows = _rows(images, _spread(count, _SAMPLE))
+    rows = _rows(images, torch.from_numpy(evenly_spread(count, _SAMPLE)))
     found = neighbourhoods(graph, chance_curve(rows, count))
     if nearest:
-        lists = graph.lists[_spread(count, _LISTS).to(graph.lists.device)].long()
+        lists = graph.lists[evenly_spread(count, _LISTS)].long()
         near = _rows(images, lists.flatten()).view(*lists.shape, -1)
         found = replace(found, temperature=partial(temperature, near))
     if isinstance(data, ShardedSet):
         return Look(found, None)
-    return Look(found, replace(graph, images=_unread(images)))
+    return Look(found, replace(graph, images=images.unread()))
 
 
 def _rows(images: UnitRows, which: torch.Tensor) -> torch.Tensor:
     table, places = images.gather(which.to(images.device))
     return table[places]
-
-
-def _spread(count: int, some: int) -> torch.Tensor:
-    """At most so many of `count` images, evenly spread."""
-    return torch.from_numpy(np.unique(np.linspace(0, count - 1, min(count, some)).astype(np.int64)))
-
-
-def _unread(images: UnitRows) -> UnitRows:
-    """The same rows, which are read when they are asked for."""
-    return UnitRows(
-        *images.sides,
-        device=images.device,
-        block=images.block,
-        resident=False,
-        dtype=images.dtype,
-        budget=images.budget,
-    )

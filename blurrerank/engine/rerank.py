@@ -76,8 +76,7 @@ def rerank(
             images; names the probe.
         BlurrerankError: for a device that is not available.
     """
-    automatic = is_auto(method, params)
-    chosen = None if automatic else create(method, preset=preset, **params)
+    chosen = None if is_auto(method, params) else create(method, preset=preset, **params)
     if candidates is not None:
         if chosen is not None:
             check_reranks_candidates(chosen)

@@ -75,6 +75,14 @@ def cameras_of(data: FeatureSet, images: int, wanted_by: str) -> torch.Tensor:
     return data.group.broadcast(found, 0) if isinstance(data, ShardedSet) else found
 
 
+def cameras_if_any(data: FeatureSet) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return what `cameras_of_both` does; None unless both sides have cameras."""
+    there = data.has_cams
+    if isinstance(data, ShardedSet):  # only the first process knows
+        there = bool(data.group.broadcast(torch.tensor([int(there)]), 0))
+    return cameras_of_both(data, "") if there else None
+
+
 def cameras_of_both(data: FeatureSet, wanted_by: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (P,) and (G,) int64, the cameras of the probes and of the whole gallery.
 

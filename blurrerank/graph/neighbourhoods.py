@@ -27,6 +27,9 @@ from ..search.rows import blocks_of, unit_rows
 from .neighbour_graph import ListSizes, NeighbourGraph
 from .sparse_rows import CHUNK_BYTES
 
+KINDS = {"nearest": "all cameras", "within": "within cameras", "across": "across cameras"}
+"""Of which cameras neighbours are looked at, and what a figure calls that."""
+
 LONGEST, LONGEST_BY_CAMERA = 50, 36
 """How many neighbours are looked at, of all cameras or by camera: sizes below half of that can be told."""
 
@@ -111,7 +114,7 @@ class Neighbourhoods:
 
     def estimates(self) -> dict[str, SizeEstimate]:
         """Return the estimates there are, by kind."""
-        every = {kind: getattr(self, kind) for kind in ("nearest", "within", "across")}
+        every = {kind: getattr(self, kind) for kind in KINDS}
         return {kind: found for kind, found in every.items() if found is not None}
 
 
@@ -210,7 +213,7 @@ def reciprocity(lists: torch.Tensor) -> NDArray[np.float64]:
         return np.zeros(0)
     mutual, listed = (torch.zeros(longest, dtype=torch.int64, device=lists.device) for _ in range(2))
     places = torch.arange(longest, device=lists.device)
-    step = max(1, CHUNK_BYTES[lists.device.type] // (16 * max(1, longest) ** 2))
+    step = max(1, CHUNK_BYTES[lists.device.type] // (16 * longest**2))
     for start, stop in blocks_of(count, step):
         items = lists[start:stop].long()
         there = items >= 0
@@ -245,4 +248,4 @@ def like_images(rows: torch.Tensor, count: int, cloud: int) -> NDArray[np.float3
         drawn.standard_normal((stop - start, len(known)), np.float32) @ spread + mean
         for start, stop in blocks_of(count, 256)
     ]
-    return np.concatenate(parts).astype(np.float32)
+    return np.concatenate(parts)

@@ -156,11 +156,9 @@ def _chosen(
     settings = {key: value for key, value in params.items() if key != "preset"}
     if not is_auto(text, settings):
         return create(text, **params)
-    problems = find_problems(gallery, None)
-    if problems:
-        raise InputError(problems)
-    # Online, a choice looks at the gallery alone.
-    data = FeatureSet(gallery, gallery)
+    # Online, a choice looks at the gallery alone: one of its items stands for all probes.
+    cams = None if gallery.cams is None else gallery.cams[:1]
+    data = FeatureSet(Side(gallery.features[:1], cams=cams, label=gallery.label), gallery)
     asked = Request(online=True, calibration=calibration)
     choice = choose(text, data, asked, replace(compute, progress=None), **params)
     log.info("auto: %s", choice.reason)

@@ -26,8 +26,6 @@ from .kinds.parameters import AUTO, Parameter, parameters_of, parse_value, writt
 
 ENTRY_POINTS = "blurrerank.methods"
 
-_TAKES_AUTO = "`run`, `index` and `rerank` take it, by itself"
-
 AnyMethod: TypeAlias = Ranker | Chain
 """What ranks: a method that ends a chain, or a chain."""
 
@@ -51,6 +49,7 @@ __all__ = [
     "presets_of",
     "settings_of",
     "split_methods",
+    "text_of",
     "with_settings",
     "without_auto",
 ]
@@ -230,6 +229,24 @@ def with_settings(text: str, settings: Mapping[str, Any]) -> str:
     return "+".join(parts)
 
 
+def text_of(method: AnyMethod) -> str:
+    """Return the text that makes a method, with the parameters that are not defaults.
+
+    >>> text_of(create("dba:k=4+k-reciprocal:k1=20"))
+    'dba:k=4+k-reciprocal'
+    """
+    parts = (*method.feature_steps, method.ranker)
+    others = (
+        {
+            f"{part.name}.{one.name}": getattr(part, one.name)
+            for one in parameters_of(part)
+            if getattr(part, one.name) != one.default
+        }
+        for part in parts
+    )
+    return "+".join(with_settings(part.name, given) for part, given in zip(parts, others, strict=True))
+
+
 def presets_of(text: str) -> list[str]:
     """Return the names of the presets that the ranker of a method or chain has.
 
@@ -346,7 +363,9 @@ def parse_chain(text: str) -> tuple[list[str], list[dict[str, Any]]]:
         if not name:
             raise ParameterError(f"{text!r} names no method where one should be: expected such as dba:k=4+lbr")
         if name == AUTO:
-            raise ParameterError(f"{AUTO} chooses a whole chain for the data: {_TAKES_AUTO}")
+            raise ParameterError(
+                f"{AUTO} chooses a whole chain for the data: `run`, `index` and `rerank` take it, by itself"
+            )
         params: dict[str, Any] = {}
         for setting in settings:
             key, equals, value = setting.partition("=")

@@ -21,15 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..engine.auto import estimate_neighbourhoods
 from ..engine.request import ONLINE
 from ..errors import InputError
 from ..evaluation.metrics import Metrics
 from ..files.images import Pictures
 from ..files.targets import opener, replacing
-from ..graph.neighbourhoods import Neighbourhoods
 from ..studies.before_after import DROPPED, IS_JUNK, RIGHT, WRONG, BeforeAfter
-from ..studies.describe import MOST_LOOKED_AT
+from ..studies.describe import quick_estimate
 from ..studies.heat_map import Grid, grid_of
 from ..studies.sweep import Sweep
 from ..studies.tuning import Tuning
@@ -333,7 +331,7 @@ def _figures(comparison: BeforeAfter, heat: str) -> str:
     if heat:
         wide = f'<div class="wide" tabindex="0" role="region" aria-label="Sweep table">{heat}</div>'
         parts.append(_section("sweep", "Sweep", wide))
-    near = _near(comparison)
+    near = quick_estimate(comparison.data, online=comparison.ranking.setting == ONLINE)
     if near is not None and near.estimates():
         steps = f", after {'+'.join(near.steps)}" if near.steps else ""
         words = f"<p>Other images of an identity, estimated from neighbours{steps}: {escape(str(near))}.</p>"
@@ -341,14 +339,6 @@ def _figures(comparison: BeforeAfter, heat: str) -> str:
         chart = f'<div class="figures"><figure>{caption}{neighbourhood_chart(near)}</figure></div>'
         parts.append(_section("sizes", "Neighbourhoods", words + chart))
     return "\n".join(parts)
-
-
-def _near(comparison: BeforeAfter) -> Neighbourhoods | None:
-    """How many images an identity has; None where telling takes a while."""
-    data = comparison.data
-    if len(data.probe) + len(data.gallery) > MOST_LOOKED_AT:
-        return None
-    return estimate_neighbourhoods(data, online=comparison.ranking.setting == ONLINE)
 
 
 def _section(name: str, heading: str, body: str) -> str:

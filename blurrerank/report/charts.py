@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.metrics import Metrics
-from ..graph.neighbourhoods import Neighbourhoods
+from ..graph.neighbourhoods import KINDS, Neighbourhoods
 from ..studies.before_after import BeforeAfter
 from ..studies.heat_map import Grid
 
@@ -81,10 +81,9 @@ def neighbourhood_chart(near: Neighbourhoods) -> str:
         "neighbours k",
         "share of neighbours that list an image too",
     )
-    names = {"nearest": "all cameras", "within": "within cameras", "across": "across cameras"}
     lines = [("after", next(iter(every.values())).chance, 0, "without identities", True)]
     lines += [
-        (style, found.curve, found.size if found.sure else 0, f"{names[kind]}: {found}", False)
+        (style, found.curve, found.size if found.sure else 0, f"{KINDS[kind]}: {found}", False)
         for style, (kind, found) in zip(("after", "other"), every.items(), strict=False)
     ]
     for row, (style, curve, size, text, dotted) in enumerate(lines):

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.auto import estimate_neighbourhoods
 from ..engine.request import ONLINE
+from ..engine.rule import estimate_neighbourhoods
 from ..errors import BlurrerankError, InputError, ParameterError
 from ..evaluation.metrics import Metrics
 from ..files.targets import check_target, opener, replacing
-from ..graph.neighbourhoods import Neighbourhoods
+from ..graph.neighbourhoods import KINDS, Neighbourhoods
 from ..studies.before_after import BeforeAfter
 from ..studies.heat_map import Grid, grid_of
 from ..studies.sweep import Sweep
@@ -154,10 +154,9 @@ def _changes(axis: Any, comparison: BeforeAfter) -> None:
 
 def _neighbourhoods(axis: Any, near: Neighbourhoods) -> None:
     colours = {"nearest": _AFTER, "within": _AFTER, "across": _WORSE}
-    names = {"nearest": "all cameras", "within": "within cameras", "across": "across cameras"}
     for kind, found in near.estimates().items():
         places = np.arange(1, len(found.curve) + 1)
-        axis.plot(places, found.curve, color=colours[kind], label=f"{names[kind]}: {found}")
+        axis.plot(places, found.curve, color=colours[kind], label=f"{KINDS[kind]}: {found}")
         if found.sure:
             axis.plot(found.size, found.curve[found.size - 1], "o", color=colours[kind])
         chance = found.chance

@@ -24,7 +24,7 @@ from ..errors import BlurrerankError, InputError, ParameterError
 from .exact import Query, margin, search
 from .given import listed_scores
 from .plan import Demand, Plan
-from .rows import UnitRows, blocks_of
+from .rows import UnitRows, blocks_of, evenly_spread
 
 DEFAULT_FACTORY = "IVF1024,Flat"
 RECALL_PROBES = 2000
@@ -138,8 +138,7 @@ def recall(
     demand = Demand(2 * max(topn, lists.depth), margin(topn, len(data.gallery)))
     plan = Plan.fit(data, demand, Compute.choose(device, memory))
     gallery = plan.rows(data.gallery)
-    count = min(len(data.probe), RECALL_PROBES)
-    chosen = np.linspace(0, len(data.probe) - 1, count).astype(np.int64)
+    chosen = evenly_spread(len(data.probe), RECALL_PROBES)
     # Read one by one, as what is chosen from may be on disk.
     rows = torch.cat([data.probe.block(row, row + 1) for row in chosen.tolist()])
     probe = UnitRows(Side(rows), device=plan.device, block=plan.probe_batch, resident=False)
@@ -150,7 +149,7 @@ def recall(
         least = batch.candidates.scores[:, -1:]
         reached = (listed_scores(batch.probe, given, gallery) >= least).sum(dim=1)
         shares.append(reached.clamp_max(topn).to(torch.float64) / topn)
-    return Recall(float(torch.cat(shares).mean()), topn, count)
+    return Recall(float(torch.cat(shares).mean()), topn, len(chosen))
 
 
 def _faiss() -> Any:
@@ -203,7 +202,7 @@ def _trained(faiss: Any, factory: str, gallery: UnitRows, held: int) -> Any:
     size = len(gallery)
     count = min(size, held)
     _accept_few(faiss, index)
-    chosen = torch.from_numpy(np.linspace(0, size - 1, count).astype(np.int64))
+    chosen = torch.from_numpy(evenly_spread(size, count))
     table, _ = gallery.gather(chosen)
     try:
         index.train(table.numpy())

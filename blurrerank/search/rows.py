@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..compute.device import DEFAULT_MEMORY
 from ..data.side import Side
@@ -78,6 +80,11 @@ def blocks_of(total: int, size: int) -> Iterator[tuple[int, int]]:
     """Consecutive `(start, stop)` up to `total`, of `size` each but for the last."""
     for start in range(0, total, size):
         yield start, min(start + size, total)
+
+
+def evenly_spread(count: int, some: int) -> NDArray[np.int64]:
+    """Ascending places of at most `some` of `count` items, as far from each other as can be."""
+    return np.unique(np.linspace(0, count - 1, min(count, some)).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -195,21 +202,22 @@ class UnitRows:
 
     def parts(self) -> list[UnitRows]:
         """The rows of each side alone, sharing memory."""
-        parts = [
-            UnitRows(
-                side,
-                device=self.device,
-                block=self.block,
-                resident=False,
-                dtype=self.dtype,
-                budget=self.budget,
-            )
-            for side in self.sides
-        ]
+        parts = [self.unread(side) for side in self.sides]
         if self._rows is not None:
             for part, rows in zip(parts, torch.split(self._rows, list(map(len, self.sides))), strict=True):
                 part._rows = rows
         return parts
+
+    def unread(self, *sides: Side) -> UnitRows:
+        """The rows of `sides`, or all of them, to be read when they are asked for."""
+        return UnitRows(
+            *(sides or self.sides),
+            device=self.device,
+            block=self.block,
+            resident=False,
+            dtype=self.dtype,
+            budget=self.budget,
+        )
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start:stop`, (stop - start, D)."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..data.features import FeatureSet
-from ..search.rows import unit_rows
+from ..search.rows import evenly_spread, unit_rows
 
 # Images looked at, at most and at least, and how many of the nearest of each.
 _SAMPLE, _FEWEST, _NEAREST = 2000, 300, 10
@@ -54,7 +54,7 @@ def camera_bias(data: FeatureSet) -> CameraBias | None:
     if data.probe.cams is None or data.gallery.cams is None:
         return None
     count = len(data.probe) + len(data.gallery)
-    chosen = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int))
+    chosen = evenly_spread(count, _SAMPLE)
     cams = torch.from_numpy(np.concatenate([data.probe.cams, data.gallery.cams])[chosen])
     found, sizes = torch.unique(cams, return_counts=True)
     if len(found) < 2 or len(chosen) < _FEWEST:

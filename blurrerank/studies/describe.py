@@ -13,19 +13,20 @@ from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.labels import DISTRACTOR, JUNK
 from ..data.side import Side
-from ..engine.auto import estimate_neighbourhoods
 from ..engine.plans import plan_for
 from ..engine.request import Request
+from ..engine.rule import estimate_neighbourhoods
 from ..evaluation.metrics import valid_probes
 from ..evaluation.protocols import PROTOCOLS
 from ..files.foreign.traps import label_doubts, side_doubts
 from ..files.loading import inspect
+from ..graph.neighbourhoods import Neighbourhoods
 from ..index.gallery_index import GalleryIndex
 from ..methods import create
 from .cameras import camera_bias
 
 # Images whose neighbours are looked for without being asked.
-MOST_LOOKED_AT = 20_000
+_MOST_LOOKED_AT = 20_000
 
 
 def describe(
@@ -68,10 +69,19 @@ def describe(
         bias = camera_bias(data)
         if bias is not None:
             described["camera_bias"] = {**asdict(bias), "matters": bias.matters}
-        if len(data.probe) + len(data.gallery) <= MOST_LOOKED_AT:
-            near = estimate_neighbourhoods(data, device=device, memory=memory)
+        near = quick_estimate(data, device=device, memory=memory)
+        if near is not None:
             described["neighbourhoods"] = near.summary() | {"words": str(near)}
     return described
+
+
+def quick_estimate(
+    data: FeatureSet, *, online: bool = False, device: str = "auto", memory: int | None = None
+) -> Neighbourhoods | None:
+    """Return what `estimate_neighbourhoods` does; None for more than 20,000 images, which take a while."""
+    if len(data.probe) + len(data.gallery) > _MOST_LOOKED_AT:
+        return None
+    return estimate_neighbourhoods(data, online=online, device=device, memory=memory)
 
 
 def describe_index(path: str | Path) -> dict[str, Any]:
