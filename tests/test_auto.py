@@ -193,7 +193,12 @@ def test_without_cameras_or_with_one_the_graph_is_of_all():
         br.Side(data.probe.features, cams=np.ones(300, int)),
         br.Side(data.gallery.features, cams=np.ones(300, int)),
     )
-    for case, words in ((none, "no cameras"), (one, "one camera")):
+    half = br.FeatureSet(br.Side(data.probe.features), data.gallery)
+    for case, words in (
+        (none, "there are no cameras"),
+        (half, "the probes have no cameras"),
+        (one, "one camera"),
+    ):
         found = chosen(case)
         assert found.reason == f"gnn:k1=5:k2=3 ({words}; other images of an identity: about 3 in all)"
 
@@ -223,6 +228,39 @@ def test_a_camera_of_which_only_a_few_probes_are_known_is_not_centred_by():
         br.Side(data.probe.features, cams=cams), br.Side(data.gallery.features, cams=data.gallery.cams)
     )
     assert "one of them known by fewer than 20 probes to centre by" in chosen(few).reason
+
+
+def test_cameras_of_calibration_features_that_nothing_else_has_do_not_count():
+    data = people(150, 1, 2)
+    draw = np.random.default_rng(0)
+    others = br.Side(draw.normal(size=(60, 48)).astype(np.float32), cams=np.repeat(np.arange(10, 30), 3))
+    compute = Compute.choose("cpu")
+    found = choose("auto", data, Request(calibration=others), compute)
+    assert found.method.name.startswith("center+")
+    assert "(2 cameras with a median of 300 images; " in found.reason
+    # Online, they may be those of probes to come.
+    with pytest.warns(br.BlurrerankWarning, match="changes nothing: auto does not centre"):
+        online = choose("auto", data, Request(online=True, calibration=others), compute)
+    assert "(21 cameras with a median of 3 images, too few to centre by; " in online.reason
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+@pytest.mark.parametrize("with_cameras", [False, True])
+def test_features_that_are_equal_are_left_as_they_are(noise, with_cameras):
+    draw = np.random.default_rng(0)
+    rows = (1 + noise * draw.normal(size=(600, 16))).astype(np.float32)
+    cams = np.arange(300) % 60 if with_cameras else None
+    found = chosen(br.FeatureSet(br.Side(rows[:300], cams=cams), br.Side(rows[300:], cams=cams)))
+    assert found.method.name == "cosine"
+    assert found.reason.endswith("features are equal but for rounding)")
+
+
+def test_a_gallery_of_a_few_items_is_left_as_it_is():
+    data = people(150, 1, 2)
+    few = br.FeatureSet(data.probe, br.Side(data.gallery.features[:19], cams=data.gallery.cams[:19]))
+    found = chosen(few)
+    assert found.method.name.endswith("cosine")
+    assert found.reason.endswith("a gallery of 19 is too small to re-rank)")
 
 
 def test_one_probe_and_tiny_galleries_fall_back_in_words():
@@ -278,7 +316,8 @@ def test_a_parameter_keeps_its_default_where_the_data_do_not_tell():
         ("auto", {"calibration": br.Side(np.eye(3, 5), cams=np.ones(3, int))}, "has 5 dimensions: expected 8"),
         ("auto", {"graph": br.neighbour_graph(np.eye(3))}, "auto finds a graph of its own"),
         ("lbr", {"sigma": np.array([0.1, 0.2])}, "sigma must be"),
-        ("camera-graph:foo=auto", {}, "foo of camera-graph cannot be auto"),
+        ("camera-graph:foo=auto", {}, "method camera-graph has no parameter 'foo'"),
+        ("AUTO", {}, "method 'AUTO' is not known: did you mean auto"),
         ("auto", {"candidates": np.tile(np.arange(3), (12, 1))}, "auto looks at neighbours among all items"),
         ("k-reciprocal", {"k1": "auto", "online": True}, "looks at all probes together"),
     ],
@@ -298,7 +337,7 @@ def test_a_number_that_is_given_comes_before_auto_and_a_preset_where_nothing_is_
 def test_calibration_that_nothing_is_centred_by_is_told():
     data = people(150, 1, 2)
     bare = br.FeatureSet(br.Side(data.probe.features), br.Side(data.gallery.features))
-    with pytest.warns(br.BlurrerankWarning, match=r"changes nothing: auto does not centre \(no cameras\)"):
+    with pytest.warns(br.BlurrerankWarning, match=r"changes nothing: auto does not centre \(there are no"):
         br.rerank(bare, "auto", calibration=data.probe)
 
 
@@ -339,6 +378,34 @@ def test_the_command_line_takes_auto_for_a_parameter(cli):
     assert "'auto' is not a valid float" in err
 
 
+def test_what_auto_cannot_do_is_told_before_anything_is_read(cli):
+    for arguments, said in (
+        (("--method", "auto", "--k1", "3"), "--k1: method auto chooses all parameters; leave it out"),
+        (("--method", "auto", "--preset", "market1501"), "chooses all parameters: leave preset out"),
+        (("--method", "auto", "--index", "i.h5"), "an index has the method and the parameters"),
+        (("--method", "auto", "--candidates", "c.npy"), "auto looks at neighbours among all items"),
+        (("--method", "k-reciprocal", "--k1", "auto", "--online"), "looks at all probes together"),
+        (
+            (
+                "--method",
+                "lbr:topn=auto",
+            ),
+            "topn of lbr cannot be auto: lbr has a rule for sigma",
+        ),
+    ):
+        code, out, err = cli("run", "missing.h5", *arguments)
+        assert (code, out) == (2, "")
+        assert said in err
+
+
+def test_cameras_are_hinted_at_where_one_parameter_is_chosen(cli):
+    data = people(150, 1, 2, bias=1.5)
+    br.save_features(data, "biased.h5")
+    err = cli("run", "biased.h5", "--method", "k-reciprocal", "--k1", "auto", "--k2", "auto")[2]
+    assert "try --method center+camera-graph" in err
+    assert "try --method" not in cli("run", "biased.h5", "--method", "auto", "-o", "a.h5")[2]
+
+
 def test_info_and_plots_and_reports_tell_the_sizes(cli, tmp_path):
     described = json.loads(cli("info", OMNIGLOT, "--json")[1])["neighbourhoods"]
     assert described["across"]["sure"]
@@ -362,5 +429,16 @@ def test_an_index_is_built_for_what_fits_its_gallery(tmp_path):
     assert text_of(index.method) == text_of(chosen(data, online=True).method)
     found = br.rerank(index.features(data.probe), index.method.name, online=True, **index.method.params())
     np.testing.assert_array_equal(found.indices, br.rerank(data, "auto", online=True).indices)
+    told = []
+    with pytest.warns(br.BlurrerankWarning, match="changes nothing: auto does not centre"):
+        br.build_index(
+            br.Side(data.gallery.features),
+            tmp_path / "n.h5",
+            "auto",
+            calibration=data.probe,
+            notify=told.append,
+        )
+    (said,) = told
+    assert said.startswith("auto: k-reciprocal-online:k1=3:k2=3 (")
     with pytest.raises(br.ParameterError, match=r"auto chose cosine .*, which needs no index"):
         br.build_index(people(300, 0, 1).gallery, tmp_path / "c.h5", "auto")

@@ -697,7 +697,7 @@ def test_parameters_of_the_index_hold(cli, write):
     assert cli("index", feats, "-o", "i.h5", "--k1", 7, "--k2", 2) == (
         0,
         "",
-        "wrote i.h5: 60 gallery items x 8\n",
+        "wrote i.h5: 60 gallery items x 8, for k-reciprocal-online:k1=7:k2=2\n",
     )
     refusal = "error: i.h5 was built with k1 7, not 9: leave it out or build another\n"
     assert cli("run", "--index", "i.h5", feats, "--k1", 9) == (2, "", refusal)
@@ -1081,7 +1081,7 @@ def test_an_index_with_cameras_on_the_command_line(cli, write):
     code, out, err = cli(
         "index", "feats.h5", "-o", "i.h5", "--method", chain, "--calibrate", "earlier.h5", "--ki", 4
     )
-    assert (code, out, err) == (0, "", "wrote i.h5: 140 gallery items x 64\n")
+    assert (code, out, err) == (0, "", "wrote i.h5: 140 gallery items x 64, for center+camera-graph:ki=4\n")
     code, by_index, err = cli("run", "--index", "i.h5", "feats.h5", "-o", "by_index.h5", "--lambda", 0.5)
     assert code == 0, err
     assert "center+cosine" in by_index

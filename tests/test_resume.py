@@ -221,7 +221,8 @@ def test_with_nothing_to_go_on_from_a_run_begins(cli, feats):
     assert code == 0
     assert err.endswith("wrote out.h5: 40 lists of 50\n")
     code, _, err = cli("run", feats, "-o", "out.h5", "--resume")
-    assert (code, err[:39]) == (1, "error: out.h5 exists: pass --force (for")
+    told = "error: out.h5 exists, and nothing is left to resume: pass --force to make it anew\n"
+    assert (code, err) == (1, told)
 
 
 def test_a_pipe_keeps_nothing(cli, feats):

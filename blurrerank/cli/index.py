@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .method_options import MethodCommand, given_parameters, method_option, preset_option
 from .options import FILE, Runtime, calibrate_option, load_calibration, precision_option, runtime_options
-
-if TYPE_CHECKING:
-    from ..index.gallery_index import GalleryIndex
 
 
 @click.command(
@@ -66,6 +63,7 @@ def index(
     from ..errors import ParameterError
     from ..files import load_side
     from ..index.building import build_index, partial_of
+    from ..methods import text_of
 
     runtime.start()
     if append and force:
@@ -89,6 +87,7 @@ def index(
             memory=runtime.memory,
             precision=precision,
             progress=runtime.progress("indexing"),
+            notify=runtime.note,
             **given_parameters({"preset": preset, **params}),
         )
     except (KeyboardInterrupt, SystemExit):
@@ -96,13 +95,4 @@ def index(
         if left.exists():
             runtime.note(f"note: {left} has what was found so far; the same command goes on")
         raise
-    runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}{_for(built, method, params)}")
-
-
-def _for(built: GalleryIndex, method: str | None, params: dict[str, Any]) -> str:
-    """What was chosen for it, if anything was."""
-    from ..engine.auto import is_auto
-    from ..methods import text_of
-
-    chosen = method is not None and is_auto(method, given_parameters(params))
-    return f", for {text_of(built.method)}" if chosen else ""
+    runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}, for {text_of(built.method)}")

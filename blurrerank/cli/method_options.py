@@ -107,6 +107,11 @@ class MethodCommand(click.Command):
         if error.option_name not in others:
             return error
         method = self.method(ctx)
+        if method == AUTO:
+            return click.UsageError(
+                f"{error.option_name}: method {AUTO} chooses all parameters; leave it out, or name a method",
+                ctx=error.ctx,
+            )
         its = ", ".join(param.opts[0] for param in self._of_method(ctx)) or "none"
         return click.UsageError(
             f"{error.option_name} is not an option of method {method}; it has {its}", ctx=error.ctx

@@ -231,29 +231,29 @@ class RunOptions:
 
 def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
     """What each process does."""
-    from ..engine.auto import choose, is_auto
-    from ..engine.request import Request, check_takes_calibration, setting_of
+    from ..engine.auto import checked, choose, is_auto
+    from ..engine.request import Request, check_takes_calibration
     from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
     from ..files import format_of
     from ..index.gallery_index import GalleryIndex
-    from ..methods import AUTO, create, without_auto
+    from ..methods import AUTO
     from ..studies.cameras import camera_bias
 
     runtime.start()
     index, source = options.index, options.source
     assert options.method is not None
     automatic = is_auto(options.method, given)
-    if automatic and (index is not None or not source.exact):
+    if automatic and index is not None:
         raise ParameterError(
-            "auto looks at all items of FEATS, not at an index or candidates: name values, and a method"
+            "an index has the method and the parameters that it was built for: leave --method and auto out"
+        )
+    if automatic and not source.exact:
+        raise ParameterError(
+            "auto looks at neighbours among all items, and candidates are only some of them: name a method"
         )
     # What is wrong with a method is told before anything is read.
-    chosen = (
-        create(without_auto(options.method), **_numbers(options, given)) if options.method != AUTO else None
-    )
-    if chosen is not None:
-        setting_of(chosen, options.online)
+    chosen = checked(options.method, preset=options.preset, online=options.online, **given)
     if group is not None and index is not None:
         raise ParameterError("an index is read by one process: start this without torchrun")
     if group is not None and not source.exact:
@@ -301,9 +301,9 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):
         runtime.note(f"note: {note.replace(_GALLERY, whole)}")
-    if group is None and indexed is None and lists is None and not automatic and not chosen.needs_cameras:
+    if group is None and indexed is None and lists is None and not chosen.needs_cameras:
         bias = camera_bias(data)
-        if bias is not None and bias.matters:
+        if bias is not None and bias.matters and options.method != AUTO:
             runtime.note(f"note: {bias}: try --method center+camera-graph")
     depth = size if options.depth == "all" else cast("int | None", options.depth)
     if depth is not None and depth > size:
@@ -335,13 +335,6 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
 
 
 _GALLERY = "the gallery's"
-
-
-def _numbers(options: RunOptions, given: dict[str, Any]) -> dict[str, Any]:
-    """What is given of a method, but for what is to be found from the data."""
-    from ..methods import AUTO
-
-    return {"preset": options.preset} | {key: value for key, value in given.items() if value != AUTO}
 
 
 def _load(

@@ -11,14 +11,24 @@ from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..errors import BlurrerankWarning, ParameterError
 from ..graph.neighbourhoods import Neighbourhoods
-from ..methods import AUTO, AnyMethod, FeatureStep, create, settings_of, text_of, with_settings, without_auto
+from ..methods import (
+    AUTO,
+    AnyMethod,
+    FeatureStep,
+    create,
+    find_parameter,
+    settings_of,
+    text_of,
+    with_settings,
+    without_auto,
+)
 from ..methods.kinds.base import GraphMethod, Method
 from ..methods.kinds.chain import part_names
 from ..methods.kinds.parameters import parameters_of, written
 from .feature_steps import apply_feature_step
 from .look import Look, look
 from .request import Prepared, Request, check_calibration, setting_of
-from .rule import Stepped, prepare, ranker_for, told
+from .rule import Stepped, prepare, ranker_for, told, too_little
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,38 @@ def _is_word(value: Any) -> bool:
     return isinstance(value, str) and value == AUTO
 
 
+def checked(text: str, *, preset: str | None = None, online: bool = False, **params: Any) -> AnyMethod | None:
+    """Check a method before there are data that something of it may be chosen for.
+
+    Args:
+        text: as for `choose`.
+        preset: as for `create`.
+        online: whether each probe must be ranked by itself.
+        **params: as for `choose`.
+
+    Returns:
+        The method, with defaults where a value is to be found; None for `auto`, which may become any.
+
+    Raises:
+        ParameterError: as `create` and `setting_of`; for a parameter that cannot be `auto`, or anything given
+            beside the method `auto`.
+    """
+    if text == AUTO:
+        if preset is not None or params:
+            given = "preset" if preset is not None else next(iter(params))
+            raise ParameterError(f"method {AUTO} chooses all parameters: leave {given} out, or name a method")
+        return None
+    if is_auto(text, params):
+        for name, settings, kind in zip(*settings_of(text, params), strict=True):
+            for key, value in settings.items():
+                if _is_word(value):
+                    _check_fits(name, kind, key)
+    numbers = {key: value for key, value in params.items() if not _is_word(value)}
+    method = create(without_auto(text) if isinstance(text, str) else text, preset=preset, **numbers)
+    setting_of(method, online)
+    return method
+
+
 def choose(
     text: str,
     data: FeatureSet,
@@ -76,13 +118,13 @@ def choose(
         **params: as for `create`; values may be `auto`.
 
     Raises:
-        ParameterError: as `create`; for a parameter that cannot be `auto`, or anything given beside the method
-            `auto`; for candidates or a graph, which somebody else found.
+        ParameterError: as `checked`; for candidates or a graph, which somebody else found.
         InputError: for a parameter that is found from cameras, if there are none, or calibration features that
             cannot be used.
     """
     if not is_auto(text, params):
         return Choice(create(text, preset=preset, **params), request)
+    checked(text, preset=preset, online=request.online, **params)
     if request.candidates is not None:
         raise ParameterError(
             f"{AUTO} looks at neighbours among all items, and candidates are only some of them: name a method"
@@ -93,9 +135,6 @@ def choose(
         check_calibration(request.calibration, data.dim)
     if text != AUTO:
         return _with_values(text, data, request, compute, preset, params)
-    if preset is not None or params:
-        given = "preset" if preset is not None else next(iter(params))
-        raise ParameterError(f"method {AUTO} chooses all parameters: leave {given} out, or name a method")
     chosen, found = prepare(data, request, compute)
     ranker = ranker_for(chosen, found.near, request.online)
     _, (settings,), (kind,) = settings_of(ranker, {})
@@ -121,6 +160,7 @@ def _choice(method: AnyMethod, stepped: Stepped, found: Look, request: Request) 
     ranker = method.ranker
     serves = isinstance(ranker, GraphMethod) and graph is not None and graph.serves(ranker.list_sizes())
     centred = stepped.request.calibration is not None
+    why = too_little(stepped.data, near) or told(near)
     if request.calibration is not None and not centred:
         warnings.warn(
             f"{request.calibration.label} changes nothing: {AUTO} does not centre ({stepped.words})",
@@ -132,7 +172,7 @@ def _choice(method: AnyMethod, stepped: Stepped, found: Look, request: Request) 
         calibration=request.calibration if centred else None,
         prepared=Prepared(stepped.data, graph if serves else None),
     )
-    return Choice(method, asked, f"{text_of(method)} ({stepped.words}; {told(near)})", near)
+    return Choice(method, asked, f"{text_of(method)} ({stepped.words}; {why})", near)
 
 
 def _with_values(
@@ -153,7 +193,6 @@ def _with_values(
         wanted = [key for key, value in given.items() if _is_word(value)]
         fitted = {key: value for key, value in given.items() if not _is_word(value)}
         if wanted:
-            _check_fits(name, kind, wanted)
             by_camera = issubclass(kind, GraphMethod) and kind().needs_cameras
             together = kind.transductive and not request.online
             sides = {"together": together, "nearest": not by_camera, "by_camera": by_camera}
@@ -169,7 +208,6 @@ def _with_values(
     assert near is not None  # somebody asked for `auto`
     method = create("+".join(named), **({"preset": preset} | values))
     found = [f"{name} {written(method.params()[key])}" for key, name in chosen.items()]
-    setting_of(method, request.online)
     if not any(one.sure for one in near.estimates().values()):
         warnings.warn(
             f"it is not clear how many images an identity has: {', '.join(found)} may not fit the data",
@@ -179,13 +217,10 @@ def _with_values(
     return Choice(method, request, f"{', '.join(found)} ({told(near)})", near)
 
 
-def _check_fits(name: str, kind: type[Method], wanted: list[str]) -> None:
-    """Refuse `auto` where no rule is known."""
-    can = {parameter.name: parameter.option for parameter in parameters_of(kind) if parameter.fits is not None}
-    for key in wanted:
-        if key not in can:
-            known = ", ".join(can.values())
-            having = (
-                f"{name} has a rule for {known}" if known else f"{name} has rules for none of its parameters"
-            )
-            raise ParameterError(f"{key.removesuffix('_value')} of {name} cannot be {AUTO}: {having}")
+def _check_fits(name: str, kind: type[Method], key: str) -> None:
+    """Refuse `auto` where there is no such parameter, or no rule for it."""
+    option, parameter = find_parameter(name, key)
+    if parameter.fits is None:
+        known = ", ".join(one.option for one in parameters_of(kind) if one.fits is not None)
+        having = f"{name} has a rule for {known}" if known else f"{name} has rules for none of its parameters"
+        raise ParameterError(f"{option} of {name} cannot be {AUTO}: {having}")

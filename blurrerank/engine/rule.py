@@ -8,7 +8,7 @@ Its numbers were chosen on some data sets and measured on others (docs/auto.md):
    neighbours that agree more.
 4. Ranker: `camera-graph` where there are cameras; otherwise, where the size is clear and above one, `gnn`.
    Online `camera-graph` where both sizes are clear, otherwise `k-reciprocal-online` where one is.
-5. Otherwise `cosine`.
+5. Otherwise `cosine`, and for few images, a small gallery, or features that are equal but for rounding.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .request import Request
 from .workspace import cameras_if_any
 
 # Images that cameras must have, as a median, for their means to be theirs and not those of a few identities;
-# images of a camera that only probes have; images in all.
-_IMAGES_A_CAMERA, _ALONE, _FEWEST = 100, 20, 100
+# images of a camera that only probes have; images in all, and items of the gallery.
+_IMAGES_A_CAMERA, _ALONE, _FEWEST, _SMALLEST = 100, 20, 100, 20
 # By how much whitening must raise the share of neighbours that agree; and below which share, of the nearest of
 # points without groups, features vary in few directions.
 _RISE, _FEW_DIRECTIONS = 0.05, 0.25
@@ -76,7 +76,7 @@ def prepare(data: FeatureSet, request: Request, compute: Compute) -> tuple[Stepp
         stepped = stepped.after("center", compute)
     found = _look(stepped, request.online, compute)
     before = _main(stepped, found.near, request.online)
-    if found.near.images < _FEWEST or before is None or not before.size or before.chance[0] >= _FEW_DIRECTIONS:
+    if too_little(data, found.near) or before is None or not before.size or before.chance[0] >= _FEW_DIRECTIONS:
         return stepped, found
     whitened = stepped.after("whiten", compute)
     other = _look(whitened, request.online, compute)
@@ -102,13 +102,17 @@ def _main(stepped: Stepped, near: Neighbourhoods, online: bool) -> SizeEstimate 
 
 def _cameras(data: FeatureSet, request: Request) -> tuple[Stepped, bool]:
     """What cameras there are, and whether features are centred by them."""
-    none = Stepped(data, replace(request, calibration=None), (), False, "no cameras")
+    none = Stepped(data, replace(request, calibration=None), (), False, data.lacking("cams"))
     both = cameras_if_any(data)
     if both is None:
         return none, False
     probe, gallery = (side.numpy() for side in both)
     seen = gallery if request.online else np.concatenate([probe, gallery])
-    known = seen if request.calibration is None else np.concatenate([seen, request.calibration.cams])
+    known = seen
+    if request.calibration is not None:
+        others = np.asarray(request.calibration.cams)
+        # Online, probes of any camera may come.
+        known = np.concatenate([seen, others if request.online else others[np.isin(others, seen)]])
     counts = np.unique(known, return_counts=True)[1]
     by_camera = len(np.unique(seen)) > 1
     if len(counts) < 2:
@@ -125,7 +129,7 @@ def _cameras(data: FeatureSet, request: Request) -> tuple[Stepped, bool]:
 
 def ranker_for(stepped: Stepped, near: Neighbourhoods, online: bool) -> str:
     """Return the ranker; parameters that follow from the estimates are `auto`."""
-    if near.images < _FEWEST:
+    if too_little(stepped.data, near):
         return "cosine"
     if stepped.by_camera and (not online or (near.size("within") and near.size("across"))):
         return _CAMERA_GRAPH
@@ -167,6 +171,13 @@ def estimate_neighbourhoods(
 
 def told(near: Neighbourhoods) -> str:
     """Return what is known of sizes, in words."""
+    return f"other images of an identity: {near}"
+
+
+def too_little(data: FeatureSet, near: Neighbourhoods) -> str:
+    """Return, in words, why no size can be asked for, so that cosine is left as it is; empty if one can."""
     if near.images < _FEWEST:
         return f"{near.images} images are too few to tell how many an identity has"
-    return f"other images of an identity: {near}"
+    if len(data.gallery) < _SMALLEST:
+        return f"a gallery of {len(data.gallery)} is too small to re-rank"
+    return "features are equal but for rounding" if near.equal else ""

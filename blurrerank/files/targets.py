@@ -64,6 +64,8 @@ def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
         raise OutputError(f"{path} is a folder: name a file in it")
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} is not a regular file: write to standard output with -o - and redirect it")
+    if resume and path.exists() and not force and not what_is_kept(path):
+        raise OutputError(f"{path} exists, and nothing is left to resume: pass --force to make it anew")
     _check_free(path, force)
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{path}: the folder {parent} is read-only; choose another with -o")

@@ -68,9 +68,13 @@ class SizeEstimate:
         return self.bend >= self.needed and 0 < self.size < len(self.curve) // 2
 
     def __str__(self) -> str:
-        return (
-            f"about {self.size}" if self.sure else f"unclear, {self.size} perhaps" if self.size else "unclear"
-        )
+        return self.words()
+
+    def words(self, where: str = "") -> str:
+        """Return the estimate, with words such as "within a camera" that say where."""
+        if self.sure:
+            return f"about {self.size}{where}"
+        return f"unclear{where} (perhaps {self.size})" if self.size else f"unclear{where}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Neighbourhoods:
         within: those of its own camera.
         across: those of all other cameras.
         steps: names of the feature steps that came before.
+        equal: whether the images differ by no more than rounding, so that their neighbours mean nothing.
         temperature: given a number of images, the temperature sigma at which a row of transition probabilities
             within a neighbourhood spreads over as many.
     """
@@ -92,6 +97,7 @@ class Neighbourhoods:
     within: SizeEstimate | None = None
     across: SizeEstimate | None = None
     steps: tuple[str, ...] = ()
+    equal: bool = False
     temperature: Callable[[float], float] | None = field(default=None, repr=False, compare=False)
 
     def size(self, kind: str) -> int:
@@ -102,11 +108,13 @@ class Neighbourhoods:
     def summary(self) -> dict[str, Any]:
         """Return the estimates there are, ready for JSON."""
         found = {kind: one.summary() for kind, one in self.estimates().items()}
-        return {"images": self.images, "steps": list(self.steps), **found}
+        return {"images": self.images, "equal": self.equal, "steps": list(self.steps), **found}
 
     def __str__(self) -> str:
-        where = {"nearest": "in all", "within": "within a camera", "across": "across cameras"}
-        return ", ".join(f"{found} {where[kind]}" for kind, found in self.estimates().items())
+        if self.equal:
+            return "unclear, since features are equal but for rounding"
+        where = {"nearest": " in all", "within": " within a camera", "across": " across cameras"}
+        return ", ".join(found.words(where[kind]) for kind, found in self.estimates().items())
 
     def unclear(self) -> Neighbourhoods:
         """Return the same estimates, none of them sure."""

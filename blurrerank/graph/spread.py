@@ -16,7 +16,7 @@ _ROUNDING = 1e-6
 _WARNED, _REFUSED = 1e-5, 1e-2
 
 ALL_EQUAL = 4 * _ROUNDING
-"""Where the largest squared distance of an image is below this, its images are equal but for rounding."""
+"""Where squared distances between images are below this, they are equal but for rounding."""
 
 
 def check_spread(lowest: torch.Tensor, method: str) -> None:

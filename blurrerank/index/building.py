@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from ..compute.compute import Compute, Progress
 from ..data.features import FeatureSet
 from ..data.side import Side, cameras_digest, digest_of
 from ..data.validation import find_problems
-from ..engine.auto import choose, is_auto
+from ..engine.auto import Choice, choose
 from ..engine.request import Request, check_calibrates, check_indexes, without_cameras
 from ..engine.transforms import fit_steps
 from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
@@ -28,15 +27,13 @@ from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.targets import check_target, replacing
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import NeighbourGraph
-from ..methods import AUTO, AnyMethod, GraphRanker, create
+from ..methods import AUTO, AnyMethod, GraphRanker
 from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.steps import Transform
 from ..search.plan import Plan
 from . import index_h5
 from .gallery_index import GalleryIndex, as_side, step_names
 from .index_h5 import Labels
-
-log = logging.getLogger(__name__)
 
 
 def build_index(
@@ -51,6 +48,7 @@ def build_index(
     memory: int | None = None,
     precision: str = "auto",
     progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
     checkpoint_seconds: float = 60.0,
     **params: Any,
 ) -> GalleryIndex:
@@ -73,6 +71,7 @@ def build_index(
         precision: of the products that candidates are found by, `auto`, `float32` or `bfloat16`; the index is
             the same.
         progress: called with (images done, images in all).
+        notify: called with what was chosen and why, if anything is `auto`.
         checkpoint_seconds: how often to write what is known.
         **params: parameters of the method; in a chain, such as `center.shrink`.
 
@@ -97,7 +96,10 @@ def build_index(
             raise InputError(problems)
         sides, labels, known = [gallery], Labels.of(gallery), None
         if old is None:
-            chosen = _chosen(method or KReciprocalOnline.name, gallery, calibration, compute, params)
+            choice = _chosen(method or KReciprocalOnline.name, gallery, calibration, compute, params)
+            chosen, calibration = choice.method, choice.request.calibration
+            if notify is not None and choice.reason:
+                notify(f"auto: {choice.reason}")
         else:
             if method == AUTO:
                 raise ParameterError("an index that is added to keeps its method: leave --method out")
@@ -151,20 +153,16 @@ def build_index(
 
 def _chosen(
     text: str, gallery: Side, calibration: Side | None, compute: Compute, params: dict[str, Any]
-) -> AnyMethod:
+) -> Choice:
     """The method of an index, which may be chosen for its gallery."""
-    settings = {key: value for key, value in params.items() if key != "preset"}
-    if not is_auto(text, settings):
-        return create(text, **params)
     # Online, a choice looks at the gallery alone: one of its items stands for all probes.
     cams = None if gallery.cams is None else gallery.cams[:1]
     data = FeatureSet(Side(gallery.features[:1], cams=cams, label=gallery.label), gallery)
     asked = Request(online=True, calibration=calibration)
     choice = choose(text, data, asked, replace(compute, progress=None), **params)
-    log.info("auto: %s", choice.reason)
-    if not isinstance(choice.method.ranker, GraphRanker):
+    if choice.reason and not isinstance(choice.method.ranker, GraphRanker):
         raise ParameterError(f"auto chose {choice.reason}, which needs no index")
-    return choice.method
+    return choice
 
 
 def partial_of(path: Path) -> Path:

@@ -104,7 +104,7 @@ def _load(name: str) -> tuple[str, Any]:
     """Where another package has a method, and what is there."""
     entries = _installed().get(name, [])
     if not entries:
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), available(), n=1)
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), [AUTO, *available()], n=1)
         meant = f"did you mean {near[0]}? Otherwise " if near else ""
         raise ParameterError(f"method {name!r} is not known: {meant}use {' or '.join(available())}")
     if len({entry.value for entry in entries}) > 1:
