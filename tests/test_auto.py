@@ -218,16 +218,24 @@ def test_cameras_with_few_images_are_not_centred_by():
     )
     found = chosen(many)
     assert found.method.name == "camera-graph"
-    assert "(40 cameras with a median of 15 images, too few to centre by; " in found.reason
+    assert "(40 cameras, known by a median of 7.5 images and at least 7, too few to centre by; " in found.reason
 
 
 def test_a_camera_of_which_only_a_few_probes_are_known_is_not_centred_by():
     data = people(150, 1, 2)
-    cams = np.where(np.arange(300) < 3, 9, 2)
+    cams = np.where(np.arange(300) < 3, 9, 2)  # of the gallery's camera are 300 images
     few = br.FeatureSet(
         br.Side(data.probe.features, cams=cams), br.Side(data.gallery.features, cams=data.gallery.cams)
     )
-    assert "one of them known by fewer than 20 probes to centre by" in chosen(few).reason
+    reason = chosen(few).reason
+    assert "(2 cameras, known by a median of 151.5 images and at least 3, too few to centre by; " in reason
+    # Gallery images say what a camera is like, not probes: 3 of these are too few as well.
+    turned = br.FeatureSet(few.gallery, few.probe)
+    assert "(2 cameras, known by a median of 150 images and at least 3, too few" in chosen(turned).reason
+    one = br.Side(data.probe.features[:1], cams=np.array([9]))
+    with pytest.warns(br.BlurrerankWarning, match="change nothing: auto does not centre"):
+        found = choose("auto", few, Request(online=True, calibration=one), Compute.choose("cpu"))
+    assert "at least 1, too few to centre by" in found.reason
 
 
 def test_cameras_of_calibration_features_that_nothing_else_has_do_not_count():
@@ -237,19 +245,19 @@ def test_cameras_of_calibration_features_that_nothing_else_has_do_not_count():
     compute = Compute.choose("cpu")
     found = choose("auto", data, Request(calibration=others), compute)
     assert found.method.name.startswith("center+")
-    assert "(2 cameras with a median of 300 images; " in found.reason
+    assert "(2 cameras, known by a median of 300 images and at least 300; " in found.reason
     # Online, they may be those of probes to come.
-    with pytest.warns(br.BlurrerankWarning, match="changes nothing: auto does not centre"):
+    with pytest.warns(br.BlurrerankWarning, match="change nothing: auto does not centre"):
         online = choose("auto", data, Request(online=True, calibration=others), compute)
-    assert "(21 cameras with a median of 3 images, too few to centre by; " in online.reason
+    assert "(21 cameras, known by a median of 3 images and at least 3, too few to centre by; " in online.reason
 
 
-@pytest.mark.parametrize("noise", [0.0, 1e-6])
+@pytest.mark.parametrize("noise", [0.0, 2e-7])
 @pytest.mark.parametrize("with_cameras", [False, True])
 def test_features_that_are_equal_are_left_as_they_are(noise, with_cameras):
     draw = np.random.default_rng(0)
     rows = (1 + noise * draw.normal(size=(600, 16))).astype(np.float32)
-    cams = np.arange(300) % 60 if with_cameras else None
+    cams = np.arange(300) % 2 if with_cameras else None
     found = chosen(br.FeatureSet(br.Side(rows[:300], cams=cams), br.Side(rows[300:], cams=cams)))
     assert found.method.name == "cosine"
     assert found.reason.endswith("features are equal but for rounding)")
@@ -259,8 +267,28 @@ def test_a_gallery_of_a_few_items_is_left_as_it_is():
     data = people(150, 1, 2)
     few = br.FeatureSet(data.probe, br.Side(data.gallery.features[:19], cams=data.gallery.cams[:19]))
     found = chosen(few)
-    assert found.method.name.endswith("cosine")
+    assert found.method.name == "cosine"
     assert found.reason.endswith("a gallery of 19 is too small to re-rank)")
+    assert str(br.estimate_neighbourhoods(few)) == "unclear, since a gallery of 19 is too small to re-rank"
+
+
+def test_features_that_a_search_cannot_tell_apart_have_no_size():
+    draw = np.random.default_rng(0)
+    rows = (1 + 1e-5 * draw.normal(size=(600, 16))).astype(np.float32)
+    found = chosen(br.FeatureSet(br.Side(rows[:300]), br.Side(rows[300:])))
+    assert found.method.name == "cosine"
+    assert found.reason == "cosine (there are no cameras; features are equal but for rounding)"
+
+
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_looked_at():
+    data = people(150, 1, 2)
+    for ask in (
+        lambda: br.estimate_neighbourhoods(data, memory=1000),
+        lambda: br.rerank(data, "auto", memory=1000),
+        lambda: br.rerank(data, "k-reciprocal", k1="auto", memory=1000),
+    ):
+        with pytest.raises(br.ParameterError, match="a memory budget of 1,000 bytes is too small"):
+            ask()
 
 
 def test_one_probe_and_tiny_galleries_fall_back_in_words():
@@ -318,7 +346,9 @@ def test_a_parameter_keeps_its_default_where_the_data_do_not_tell():
         ("lbr", {"sigma": np.array([0.1, 0.2])}, "sigma must be"),
         ("camera-graph:foo=auto", {}, "method camera-graph has no parameter 'foo'"),
         ("AUTO", {}, "method 'AUTO' is not known: did you mean auto"),
-        ("auto", {"candidates": np.tile(np.arange(3), (12, 1))}, "auto looks at neighbours among all items"),
+        ("auto", {"candidates": np.tile(np.arange(3), (12, 1))}, "only some of them: name a method"),
+        ("lbr", {"sigma": "auto", "candidates": np.tile(np.arange(3), (12, 1))}, "give lbr numbers"),
+        ("k-reciprocal", {"k1": "auto", "graph": br.neighbour_graph(np.eye(3))}, "give k-reciprocal numbers"),
         ("k-reciprocal", {"k1": "auto", "online": True}, "looks at all probes together"),
     ],
 )
@@ -337,7 +367,7 @@ def test_a_number_that_is_given_comes_before_auto_and_a_preset_where_nothing_is_
 def test_calibration_that_nothing_is_centred_by_is_told():
     data = people(150, 1, 2)
     bare = br.FeatureSet(br.Side(data.probe.features), br.Side(data.gallery.features))
-    with pytest.warns(br.BlurrerankWarning, match=r"changes nothing: auto does not centre \(there are no"):
+    with pytest.warns(br.BlurrerankWarning, match=r"change nothing: auto does not centre \(there are no"):
         br.rerank(bare, "auto", calibration=data.probe)
 
 
@@ -382,7 +412,7 @@ def test_what_auto_cannot_do_is_told_before_anything_is_read(cli):
     for arguments, said in (
         (("--method", "auto", "--k1", "3"), "--k1: method auto chooses all parameters; leave it out"),
         (("--method", "auto", "--preset", "market1501"), "chooses all parameters: leave preset out"),
-        (("--method", "auto", "--index", "i.h5"), "an index has the method and the parameters"),
+        (("--method", "auto", "--index", "i.h5"), "auto looks at all items of FEATS, not at an index"),
         (("--method", "auto", "--candidates", "c.npy"), "auto looks at neighbours among all items"),
         (("--method", "k-reciprocal", "--k1", "auto", "--online"), "looks at all probes together"),
         (
@@ -396,6 +426,16 @@ def test_what_auto_cannot_do_is_told_before_anything_is_read(cli):
         code, out, err = cli("run", "missing.h5", *arguments)
         assert (code, out) == (2, "")
         assert said in err
+    for arguments, said in (
+        (("--method", "auto", "--preset", "market1501"), "chooses all parameters: leave preset out"),
+        (("--method", "auto", "--append"), "keeps its method: leave --method and auto out"),
+        (("--method", "lbr", "--sigma", "auto"), "method lbr encodes no gallery"),
+        (("--method", "k-reciprocal:k1=auto"), "method k-reciprocal "),
+        (("--method", "k-reciprocal-online:foo=auto"), "has no parameter 'foo'"),
+    ):
+        code, out, err = cli("index", "missing.h5", *arguments)
+        assert (code, out) == (2, "")
+        assert said in err
 
 
 def test_cameras_are_hinted_at_where_one_parameter_is_chosen(cli):
@@ -403,7 +443,9 @@ def test_cameras_are_hinted_at_where_one_parameter_is_chosen(cli):
     br.save_features(data, "biased.h5")
     err = cli("run", "biased.h5", "--method", "k-reciprocal", "--k1", "auto", "--k2", "auto")[2]
     assert "try --method center+camera-graph" in err
-    assert "try --method" not in cli("run", "biased.h5", "--method", "auto", "-o", "a.h5")[2]
+    err = cli("run", "biased.h5", "--method", "auto", "--online", "-o", "a.h5")[2]
+    assert "auto: k-reciprocal-online" in err
+    assert "try --method" not in err
 
 
 def test_info_and_plots_and_reports_tell_the_sizes(cli, tmp_path):
@@ -430,7 +472,7 @@ def test_an_index_is_built_for_what_fits_its_gallery(tmp_path):
     found = br.rerank(index.features(data.probe), index.method.name, online=True, **index.method.params())
     np.testing.assert_array_equal(found.indices, br.rerank(data, "auto", online=True).indices)
     told = []
-    with pytest.warns(br.BlurrerankWarning, match="changes nothing: auto does not centre"):
+    with pytest.warns(br.BlurrerankWarning, match="change nothing: auto does not centre"):
         br.build_index(
             br.Side(data.gallery.features),
             tmp_path / "n.h5",
@@ -440,5 +482,7 @@ def test_an_index_is_built_for_what_fits_its_gallery(tmp_path):
         )
     (said,) = told
     assert said.startswith("auto: k-reciprocal-online:k1=3:k2=3 (")
+    with pytest.raises(br.ParameterError, match="method lbr encodes no gallery"):
+        br.build_index(data.gallery, tmp_path / "l.h5", "lbr", sigma="auto")
     with pytest.raises(br.ParameterError, match=r"auto chose cosine .*, which needs no index"):
         br.build_index(people(300, 0, 1).gallery, tmp_path / "c.h5", "auto")

@@ -724,7 +724,7 @@ def test_figures_that_cannot_be_drawn_are_one_line(cli, write):
         (
             ("without.ranking.h5", without, "-o", "f.png"),
             1,
-            "the probes have no ids: without metrics no figure can be drawn",
+            "the probes have no ids: without metrics this figure cannot be drawn",
         ),
     ):
         found, out, err = cli("plot", *arguments)

@@ -62,12 +62,14 @@ def index(
     """
     from ..errors import ParameterError
     from ..files import load_side
-    from ..index.building import build_index, partial_of
+    from ..index.building import build_index, check_method, partial_of
     from ..methods import text_of
 
     runtime.start()
     if append and force:
         raise ParameterError("--append adds to the index and --force replaces it: choose one")
+    given = given_parameters({"preset": preset, **params})
+    check_method(method, append=append, **given)
     if output == "-":
         raise ParameterError("an index is no stream: name a file with -o")
     file = Path(gallery.partition("::")[0])
@@ -88,7 +90,7 @@ def index(
             precision=precision,
             progress=runtime.progress("indexing"),
             notify=runtime.note,
-            **given_parameters({"preset": preset, **params}),
+            **given,
         )
     except (KeyboardInterrupt, SystemExit):
         left = partial_of(path)

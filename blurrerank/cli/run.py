@@ -224,7 +224,7 @@ class RunOptions:
             if name
         ]
         for number, file in enumerate(outputs if leads else []):
-            check_target(file, force=self.force, resume=self.resume)
+            check_target(file, force=self.force, resume=self.resume and file == self.path)
             if any(_same(file, other) for other in (*outputs[:number], *inputs)):
                 raise ParameterError(f"{file} is named twice, as an output and as something else")
 
@@ -246,11 +246,12 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     automatic = is_auto(options.method, given)
     if automatic and index is not None:
         raise ParameterError(
-            "an index has the method and the parameters that it was built for: leave --method and auto out"
+            "auto looks at all items of FEATS, not at an index: leave --method out, or give numbers"
         )
     if automatic and not source.exact:
         raise ParameterError(
-            "auto looks at neighbours among all items, and candidates are only some of them: name a method"
+            "auto looks at neighbours among all items, and candidates are only some of them: name a method, or "
+            "give numbers"
         )
     # What is wrong with a method is told before anything is read.
     chosen = checked(options.method, preset=options.preset, online=options.online, **given)
@@ -301,9 +302,10 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):
         runtime.note(f"note: {note.replace(_GALLERY, whole)}")
-    if group is None and indexed is None and lists is None and not chosen.needs_cameras:
+    looks = options.method != AUTO and not chosen.needs_cameras
+    if group is None and indexed is None and lists is None and looks:
         bias = camera_bias(data)
-        if bias is not None and bias.matters and options.method != AUTO:
+        if bias is not None and bias.matters:
             runtime.note(f"note: {bias}: try --method center+camera-graph")
     depth = size if options.depth == "all" else cast("int | None", options.depth)
     if depth is not None and depth > size:

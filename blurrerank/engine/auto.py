@@ -27,8 +27,9 @@ from ..methods.kinds.chain import part_names
 from ..methods.kinds.parameters import parameters_of, written
 from .feature_steps import apply_feature_step
 from .look import Look, look
+from .plans import plan_for
 from .request import Prepared, Request, check_calibration, setting_of
-from .rule import Stepped, prepare, ranker_for, told, too_little
+from .rule import Stepped, prepare, ranker_for, told
 
 
 @dataclass(frozen=True)
@@ -124,16 +125,19 @@ def choose(
     """
     if not is_auto(text, params):
         return Choice(create(text, preset=preset, **params), request)
-    checked(text, preset=preset, online=request.online, **params)
+    method = checked(text, preset=preset, online=request.online, **params)
+    instead = "name a method" if method is None else f"give {method.name} numbers"
     if request.candidates is not None:
         raise ParameterError(
-            f"{AUTO} looks at neighbours among all items, and candidates are only some of them: name a method"
+            f"{AUTO} looks at neighbours among all items, and candidates are only some of them: {instead}"
         )
     if request.graph is not None:
-        raise ParameterError(f"{AUTO} finds a graph of its own: leave graph out, or name a method")
+        raise ParameterError(f"{AUTO} finds a graph of its own: leave graph out, or {instead}")
     if request.calibration is not None:
         check_calibration(request.calibration, data.dim)
     if text != AUTO:
+        assert method is not None
+        plan_for(data, method.ranker, request, compute)
         return _with_values(text, data, request, compute, preset, params)
     chosen, found = prepare(data, request, compute)
     ranker = ranker_for(chosen, found.near, request.online)
@@ -160,10 +164,10 @@ def _choice(method: AnyMethod, stepped: Stepped, found: Look, request: Request) 
     ranker = method.ranker
     serves = isinstance(ranker, GraphMethod) and graph is not None and graph.serves(ranker.list_sizes())
     centred = stepped.request.calibration is not None
-    why = too_little(stepped.data, near) or told(near)
     if request.calibration is not None and not centred:
         warnings.warn(
-            f"{request.calibration.label} changes nothing: {AUTO} does not centre ({stepped.words})",
+            f"calibration features {request.calibration.label} change nothing: {AUTO} does not centre "
+            f"({stepped.words})",
             BlurrerankWarning,
             stacklevel=3,
         )
@@ -172,7 +176,7 @@ def _choice(method: AnyMethod, stepped: Stepped, found: Look, request: Request) 
         calibration=request.calibration if centred else None,
         prepared=Prepared(stepped.data, graph if serves else None),
     )
-    return Choice(method, asked, f"{text_of(method)} ({stepped.words}; {why})", near)
+    return Choice(method, asked, f"{text_of(method)} ({stepped.words}; {told(near)})", near)
 
 
 def _with_values(

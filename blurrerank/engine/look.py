@@ -12,7 +12,7 @@ from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import NeighbourGraph
-from ..graph.neighbourhoods import Neighbourhoods, chance_curve, list_sizes, neighbourhoods
+from ..graph.neighbourhoods import EQUAL, Neighbourhoods, chance_curve, list_sizes, neighbourhoods
 from ..graph.spread import ALL_EQUAL
 from ..search.rows import UnitRows, evenly_spread
 from ..spectral.transform import temperature
@@ -69,8 +69,8 @@ def look(
     graph = find_graph(images, sizes, cams=cams, progress=compute.progress)
     rows = _rows(images, torch.from_numpy(evenly_spread(count, _SAMPLE)))
     found = neighbourhoods(graph, chance_curve(rows, count))
-    if 2 * float((rows - rows.mean(dim=0)).square().sum(dim=1).mean()) < ALL_EQUAL:
-        found = replace(found.unclear(), equal=True)
+    if len(rows) > 1 and 2 * float((rows - rows.mean(dim=0)).square().sum(dim=1).mean()) < ALL_EQUAL:
+        found = replace(found.unclear(), why=EQUAL)
     if nearest:
         lists = graph.lists[evenly_spread(count, _LISTS)].long()
         near = _rows(images, lists.flatten()).view(*lists.shape, -1)

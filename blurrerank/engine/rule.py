@@ -2,12 +2,13 @@
 
 Its numbers were chosen on some data sets and measured on others (docs/auto.md):
 
-1. Cameras: with two or more of at least 100 images each (the median), features are centred by camera.
+1. Cameras: with two or more, all of which are known by enough images, features are centred by camera.
 2. Sizes: how many images an identity has is estimated from neighbour lists, within cameras and across.
 3. Whitening: where features vary in few directions, sizes are clear only if whitened features make them so, by
    neighbours that agree more.
-4. Ranker: `camera-graph` where there are cameras; otherwise, where the size is clear and above one, `gnn`.
-   Online `camera-graph` where both sizes are clear, otherwise `k-reciprocal-online` where one is.
+4. Ranker: `camera-graph` where there are two or more cameras; otherwise, where the size is clear and above one,
+   `gnn`. Online `camera-graph` where both sizes are clear; otherwise, where that over all cameras is,
+   `k-reciprocal-online`.
 5. Otherwise `cosine`, and for few images, a small gallery, or features that are equal but for rounding.
 """
 
@@ -16,19 +17,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from ..compute.compute import Compute, Progress
 from ..data.features import FeatureSet
-from ..graph.neighbourhoods import Neighbourhoods, SizeEstimate
-from ..methods import create
+from ..graph.neighbourhoods import EQUAL, Neighbourhoods, SizeEstimate
+from ..methods import create, without_auto
 from .feature_steps import apply_feature_step
 from .look import Look, look
+from .plans import plan_for
 from .request import Request
 from .workspace import cameras_if_any
 
-# Images that cameras must have, as a median, for their means to be theirs and not those of a few identities;
-# images of a camera that only probes have; images in all, and items of the gallery.
-_IMAGES_A_CAMERA, _ALONE, _FEWEST, _SMALLEST = 100, 20, 100, 20
+# Images that cameras must be known by, as a median and each of them, for their means to be theirs and not those
+# of a few identities; images in all, and items of the gallery.
+_IMAGES_A_CAMERA, _LEAST_KNOWN, _FEWEST, _SMALLEST = 100, 20, 100, 20
 # By how much whitening must raise the share of neighbours that agree; and below which share, of the nearest of
 # points without groups, features vary in few directions.
 _RISE, _FEW_DIRECTIONS = 0.05, 0.25
@@ -70,13 +73,23 @@ def prepare(data: FeatureSet, request: Request, compute: Compute) -> tuple[Stepp
         data: the features.
         request: `online` and `calibration`.
         compute: how.
+
+    Raises:
+        BudgetError: for a budget that is too small.
     """
+    plan_for(data, create(without_auto(_ONLINE if request.online else _GNN)).ranker, request, compute)
     stepped, centred = _cameras(data, request)
+    images = len(data.gallery) + (0 if request.online else len(data.probe))
+    why = _too_little(data, images)
+    if why:
+        bare = replace(stepped, request=replace(request, calibration=None))
+        found = _look(bare, request.online, compute)
+        return bare, replace(found, near=replace(found.near.unclear(), why=why))
     if centred:
         stepped = stepped.after("center", compute)
     found = _look(stepped, request.online, compute)
     before = _main(stepped, found.near, request.online)
-    if too_little(data, found.near) or before is None or not before.size or before.chance[0] >= _FEW_DIRECTIONS:
+    if found.near.why or before is None or not before.size or before.chance[0] >= _FEW_DIRECTIONS:
         return stepped, found
     whitened = stepped.after("whiten", compute)
     other = _look(whitened, request.online, compute)
@@ -102,34 +115,32 @@ def _main(stepped: Stepped, near: Neighbourhoods, online: bool) -> SizeEstimate 
 
 def _cameras(data: FeatureSet, request: Request) -> tuple[Stepped, bool]:
     """What cameras there are, and whether features are centred by them."""
-    none = Stepped(data, replace(request, calibration=None), (), False, data.lacking("cams"))
+    none = Stepped(data, replace(request, calibration=None), (), False, "one camera")
     both = cameras_if_any(data)
     if both is None:
-        return none, False
+        return replace(none, words=data.lacking("cams")), False
     probe, gallery = (side.numpy() for side in both)
     seen = gallery if request.online else np.concatenate([probe, gallery])
-    known = seen
-    if request.calibration is not None:
-        others = np.asarray(request.calibration.cams)
-        # Online, probes of any camera may come.
-        known = np.concatenate([seen, others if request.online else others[np.isin(others, seen)]])
-    counts = np.unique(known, return_counts=True)[1]
-    by_camera = len(np.unique(seen)) > 1
+    counts: dict[int, int] = {}
+    sides = [gallery] if request.calibration is None else [gallery, np.asarray(request.calibration.cams)]
+    # As `center` has it: the first of these that has a camera says what its mean is. Online, probes of any of
+    # them may come.
+    for side in sides if request.online else [*sides, probe]:
+        new = side[~np.isin(side, list(counts)) & (request.online or np.isin(side, seen))]
+        counts |= dict(zip(*(part.tolist() for part in np.unique(new, return_counts=True)), strict=True))
     if len(counts) < 2:
-        return replace(none, words="one camera"), False
-    few = not request.online and any(
-        (probe == cam).sum() < _ALONE for cam in np.setdiff1d(probe, known[len(probe) :])
-    )
-    words = f"{len(counts)} cameras with a median of {np.median(counts):,g} images"
-    if np.median(counts) < _IMAGES_A_CAMERA or few:
-        why = f"one of them known by fewer than {_ALONE} probes" if few else "too few"
-        return replace(none, by_camera=by_camera, words=f"{words}, {why} to centre by"), False
+        return none, False
+    median, least = np.median(list(counts.values())), min(counts.values())
+    words = f"{len(counts)} cameras, known by a median of {median:,g} images and at least {least:,}"
+    by_camera = len(np.unique(seen)) > 1
+    if median < _IMAGES_A_CAMERA or least < _LEAST_KNOWN:
+        return replace(none, by_camera=by_camera, words=f"{words}, too few to centre by"), False
     return Stepped(data, request, (), by_camera, words), True
 
 
 def ranker_for(stepped: Stepped, near: Neighbourhoods, online: bool) -> str:
     """Return the ranker; parameters that follow from the estimates are `auto`."""
-    if too_little(stepped.data, near):
+    if near.why:
         return "cosine"
     if stepped.by_camera and (not online or (near.size("within") and near.size("across"))):
         return _CAMERA_GRAPH
@@ -162,7 +173,7 @@ def estimate_neighbourhoods(
         that it is read from, and whether it is sure.
 
     Raises:
-        ParameterError: for a budget that is too small.
+        BudgetError: for a budget that is too small.
         BlurrerankError: for a device that is not available.
     """
     compute = Compute.choose(device, memory, progress=progress)
@@ -171,13 +182,28 @@ def estimate_neighbourhoods(
 
 def told(near: Neighbourhoods) -> str:
     """Return what is known of sizes, in words."""
-    return f"other images of an identity: {near}"
+    return near.why or f"other images of an identity: {near}"
 
 
-def too_little(data: FeatureSet, near: Neighbourhoods) -> str:
-    """Return, in words, why no size can be asked for, so that cosine is left as it is; empty if one can."""
-    if near.images < _FEWEST:
-        return f"{near.images} images are too few to tell how many an identity has"
+def _too_little(data: FeatureSet, images: int) -> str:
+    """Why neighbours among so many `images` tell nothing, in words; empty if they may."""
+    if images < _FEWEST:
+        return f"{images} image{'s are' if images > 1 else ' is'} too few to tell how many an identity has"
     if len(data.gallery) < _SMALLEST:
         return f"a gallery of {len(data.gallery)} is too small to re-rank"
-    return "features are equal but for rounding" if near.equal else ""
+    return EQUAL if _are_equal(data, cameras_if_any(data)) else ""
+
+
+def _are_equal(data: FeatureSet, cams: tuple[torch.Tensor, torch.Tensor] | None) -> bool:
+    """Whether all features, or all of each camera, are equal but for the rounding of their dtype."""
+    known: dict[int, torch.Tensor] = {}
+    for place, side in enumerate((data.probe, data.gallery)):
+        for start, block in side.blocks(side.scan_rows()):
+            units = torch.nn.functional.normalize(block.double(), dim=1)
+            of = torch.zeros(len(block)) if cams is None else cams[place][start : start + len(block)]
+            off = 4 * torch.finfo(block.dtype).eps
+            for cam in set(of.tolist()):
+                own = units[of == cam]
+                if bool(((own - known.setdefault(int(cam), own[:1])).square().sum(dim=1) > off**2).any()):
+                    return False
+    return True

@@ -30,6 +30,9 @@ from .sparse_rows import CHUNK_BYTES
 KINDS = {"nearest": "all cameras", "within": "within cameras", "across": "across cameras"}
 """Of which cameras neighbours are looked at, and what a figure calls that."""
 
+EQUAL = "features are equal but for rounding"
+"""Why the neighbours of some images mean nothing."""
+
 LONGEST, LONGEST_BY_CAMERA = 50, 36
 """How many neighbours are looked at, of all cameras or by camera: sizes below half of that can be told."""
 
@@ -87,7 +90,7 @@ class Neighbourhoods:
         within: those of its own camera.
         across: those of all other cameras.
         steps: names of the feature steps that came before.
-        equal: whether the images differ by no more than rounding, so that their neighbours mean nothing.
+        why: why neighbours tell nothing, in words; empty if they may.
         temperature: given a number of images, the temperature sigma at which a row of transition probabilities
             within a neighbourhood spreads over as many.
     """
@@ -97,7 +100,7 @@ class Neighbourhoods:
     within: SizeEstimate | None = None
     across: SizeEstimate | None = None
     steps: tuple[str, ...] = ()
-    equal: bool = False
+    why: str = ""
     temperature: Callable[[float], float] | None = field(default=None, repr=False, compare=False)
 
     def size(self, kind: str) -> int:
@@ -108,11 +111,11 @@ class Neighbourhoods:
     def summary(self) -> dict[str, Any]:
         """Return the estimates there are, ready for JSON."""
         found = {kind: one.summary() for kind, one in self.estimates().items()}
-        return {"images": self.images, "equal": self.equal, "steps": list(self.steps), **found}
+        return {"images": self.images, "why": self.why, "steps": list(self.steps), **found}
 
     def __str__(self) -> str:
-        if self.equal:
-            return "unclear, since features are equal but for rounding"
+        if self.why:
+            return f"unclear, since {self.why}"
         where = {"nearest": " in all", "within": " within a camera", "across": " across cameras"}
         return ", ".join(found.words(where[kind]) for kind, found in self.estimates().items())
 

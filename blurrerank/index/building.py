@@ -18,7 +18,7 @@ from ..compute.compute import Compute, Progress
 from ..data.features import FeatureSet
 from ..data.side import Side, cameras_digest, digest_of
 from ..data.validation import find_problems
-from ..engine.auto import Choice, choose
+from ..engine.auto import Choice, checked, choose, is_auto
 from ..engine.request import Request, check_calibrates, check_indexes, without_cameras
 from ..engine.transforms import fit_steps
 from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
@@ -27,7 +27,7 @@ from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.targets import check_target, replacing
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import NeighbourGraph
-from ..methods import AUTO, AnyMethod, GraphRanker
+from ..methods import AUTO, AnyMethod, GraphRanker, create, without_auto
 from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.steps import Transform
 from ..search.plan import Plan
@@ -81,6 +81,7 @@ def build_index(
             index, or a budget too small.
         OutputError: if the index cannot be written there.
     """
+    check_method(method, append=append, **params)
     path = Path(path)
     compute = Compute.choose(device, memory, precision=precision, progress=progress)
     gallery = as_side(gallery, "gallery")
@@ -101,8 +102,6 @@ def build_index(
             if notify is not None and choice.reason:
                 notify(f"auto: {choice.reason}")
         else:
-            if method == AUTO:
-                raise ParameterError("an index that is added to keeps its method: leave --method out")
             chosen = old.method_for(method, **params)
             if chosen.feature_steps:
                 raise ParameterError(
@@ -151,6 +150,21 @@ def build_index(
     return GalleryIndex.open(path, device=device, verify=False)
 
 
+def check_method(text: str | None, *, append: bool = False, preset: str | None = None, **params: Any) -> None:
+    """Check the method of an index before there is a gallery; arguments are as for `build_index`.
+
+    Raises:
+        ParameterError: for a method that no index holds, a parameter outside its range, or one that cannot be
+            `auto`.
+    """
+    text = text or KReciprocalOnline.name
+    if append and is_auto(text, params):
+        raise ParameterError("an index that is added to keeps its method: leave --method and auto out")
+    if text != AUTO:
+        check_indexes(create(without_auto(text)))
+    checked(text, preset=preset, online=True, **params)
+
+
 def _chosen(
     text: str, gallery: Side, calibration: Side | None, compute: Compute, params: dict[str, Any]
 ) -> Choice:
@@ -160,8 +174,10 @@ def _chosen(
     data = FeatureSet(Side(gallery.features[:1], cams=cams, label=gallery.label), gallery)
     asked = Request(online=True, calibration=calibration)
     choice = choose(text, data, asked, replace(compute, progress=None), **params)
-    if choice.reason and not isinstance(choice.method.ranker, GraphRanker):
-        raise ParameterError(f"auto chose {choice.reason}, which needs no index")
+    if text == AUTO and not isinstance(choice.method.ranker, GraphRanker):
+        raise ParameterError(
+            f"auto chose {choice.reason}, which needs no index: `run` with --gallery, or name a method"
+        )
     return choice
 
 

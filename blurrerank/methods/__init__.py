@@ -364,7 +364,7 @@ def parse_chain(text: str) -> tuple[list[str], list[dict[str, Any]]]:
             raise ParameterError(f"{text!r} names no method where one should be: expected such as dba:k=4+lbr")
         if name == AUTO:
             raise ParameterError(
-                f"{AUTO} chooses a whole chain for the data: `run`, `index` and `rerank` take it, by itself"
+                f"{AUTO} chooses a whole chain for the data: give it alone, to `run`, `index` or `rerank`"
             )
         params: dict[str, Any] = {}
         for setting in settings:

@@ -78,18 +78,20 @@ def draw(
 
     Raises:
         ParameterError: see `check_figure`.
-        InputError: without ids on both sides, without any match, or if the sweep is of other features, labels
-            or settings.
+        InputError: without ids on both sides or any match, where metrics are drawn; if the sweep is of other
+            features, labels or settings.
         OutputError: if the file cannot be written.
         BlurrerankError: if matplotlib, the extra `plot`, is not installed.
     """
     path = Path(path)
     check_figure(path, figure, sweep=sweep is not None)
     check_target(path, force=force)
-    if comparison.measured is None:
-        raise InputError(f"{comparison.data.lacking('ids')}: without metrics no figure can be drawn")
-    before, after = comparison.measured
-    if not after.valid_probes:
+    near = None
+    if figure == "neighbourhoods":
+        near = estimate_neighbourhoods(comparison.data, online=comparison.ranking.setting == ONLINE)
+    elif comparison.measured is None:
+        raise InputError(f"{comparison.data.lacking('ids')}: without metrics this figure cannot be drawn")
+    elif not comparison.measured[1].valid_probes:
         raise InputError("no probe has a match in the gallery: there is nothing to draw")
     grid = None if sweep is None else grid_of(sweep, comparison)
 
@@ -98,17 +100,14 @@ def draw(
 
     in_all = ["cmc", "ap", *["sweep"] * (grid is not None)]
     panels = in_all if figure == "all" else [figure]
-    near = None
-    if figure == "neighbourhoods":
-        near = estimate_neighbourhoods(comparison.data, online=comparison.ranking.setting == ONLINE)
     # Keep text as text in PDF and SVG, as journals ask, and make the output reproducible.
     style: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "blurrerank", "font.size": 9}
     with rc_context(style):
         canvas = Figure(figsize=(_PANEL[0] * len(panels), _PANEL[1]), layout="constrained")
         axes = canvas.subplots(1, len(panels), squeeze=False)[0]
         for name, axis in zip(panels, axes, strict=True):
-            if name == "cmc":
-                _cmc(axis, before, after, comparison.ranking.method)
+            if name == "cmc" and comparison.measured is not None:
+                _cmc(axis, *comparison.measured, comparison.ranking.method)
             elif name == "ap":
                 _changes(axis, comparison)
             elif near is not None:
