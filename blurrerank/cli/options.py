@@ -234,7 +234,8 @@ def metrics_options(command: F) -> F:
         show_default=True,
         **_default_from("protocol"),
         help="market1501 drops gallery items of the probe's identity and camera; cuhk03 also draws one image "
-        "of each identity for CMC; plain drops neither. Junk (id -1) never counts.",
+        "of each identity for CMC; leave-one-out drops the probe's own image, by name or by equal features; "
+        "plain drops none of these. Junk (id -1) never counts.",
     )(command)
 
 

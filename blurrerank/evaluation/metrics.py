@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..data.features import FeatureSet
@@ -20,6 +21,7 @@ from ..data.positions import Positions
 from ..data.side import Side
 from ..errors import BlurrerankWarning, ParameterError
 from .match_finder import MAX_RANK
+from .own_images import count_own, image_codes
 from .protocols import Protocol, get_protocol
 
 AP_KINDS = ("plain", "trapezoid")
@@ -214,10 +216,23 @@ def measure_probes(
 
 def _find_dropped(positions: Positions, data: FeatureSet, protocol: Protocol) -> NDArray[np.bool_]:
     """Return which entries of `positions` the protocol drops."""
-    if not protocol.drops_same_camera or data.probe.cams is None or data.gallery.cams is None:
+    codes = dropped_codes(data, protocol)
+    if codes is None:
         return np.zeros(len(positions.ranks), dtype=bool)
-    same: NDArray[np.bool_] = data.probe.cams[positions.probes] == data.gallery.cams[positions.indices]
+    same: NDArray[np.bool_] = codes[0][positions.probes] == codes[1][positions.indices]
     return same
+
+
+def dropped_codes(data: FeatureSet, protocol: Protocol) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Return (P,) and (G,) int64; a protocol drops items of the probe's identity where these are equal.
+
+    None if it drops none.
+    """
+    if protocol.drops == "image":
+        return image_codes(data)
+    if protocol.drops is None or data.probe.cams is None or data.gallery.cams is None:
+        return None
+    return data.probe.cams, data.gallery.cams
 
 
 def _running_sums(
@@ -243,14 +258,9 @@ def has_match(data: FeatureSet, protocol: str) -> NDArray[np.bool_]:
     assert data.probe.ids is not None
     assert data.gallery.ids is not None
     same_camera = np.zeros(len(data.probe), dtype=np.int64)
-    if get_protocol(protocol).drops_same_camera and data.has_cams:
-        both = np.stack(
-            [
-                np.concatenate([data.probe.ids, data.gallery.ids]),
-                np.concatenate([data.probe.cams, data.gallery.cams]),
-            ],
-            axis=1,
-        )
+    codes = dropped_codes(data, get_protocol(protocol))
+    if codes is not None:
+        both = np.stack([np.concatenate([data.probe.ids, data.gallery.ids]), np.concatenate(codes)], axis=1)
         _, pair = np.unique(both, axis=0, return_inverse=True)
         pair = pair.ravel()
         same_camera = np.bincount(pair[len(data.probe) :], minlength=pair.max() + 1)[pair[: len(data.probe)]]
@@ -270,13 +280,25 @@ def distinct_cameras(side: Side) -> NDArray[np.int64]:
 def suspicious_labels(data: FeatureSet, protocol: Protocol, valid_probes: int) -> list[str]:
     """Return warnings about labels that probably make the metrics misleading, one line each."""
     found = []
-    if protocol.drops_same_camera:
+    kept = protocol.drops == "image" or dropped_codes(data, protocol) is None
+    one_camera = not kept and len(np.union1d(distinct_cameras(data.probe), distinct_cameras(data.gallery))) == 1
+    own = count_own(data) if (kept or one_camera) and _is_held(data) else 0
+    if protocol.drops == "image" and not own and _is_held(data):
+        found.append(
+            f"no probe is in the gallery, by name or by equal features: protocol {protocol.name} drops no image"
+        )
+    if own and kept and protocol.drops != "image":
+        found.append(
+            f"{own} of {len(data.probe)} probes are in the gallery too, and protocol {protocol.name} lets each "
+            "find itself: measure with protocol leave-one-out"
+        )
+    if protocol.drops == "camera":
         if data.probe.cams is None or data.gallery.cams is None:
             found.append(f"{data.lacking('cams')}: protocol {protocol.name} drops only junk")
         elif len(np.union1d(distinct_cameras(data.probe), distinct_cameras(data.gallery))) == 1:
             found.append(
                 f"all images have the same camera, so protocol {protocol.name} drops every match: if there is "
-                "only one camera, measure with protocol plain"
+                f"only one camera, measure with protocol {'leave-one-out' if own else 'plain'}"
             )
     nobody = int(np.count_nonzero(data.probe.ids == DISTRACTOR))
     if nobody:
@@ -287,6 +309,13 @@ def suspicious_labels(data: FeatureSet, protocol: Protocol, valid_probes: int) -
     if not valid_probes:
         found.append("no probe has a match in the gallery: there is nothing to measure")
     return found
+
+
+def _is_held(data: FeatureSet) -> bool:
+    """Whether it takes no pass over a file to tell images apart."""
+    sides = (data.probe, data.gallery)
+    named = all(side.names is not None for side in sides)
+    return named or all(isinstance(side.features, np.ndarray | torch.Tensor) for side in sides)
 
 
 def warn_about(metrics: Metrics, data: FeatureSet) -> None:

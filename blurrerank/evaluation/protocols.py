@@ -13,21 +13,23 @@ class Protocol:
 
     Attributes:
         name: the usual name of the protocol.
-        drops_same_camera: whether gallery items with the probe's identity and camera are dropped.
+        drops: what gallery items are dropped that have the probe's identity: those of its `camera`, its own
+            `image`, or none.
         single_shot: whether CMC draws one gallery image per identity. AP and INP use all images.
     """
 
     name: str
-    drops_same_camera: bool
+    drops: str | None
     single_shot: bool
 
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("market1501", drops_same_camera=True, single_shot=False),
-        Protocol("cuhk03", drops_same_camera=True, single_shot=True),
-        Protocol("plain", drops_same_camera=False, single_shot=False),
+        Protocol("market1501", drops="camera", single_shot=False),
+        Protocol("cuhk03", drops="camera", single_shot=True),
+        Protocol("leave-one-out", drops="image", single_shot=False),
+        Protocol("plain", drops=None, single_shot=False),
     )
 }
 

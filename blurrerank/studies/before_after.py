@@ -17,7 +17,7 @@ from ..data.ranking import Ranking
 from ..engine.evaluate import check_made_from, evaluate
 from ..engine.rerank import rerank
 from ..errors import BlurrerankWarning
-from ..evaluation.metrics import Metrics, check_ap
+from ..evaluation.metrics import Metrics, check_ap, dropped_codes
 from ..evaluation.protocols import Protocol, get_protocol
 from ..evaluation.significance import gains
 
@@ -101,7 +101,7 @@ class BeforeAfter:
                 f"Both are measured to the depth of the ranking's lists (the shortest ends at rank "
                 f"{self.metrics_after.depth} of {len(self.data.gallery)}): unlisted matches count as missed."
             )
-        if get_protocol(self.protocol).drops_same_camera and self.data.has_ids and not self.data.has_cams:
+        if get_protocol(self.protocol).drops == "camera" and self.data.has_ids and not self.data.has_cams:
             found.append(f"{_sentence(self.data.lacking('cams'))}: protocol {self.protocol} drops only junk.")
         return found
 
@@ -201,8 +201,9 @@ def kinds_of(lists: NDArray[Any], data: FeatureSet, protocol: Protocol) -> NDArr
     ids = data.gallery.ids[items]
     same = (ids == mine) & (mine > DISTRACTOR)
     kinds[:] = np.where(same, RIGHT, WRONG)
-    if protocol.drops_same_camera and data.probe.cams is not None and data.gallery.cams is not None:
-        kinds[same & (data.gallery.cams[items] == data.probe.cams[:, None])] = DROPPED
+    codes = dropped_codes(data, protocol)
+    if codes is not None:
+        kinds[same & (codes[1][items] == codes[0][:, None])] = DROPPED
     kinds[ids == JUNK] = IS_JUNK
     kinds[lists < 0] = UNKNOWN
     return kinds
