@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .compute.compute import Compute
+from .data.checks import flat_shape
 from .data.features import FeatureSet
 from .data.ranking import Ranking
 from .data.sort_keys import sort_keys, strictly_decreasing
@@ -30,6 +31,8 @@ Matrix = ArrayLike | torch.Tensor
 
 # Norms closer than this, relatively, are one norm: what float32 leaves after normalising.
 _ONE_NORM = 1e-6
+# Distances of 1 - cosine may be as far below 0, relative to the largest, by rounding.
+_ROUNDED = 1e-3
 
 
 def re_ranking(*args: Any, **kwargs: Any) -> NDArray[np.float32]:
@@ -44,9 +47,10 @@ def re_ranking(*args: Any, **kwargs: Any) -> NDArray[np.float32]:
 
     `re_ranking(probFea, galFea, k1, k2, lambda_value, local_distmat=None, only_local=False)` takes features,
     (Q, D) and (G, D), and squared Euclidean distances of them as they are, not normalised; so does
-    reid-strong-baseline's `utils/re_ranking.py`. (Q + G, Q + G) `local_distmat` is added to these, or with
-    `only_local` taken instead of them, and not squared. That program keeps encodings in float16, which is not
-    repeated here: it moves distances by 0.002 or so, and with them items that stand close.
+    reid-strong-baseline's `utils/re_ranking.py`. `MemorySave` and `Minibatch`, by which Zhong's
+    `re_ranking_feature.py` cuts its work, change nothing here. (Q + G, Q + G) `local_distmat` is added to
+    these, or with `only_local` taken instead of them, and not squared. That program keeps encodings in float16,
+    which is not repeated here: it moves distances by 0.002 or so, and with them items that stand close.
 
     The two are told apart by the third argument: a matrix is `g_g_dist`. All these programs then divide the
     distances of each image by their maximum and go on as `blurrerank.methods.k_reciprocal` says. Here ties go
@@ -240,6 +244,13 @@ def _from_distances(
     probes, items = between.shape
     of_probes = _matrix("q_q_dist", q_q_dist, (probes, probes), between.device)
     of_items = _matrix("g_g_dist", g_g_dist, (items, items), between.device)
+    for name, distances in (("q_g_dist", between), ("q_q_dist", of_probes), ("g_g_dist", of_items)):
+        lowest = float(distances.min())
+        if lowest < -_ROUNDED * max(1, float(distances.abs().max())):
+            raise InputError(
+                f"{name} has values below 0, down to {lowest:.4g}, so it holds no distances: of cosine "
+                "similarities s pass 2 - 2 * s, all three"
+            )
     for name, square in (("q_q_dist", of_probes), ("g_g_dist", of_items)):
         if len(square) > 1 and square.diagonal().double().mean() > square.double().mean():
             raise InputError(
@@ -266,7 +277,11 @@ def _from_features(
     lambda_value: float,
     local_distmat: Matrix | None = None,
     only_local: bool = False,
+    MemorySave: bool = False,
+    Minibatch: int = 2000,
 ) -> NDArray[np.float32]:
+    if isinstance(local_distmat, bool):
+        local_distmat, only_local = None, False  # the sixth argument of Zhong's program is MemorySave
     method = KReciprocal(k1, k2, lambda_value)
     items = _matrix("galFea", galFea)
     probes = _matrix("probFea", probFea, (None, items.shape[1]), items.device)
@@ -364,6 +379,7 @@ def _matrix(
         found = torch.from_numpy(np.require(array, wide, ["C", "W"]))
     if found.dtype != torch.float32:
         found = found.to(torch.float32 if found.dtype in (torch.float16, torch.bfloat16) else torch.float64)
+    found = found.reshape(flat_shape(tuple(found.shape)) or found.shape)
     if found.ndim != 2 or not found.numel():
         raise InputError(f"{name} has shape {tuple(found.shape)}: expected a matrix with something in it")
     if shape is not None and any(want not in (None, has) for want, has in zip(shape, found.shape, strict=True)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import pickle
 import pickletools
@@ -826,7 +827,7 @@ def test_norms_that_differ_are_not_called_one_norm(cli, tmp_path, arrays):
     assert json.loads(out)["gallery"]["norms"] == "0.5 to 1, not normalised"
 
 
-def test_names_without_an_identity_become_junk_and_it_is_told(cli, tmp_path, arrays):
+def test_names_without_an_identity_become_distractors_and_it_is_told(cli, tmp_path, arrays):
     rows = {"Thumbs.db": arrays["gallery"][0]} | dict(
         zip(arrays["gallery_names"], arrays["gallery"], strict=True)
     )
@@ -837,10 +838,9 @@ def test_names_without_an_identity_become_junk_and_it_is_told(cli, tmp_path, arr
     code, _, err = cli("convert", "q.pkl", "g.pkl", "out.h5", "--allow-pickle")
     assert code == 0
     assert (
-        "1 gallery names are not like 0002_c1s1_000451_03.jpg (Thumbs.db): their images are marked as junk"
-        in err
+        "warning: 1 of 41 gallery names say no identity (Thumbs.db): their images are distractors, id 0" in err
     )
-    assert br.load(tmp_path / "out.h5").gallery.ids.tolist() == [-1, *arrays["gallery_ids"]]
+    assert br.load(tmp_path / "out.h5").gallery.ids.tolist() == [0, *arrays["gallery_ids"]]
 
 
 def test_probes_without_a_match_are_told(cli, tmp_path, arrays):
@@ -1109,13 +1109,13 @@ def refused(cli, *arguments: object) -> str:
         ("q.fbin", np.array([0, 3], dtype="<i4").tobytes(), "has no values: its header says 0 rows of 3"),
         ("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(300), "is not a recognised feature file"),
         ("notes.txt", b"hello\nworld\n", "is text, but not a table of features"),
-        ("table.csv", b"a,b\n1,2\n3\n", "line 3 does not have the 2 columns of the header"),
-        ("table.csv", b"\n\na,b\n1,2\n\n3\n", "line 6 does not have the 2 columns of the header"),
+        ("table.csv", b"a,b\n1,2\n3\n", "line 3 does not have the 2 columns of the first"),
+        ("table.csv", b"\n\na,b\n1,2\n\n3\n", "line 6 does not have the 2 columns of the first"),
         ("table.csv", b"\n\n", "is empty"),
         (
             "q.csv",
             b"1,2\n3\n",
-            "is not a table of numbers: the number of columns changed from 2 to 1 at row 2\n",
+            "is text, but not a table of features: line 2 does not have the 2 columns of the first",
         ),
         ("x.npz", b"PK\x03\x04 not really", "cannot be read"),
         ("x.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "is a damaged MATLAB file"),
@@ -1133,7 +1133,7 @@ def test_variables_that_are_not_read_are_told(values, cli, tmp_path, arrays):
     scipy.io.savemat(tmp_path / "dump.mat", layumi(arrays) | {"query_f": values})
     why = refused(cli, "convert", "dump.mat", "out.h5")
     assert "no probe features: found MATLAB v5 with " in why
-    assert "; not read, as sparse, complex or struct: query_f\n" in why
+    assert "; not read: query_f (" in why
 
 
 def test_what_is_missing_is_told(cli, tmp_path, arrays):
@@ -1342,7 +1342,7 @@ def test_a_malicious_file_of_torch_or_numpy_does_not_execute(cli, tmp_path, arra
     np.savez(
         tmp_path / "dump.npz", **torchreid_fields(arrays), extra=np.array([attacks(marker)[0]], dtype=object)
     )
-    assert "array 'extra' contains Python objects" in refused(
+    assert "dump.npz::extra contains posix.system" in refused(
         cli, "convert", "dump.npz", "out.h5", "--allow-pickle"
     )
     assert not marker.exists()
@@ -1366,11 +1366,11 @@ REBUILD, SCALAR = np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]
     ("value", "why"),
     [
         (Rebuilt(REBUILD, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype(object), False, b"A" * 8)), "damaged"),
-        (Rebuilt(SCALAR, (np.dtype(object), b"A" * 8)), "contains an object in the place of a number"),
+        (Rebuilt(SCALAR, (np.dtype(object), b"A" * 8)), "an object in the place of a number"),
         (Rebuilt(np.ndarray, ((1,), np.dtype(object), b"A" * 8)), "damaged"),
         (
             Rebuilt(REBUILD, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype([("a", "O")]), False, b"A" * 8)),
-            "contains an array of type 'V8'",
+            "an array of type 'V8'",
         ),
     ],
     ids=["array", "scalar", "ndarray", "fields"],
@@ -1415,16 +1415,18 @@ def test_labels_of_numpy_are_read_beside_tensors(cli, tmp_path, arrays):
     ids=repr,
 )
 def test_arrays_come_out_of_pickles_as_numpy_reads_them(value, protocol):
-    found = read_pickle(pickle.dumps({"a": [value, (1, "x", None, 2.5, b"y")]}, protocol=protocol), "here")
+    found = read_pickle(
+        io.BytesIO(pickle.dumps({"a": [value, (1, "x", None, 2.5, b"y")]}, protocol=protocol)), "here"
+    )
     assert found["a"][1] == (1, "x", None, 2.5, b"y")
     np.testing.assert_array_equal(found["a"][0], value)
-    assert found["a"][0].dtype == value.dtype
+    assert found["a"][0].dtype.newbyteorder("=") == value.dtype.newbyteorder("=")
 
 
 def test_arrays_of_objects_come_out_of_pickles():
     value = np.empty(2, dtype=object)
     value[:] = [np.arange(2), "name"]
-    found = read_pickle(pickle.dumps(value), "here")
+    found = read_pickle(io.BytesIO(pickle.dumps(value)), "here")
     np.testing.assert_array_equal(found[0], [0, 1])
     assert found[1] == "name"
 
@@ -1433,7 +1435,6 @@ def test_arrays_of_objects_come_out_of_pickles():
     "code",
     [
         b"cnumpy\nndarray\n((I1000000000000\ntcnumpy\ndtype\n(Vf8\ntRtR.",  # an array of 8 TB
-        b"cnumpy\ndtype\n(VV8\ntR.",  # a type that is no number
         b"cnumpy\ncore.multiarray._reconstruct\n.",
         b"\x80\x04\x8c\x05numpy\x8c\x0dndarray.dumps\x93.",
         b"(lp0\ng0\na.",  # a list that holds itself
@@ -1444,7 +1445,7 @@ def test_arrays_of_objects_come_out_of_pickles():
 )
 def test_pickles_made_by_hand_are_refused_in_one_line(code):
     with pytest.raises(br.InputError) as error:
-        read_pickle(code, "here")
+        read_pickle(io.BytesIO(code), "here")
     assert len(error.value.problems) == 1
     assert "here" in str(error.value)
 
@@ -1462,7 +1463,7 @@ def test_a_spoiled_pickle_is_read_or_refused(data):
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     with suppress(br.InputError):
-        read_pickle(bytes(whole), "here")
+        read_pickle(io.BytesIO(whole), "here")
 
 
 # Lists of other tools that are compressed

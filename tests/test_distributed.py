@@ -174,11 +174,11 @@ def test_lists_are_piped_by_one(write, tmp_path):
 def test_what_is_wrong_with_a_file_is_said_once(write, tmp_path):
     arrays = features()
     arrays["gallery"][[1, 58]] = np.nan  # the first row is with the first process, the second with the last
-    arrays["gallery_ids"] = arrays["gallery_ids"].reshape(-1, 1)
+    arrays["gallery_ids"] = arrays["gallery_ids"][:59]
     done = forked_together(2, "run", write(**arrays), cwd=tmp_path)
     assert done.returncode == 1
     (line,) = said(done.stderr)
-    for problem in ("NaN or infinity in row 1:", "NaN or infinity in row 58:", "ids has shape (60, 1)"):
+    for problem in ("NaN or infinity in row 1:", "NaN or infinity in row 58:", "ids has shape (59,)"):
         assert problem in line
     assert "blurrerank/" not in done.stderr.replace(str(tmp_path), ""), "a traceback of ours"
     assert not (tmp_path / "feats.ranking.h5").exists()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InputError
+from ..errors import BlurrerankWarning, InputError
+from .checks import flat_shape
+from .labels import DISTRACTOR, JUNK
+from .numbering import numbered, unidentified
 from .side import FeatureArray, Side
 from .validation import find_problems
 
@@ -36,10 +40,30 @@ class FeatureSet:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Validate both sides."""
+        """Number labels that are text, and validate both sides."""
+        for kind in ("ids", "cams"):
+            self._number(kind)
         problems = find_problems(self.probe, self.gallery)
         if problems:
             raise InputError(problems)
+
+    def _number(self, kind: str) -> None:
+        """Replace the ids or cams of both sides, if they are text, by numbers."""
+        sides = [self.probe, self.gallery]
+        texts = [getattr(side, kind) for side in sides if getattr(side, kind) is not None]
+        if not texts or any(values.dtype.kind not in "OU" or values.ndim != 1 for values in texts):
+            return
+        if not all(isinstance(text, str) for values in texts for text in values.tolist()):
+            return
+        keep = (JUNK, DISTRACTOR) if kind == "ids" else ()
+        found = numbered(texts, keep=keep)
+        for doubt in unidentified(texts, kind[:-1]) if found.names else ():
+            warnings.warn(doubt, BlurrerankWarning, stacklevel=4)
+        numbers = iter(found.labels)
+        for name, side in zip(("probe", "gallery"), sides, strict=True):
+            if getattr(side, kind) is not None:
+                changes: dict[str, Any] = {kind: next(numbers)}
+                object.__setattr__(self, name, replace(side, **changes))
 
     def __repr__(self) -> str:
         labels = [name for name in ("ids", "cams", "names") if getattr(self.gallery, name) is not None]
@@ -64,9 +88,9 @@ class FeatureSet:
         """Build a feature set from arrays or tensors, without copying where possible.
 
         Args:
-            probe: (P, D) float16, float32 or float64.
+            probe: (P, D) float16, float32 or float64, or bfloat16, which becomes float32; also (P, D, 1, 1).
             gallery: (G, D), the same dimension.
-            probe_ids: (P,) integers, the identities.
+            probe_ids: (P,) integers, the identities, or strings, which are numbered from 1 over both sides.
             gallery_ids: (G,) integers.
             probe_cams: (P,) integers, the cameras.
             gallery_cams: (G,) integers.
@@ -137,7 +161,10 @@ class FeatureSet:
 
 
 def _features(values: ArrayLike | torch.Tensor) -> FeatureArray:
-    return values if isinstance(values, torch.Tensor) else np.asarray(values)
+    found = values if isinstance(values, torch.Tensor) else np.asarray(values)
+    if isinstance(found, torch.Tensor) and found.dtype == torch.bfloat16:
+        found = found.float()
+    return found.reshape(flat_shape(tuple(found.shape)) or found.shape)
 
 
 def _labels(values: ArrayLike | None) -> NDArray[Any] | None:

@@ -28,9 +28,9 @@ from ..data.given_lists import GivenLists
 from ..errors import BlurrerankWarning, InputError
 from . import ranking_h5
 from .access import check_readable
+from .guard import guarded
 from .hdf5 import attributes, member, open_hdf5, read, reading
 from .rankings import FORMATS, GZIP_ERRORS, open_text, read_ranking
-from .unpacking import check_archive
 
 _TEXT_ENDINGS = {ending: name for name in ("trec", "jsonl", "csv") for ending in FORMATS[name]}
 _KNOWN = "a native ranking, .npz, .npy, .ibin, ann-benchmarks HDF5, a TREC run, JSON lines or CSV"
@@ -73,9 +73,9 @@ def _read(path: Path, where: str, data: FeatureSet) -> GivenLists:
         raise InputError(f"{where} is empty: expected {_KNOWN}")
     name = where
     if h5py.is_hdf5(path):
-        lists, name = _hdf5(path, where, data)
+        lists, name = guarded(lambda: _hdf5(path, where, data), path)
     elif start.startswith(b"PK\x03\x04"):
-        lists, name = _archive(path, where, data)
+        lists, name = guarded(lambda: _archive(path, where, data), path)
     elif start.startswith(b"\x93NUMPY"):
         lists = _array(path, where)
     elif start.startswith(b"\x89HDF"):
@@ -110,7 +110,6 @@ def _hdf5(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], str]:
 def _archive(path: Path, where: str, data: FeatureSet) -> tuple[NDArray[Any], str]:
     """The lists, and what messages call them."""
     try:
-        check_archive(path, where)
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             names = list(archive)
             if "info" not in names:
@@ -187,7 +186,7 @@ def _text(path: Path, where: str, start: bytes, data: FeatureSet) -> NDArray[Any
         form = "csv"
     with open_text(path) as file:
         try:
-            return read_ranking(file, data, format=form or "trec").indices
+            return read_ranking(file, data, format=form or "trec", ordered=False).indices
         except InputError as error:
             # Readers of streams call every stream so.
             told = [problem.replace("standard input", where) for problem in error.problems]

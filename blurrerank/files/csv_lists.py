@@ -44,17 +44,18 @@ class Writer(RankingWriter):
         return self._data.probe.names[probe], self._data.gallery.names[item]
 
 
-def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
+def read(text: TextIO, data: FeatureSet, where: str, *, ordered: bool = True) -> Ranking:
     """Read CSV with the columns probe, gallery and score; lists are sorted by score.
 
     Raises:
-        InputError: naming the first line that is not an entry of these features.
+        InputError: naming the first line that is not an entry of these features; if lists are to be
+            `ordered`, also for scores that rise with the rank, if there is such a column.
     """
     rows = csv.DictReader(text)
     missing = {"probe", "gallery", "score"} - set(rows.fieldnames or ())
     if missing:
         raise InputError(f"{where} has no column {sorted(missing)[0]!r}: expected {','.join(_COLUMNS)}")
-    probes, items, scores = array("q"), array("q"), array("d")
+    probes, items, scores, ranks = array("q"), array("q"), array("d"), array("d")
     try:
         for row in rows:
             probe, item = int(row["probe"]), int(row["gallery"])
@@ -66,6 +67,7 @@ def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
             probes.append(probe)
             items.append(item)
             scores.append(float(row["score"]))
+            ranks.append(float(row.get("rank") or 0))
     except (ValueError, TypeError, csv.Error):
         raise InputError(f"{where} line {rows.line_num}: expected {','.join(_COLUMNS)}") from None
-    return from_entries(probes, items, scores, data, where)
+    return from_entries(probes, items, scores, data, where, ranks=ranks if ordered else None)

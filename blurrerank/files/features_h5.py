@@ -2,23 +2,21 @@
 
     /probe, /gallery        one group per side
         features            (N, D) float16, float32 or float64
-        ids, cams           (N,) integers, optional
+        ids, cams           (N,) integers or strings, optional
         names               (N,) utf-8 strings, optional
         images              (N, H, W) or (N, H, W, 3) uint8 thumbnails, optional
 
 Root attributes: `format` and `format_version`, always written but not required; others are provenance.
 `file.h5::/group` addresses a group inside a file, which is then used as the root. Where only one side is
-needed, its group may also be addressed directly.
-
-Files that h5py writes with its default settings can be read, also with one compression filter. With
-libver="latest", groups and datasets with more than 8 links or attributes, or with several chunks, are refused;
-with track_order, those with more than 8.
+needed, its group may also be addressed directly. Other words for sides and datasets are understood, see
+`names`; (D, N) features are read if the labels show that they are, and labels without values are none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +29,11 @@ from ..compute.device import DEFAULT_MEMORY
 from ..data.features import FeatureSet
 from ..data.side import Side
 from ..data.validation import find_problems
-from ..errors import InputError
-from .hdf5 import Budget, check_dataset, member, open_hdf5, reading
+from ..errors import BlurrerankWarning, InputError
+from .guard import guarded, trying
+from .hdf5 import Budget, UnreadableError, check_dataset, member, open_hdf5, reading
 from .hdf5 import attributes as attributes_of
+from .names import kind_of, side_of
 from .sink import new_hdf5
 from .stored_features import StoredFeatures
 from .targets import replacing
@@ -86,25 +86,42 @@ def load_sharded(
     """
     from ..data.sharded import ShardedSet, raise_everywhere
 
-    reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
-    attributes: dict[str, Any] = {}
-    probe, found = None, None
+    problems: list[str] = []
     try:
         for one in (path, gallery):
             _refuse_foreign(one)
-        root, label = open_group(path)
-        attributes = _check_format(root, label, reader.problems)
-        probe = reader.side(root, label, "probe", alone=gallery is not None)
-        if gallery is not None:
-            root, label = open_group(gallery)
-            _check_format(root, label, reader.problems)
-        found = reader.sharded(root, label, "gallery", group, alone=gallery is not None)
+        reader, attributes, probe, found = _both(path, gallery, memory, group)
+        problems = reader.problems
     except InputError as error:
-        reader.problems += error.problems
-    raise_everywhere(reader.problems, group)
+        problems = error.problems
+    raise_everywhere(problems, group)
     assert probe is not None
     assert found is not None
     return ShardedSet(probe, found, attributes)
+
+
+def _both(
+    path: str | Path, gallery: str | Path | None, memory: int | None, group: Group | None = None
+) -> tuple[_Reader, dict[str, Any], Any, Any]:
+    """What is there of both sides, and the root attributes of the probes' file."""
+
+    def read() -> tuple[_Reader, dict[str, Any], Any, Any]:
+        reader, alone = _Reader(memory), gallery is not None
+        root, label = open_group(path)
+        attributes = _check_format(root, label, reader.problems)
+        probe = reader.side(root, label, "probe", alone=alone)
+        if gallery is not None:
+            root, label = open_group(gallery)
+            _check_format(root, label, reader.problems)
+        found = (
+            reader.side(root, label, "gallery", alone=alone)
+            if group is None
+            else reader.sharded(root, label, "gallery", group, alone=alone)
+        )
+        reader.check()
+        return reader, attributes, probe, found
+
+    return guarded(read, *(str(one).partition("::")[0] for one in (path, gallery) if one is not None))
 
 
 def load_side(path: str | Path, name: str, *, memory: int | None = None) -> Side:
@@ -120,13 +137,17 @@ def load_side(path: str | Path, name: str, *, memory: int | None = None) -> Side
         InputError: if it cannot be read.
     """
     _refuse_foreign(path)
-    reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
-    root, label = open_group(path)
-    _check_format(root, label, reader.problems)
-    side = reader.side(root, label, name, alone=True)
-    if reader.problems or side is None:
-        raise InputError(reader.problems)
-    return side
+
+    def read() -> Side:
+        reader = _Reader(memory)
+        root, label = open_group(path)
+        _check_format(root, label, reader.problems)
+        side = reader.side(root, label, name, alone=True)
+        if reader.problems or side is None:
+            raise InputError(reader.problems)
+        return side
+
+    return guarded(read, str(path).partition("::")[0])
 
 
 def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> Contents:
@@ -134,14 +155,7 @@ def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int 
 
     Arguments and errors are as for `load`, except that only a file that cannot be opened raises `InputError`.
     """
-    reader = _Reader((DEFAULT_MEMORY if memory is None else memory) // 4)
-    root, label = open_group(path)
-    attributes = _check_format(root, label, reader.problems)
-    probe = reader.side(root, label, "probe", alone=gallery is not None)
-    if gallery is not None:
-        root, label = open_group(gallery)
-        _check_format(root, label, reader.problems)
-    found = reader.side(root, label, "gallery", alone=gallery is not None)
+    reader, attributes, probe, found = _both(path, gallery, memory)
     data, problems = None, reader.problems
     if problems or probe is None or found is None:
         problems = problems + find_problems(probe, found)
@@ -183,24 +197,40 @@ def save_features(data: FeatureSet, path: str | Path, *, force: bool = False, **
 class _Reader:
     """Collects sides, their problems and their images from one or two files."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, memory: int | None) -> None:
+        self.budget = (DEFAULT_MEMORY if memory is None else memory) // 4
         self.unpacked: dict[str, Budget] = {}
+        self.unreadable = False
         self.problems: list[str] = []
         self.images: dict[str, tuple[int, ...]] = {}
+
+    def check(self) -> None:
+        """In a trial, refuse files of which something made HDF5 fail: that would be tried again outside.
+
+        Raises:
+            InputError: with all problems.
+        """
+        if trying() and self.unreadable:
+            raise InputError(self.problems)
+
+    def _note(self, error: InputError) -> None:
+        self.problems += error.problems
+        self.unreadable |= isinstance(error, UnreadableError)
 
     def side(self, root: Any, label: str, name: str, *, alone: bool) -> Side | None:
         group, where = self._group(root, label, name, alone=alone)
         stored = None if group is None else self._stored(group, where)
         if stored is None:
             return None
-        self._look_at_images(group, where, name)
         try:
-            features = self._held(stored, StoredFeatures(stored, f"{where}/features"))
+            ids, cams, names = (self._labels(group, where, kind) for kind in ("ids", "cams", "names"))
+            turned = _is_turned(stored, [ids, cams, names], where)
+            if stored.shape:
+                self._look_at_images(group, where, name, stored.shape[1 if turned else 0])
+            features = self._held(stored, StoredFeatures(stored, f"{where}/features", turned=turned))
         except InputError as error:
-            self.problems += error.problems
+            self._note(error)
             return None
-        ids, cams, names = (self._labels(group, where, name) for name in ("ids", "cams", "names"))
         return Side(features, ids, cams, names, label=where.removesuffix("::"))
 
     def sharded(
@@ -217,7 +247,7 @@ class _Reader:
             # Nothing can be shared out, and the problem is told when the side is checked.
             side = Side(StoredFeatures(stored, f"{where}/features"), label=where)
             return ShardedGallery(side.features, label=where, shard=side, group=processes)
-        self._look_at_images(group, where, name)
+        self._look_at_images(group, where, name, len(stored))
         mine = processes.share(len(stored))
         ids = cams = names = None
         try:
@@ -228,30 +258,37 @@ class _Reader:
             else:
                 held_ids = self._labels(group, where, "ids", mine)
         except InputError as error:
-            self.problems += error.problems
+            self._note(error)
             return None
         shard = Side(features, held_ids, label=where, first=mine.start)
         whole = StoredFeatures(stored, f"{where}/features")
         return ShardedGallery(whole, ids, cams, names, label=where, shard=shard, group=processes)
 
     def _group(self, root: Any, label: str, name: str, *, alone: bool) -> tuple[Any, str]:
-        group = member(root, name)
-        where = f"{label}/{name}"
-        if group is None and alone and member(root, "features") is not None:
+        called = _called(root, name, side_of)
+        group = member(root, called)
+        where = f"{label}/{called}"
+        if group is None and alone and member(root, _called(root, "features", kind_of)) is not None:
             group, where = root, label
         if not isinstance(group, h5py.Group):
             found = _listed(root)
             hint = "; address a group inside it as FILE::/GROUP" if member(root, "features") is None else ""
+            if group is not None:
+                hint = f"; /{called} is no group: write its columns as datasets, such as {called}/features"
             self.problems.append(f"{label.removesuffix('::')} has no group /{name} (it has {found}){hint}")
             return None, where
         return group, where
 
     def _stored(self, group: Any, where: str) -> Any:
-        stored = member(group, "features")
+        stored = member(group, _called(group, "features", kind_of))
         if not isinstance(stored, h5py.Dataset) or stored.shape is None:
             self.problems.append(f"{where} has no dataset 'features'")
             return None
-        check_dataset(stored, f"{where}/features")
+        try:
+            check_dataset(stored, f"{where}/features")
+        except InputError as error:
+            self._note(error)
+            return None
         return stored
 
     def _unpacked(self, stored: Any) -> Budget:
@@ -262,32 +299,40 @@ class _Reader:
     def _held(self, stored: Any, features: StoredFeatures) -> Any:
         """The features in memory, if they fit."""
         size = math.prod(features.shape) * features.dtype.itemsize
-        if size > self.budget or features.shape == ():
+        if size > self.budget or features.shape == () or trying():
             return features
         self._unpacked(stored).take(size)
         self.budget -= size
         return features[:]
 
     def _labels(self, group: Any, where: str, name: str, part: slice | None = None) -> NDArray[Any] | None:
-        where = f"{where}/{name}"
+        called = _called(group, name, kind_of)
+        where = f"{where}/{called}"
         try:
-            stored = member(group, name)
+            stored = member(group, called)
             if stored is None:
                 return None
-            if not isinstance(stored, h5py.Dataset) or stored.shape is None:
+            if not isinstance(stored, h5py.Dataset):
                 raise InputError(f"{where} is not an array")
+            if stored.shape is None or stored.size == 0:
+                return None  # which says that there are none
+            if name == "names" and h5py.check_string_dtype(stored.dtype) is None:
+                warnings.warn(f"{where} is not text, and is left out", BlurrerankWarning, stacklevel=2)
+                return None
             selection = part if part is not None and stored.shape else ()
             values = self._unpacked(stored).read(stored, where, selection)
-            return decoded(values, where) if name == "names" else values
+            values = values.ravel() if max(values.shape, default=0) == values.size else values
+            is_text = h5py.check_string_dtype(stored.dtype) is not None
+            return decoded(values, where) if is_text else values
         except InputError as error:
-            self.problems += error.problems
+            self._note(error)
             return None
 
-    def _look_at_images(self, group: Any, where: str, name: str) -> None:
+    def _look_at_images(self, group: Any, where: str, name: str, count: int) -> None:
         images = member(group, "images")
         if not isinstance(images, h5py.Dataset):
             return
-        shape, rows = tuple(images.shape or ()), tuple(member(group, "features").shape[:1])
+        shape, rows = tuple(images.shape or ()), (count,)
         right = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
         if images.dtype != np.uint8 or not right or shape[:1] != rows:
             self.problems.append(
@@ -316,6 +361,40 @@ def open_group(address: str | Path) -> tuple[Any, str]:
     if not isinstance(root, h5py.Group):
         raise InputError(f"{path} has no group {group} (it has {_listed(file)})")
     return root, f"{path}::/{group.strip('/')}"
+
+
+def _called(group: Any, name: str, means: Callable[[str], str | None]) -> str:
+    """What the member of a group is called that `name` stands for: that, or another word for it.
+
+    Raises:
+        InputError: if several are other words for it.
+    """
+    if not isinstance(group, h5py.Group):
+        return name
+    with reading(f"{group.file.filename}::{group.name}"):
+        if name in group:
+            return name
+        found = [other for other in group if means(other) == name]
+    if len(found) > 1:
+        raise InputError(
+            f"{group.file.filename}::{group.name} has {' and '.join(found)}, which could both be the {name}: "
+            "keep one of them"
+        )
+    return found[0] if found else name
+
+
+def _is_turned(stored: Any, labels: list[NDArray[Any] | None], where: str) -> bool:
+    """Whether features are (D, N), as programs write them that have columns first; the labels show it."""
+    counts = {values.shape for values in labels if values is not None and values.ndim == 1}
+    if len(stored.shape) != 2 or counts != {stored.shape[1:]} or stored.shape[0] == stored.shape[1]:
+        return False
+    rows, columns = stored.shape
+    warnings.warn(
+        f"{where}/features is {rows} x {columns}, and there are {columns} labels: it is read as transposed",
+        BlurrerankWarning,
+        stacklevel=2,
+    )
+    return True
 
 
 def _listed(root: Any) -> str:

@@ -1,7 +1,6 @@
-"""Read untrusted HDF5 files safely.
+"""Read HDF5 files of strangers: nothing outside of the file is read, and sizes are checked first.
 
-An HDF5 file may refer to other files, declare more data than it contains, and name unknown filters. All readers
-use this module, which follows no references to other files and checks sizes before reading.
+Whatever HDF5 itself may come to harm over is tried in a child process, see `guard`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .btrees import ELSEWHERE, check_tree
-from .chunks import check_chunks, filters_of
-from .hdf5_texts import check_heaps, check_letters, entry_bytes, is_variable, read_texts
-from .headers import check_beginning
-from .room import room_for
-from .same_file import status
-from .unpacking import check_unpacked
+from .guard import trying
+from .limits import check_unpacked
+from .watched import status
 
 # Soft links on the way to one object.
 _LINKS = 16
 # What a text takes in memory beside its letters.
 _TEXT_BYTES = 64
+# Bytes read at a time in a trial.
+_BLOCK = 16 << 20
+# Kinds of dtypes.
+_NUMERIC = "biufc"
+_ELSEWHERE = "is stored in another file, which is not read: copy its data into this file"
 
 
 def open_hdf5(path: str | Path) -> Any:
@@ -45,36 +46,44 @@ def open_hdf5(path: str | Path) -> Any:
     if not os.path.isfile(path):
         raise InputError(f"{path} is not a regular file; HDF5 cannot be read from a pipe or device")
     try:
-        check_beginning(path)
-        file = h5py.File(path, "r")
-        check_tree(file["/"])
-        return file
-    except InputError:
-        raise
+        return h5py.File(path, "r")
     except PermissionError:
         raise InputError(f"{path} cannot be read: permission denied") from None
     except BlockingIOError:
         raise InputError(f"{path} is being written by another program: try again when it is done") from None
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # h5py raises what it likes
         if not h5py.is_hdf5(path):
             raise InputError(f"{path} is not an HDF5 file") from error
         if "truncated" in str(error):
             raise InputError(f"{path} is a truncated HDF5 file: copy or write it again") from error
+        if "h5clear" in str(error):
+            raise InputError(
+                f"{path} was not closed by the program that wrote it: if none writes it any more, mend it with "
+                f"`h5clear -s {path}`"
+            ) from error
         raise InputError(f"{path} is a damaged HDF5 file: {error}; copy or write it again") from error
+
+
+class UnreadableError(InputError):
+    """Something of a file that HDF5 cannot read."""
+
+
+class UnfitError(InputError):
+    """Something that is not read though the file may be sound: elsewhere, of another type, never written."""
 
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turn errors of HDF5 and h5py about a damaged file into an `InputError` that names `where`."""
+    """Turn errors of HDF5 and h5py about a damaged file into an `UnreadableError` that names `where`."""
     try:
         yield
     except InputError:
         raise
     except MemoryError:
-        raise InputError(f"{where} does not fit into memory, or is damaged") from None
+        raise UnreadableError(f"{where} does not fit into memory, or is damaged") from None
     except Exception as error:  # h5py has no end of them
         said = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{where} cannot be read, the file is damaged: {said}") from error
+        raise UnreadableError(f"{where} cannot be read, the file is damaged: {said}") from error
 
 
 def member(group: Any, path: str) -> Any:
@@ -94,20 +103,19 @@ def _resolved(group: Any, path: str, left: list[int]) -> Any:
             return None
         link = found.get(part, getlink=True) if part != "." else None
         if isinstance(link, h5py.ExternalLink):
-            raise InputError(
+            raise UnfitError(
                 f"{found.file.filename}::{found.name} has a link '{part}' to another file, which is not "
                 "followed: copy its target into this file"
             )
         if isinstance(link, h5py.SoftLink):
             left[0] -= 1
             if left[0] < 0:
-                raise InputError(
+                raise UnfitError(
                     f"{found.file.filename}::{found.name} has a link '{part}' that is circular or nested too "
                     "deeply"
                 )
             found = _resolved(found, link.path, left)
         elif link is not None:
-            check_tree(found, part)
             found = found[part]
         elif part != ".":
             return None
@@ -121,19 +129,22 @@ def at(file: Any, reference: Any, where: str) -> Any:
         InputError: as `member`.
     """
     with reading(where):
-        found = file[reference]
-        check_tree(found)
-        return found
+        return file[reference]
 
 
 def members(group: Any) -> dict[str, Any]:
-    """Return all groups and datasets in a group, by name.
+    """Return all groups and datasets in a group, by name; for links that are not followed, the `UnfitError`.
 
     Raises:
-        InputError: as `member`.
+        InputError: for an object that cannot be opened.
     """
+    found: dict[str, Any] = {}
     with reading(f"{group.file.filename}::{group.name}"):
-        found = {name: _resolved(group, name, [_LINKS]) for name in group}
+        for name in group:
+            try:
+                found[name] = _resolved(group, name, [_LINKS])
+            except UnfitError as error:
+                found[name] = error
     return {name: item for name, item in found.items() if item is not None}
 
 
@@ -151,19 +162,20 @@ def attributes(item: Any, where: str | None = None) -> dict[str, Any]:
     with reading(where):
         found: dict[str, Any] = {}
         for name in item.attrs:
-            # Of what is neither number nor text, HDF5 believes whatever the file says.
-            dtype = item.attrs.get_id(name).dtype
-            if not dtype.hasobject or h5py.check_string_dtype(dtype) is not None:
-                if is_variable(dtype):
-                    check_letters(item.attrs.get_id(name).get_type(), where)
-                    check_heaps(item, where)
-                    with room_for(status(item).st_size):
-                        value = item.attrs[name]
-                else:
-                    value = item.attrs[name]
+            dtype = _dtype(item.attrs.get_id(name))
+            if dtype is not None and (dtype.base.kind in _NUMERIC or h5py.check_string_dtype(dtype.base)):
+                value = item.attrs[name]
                 value = value.tolist() if isinstance(value, np.ndarray) else value
                 found[_readable(name)] = _readable(value)
         return found
+
+
+def _dtype(item: Any) -> Any:
+    """The dtype of a dataset or attribute, None if NumPy has no such type."""
+    try:
+        return item.dtype
+    except TypeError:
+        return None
 
 
 def _readable(value: Any) -> Any:
@@ -174,55 +186,72 @@ def _readable(value: Any) -> Any:
 
 
 def check_dataset(dataset: Any, where: str) -> None:
-    """Check that a dataset is completely stored in its file and can be read.
+    """Check that a dataset is completely stored in its file and can be read; in a trial, read what is packed.
 
     Raises:
-        InputError: for data in other files, filters that are not installed, and impossible sizes.
+        UnfitError: for data in other files or of other types, filters that are not installed, and data that
+            was never written.
+        InputError: for impossible sizes.
     """
     with reading(where):
-        dtype = dataset.dtype
+        dtype = _dtype(dataset)
+        if dtype is None:
+            raise UnfitError(f"{where} is of a type that NumPy does not have: expected numbers or text")
         if dtype.hasobject and not (h5py.check_string_dtype(dtype) or h5py.check_ref_dtype(dtype)):
-            raise InputError(f"{where} has a compound or object type: expected numbers or text")
-        if is_variable(dtype):
-            check_letters(dataset.id.get_type(), where)
-        # One piece in this file, and no filters.
-        plain = dataset.id.get_offset() is not None
-        if not plain:
-            _check_settings(dataset, where)
+            kind = "rows of different lengths" if h5py.check_vlen_dtype(dtype) else "a compound or object type"
+            raise UnfitError(f"{where} has {kind}: expected a plain array of numbers or text")
+        if dataset.external:
+            raise UnfitError(f"{where} {_ELSEWHERE}")
         if dataset.shape is None:
             return
-        declared = _bytes(dataset, dataset.shape)
-        stored = dataset.id.get_storage_size()
-        size = status(dataset).st_size
-        if stored > size or (stored < declared and (plain or not filters_of(dataset))):
-            raise InputError(
+        filters = _filters(dataset, where)
+        declared, stored = _bytes(dataset, dataset.shape), dataset.id.get_storage_size()
+        if dataset.is_virtual:
+            if any(source.file_name != "." for source in dataset.virtual_sources()):
+                raise UnfitError(f"{where} {_ELSEWHERE}")
+            stored = status(dataset).st_size
+        elif stored < declared and not filters:
+            raise UnfitError(
                 f"{where} is {_sizes(dataset)}, {declared:,} bytes, but the file has only "
-                f"{min(stored, size):,} of them: it was truncated or never completely written"
+                f"{stored:,} of them: it was truncated or never completely written"
             )
-        if plain:
-            return
         check_unpacked(declared, stored, where)
         if dataset.chunks:
-            size = _bytes(dataset, dataset.chunks)
-            check_unpacked(size, max(stored, declared), where)
-            check_chunks(dataset, size, where)
+            check_unpacked(_bytes(dataset, dataset.chunks), max(stored, declared), where)
+        if trying() and dataset.chunks:
+            dataset.id.chunk_iter(lambda chunk: None)
+        if trying() and (filters or dataset.is_virtual):
+            for part in _parts(dataset):
+                dataset[part]
 
 
-def _check_settings(dataset: Any, where: str) -> None:
-    # To ask for the settings makes HDF5 read what stands for values that were never written.
-    if is_variable(dataset.dtype):
-        check_heaps(dataset, where)
-    if dataset.external:
-        raise InputError(f"{where} {ELSEWHERE}")
+def _filters(dataset: Any, where: str) -> int:
+    """How many filters a dataset has, all of which are installed."""
     settings = dataset.id.get_create_plist()
     for number in range(settings.get_nfilters()):
         code, _, _, name = settings.get_filter(number)
         if not h5py.h5z.filter_avail(code):
+            with suppress(ImportError):
+                import_module("hdf5plugin")  # which brings many filters
+        if not h5py.h5z.filter_avail(code):
             called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
-            raise InputError(
-                f"{where} is compressed by HDF5 filter {code} ({called}), which is not installed: write it "
-                "with gzip or uncompressed"
+            raise UnfitError(
+                f"{where} is compressed by HDF5 filter {code} ({called}), which is not installed: install "
+                "hdf5plugin, or write it with gzip or uncompressed"
             )
+    return int(settings.get_nfilters())
+
+
+def _parts(dataset: Any) -> Iterator[Any]:
+    """Parts of a dataset that are together all of it."""
+    if not dataset.shape:
+        yield ()
+        return
+    rows = dataset.chunks[0] if dataset.chunks else 1
+    row = max(1, _bytes(dataset, dataset.shape[1:]))
+    step = max(rows, _BLOCK // row // rows * rows)
+    for start in range(0, dataset.shape[0], step):
+        yield slice(start, start + step)
 
 
 def read(dataset: Any, where: str, selection: Any = ()) -> NDArray[Any]:
@@ -260,14 +289,13 @@ class Budget:
             InputError: as `hdf5.read`, and if the total exceeds the limit.
         """
         check_dataset(dataset, where)
-        text = h5py.check_string_dtype(dataset.dtype) is not None
-        self.take(_bytes(dataset, dataset.shape) + text * _TEXT_BYTES * int(dataset.size))
+        text = h5py.check_string_dtype(dataset.dtype)
+        self.take(_bytes(dataset, dataset.shape) + (text is not None) * _TEXT_BYTES * int(dataset.size))
         with reading(where):
-            if not is_variable(dataset.dtype):
-                return np.asarray(dataset[selection])
-            values = read_texts(dataset, where)
-        self.take(sum(map(len, values.flat)))
-        return np.asarray(values[selection])
+            values = np.asarray(dataset[selection])
+        if text is not None and text.length is None:
+            self.take(sum(map(len, values.flat)))
+        return values
 
 
 def _sizes(dataset: Any) -> str:
@@ -276,4 +304,4 @@ def _sizes(dataset: Any) -> str:
 
 def _bytes(dataset: Any, shape: tuple[int, ...]) -> int:
     """What entries of such a shape take in the file, unpacked."""
-    return math.prod(map(int, shape)) * entry_bytes(dataset)
+    return math.prod(map(int, shape)) * int(dataset.id.get_type().get_size())

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from ..errors import BlurrerankError, InputError
 from .features_h5 import open_group
+from .guard import guarded
 from .hdf5 import check_dataset, member, reading
-from .unpacking import check_unpacked
+from .limits import check_unpacked
 
 Thumbnail = NDArray[np.uint8]
 """(h, w) grey or (h, w, 3) RGB."""
@@ -111,8 +112,11 @@ def stored_images(address: str | Path, side: str) -> StoredImages | None:
     Raises:
         InputError: if the file cannot be opened, or its images are not uint8 (N, H, W) or (N, H, W, 3).
     """
-    if not h5py.is_hdf5(str(address).partition("::")[0]):
-        return None
+    path = str(address).partition("::")[0]
+    return guarded(lambda: _stored_images(address, side), path) if h5py.is_hdf5(path) else None
+
+
+def _stored_images(address: str | Path, side: str) -> StoredImages | None:
     root, label = open_group(address)
     group = member(root, side) or root
     images = member(group, "images") if isinstance(group, h5py.Group) else None

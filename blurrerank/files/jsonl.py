@@ -58,13 +58,14 @@ def line(
     return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
-def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
+def read(text: TextIO, data: FeatureSet, where: str, *, ordered: bool = True) -> Ranking:
     """Read JSON lines; lists are sorted by score.
 
     Raises:
-        InputError: naming the first line that is not a list for these features.
+        InputError: naming the first line that is not a list for these features; if lists are to be
+            `ordered`, also for scores that rise along the lists.
     """
-    probes, items, scores = array("q"), array("q"), array("d")
+    probes, items, scores, ranks = array("q"), array("q"), array("d"), array("d")
     for number, line in enumerate(text, start=1):
         if not line.strip():
             continue
@@ -76,6 +77,7 @@ def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
             items.extend(listed)
             scores.extend(values)
             probes.extend([probe] * len(listed))
+            ranks.extend(range(len(listed)))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise InputError(
                 f'{where} line {number}: expected {{"probe": row, "indices": [...], "scores": [...]}}'
@@ -85,4 +87,4 @@ def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
                 f"{where} line {number} refers to a row outside {len(data.probe)} probes x "
                 f"{len(data.gallery)} gallery items"
             )
-    return from_entries(probes, items, scores, data, where)
+    return from_entries(probes, items, scores, data, where, ranks=ranks if ordered else None)

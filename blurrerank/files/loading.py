@@ -35,6 +35,8 @@ def load(
         raise InputError(contents.problems)
     if contents.imported is not None and notify is not None:
         notify(f"note: read {contents.data.provenance['source']}")
+        for note in contents.imported.notes:
+            notify(f"note: {note}")
         for doubt in contents.imported.doubts:
             notify(f"warning: {doubt}")
     return contents.data

@@ -31,8 +31,7 @@ _COSINES = (-1 - OFF, 1 + OFF)
 
 
 def describe(file: Any, about: Mapping[str, str | int]) -> None:
-    """Set attributes. Text has a fixed-length type: variable-length text would be stored in a heap, and
-    checking heaps takes a pass over the file when reading."""
+    """Set attributes; text in a type of fixed length."""
     for name, value in about.items():
         file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
 

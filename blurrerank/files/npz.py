@@ -19,9 +19,9 @@ from ..data.features import FeatureSet
 from ..data.ranking import Ranking
 from ..data.sort_keys import index_dtype
 from ..errors import InputError
+from .guard import guarded
 from .rankings import RankingWriter, RunInfo
 from .sink import Sink
-from .unpacking import check_archive
 
 
 class Writer(RankingWriter):
@@ -86,8 +86,11 @@ def read(path: Path, data: FeatureSet, where: str) -> Ranking:
     Raises:
         InputError: if it is not a ranking archive, or is damaged.
     """
+    return guarded(lambda: _read(path, data, where), path)
+
+
+def _read(path: Path, data: FeatureSet, where: str) -> Ranking:
     try:
-        check_archive(path, str(path))
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             info = json.loads(str(archive["info"])) if "info" in archive else {}
             indices, scores = archive["indices"], archive["scores"]

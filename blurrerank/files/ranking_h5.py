@@ -36,6 +36,7 @@ from ..data.positions import Positions
 from ..data.ranking import Ranking
 from ..data.sort_keys import index_dtype
 from ..errors import InputError
+from .guard import guarded
 from .hdf5 import Budget, attributes, member, open_hdf5, reading
 from .rankings import RankingWriter, RunInfo
 from .sink import Sink
@@ -111,9 +112,13 @@ def versions() -> dict[str, str]:
 
 def made_by(path: Path) -> dict[str, str]:
     """Return the `versions()` stored in a native ranking file; empty if there are none."""
-    try:
+
+    def read() -> Any:
         with open_hdf5(path) as file:
-            stored = json.loads(attributes(file).get("versions", "{}"))
+            return json.loads(attributes(file).get("versions", "{}"))
+
+    try:
+        stored = guarded(read, path)
     except (InputError, ValueError, TypeError, RecursionError):
         return {}
     return {str(name): str(version) for name, version in stored.items()} if isinstance(stored, dict) else {}
@@ -125,6 +130,10 @@ def read(path: Path, data: FeatureSet, where: str) -> Ranking:
     Raises:
         InputError: if it is not a native ranking file, or is damaged.
     """
+    return guarded(lambda: _read(path, where), path)
+
+
+def _read(path: Path, where: str) -> Ranking:
     with open_hdf5(path) as file, reading(f"{where}, a {FORMAT} file,"):
         known = attributes(file)
         stated, version = known.get("format"), known.get("format_version")

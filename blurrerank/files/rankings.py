@@ -30,8 +30,8 @@ from ..data.sort_keys import index_dtype, strictly_decreasing
 from ..errors import InputError, ParameterError
 from ..evaluation.match_finder import MatchFinder
 from .access import check_readable
+from .limits import FREE, check_unpacked
 from .targets import opener, replacing
-from .unpacking import check_gzip
 
 if TYPE_CHECKING:
     from ..evaluation.metrics import Metrics
@@ -204,16 +204,20 @@ def save_ranking(
         )
 
 
-def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str | None = None) -> Ranking:
+def read_ranking(
+    source: str | Path | BinaryIO, data: FeatureSet, *, format: str | None = None, ordered: bool = True
+) -> Ranking:
     """Read a ranking of the probes of `data`, also from another tool.
 
     Args:
         source: the file (text formats may be compressed as .gz), or a binary stream such as standard input.
         data: the ranked features; probes and gallery items are identified by name or by row number.
         format: a name from `FORMATS`; by default the one that the file's extension implies.
+        ordered: whether text formats must have the larger scores first, where they say the order.
 
     Raises:
-        InputError: if the file cannot be read or does not fit `data`; names the line in text formats.
+        InputError: if the file cannot be read or does not fit `data`; names the line in text formats. Also if
+            scores rise with the rank, as distances do.
         ParameterError: if the format is unknown.
     """
     path = Path(source) if isinstance(source, str | Path) else None
@@ -234,7 +238,7 @@ def read_ranking(source: str | Path | BinaryIO, data: FeatureSet, *, format: str
         except GZIP_ERRORS as error:
             raise InputError(f"{where} is a damaged gzip file: {error}") from None
         with _text(stream, where) as text:
-            ranking: Ranking = module.read(text, data, where)
+            ranking: Ranking = module.read(text, data, where, ordered=ordered)
     elif path is not None:
         ranking = module.read(path, data, where)
     else:
@@ -267,8 +271,19 @@ def open_text(path: str | Path) -> BinaryIO:
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     if packed:
-        check_gzip(Path(path), str(path))
+        _check_gzip(Path(path))
     return cast(BinaryIO, gzip.open(path) if packed else open(path, "rb"))
+
+
+def _check_gzip(path: Path) -> None:
+    """Refuse what becomes far larger, by unpacking it; deflate shrinks to a thousandth at most."""
+    packed, unpacked = path.stat().st_size, 0
+    if packed * 1032 < FREE:
+        return
+    with gzip.open(path) as file:
+        while some := file.read(1 << 20):
+            unpacked += len(some)
+            check_unpacked(unpacked, packed, str(path))
 
 
 @contextmanager
@@ -284,7 +299,13 @@ def _text(stream: BinaryIO, where: str) -> Iterator[TextIO]:
 
 
 def from_entries(
-    probes: ArrayLike, items: ArrayLike, scores: ArrayLike, data: FeatureSet, where: str
+    probes: ArrayLike,
+    items: ArrayLike,
+    scores: ArrayLike,
+    data: FeatureSet,
+    where: str,
+    *,
+    ranks: ArrayLike | None = None,
 ) -> Ranking:
     """Build a ranking from unordered entries; lists are sorted by score, ties by lower gallery index.
 
@@ -294,9 +315,11 @@ def from_entries(
         scores: (T,) scores, higher is better.
         data: the ranked features.
         where: name of the source in messages.
+        ranks: (T,) the place of each entry in its list, if the source says it.
 
     Raises:
-        InputError: if there are no entries, a score is NaN, or an item is listed twice for a probe.
+        InputError: if there are no entries, a score is NaN, an item is listed twice for a probe, or scores rise
+            with the rank.
     """
     probe, item = np.asarray(probes, dtype=np.int64), np.asarray(items, dtype=np.int64)
     score = np.asarray(scores, dtype=np.float64)
@@ -304,6 +327,10 @@ def from_entries(
         raise InputError(f"{where} has no entries")
     if np.isnan(score).any():
         raise InputError(f"{where} has a score that is not a number (entry {int(np.argmax(np.isnan(score)))})")
+    if ranks is not None and _rise(probe, np.asarray(ranks, dtype=np.float64), score):
+        raise InputError(
+            f"{where} has scores that rise with the rank, as distances do: write minus the distance as score"
+        )
     order = np.lexsort((item, -score, probe))
     probe, item, score = probe[order], item[order], score[order]
     counts = np.bincount(probe, minlength=len(data.probe))
@@ -319,3 +346,14 @@ def from_entries(
         return Ranking(indices, table, gallery_size=len(data.gallery), source=where)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _rise(probe: NDArray[np.int64], rank: NDArray[np.float64], score: NDArray[np.float64]) -> bool:
+    """Whether scores nearly always rise from one rank to the next."""
+    order = np.lexsort((rank, probe))
+    same = np.diff(probe[order]) == 0
+    # Ranks that come twice say nothing of their list.
+    unclear = np.unique(probe[order][1:][same & (np.diff(rank[order]) == 0)])
+    follows = same & ~np.isin(probe[order][1:], unclear)
+    steps = np.diff(score[order])[follows]
+    return bool((steps > 0).sum() > 0.9 * (steps != 0).sum())

@@ -42,30 +42,32 @@ class Writer(RankingWriter):
             )
 
 
-def read(text: TextIO, data: FeatureSet, where: str) -> Ranking:
+def read(text: TextIO, data: FeatureSet, where: str, *, ordered: bool = True) -> Ranking:
     """Read a TREC run from any tool; lists are sorted by score.
 
     Raises:
-        InputError: naming the first line that is not an entry of these features.
+        InputError: naming the first line that is not an entry of these features; if lists are to be
+            `ordered`, also for scores that rise with the rank.
     """
     probe_rows, item_rows = _Rows(data.probe, "probe name"), _Rows(data.gallery, "gallery name")
-    probes, items, scores = array("q"), array("q"), array("d")
+    probes, items, scores, ranks = array("q"), array("q"), array("d"), array("d")
     for number, line in enumerate(text, start=1):
         parts = line.split()
         if not parts:
             continue
         try:
-            probe, _, item, _, score, _ = parts
+            probe, _, item, rank, score, _ = parts
             probes.append(probe_rows[probe])
             items.append(item_rows[item])
             scores.append(float(score))
+            ranks.append(float(rank) if rank.isdecimal() else 0.0)
         except KeyError as error:
             raise InputError(f"{where} line {number}: {error.args[0]}") from None
         except ValueError:
             raise InputError(
                 f"{where} line {number} is not a TREC run entry: expected 'probe Q0 item rank score tag'"
             ) from None
-    return from_entries(probes, items, scores, data, where)
+    return from_entries(probes, items, scores, data, where, ranks=ranks if ordered else None)
 
 
 def _usable(side: Side) -> str | None:

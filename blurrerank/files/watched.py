@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 
@@ -50,3 +51,8 @@ class Watched:
     def _found(self) -> tuple[int, int]:
         found = self._status()
         return found.st_size, found.st_mtime_ns
+
+
+def status(item: Any) -> os.stat_result:
+    """Return the `os.stat_result` of the file of an h5py object, whatever stands at its path by now."""
+    return os.fstat(item.file.id.get_vfd_handle())

@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 from ..data.side import Side, digest_of
 from ..engine.request import check_indexes
 from ..errors import BlurrerankWarning, InputError
+from ..files.guard import guarded, trying
 from ..files.hdf5 import attributes, open_hdf5
 from ..files.mapped_h5 import (
     OFF,
@@ -211,6 +212,10 @@ def read(path: Path, *, verify: bool = True) -> Stored:
     Raises:
         InputError: if it is none, is of a newer version or of a method that is not known, or is damaged.
     """
+    return guarded(lambda: _read(path, verify and not trying()), path)
+
+
+def _read(path: Path, verify: bool) -> Stored:
     with reading_mapped(path, FORMAT, verify=verify) as file:
         features = file.take("features", ("G", "D"), np.float32)
         if verify and not _are_unit(features):
@@ -251,9 +256,13 @@ def method_of(path: Path) -> str | None:
     """Return the method that an index was built for, without looking at the rest of it; None if it is none."""
     if not path.is_file() or not h5py.is_hdf5(path):
         return None
-    try:
+
+    def read() -> Mapping[str, Any]:
         with open_hdf5(path) as file:
-            stated = attributes(file)
+            return attributes(file)
+
+    try:
+        stated = guarded(read, path)
     except InputError:
         return None
     return str(stated.get("method")) if stated.get("format") == FORMAT else None

@@ -11,22 +11,32 @@ first, unless the names contain query and gallery.
     .npz, torch.save    qf gf q_pids g_pids q_camids g_camids (torchreid)
                         feats pids camids and num_query, probes first (fast-reid); or names as in MATLAB
     pickle              layumi's six names (GNN re-ranking)
-                        name -> vector, one file per side; identity and camera come from names such as
-                        0002_c1s1_000451_03.jpg (GCN_rerank)
+                        name -> vector, one file per side; identity and camera come from names as Market-1501,
+                        DukeMTMC, VeRi-776, MARS, MSMT17 and Celeb-reID have them (GCN_rerank)
                         features, identities, cameras of the probes, then of the gallery (CoinCheung)
     folder of CSV       query/ and test/, each with features.csv labels.csv cameras.csv (ECN)
-    CSV with a header   label is_query is_gallery, also path, sequence; and a file of features (OML)
+    table with a header label is_query is_gallery, also path, sequence; and a file of features (OML)
+                        features in numbered columns (f0 f1 ... or 0 1 ...) or one column of lists, and columns
+                        such as id, cam, name; one file per side
     HDF5                train, the gallery, and test, the probes (ann-benchmarks); or names as in .npz
-    .fbin .hbin         only features, one file per side; likewise .npy, and .csv without a header
+    .fbin .hbin .fvecs  only features, one file per side; likewise .npy, and tables without a header
+    .npy .pt .txt       one file per field, if the files are called as fields are: qf.npy gf.npy q_pids.npy ...
 
-Pickles are read only by `convert --allow-pickle`: arrays, numbers, text and plain containers. No code in them
-is executed. Files from torch.save are read in the same way, without that option.
+Tables may be text with commas, semicolons, tabs or blanks, JSON, JSON lines, and Parquet and Feather with the
+extra `tables` (pyarrow). Column numbers as a header, row numbers as the first column and lines that begin with
+# are left out; a first column of text is names. `.safetensors` files are read like torch.save.
 
-Features keep their dtype and norms. Labels become integers: whole numbers keep their value, and other text is
-numbered from 1, except for -1 and 0. OML labels that start at 0 are increased by 1. A (D, N) array is
-transposed if the labels or the other side show that it is one. Images whose names have no identity become junk.
-Every conversion is reported, and so are likely mistakes: the same camera for all images, cameras numbered from
-0 on one side and from 1 on the other, probes without a match.
+Pickles, also those in .npy and .npz, are read only by `convert --allow-pickle`: arrays, tensors, numbers, text,
+paths and plain containers. No code in them is executed. Files from torch.save are read without that option, by
+torch's reader of weights.
+
+Features keep their dtype and norms; bfloat16 becomes float32, and axes of length 1 are dropped. Labels become
+integers: whole numbers keep their value, also as text, unless two texts are one number (1 and 01); other text
+is numbered from 1, except for -1 and 0. OML labels that start at 0 are increased by 1. A (D, N) array is
+transposed if the labels or the other side show that it is one. Images whose names say no identity are
+distractors; where no name of a side does, it has no ids. Every conversion is reported, and so are likely
+mistakes: the same camera for all images, cameras numbered from 0 on one side and from 1 on the other, probes
+without a match, or in the gallery too.
 """
 
 from __future__ import annotations
@@ -40,7 +50,9 @@ from ...data.features import FeatureSet
 from ...data.labels import DISTRACTOR, JUNK
 from ...data.side import Side, Source
 from ...errors import InputError
-from .containers import Opened, is_foreign, open_file
+from ..guard import guarded
+from ..names import role_of
+from .containers import Opened, is_foreign, may_do_harm, open_file
 from .fields import bare, named, pooled
 from .parts import Layout, listed, numbered, settle, shown
 from .programs import ann_benchmarks, by_position, indexed, oml, vectors_by_name
@@ -74,14 +86,14 @@ def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
     """Read features and labels from files of other tools.
 
     The format is detected from the content: MATLAB v5 and v7.3, NumPy archives and arrays, `torch.save` files,
-    pickles, CSV, ann-benchmarks HDF5, and `.fbin` and `.hbin` vectors; in the layouts of layumi, SFT_REID,
+    pickles, tables, ann-benchmarks HDF5, and plain vectors; in the layouts of layumi, SFT_REID,
     Zhong, GCN_rerank, CoinCheung, ECN, torchreid, fast-reid and OML. Features keep their dtype and norms.
     Labels become integers.
 
     Args:
         *paths: the files; with one file per side, probes first, unless their names say otherwise.
-        allow_pickle: also read pickles. Only arrays, numbers, text and plain containers are read from them, and
-            no code in them is executed.
+        allow_pickle: also read pickles. Only arrays, tensors, numbers, text and plain containers are read from
+            them, and no code in them is executed.
 
     Returns:
         The features and labels as a `FeatureSet`, and what was recognised.
@@ -92,11 +104,15 @@ def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
     """
     if not paths:
         raise InputError("no input: give at least one file to read")
-    files = [open_file(Path(path), allow_pickle=allow_pickle) for path in paths]
-    layout = _recognise(files)
-    named = ", ".join(str(file.path) for file in files)
-    sources = tuple(file.source for file in files if file.source is not None)
-    probe, gallery = _sides(layout, named, sources)
+
+    def read() -> tuple[list[Opened], Layout, list[Side]]:
+        files = [open_file(Path(path), allow_pickle=allow_pickle) for path in paths]
+        layout = _recognise(files)
+        sources = tuple(file.source for file in files if file.source is not None)
+        return files, layout, _sides(layout, ", ".join(map(str, paths)), sources)
+
+    tried = any([may_do_harm(Path(path)) for path in paths])
+    files, layout, (probe, gallery) = guarded(read, *paths) if tried else read()
     kinds = " and ".join(dict.fromkeys(file.container for file in files))
     source = f"{kinds}, {layout.name}"
     data = FeatureSet(probe, gallery, {"source": f"{', '.join(file.path.name for file in files)}: {source}"})
@@ -105,7 +121,12 @@ def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
         shape = f"{len(side)} x {side.dim} {str(side.features.dtype).removeprefix('torch.')}"
         found[name] = {"features": f"{shape}: {parts['features']}", "norms": norms(side)}
         found[name] |= {kind: str(parts[kind]) for kind in ("ids", "cams", "names") if kind in parts}
-    return Imported(data, source, found, layout.notes, layout.doubts + side_doubts(data), layout.unsure)
+    notes = [note for file in files for note in file.notes] + layout.notes
+    for file in files:
+        for name in file.unread:
+            needed = role_of(name.partition(" ")[0]) is not None
+            (layout.doubts if needed else notes).append(f"not read: {name}")
+    return Imported(data, source, found, notes, layout.doubts + side_doubts(data), layout.unsure)
 
 
 def _recognise(files: Sequence[Opened]) -> Layout:

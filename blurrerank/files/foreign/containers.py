@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
+import json
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -17,11 +20,11 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from .. import hdf5
 from ..access import check_readable
+from ..guard import guarded
+from ..names import side_of
 from ..stored_features import StoredFeatures
-from ..unpacking import check_archive
 from ..watched import Watched
-from . import pickles
-from .matlab5 import DEEPEST, read_matlab_5
+from . import pickles, tables
 from .torch_files import read_torch
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
@@ -38,7 +41,8 @@ class Opened:
         content: fields by name, values by position, or a single array; for a table, columns of text.
         attributes: the root attributes, if any.
         source: the open file, if the content is mapped from it.
-        unread: names of further content of unsupported types.
+        unread: names of further content of unsupported types, with the reason if there is one.
+        notes: remarks about how it was read.
     """
 
     path: Path
@@ -47,6 +51,7 @@ class Opened:
     attributes: Mapping[str, Any]
     source: Watched | None = None
     unread: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -64,16 +69,41 @@ def is_foreign(path: Path) -> bool:
         return path.stat().st_size > 0 and _head(path, 8) != b"\x89HDF\r\n\x1a\n"
     if _head(path, 10) == b"MATLAB 7.3":
         return True
-    try:
+
+    def read() -> bool:
         with hdf5.open_hdf5(path) as file:
             names = set(file)
             if "format" in file.attrs or names & {"probe", "gallery"}:
                 return False
             if "features" in names and "num_query" not in names:
                 return False  # one side
-            return any(isinstance(item, h5py.Dataset) for item in hdf5.members(file).values())
+            items = hdf5.members(file)
+            if _has_sides(items):
+                return False
+            return any(isinstance(item, h5py.Dataset) for item in items.values())
+
+    try:
+        return guarded(read, path)
     except (InputError, OSError, RuntimeError, ValueError, KeyError):
         return False
+
+
+def may_do_harm(path: Path) -> bool:
+    """Return whether the file is of a format that is read by more than a few lines of ours.
+
+    Imports what reads it, for the limits of a trial have no room for that.
+    """
+    head = _head(path, 14) if path.is_file() else b""
+    needed = {b"MATLAB 5.0": "scipy.io", b"PAR1": "pyarrow.parquet", b"ARROW1": "pyarrow.feather"}
+    for begin, library in needed.items():
+        if head.startswith(begin):
+            with suppress(ImportError):  # which is told when the file is read
+                import_module(library)
+    begins = (b"\x89HDF", b"MATLAB", b"PK\x03\x04", b"\x80", b"\x93NUMPY", b"PAR1", b"ARROW1")
+    return head.startswith(begins) or path.suffix.lower() in _PICKLES or (bool(head) and h5py.is_hdf5(path))
+
+
+_PICKLES = (".pkl", ".pickle", ".p")
 
 
 def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
@@ -91,7 +121,8 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
         raise InputError(f"{where}: no such file")
     with _told(where):
         if path.is_dir():
-            return Opened(path, "folder of CSV files", _folder(path), {})
+            fields, notes = tables.folder(path)
+            return Opened(path, "folder of CSV files", fields, {}, notes=notes)
         if not path.is_file():
             raise InputError(f"{where} is not a regular file")
         head = _head(path, 4096)
@@ -100,31 +131,35 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
         if head[:10] == b"MATLAB 7.3" or h5py.is_hdf5(path):
             return _hdf5(path, head)
         if head.startswith(b"MATLAB 5.0"):
-            fields, unread = read_matlab_5(path)
-            return Opened(path, "MATLAB v5", fields, {}, unread=unread)
+            return _matlab(path)
         if head.startswith(b"\x93NUMPY"):
-            source = Watched.open(path)
-            return Opened(path, "NumPy array", np.load(path, mmap_mode="r", allow_pickle=False), {}, source)
+            return _npy(path, allow_pickle)
         if head.startswith(b"PK\x03\x04"):
-            return _zip(path)
+            return _zip(path, allow_pickle)
         if head.startswith(_TORCH_LEGACY):
             return Opened(path, "torch.save", read_torch(path), {})
         if _is_pickle(path, head):
             if not allow_pickle:
-                raise InputError(
-                    f"{where} is a pickle, which could execute code when loaded: `blurrerank convert "
-                    "--allow-pickle` reads arrays and containers from it and executes nothing"
-                )
-            return Opened(path, "pickle", pickles.read_pickle(path.read_bytes(), where), {})
+                raise _not_allowed(where)
+            with open(path, "rb") as file:
+                return Opened(path, "pickle", pickles.read_pickle(file, where), {})
         source = Watched.open(path)
-        vectors = _vectors(path, head)
+        vectors = _safetensors(path, head) or _fvecs(path) or _vectors(path, head)
         if vectors is not None:
             return Opened(path, *vectors, {}, source)
         if head.startswith(b"\x1f\x8b"):
             with gzip.open(path) as unzipped:
-                _refuse_lists(unzipped.read(4096), where)
+                tables.refuse_lists(unzipped.read(4096), where)
             raise InputError(f"{where} is compressed: decompress it with gunzip first")
-        return _text(path, head)
+        container, content, notes = tables.read_table(path, head)
+        return Opened(path, container, content, {}, notes=notes)
+
+
+def _not_allowed(where: str) -> InputError:
+    return InputError(
+        f"{where} is a pickle, which could execute code when loaded: `blurrerank convert --allow-pickle` reads "
+        "arrays and containers from it and executes nothing"
+    )
 
 
 @contextmanager
@@ -138,6 +173,8 @@ def _told(where: str) -> Iterator[None]:
         raise InputError(f"{where} cannot be read: permission denied") from None
     except MemoryError:
         raise InputError(f"{where} does not fit into memory, or is damaged") from None
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply, or contains itself") from None
     except Exception as error:
         why = str(error).strip().splitlines()
         said = why[0] if why else type(error).__name__
@@ -157,87 +194,231 @@ def _hdf5(path: Path, head: bytes) -> Opened:
     items = hdf5.members(file)
     if head[:10] == b"MATLAB 7.3":
         with file:
+            budget = hdf5.Budget(path)
             variables = {name: item for name, item in items.items() if not name.startswith("#")}
-            cells = _Cells(path, file)
-            values = {name: cells.value(item, f"{path}::/{name}") for name, item in variables.items()}
-            known = {name: value for name, value in values.items() if value is not None}
-            return Opened(path, "MATLAB v7.3", known, {}, unread=sorted(values.keys() - known.keys()))
-    if any(isinstance(items.get(side), h5py.Group) for side in ("probe", "gallery")):
+            values = {name: _cell(item, f"{path}::/{name}", budget) for name, item in variables.items()}
+            known = {name: value for name, value in values.items() if not isinstance(value, _Unread)}
+            unread = sorted(
+                f"{name}{value.why}" for name, value in values.items() if isinstance(value, _Unread)
+            )
+            return Opened(path, "MATLAB v7.3", known, {}, unread=unread)
+    if _has_sides(items):
         raise InputError(f"{path} is already a native file: use it directly")
     fields: dict[str, Any] = {}
     budget = hdf5.Budget(path)
     for name, item in items.items():
-        where = f"{path}::/{name}"
-        if isinstance(item, h5py.Dataset) and item.ndim == 2 and item.dtype.kind == "f":
-            # What is large stays in the file; the reader of blocks keeps it open.
-            hdf5.check_dataset(item, where)
-            fields[name] = StoredFeatures(item, where)
-        elif isinstance(item, h5py.Dataset) and item.shape is not None:
-            fields[name] = budget.read(item, where)
+        try:
+            if isinstance(item, h5py.Dataset) and item.shape is not None:
+                fields[name] = _dataset(item, f"{path}::/{name}", budget)
+            elif isinstance(item, hdf5.UnfitError):
+                raise item
+        except hdf5.UnfitError as error:
+            fields[name] = Unfit(error)
     return Opened(path, "HDF5", fields, hdf5.attributes(file))
 
 
-class _Cells:
-    """Variables of MATLAB v7.3 the way MATLAB shows them; HDF5 has their dimensions the other way round."""
+def _has_sides(items: Mapping[str, Any]) -> bool:
+    """Whether there are groups of probes and of a gallery, as in native files."""
+    sides = {side_of(name) for name, item in items.items() if isinstance(item, h5py.Group)}
+    return {"probe", "gallery"} <= sides
 
-    def __init__(self, path: Path, file: Any) -> None:
-        self._path, self._file, self._budget = path, file, hdf5.Budget(path)
-        # A cell may be in many others, or in itself: no file has more of them than it has bytes for.
-        self._left = path.stat().st_size // 8
 
-    def value(self, item: Any, where: str, depth: int = 0) -> Any:
-        if not isinstance(item, h5py.Dataset) or item.shape is None:
-            return None  # a struct, or sparse
-        if item.dtype.kind == "V":
-            return None  # complex
-        known = hdf5.attributes(item, where)
-        if "MATLAB_empty" in known:
-            return np.empty((0, 0))
-        values = self._budget.read(item, where)
-        if known.get("MATLAB_class") == "cell":
-            self._left -= values.size
-            if depth > DEEPEST or self._left < 0:
-                raise InputError(f"{where} has cells that are nested too deeply: it is damaged")
-            cells = [
-                self.value(hdf5.at(self._file, reference, where), where, depth + 1)
-                for reference in values.T.ravel()
-            ]
-            return pickles.of_objects(cells).reshape(values.T.shape)
-        if known.get("MATLAB_class") == "char":
-            return np.array(["".join(map(chr, row)) for row in np.atleast_2d(values.T)])
-        return values.T
+def _dataset(item: Any, where: str, budget: hdf5.Budget) -> Any:
+    if item.ndim == 2 and min(item.shape) > 1 and item.id.get_type().get_class() == h5py.h5t.FLOAT:
+        # What is large stays in the file; the reader of blocks keeps it open.
+        hdf5.check_dataset(item, where)
+        return StoredFeatures(item, where)
+    return budget.read(item, where)
+
+
+class Unfit:
+    """A field that is not read: whoever needs it is told why."""
+
+    def __init__(self, why: hdf5.UnfitError) -> None:
+        """Keep the reason."""
+        self.why = why
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A variable of MATLAB that is not read, and why."""
+
+    why: str
+
+
+_OTHER = " (sparse or complex)"
+_OBJECTS = {
+    "string": "save cellstr({0}) or double({0})",
+    "categorical": "save cellstr({0}) or double({0})",
+    "datetime": "save datenum({0})",
+    "table": "save its columns, each as a variable",
+    "struct": "save its fields, save(file, '-struct', '{0}')",
+}
+"""Kinds of MATLAB variables that only MATLAB reads, and what to save instead."""
+
+
+def _cell(item: Any, where: str, budget: hdf5.Budget) -> Any:
+    """A variable of MATLAB v7.3 the way MATLAB shows it; HDF5 has its dimensions the other way round."""
+    name = where.rpartition("/")[2]
+    if isinstance(item, hdf5.UnfitError):
+        raise item
+    if not isinstance(item, h5py.Dataset) or item.shape is None:
+        is_struct = "MATLAB_sparse" not in hdf5.attributes(item, where)
+        return _Unread(_advice("struct", name) if is_struct else _OTHER)
+    if item.dtype.kind == "V":
+        return _Unread(_OTHER)
+    known = hdf5.attributes(item, where)
+    if "MATLAB_empty" in known:
+        return np.empty((0, 0))
+    kind = known.get("MATLAB_class")
+    if "MATLAB_object_decode" in known or kind in _OBJECTS:
+        return _Unread(_advice(str(kind), name))
+    values = budget.read(item, where)
+    if kind == "cell":
+        cells = [_cell(hdf5.at(item.file, one, where), where, budget) for one in values.T.ravel()]
+        return pickles.of_objects(cells).reshape(values.T.shape)
+    if kind == "char":
+        return np.array(["".join(map(chr, row)) for row in np.atleast_2d(values.T)])
+    return values.T
+
+
+def _advice(kind: str, name: str) -> str:
+    what = _OBJECTS.get(kind, "save it as numbers or as a cell array of text")
+    return f" (a {kind} of MATLAB: {what.format(name)})"
+
+
+def _matlab(path: Path) -> Opened:
+    """A MATLAB v5 file."""
+    from scipy.io import loadmat
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of two variables of one name, and of what scipy cannot read
+            found = {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
+    except Exception as error:  # scipy raises what it likes
+        raise InputError(f"{path} is a damaged MATLAB file: {error}; copy or write it again") from None
+    known = {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, np.ndarray) and value.dtype.names is None and value.dtype.kind != "c"
+    }
+    structs = {name for name, value in found.items() if getattr(value, "dtype", np.dtype("f4")).names}
+    unread = [
+        name + (_advice("struct", name) if name in structs else _OTHER) for name in found if name not in known
+    ]
+    return Opened(path, "MATLAB v5", known, {}, unread=unread)
 
 
 # Archives of NumPy and torch
 
 
-def _zip(path: Path) -> Opened:
-    names = check_archive(path, str(path))
-    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        return Opened(path, "torch.save", read_torch(path), {})
-    if not names or not all(name.endswith(".npy") for name in names):
-        raise InputError(f"{path} is a zip archive, but not one from NumPy or torch")
-    with np.load(path, allow_pickle=False) as arrays:
-        fields = {}
-        for name in arrays.files:
-            try:
-                fields[name] = arrays[name]
-            except ValueError:
+def _npy(path: Path, allow_pickle: bool) -> Opened:
+    with open(path, "rb") as file:
+        if _holds_objects(file):
+            if not allow_pickle:
                 raise InputError(
-                    f"{path}: array '{name}' contains Python objects, which would need unpickling: "
-                    "save it again as numbers or text, np.asarray(values, dtype=...)"
-                ) from None
-    return Opened(path, "NumPy archive", fields, {})
+                    f"{path} holds Python objects, a pickle, which could execute code when loaded: `blurrerank "
+                    "convert --allow-pickle` reads arrays and containers from it and executes nothing"
+                )
+            found = pickles.read_pickle(file, str(path))
+            if isinstance(found, np.ndarray):  # one object, or a row in each place
+                found = np.stack(found.tolist()) if found.shape else found.item()
+            return Opened(path, "NumPy array of objects", found, {})
+    source = Watched.open(path)
+    return Opened(path, "NumPy array", np.load(path, mmap_mode="r", allow_pickle=False), {}, source)
+
+
+def _holds_objects(file: IO[bytes]) -> bool:
+    """Whether an array in the format of NumPy holds objects; the file is then where their pickle begins."""
+    start = file.tell()
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    if version < (3, 0) and read(file)[2].hasobject:
+        return True
+    file.seek(start)
+    return False
+
+
+def _zip(path: Path, allow_pickle: bool) -> Opened:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+            return Opened(path, "torch.save", read_torch(path), {})
+        if not names or not all(name.endswith(".npy") for name in names):
+            raise InputError(f"{path} is a zip archive, but not one from NumPy or torch")
+        fields: dict[str, Any] = {}
+        unread = []
+        for member in names:
+            name = member.removesuffix(".npy")
+            with archive.open(member) as file:
+                if not _holds_objects(file):
+                    fields[name] = np.lib.format.read_array(file, allow_pickle=False)
+                elif allow_pickle:
+                    found = pickles.read_pickle(file, f"{path}::{name}")
+                    fields[name] = found.item() if isinstance(found, np.ndarray) and not found.shape else found
+                else:
+                    unread.append(
+                        f"{name} (Python objects: save np.asarray(values, dtype=...), or --allow-pickle)"
+                    )
+    return Opened(path, "NumPy archive", fields, {}, unread=unread)
 
 
 def _is_pickle(path: Path, head: bytes) -> bool:
     if head[0] == 0x80 and 2 <= head[1] <= 5:
         return True
     # The first protocols are text and have no mark; they end with a stop sign.
-    return path.suffix.lower() in (".pkl", ".pickle", ".p") and path.read_bytes()[-1:] == b"."
+    return path.suffix.lower() in _PICKLES and path.read_bytes()[-1:] == b"."
 
 
 # Plain vectors
+
+_SAFE = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "<i1",
+    "U8": "<u1",
+}
+
+
+def _safetensors(path: Path, head: bytes) -> tuple[str, Any] | None:
+    """A length, a JSON header with type, shape and place of each tensor, and the numbers."""
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] != b"{" or not 2 <= length <= path.stat().st_size - 8:
+        return None
+    with open(path, "rb") as file:
+        header = json.loads(file.read(8 + length)[8:])
+    fields = {}
+    for name, about in header.items():
+        if name == "__metadata__":
+            continue
+        start, stop = (8 + length + int(place) for place in about["data_offsets"])
+        brain = about["dtype"] == "BF16"
+        dtype = np.dtype("<u2" if brain else _SAFE[about["dtype"]])
+        shape = tuple(map(int, about["shape"]))
+        values: NDArray[Any] = np.memmap(path, dtype, "r", start, ((stop - start) // dtype.itemsize,))
+        values = (values.astype("<u4") << 16).view("<f4") if brain else values
+        fields[name] = values.reshape(shape)
+    return "safetensors", fields
+
+
+def _fvecs(path: Path) -> tuple[str, Any] | None:
+    """Each row behind its length, as TEXMEX has it."""
+    if path.suffix.lower() != ".fvecs":
+        return None
+    size = path.stat().st_size
+    columns = int(np.fromfile(path, "<i4", 1)[0]) if size >= 4 else 0
+    if columns < 1 or size % (4 * columns + 4):
+        raise InputError(
+            f"{path} is {size:,} bytes long, not a number of rows of {columns} float32: it is damaged"
+        )
+    rows: NDArray[Any] = np.memmap(path, "<f4", "r", shape=(size // (4 * columns + 4), columns + 1))
+    if (rows[:, 0].view("<i4") != columns).any():
+        raise InputError(f"{path} has rows of different lengths: it is damaged, or holds something else")
+    return "vectors of float32", rows[:, 1:]
 
 
 def _vectors(path: Path, head: bytes) -> tuple[str, Any] | None:
@@ -263,80 +444,3 @@ def _vectors(path: Path, head: bytes) -> tuple[str, Any] | None:
     if path.suffix.lower() == ".ibin" or (width == 4 and (some < 1.2e-38).all() and some.any()):
         raise InputError(f"{path} contains neighbour lists, not features: pass it to `run` with --candidates")
     return f"vectors of {'float16' if width == 2 else 'float32'}", values
-
-
-# Text
-
-
-def _text(path: Path, head: bytes) -> Opened:
-    _refuse_lists(head, str(path))
-    if b"\0" in head:
-        raise InputError(
-            f"{path} is not a recognised feature file: see `blurrerank help other-tools` for what can be read"
-        )
-    begun = (line for line in head.decode("utf-8-sig", "replace").splitlines() if line.strip())
-    first = next(begun, "").split(",")
-    if all(map(_is_number, first)):
-        return Opened(path, "CSV without a header", _numbers(path), {})
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file)
-        # Where each row ends, since lines may be empty, and text may go over several.
-        found = [(lines.line_num, row) for row in lines if row]
-    if not found:
-        raise InputError(f"{path} is empty")
-    header, rows = [name.strip() for name in found[0][1]], [row for _, row in found[1:]]
-    wrong = next((number for number, row in found if len(row) != len(header)), None)
-    if len(header) < 2 or wrong is not None:
-        where = "" if wrong is None else f": line {wrong} does not have the {len(header)} columns of the header"
-        raise InputError(
-            f"{path} is text, but not a table of features{where}: see `blurrerank help other-tools` for what "
-            "can be read"
-        )
-    if not rows:
-        raise InputError(f"{path} has a header and no rows")
-    return Opened(path, "CSV with a header", _columns(header, rows), {})
-
-
-def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    return {name: [row[place] for row in rows] for place, name in enumerate(header)}
-
-
-def _refuse_lists(head: bytes, where: str) -> None:
-    lines = head.split(b"\n", 1)
-    columns = lines[0].split()
-    if len(columns) == 6 and columns[1].upper() == b"Q0":
-        raise InputError(
-            f"{where} is a TREC run, which has lists but no features: see `blurrerank eval` and "
-            "`run --candidates`"
-        )
-    if len(columns) == 4 and columns[1] == b"0" and columns[3].lstrip(b"-").isdigit():
-        raise InputError(f"{where} contains TREC judgements (qrels), not features: labels must be identities")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _numbers(path: Path) -> NDArray[Any]:
-    try:
-        return np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float64, encoding="utf-8-sig")
-    except ValueError as error:
-        # What follows is advice to whoever calls NumPy.
-        raise InputError(f"{path} is not a table of numbers: {str(error).partition(';')[0]}") from error
-
-
-def _folder(path: Path) -> dict[str, Any]:
-    """`query/features.csv` as field `query_features`; of a folder of one side, `features`."""
-    fields = {}
-    for file in sorted(path.glob("*.csv")) + sorted(path.glob("*/*.csv")):
-        name = "_".join(file.relative_to(path).with_suffix("").parts)
-        if not file.is_file():
-            raise InputError(f"{file} is not a regular file")
-        fields[name] = _numbers(file)
-    if not fields:
-        raise InputError(f"{path} has no CSV files in it or its subfolders: name a file")
-    return fields

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ..names import kind_of, plain, role_of
 from .containers import Opened
 from .parts import (
     Layout,
@@ -18,32 +18,20 @@ from .parts import (
     as_array,
     as_integers,
     entries,
+    is_matrix,
     is_text,
     is_vector,
     listed,
     matrices,
     numbered,
     only_matrix,
-    plain,
     settle,
     shown,
     taken,
     two_sides,
 )
 
-_SIDES = {"probe": "query|probe|prob|q", "gallery": "gallery|gal|test|g"}
-_KINDS = {
-    "features": "fea|feat|feats|feature|features|embd|embds|embedding|embeddings",
-    "ids": "id|ids|pid|pids|label|labels",
-    "cams": "cam|cams|camid|camids|camera|cameras",
-    "names": "path|paths|name|names|img|imgs|imgpath|imgpaths|filelist",
-}
-_NAMED = {
-    (side, kind): re.compile(f"(?:{prefix})(?:{kinds}{'|f' * (kind == 'features')})")
-    for side, prefix in _SIDES.items()
-    for kind, kinds in _KINDS.items()
-}
-_POOLED = {kind: re.compile(kinds) for kind, kinds in _KINDS.items()}
+_SIDES = ("query", "probe", "gallery", "test")
 
 
 def named(files: Sequence[Opened]) -> Layout | None:
@@ -51,33 +39,25 @@ def named(files: Sequence[Opened]) -> Layout | None:
     sides: dict[str, Parts] = {"probe": {}, "gallery": {}}
     several: Parts = {}
     spare: list[tuple[Opened, str, Any]] = []
-    for file in files:
-        for name, value in file.fields.items():
-            role = _role(name) or (
-                _role(file.path.stem) if len(file.fields) == 1 and is_vector(value) else None
+    for file, named_by, name, value in _named_values(files):
+        role = role_of(named_by)
+        if plain(name).startswith("mquery"):
+            role = role_of(plain(name)[1:])
+            if role is not None:
+                several[role[1]] = Part(name, value)
+            continue
+        if role is not None and role[1] == "features" and not is_matrix(value) and plain(name) in _SIDES:
+            role = None  # `test` may be anything
+        if role is None:
+            spare.append((file, name, value))
+            continue
+        side, kind = role
+        if kind in sides[side]:
+            raise InputError(
+                f"{file.path}: {sides[side][kind].origin} and {name} could both be the {side} {kind}: "
+                "keep only one of them"
             )
-            if plain(name).startswith("mquery"):
-                kind = next(
-                    (
-                        kind
-                        for (side, kind), form in _NAMED.items()
-                        if side == "probe" and form.fullmatch(plain(name)[1:])
-                    ),
-                    None,
-                )
-                if kind is not None:
-                    several[kind] = Part(name, value)
-                continue
-            if role is None:
-                spare.append((file, name, value))
-                continue
-            side, kind = role
-            if kind in sides[side]:
-                raise InputError(
-                    f"{file.path}: {sides[side][kind].origin} and {name} could both be the {side} {kind}: "
-                    "keep only one of them"
-                )
-            sides[side][kind] = Part(name, value)
+        sides[side][kind] = Part(name, value)
     if not any(sides.values()) and not several:
         return None
     if several and not sides["gallery"]:
@@ -117,8 +97,27 @@ def named(files: Sequence[Opened]) -> Layout | None:
     return found
 
 
-def _role(name: str) -> tuple[str, str] | None:
-    return next((role for role, form in _NAMED.items() if form.fullmatch(plain(name))), None)
+def _named_values(files: Sequence[Opened]) -> list[tuple[Opened, str, str, Any]]:
+    """Of all files: the file, what says what a value is, what it is called, and the value.
+
+    A file of one value may be called as that; so may files without fields, if one of them is one of labels.
+    """
+    found = [
+        (
+            file,
+            stem if role_of(name) is None and len(file.fields) == 1 and is_vector(value) else name,
+            name,
+            value,
+        )
+        for file in files
+        for stem in (file.path.stem,)
+        for name, value in file.fields.items()
+    ]
+    single = [file for file in files if not file.fields and hasattr(file.content, "shape")]
+    roles = [role_of(file.path.stem) for file in single]
+    if any(role is not None and role[1] != "features" for role in roles):
+        found += [(file, file.path.stem, file.path.name, file.content) for file in single]
+    return found
 
 
 def _find_features(side: str, parts: Parts, spare: Sequence[tuple[Opened, str, Any]]) -> None:
@@ -211,12 +210,16 @@ def pooled(files: Sequence[Opened]) -> Layout | None:
 
 
 def _kinds(file: Opened) -> Parts:
-    return {
-        kind: Part(name, value)
-        for kind, form in _POOLED.items()
-        for name, value in file.fields.items()
-        if form.fullmatch(plain(name))
-    }
+    found: Parts = {}
+    for name, value in file.fields.items():
+        kind = kind_of(name)
+        if kind in found:
+            raise InputError(
+                f"{file.path}: {found[kind].origin} and {name} could both be the {kind}: keep only one of them"
+            )
+        if kind is not None:
+            found[kind] = Part(str(name), value)
+    return found
 
 
 def _split(file: Opened, parts: Parts, told: Part) -> Layout:

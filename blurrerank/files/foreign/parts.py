@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -10,8 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ...data import numbering as labels
+from ...data.checks import flat_shape
+from ...data.numbering import number_of
 from ...errors import InputError
-from .containers import Opened
+from .containers import Opened, Unfit
 from .pickles import of_objects
 
 
@@ -70,13 +72,19 @@ def as_array(values: Any, where: str) -> Any:
     Raises:
         InputError: if this is not possible, as for rows of different lengths.
     """
+    if isinstance(values, np.ndarray) and values.dtype.hasobject and values.ndim == 1:
+        some = values[0] if len(values) else None
+        values = list(values) if isinstance(some, np.ndarray) and some.ndim else values
     if not isinstance(values, list | tuple):
         return values
     try:
         # Where one text is long, NumPy would make all others as long as that.
         return np.array(values, dtype=object if _has_text(values) else None)
     except ValueError:
-        raise InputError(f"{where}: its {len(values)} rows are of different lengths") from None
+        shapes = {np.shape(value)[1:] for value in values}
+        batches = len(shapes) == 1 and shapes != {()}
+        hint = ": of batches save torch.cat(batches), of tracklets the mean of each" if batches else ""
+        raise InputError(f"{where}: its {len(values)} rows are of different lengths{hint}") from None
 
 
 def _has_text(values: Iterable[Any]) -> bool:
@@ -88,14 +96,6 @@ def _has_text(values: Iterable[Any]) -> bool:
 
 _LARGEST = np.iinfo(np.int64).max
 _FITTING = "a value that fits int64"
-
-
-# Python reads no numbers of thousands of digits.
-_DIGITS = 100
-
-
-def _is_whole(text: str) -> bool:
-    return re.fullmatch(r"[+-]?[0-9]+", text) is not None
 
 
 def settle(sides: Sequence[Parts], where: str) -> list[str]:
@@ -116,6 +116,8 @@ def settle(sides: Sequence[Parts], where: str) -> list[str]:
     """
     for parts in sides:
         for kind, part in parts.items():
+            if isinstance(part.values, Unfit):
+                raise part.values.why
             if kind == "features":
                 part.values = _as_matrix(part, where)
             elif kind == "names":
@@ -153,11 +155,15 @@ def _as_matrix(part: Part, where: str) -> Any:
     """Features as an array of floats with two dimensions, whichever of these is that of the images."""
     values = as_array(part.values, f"{where} ({part.origin})")
     shape: tuple[int, ...] = tuple(getattr(values, "shape", ()))
-    if len(shape) > 2 and np.prod(shape[2:]) == 1:
-        values, shape = values.reshape(shape[:2]), shape[:2]
+    flat = flat_shape(shape)
+    if flat is not None and flat != shape:
+        values, shape = values.reshape(flat), flat
         part.told.append("flattened")
     if len(shape) != 2:
-        raise InputError(f"{where}: {part.origin} has shape {tuple(shape)}: expected one vector per image")
+        hint = " (use reshape(len(x), -1), or the mean of each tracklet)" if len(shape) > 2 else ""
+        raise InputError(
+            f"{where}: {part.origin} has shape {tuple(shape)}: expected one vector per image{hint}"
+        )
     if np.dtype(values.dtype).kind in "iu":
         wide = np.float32 if values.dtype.itemsize <= 2 else np.float64
         part.told.append(f"{values.dtype} converted to {np.dtype(wide).name}")
@@ -246,7 +252,8 @@ def as_integers(part: Part, where: str) -> NDArray[np.int64]:
         return values
     if not are_whole(values):
         raise InputError(f"{where}: {part.origin} is text: expected whole numbers")
-    return _from_text(values, part, where)
+    (found,) = numbered_texts([replace(part, values=values)], where)
+    return found
 
 
 def is_text(labels: NDArray[Any]) -> bool:
@@ -256,17 +263,7 @@ def is_text(labels: NDArray[Any]) -> bool:
 
 def are_whole(texts: NDArray[Any]) -> bool:
     """Return whether all texts are whole numbers."""
-    return all(map(_is_whole, texts))
-
-
-def _from_text(texts: NDArray[Any], part: Part, where: str) -> NDArray[np.int64]:
-    for row, text in enumerate(texts):
-        if len(text) > _DIGITS:
-            raise InputError(f"{where}: {part.origin} has {len(text)} digits in row {row}: expected {_FITTING}")
-    values = of_objects([int(text) for text in texts])
-    _refuse(values, np.array([abs(value) > _LARGEST for value in values], dtype=bool), part, where, _FITTING)
-    part.told.append("text converted to integers")
-    return values.astype(np.int64)
+    return all(number_of(text) is not None for text in texts)
 
 
 def _refuse(values: NDArray[Any], outside: NDArray[np.bool_], part: Part, where: str, why: str) -> None:
@@ -303,37 +300,62 @@ def as_texts(values: Any) -> list[str]:
 
 
 def numbered(parts: Sequence[Part], where: str, *, keep: Sequence[int] = ()) -> list[NDArray[np.int64]]:
-    """Return the settled labels of all sides as integers.
-
-    Text that consists only of whole numbers is parsed. Other text is numbered from 1, in sorted order, over all
-    sides, except that numbers in `keep` keep their value.
+    """Return the settled labels of all sides as integers, text as `data.numbering` has it.
 
     Raises:
         InputError: for text on one side and numbers on the other.
     """
-    labels = [part.values for part in parts]
-    texts = [is_text(some) for some in labels]
-    names = [is_text(some) and not are_whole(some) for some in labels]
-    if not any(names):
-        return [
-            _from_text(some, part, where) if text else some
-            for part, some, text in zip(parts, labels, texts, strict=True)
-        ]
-    if not all(texts):
-        one, other = parts[names.index(True)].origin, parts[texts.index(False)].origin
+    texts = [part for part in parts if is_text(part.values)]
+    if len(texts) == len(parts):
+        return numbered_texts(parts, where, keep=keep)
+    names = [part.origin for part in texts if not are_whole(part.values)]
+    if names:
+        other = next(part.origin for part in parts if not is_text(part.values))
         raise InputError(
-            f"{where}: {one} is text and {other} is numbers: labels must be all text or all numbers"
+            f"{where}: {names[0]} is text and {other} is numbers: labels must be all text or all numbers"
         )
-    whole = {text for some in labels for text in some if len(text) <= _DIGITS and _is_whole(text)}
-    number = {text: int(text) for text in whole if int(text) in keep}
-    distinct = sorted(set().union(*(some.tolist() for some in labels)) - set(number))
-    number |= {text: place for place, text in enumerate(distinct, start=1)}
-    for part, some in zip(parts, labels, strict=True):
-        kept = sorted(set(some) - set(distinct))
-        part.told.append(
-            f"{len(distinct)} text labels numbered from 1{', except ' * bool(kept)}{' and '.join(kept)}"
+    # Beside numbers, 5, 05 and 5.0 are the number 5.
+    plain = {
+        id(part): replace(part, values=of_objects([str(number_of(text)) for text in part.values]))
+        for part in texts
+    }
+    found = [
+        numbered_texts([plain[id(part)]], where)[0] if id(part) in plain else part.values for part in parts
+    ]
+    for part in texts:
+        part.told.append("text converted to integers")
+    return found
+
+
+def numbered_texts(parts: Sequence[Part], where: str, *, keep: Sequence[int] = ()) -> list[NDArray[np.int64]]:
+    """Return labels that are text as integers.
+
+    Raises:
+        InputError: for numbers that do not fit int64.
+    """
+    for part in parts:
+        for row, text in enumerate(part.values):
+            if text.isdecimal() and len(text) > len(str(_LARGEST)) + 1:
+                digits = f"{len(text)} digits" if len(text) > 40 else text
+                raise InputError(f"{where}: {part.origin} has {digits} in row {row}: expected {_FITTING}")
+    found = labels.numbered([part.values for part in parts], keep=keep)
+    for part, numbers in zip(parts, found.labels, strict=True):
+        _refuse(
+            numbers,
+            np.array([abs(number) > _LARGEST for number in numbers.tolist()], bool),
+            part,
+            where,
+            _FITTING,
         )
-    return [np.array([number[text] for text in some], dtype=np.int64) for some in labels]
+        told = "text converted to integers"
+        if found.names:
+            kept = [text for text in found.kept if text in part.values.tolist()]
+            told = f"{found.names} text labels numbered from 1{', except ' * bool(kept)}{' and '.join(kept)}"
+        part.told.append(told)
+    if found.names:
+        doubts = labels.unidentified([part.values for part in parts], "id" if keep else "camera")
+        parts[0].doubts.extend(doubts)
+    return [numbers.astype(np.int64) for numbers in found.labels]
 
 
 def listed(things: Iterable[Any]) -> str:
@@ -348,7 +370,7 @@ def shown(file: Opened) -> str:
         fields = [f"{name} {_shape(value)}" for name, value in file.fields.items()]
         found = f"{file.container} with {_some(fields)}"
     if file.unread:
-        found += f"; not read, as sparse, complex or struct: {_some(file.unread)}"
+        found += f"; not read: {_some(file.unread)}"
     return found
 
 
@@ -357,23 +379,19 @@ def _some(things: Sequence[str]) -> str:
 
 
 def _shape(value: Any) -> str:
+    if isinstance(value, Unfit):
+        return "(not read)"
     shape = getattr(value, "shape", None)
     if shape is None:
         return f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else repr(value)
     return " x ".join(map(str, shape)) or "number"
 
 
-def plain(name: Any) -> str:
-    """Reduce a field name (in a pickle possibly a number) to lower-case letters and digits."""
-    return re.sub(r"[^a-z0-9]", "", str(name).lower())
-
-
 def is_matrix(value: Any) -> bool:
     """Return whether `value` can be features."""
-    shape = getattr(value, "shape", ())
-    kind = getattr(value, "dtype", None)
-    floats = "float" in str(kind)
-    return len(shape) == 2 and min(shape) > 0 and floats
+    shape, kind = getattr(value, "shape", ()), str(getattr(value, "dtype", None))
+    # Whole numbers may be quantised features, but in one row or column they are labels.
+    return len(shape) == 2 and (("float" in kind and min(shape) > 0) or ("int" in kind and min(shape) > 1))
 
 
 def is_vector(value: Any) -> bool:
@@ -410,9 +428,11 @@ def two_sides(files: Sequence[Opened]) -> tuple[Opened, Opened, list[str]]:
         stem = file.path.stem.lower()
         found = [
             side
-            for side, words in (("probe", ("query", "probe")), ("gallery", ("gallery", "test")))
+            for side, words in (("probe", ("query", "probe")), ("gallery", ("gallery",)))
             if any(word in stem for word in words)
         ]
+        if not found and "test" in stem:  # which stands for the gallery, or beside either word for the set
+            return "gallery"
         return found[0] if len(found) == 1 else None
 
     one, other = files

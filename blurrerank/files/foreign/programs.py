@@ -10,33 +10,40 @@ from typing import Any
 import numpy as np
 
 from ...data.labels import DISTRACTOR
+from ...data.numbering import number_of
 from ...errors import InputError
+from ..names import plain, role_of
 from .containers import Opened
 from .parts import (
     Layout,
     Part,
-    Parts,
     are_whole,
     as_array,
     as_integers,
+    as_texts,
     entries,
     listed,
     matrices,
     only_matrix,
-    plain,
     settle,
     taken,
     two_sides,
 )
 from .pickles import of_objects
 
-_IMAGE = re.compile(r"(-?\d{1,18})_c(\d{1,18})")
-"""Identity and camera at the start of a file's name, as Market-1501, DukeMTMC and VeRi-776 have it."""
+_SCHEMES = {
+    "Market-1501, DukeMTMC and VeRi-776": r"(?P<id>-?\d{1,18})_c(?P<cam>\d{1,18})",
+    "MARS": r"(?P<id>\d{4}|00-1)C(?P<cam>\d{1,4})T\d+F\d+",
+    "MSMT17": r"(?P<id>\d{4})_\d{3}_(?P<cam>\d{2})_\d{4}(?:morning|noon|afternoon)",
+    "Celeb-reID": r"(?P<id>\d{1,6})_\d{1,6}_\d{1,2}\.(?:jpg|jpeg|png)$",
+}
+"""Identity and camera at the start of a file's name, as data sets have them."""
 
 
 def ann_benchmarks(files: Sequence[Opened]) -> Layout | None:
-    """Recognise ann-benchmarks: HDF5 with `train` and `test`."""
-    if len(files) != 1 or not {"train", "test"} <= set(files[0].fields):
+    """Recognise ann-benchmarks: HDF5 with `train` and `test`, and nothing that says query or gallery."""
+    fields = set(files[0].fields)
+    if len(files) != 1 or not {"train", "test"} <= fields or any(map(role_of, fields - {"test"})):
         return None
     file = files[0]
     found = Layout(
@@ -63,7 +70,7 @@ def oml(files: Sequence[Opened]) -> Layout | None:
             f"{table.path} is an OML table: also pass the file of its features, one row per table row"
         )
     vectors = only_matrix(others[0])
-    columns = {name: np.array(values, dtype=object) for name, values in table.fields.items()}
+    columns = {name: of_objects(as_texts(values)) for name, values in table.fields.items()}
     chosen = {
         side: _flags(columns[f"is_{word}"], table)
         for side, word in (("probe", "query"), ("gallery", "gallery"))
@@ -151,13 +158,42 @@ def vectors_by_name(files: Sequence[Opened]) -> Layout | None:
     if len(files) != 2 or not all(file.fields and all(map(_is_vector, file.fields.values())) for file in files):
         return None
     probe, gallery, told = two_sides(files)
-    found = Layout("vectors by file name", _parsed(probe), _parsed(gallery), notes=told)
-    for side, parts in (("probe", found.probe), ("gallery", found.gallery)):
-        bad = [name for name in parts["names"].values if not _IMAGE.match(_base(name))]
-        if bad:
+    names = {
+        side: [_base(str(name)) for name in file.fields]
+        for side, file in (("probe", probe), ("gallery", gallery))
+    }
+    every = [name for some in names.values() for name in some]
+    scheme, form = max(
+        ((scheme, re.compile(form)) for scheme, form in _SCHEMES.items()),
+        key=lambda one: sum(one[1].match(name) is not None for name in every),
+    )
+    parsed = {side: [form.match(name) for name in some] for side, some in names.items()}
+    found = Layout("vectors by file name", {}, {}, notes=told)
+    for side, file, parts in (("probe", probe, found.probe), ("gallery", gallery, found.gallery)):
+        rows = [np.ravel(as_array(value, str(file.path))) for value in file.fields.values()]
+        parts["features"] = Part("vectors", as_array(rows, str(file.path)))
+        parts["names"] = Part("names", of_objects([str(name) for name in file.fields]))
+        bad = [name for name, match in zip(names[side], parsed[side], strict=True) if match is None]
+        if len(bad) == len(names[side]):
             found.doubts.append(
-                f"{len(bad)} {side} names are not like 0002_c1s1_000451_03.jpg ({', '.join(bad[:3])}): their "
-                "images are marked as junk, id -1"
+                f"no {side} name says an identity as {scheme} has it ({', '.join(bad[:3])}): they have no ids"
+            )
+            continue
+        origin = f"of the names, as {scheme} has them"
+        if bad:
+            origin += f", {len(bad)} without"
+            found.doubts.append(
+                f"{len(bad)} of {len(names[side])} {side} names say no identity ({', '.join(bad[:3])}): their "
+                "images are distractors, id 0"
+            )
+        read = [0 if match is None else int(number_of(match["id"]) or 0) for match in parsed[side]]
+        if scheme == "MSMT17":  # which counts from 0, what marks distractors here
+            origin += ", plus 1"
+            read = [0 if match is None else one + 1 for match, one in zip(parsed[side], read, strict=True)]
+        parts["ids"] = Part(origin, np.array(read))
+        if "cam" in form.groupindex:
+            parts["cams"] = Part(
+                origin, np.array([-1 if one is None else int(one["cam"]) for one in parsed[side]])
             )
     return found
 
@@ -171,18 +207,6 @@ def _is_vector(value: Any) -> bool:
 
 def _base(name: str) -> str:
     return re.split(r"[/\\]", name)[-1]
-
-
-def _parsed(file: Opened) -> Parts:
-    names = [str(name) for name in file.fields]
-    rows = [np.ravel(as_array(value, str(file.path))) for value in file.fields.values()]
-    parsed = [_IMAGE.match(_base(name)) for name in names]
-    return {
-        "features": Part("vectors", as_array(rows, str(file.path))),
-        "ids": Part("of the names", np.array([int(match[1]) if match else -1 for match in parsed])),
-        "cams": Part("of the names", np.array([int(match[2]) if match else -1 for match in parsed])),
-        "names": Part("names", of_objects(names)),
-    }
 
 
 def by_position(files: Sequence[Opened]) -> Layout | None:
