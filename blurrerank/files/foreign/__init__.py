@@ -23,8 +23,8 @@ first, unless the names contain query and gallery.
     .npy .pt .txt       one file per field, if the files are called as fields are: qf.npy gf.npy q_pids.npy ...
 
 Tables may be text with commas, semicolons, tabs or blanks, JSON, JSON lines, and Parquet and Feather with the
-extra `tables` (pyarrow). Column numbers as a header, row numbers as the first column and lines that begin with
-# are left out; a first column of text is names. `.safetensors` files are read like torch.save.
+extra `tables` (pyarrow). Column numbers as a header, row numbers as the first column and lines with # at the
+beginning are left out; a first column of text is names. `.safetensors` files are read like torch.save.
 
 Pickles, also those in .npy and .npz, are read only by `convert --allow-pickle`: arrays, tensors, numbers, text,
 paths and plain containers. No code in them is executed. Files from torch.save are read without that option, by
@@ -32,11 +32,11 @@ torch's reader of weights.
 
 Features keep their dtype and norms; bfloat16 becomes float32, and axes of length 1 are dropped. Labels become
 integers: whole numbers keep their value, also as text, unless two texts are one number (1 and 01); other text
-is numbered from 1, except for -1 and 0. OML labels that start at 0 are increased by 1. A (D, N) array is
-transposed if the labels or the other side show that it is one. Images whose names say no identity are
-distractors; where no name of a side does, it has no ids. Every conversion is reported, and so are likely
-mistakes: the same camera for all images, cameras numbered from 0 on one side and from 1 on the other, probes
-without a match, or in the gallery too.
+is numbered from 1, except for -1 and 0. OML labels that start at 0, and the identities of MSMT17, are increased
+by 1. A (D, N) array is transposed if the labels or the other side show that it is one. Images whose names say
+no identity are distractors; where no name of a side does, it has no ids. Every conversion is reported, and so
+are likely mistakes: the same camera for all images, cameras numbered from 0 on one side and from 1 on the
+other, probes without a match, or in the gallery too.
 """
 
 from __future__ import annotations
