@@ -7,7 +7,6 @@ differs is who holds the rows (`workspace.py`), and what a method does with list
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import digest_of
 from ..data.sort_keys import from_sort_keys
-from ..errors import BlurrerankWarning, InputError, ParameterError
+from ..errors import InputError, ParameterError
 from ..graph.encoding import Encoding, Probes
 from ..graph.find import Keep, find_graph
 from ..graph.neighbour_graph import NeighbourGraph
@@ -44,9 +43,6 @@ from .request import TRANSDUCTIVE, Request, check_calibrates, check_reranks_cand
 from .retry import halving_the_budget
 from .transforms import apply_fitted
 from .workspace import Workspace, cameras_of, cameras_of_both, open_workspace
-
-# Rows of each side that are looked at, and below which squared distance of unit rows features are much alike.
-_SOME, _ALIKE = 256, 1e-4
 
 
 class GraphCheckpoint(Protocol):
@@ -119,8 +115,6 @@ def _rank(
     """The batches from `request.first` on, as the budget has it now."""
     plan = plan_for(data, ranker, request, compute)
     _warn_of_reads(data, ranker, plan, request)
-    if not request.first:
-        _warn_of_likeness(data, ranker)
     if isinstance(ranker, CameraHeadRanker):
         yield from rank_heads_elsewhere(data, ranker, plan, request, compute)
     elif isinstance(ranker, HeadRanker):
@@ -128,22 +122,6 @@ def _rank(
     else:
         assert isinstance(ranker, GraphRanker)
         yield from _rank_by_graph(data, ranker, plan, request, compute, checkpoint)
-
-
-def _warn_of_likeness(data: FeatureSet, ranker: Ranker) -> None:
-    """Warn of features that are so alike that what float32 leaves of them decides their order."""
-    rows = torch.cat(
-        [side.block(0, min(len(side), _SOME)).cpu().double() for side in (data.probe, data.gallery)]
-    )
-    units = torch.nn.functional.normalize(rows, dim=1)
-    largest = float((units - units[0]).square().sum(dim=1).max())
-    if 0 < largest < _ALIKE:
-        warnings.warn(
-            f"features are much alike (cosine similarities above {1 - largest / 2:.7f}): rounding decides "
-            f"their order; center:by=gallery+{ranker.name} takes away what they have in common",
-            BlurrerankWarning,
-            stacklevel=2,
-        )
 
 
 def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:

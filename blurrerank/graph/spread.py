@@ -38,7 +38,7 @@ def check_spread(lowest: torch.Tensor, method: str) -> None:
         "features are much alike (none of probes and gallery has a cosine similarity below "
         f"{1 - least / 2:.6f} with image {image} of these)"
     )
-    remedy = f"center:by=gallery+{method} takes away what they have in common"
+    remedy = "subtract the gallery's mean from all features, if that is meant"
     if rounding > _REFUSED:
         raise InputError(f"{alike}: float32 cannot tell how far apart they are for {method}; {remedy}")
     warnings.warn(
