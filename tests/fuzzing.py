@@ -37,6 +37,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import PIL.Image
+import pyarrow.feather
+import pyarrow.parquet
 import scipy.io  # noqa: F401  (here, so that no fork has to)
 import sealed
 import test_convert
@@ -107,6 +109,12 @@ READERS = [
     Reader("ann-benchmarks", ("ann.hdf5",), CONVERT),
     Reader("ann-benchmarks, latest", ("latest.hdf5",), CONVERT),
     Reader("fbin", ("query.fbin",), (*CONVERT[:2], "gallery.fbin", *CONVERT[2:])),
+    Reader("fvecs", ("query.fvecs",), (*CONVERT[:2], "gallery.fbin", *CONVERT[2:])),
+    Reader("safetensors", ("feats.safetensors",), CONVERT),
+    Reader("parquet", ("rows.parquet",), (*CONVERT[:2], "gallery.parquet", *CONVERT[2:])),
+    Reader("feather", ("rows.feather",), (*CONVERT[:2], "gallery.feather", *CONVERT[2:])),
+    Reader("json", ("rows.json", "rows.jsonl"), (*CONVERT[:2], "gallery.json", *CONVERT[2:])),
+    Reader("npy of objects", ("dict.npy",), CONVERT),
     Reader("csv, OML", ("oml.csv",), (*CONVERT[:2], "oml.npy", *CONVERT[2:])),
     Reader("csv", ("rows.csv",), (*CONVERT[:2], "gallery.csv", *CONVERT[2:])),
     Reader(
@@ -209,8 +217,38 @@ def material(folder: Path) -> None:
                 shutil.copyfile(Path(place, file), name)
     for protocol in range(6):
         Path(f"dump{protocol}.pkl").write_bytes(pickle.dumps(test_convert.layumi(arrays), protocol=protocol))
-    for side, name in (("probe", "rows.csv"), ("gallery", "gallery.csv")):
-        np.savetxt(name, arrays[side], delimiter=",")
+    np.save("dict.npy", test_convert.layumi(arrays), allow_pickle=True)  # type: ignore[arg-type]
+    for side, name in (("probe", "rows"), ("gallery", "gallery")):
+        np.savetxt(f"{name}.csv", arrays[side], delimiter=",")
+        columns = {
+            "id": arrays[f"{side}_ids"].tolist(),
+            "name": list(map(str, arrays[f"{side}_names"])),
+            "feature": arrays[side].tolist(),
+        }
+        table = pyarrow.table(columns)
+        pyarrow.parquet.write_table(table, f"{name}.parquet")
+        pyarrow.feather.write_feather(table, f"{name}.feather")
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        Path(f"{name}.json").write_text(json.dumps(rows))
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    vectors = arrays["probe"].astype("<f4")
+    lengths = np.full((len(vectors), 1), vectors.shape[1], "<i4").view("<f4")
+    np.concatenate([lengths, vectors], axis=1).tofile("query.fvecs")
+    tensors, place = {}, 0
+    for name in ("probe", "gallery"):
+        values = arrays[name].astype("<f4")
+        tensors[name[0].replace("p", "q") + "f"] = {
+            "dtype": "F32",
+            "shape": values.shape,
+            "data_offsets": (place, place + values.nbytes),
+        }
+        place += values.nbytes
+    header = json.dumps(tensors).encode()
+    Path("feats.safetensors").write_bytes(
+        len(header).to_bytes(8, "little")
+        + header
+        + b"".join(arrays[name].astype("<f4").tobytes() for name in ("probe", "gallery"))
+    )
     Path("images").mkdir()
     picture = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 255, (16, 12, 3), dtype=np.uint8))
     names = [f"a.{ending}" for ending in ("png", "jpg", "gif", "bmp", "webp", "tiff")]
