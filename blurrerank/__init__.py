@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .data.features import FeatureSet as FeatureSet
     from .data.ranking import Ranking as Ranking
     from .data.side import Side as Side
+    from .data.similarities import SimilaritySet as SimilaritySet
     from .engine.evaluate import evaluate as evaluate
     from .engine.graphs import neighbour_graph as neighbour_graph
     from .engine.rerank import local_blurring as local_blurring
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "data.features": ("FeatureSet", "Side"),
     "data.ranking": ("Ranking",),
+    "data.similarities": ("SimilaritySet",),
     "engine.evaluate": ("evaluate",),
     "engine.graphs": ("neighbour_graph",),
     "engine.rerank": ("local_blurring", "rerank"),

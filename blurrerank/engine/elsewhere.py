@@ -43,7 +43,7 @@ def rank_heads_elsewhere(
     cams, gallery_cams = (some.to(plan.device) for some in cameras_of_both(data, ranker.name))
     with watch("index"):
         asking = len(torch.unique(cams))
-        elsewhere = _NearElsewhere(work.images, gallery_cams, ranker.neighbours(), asking)
+        elsewhere = _NearElsewhere(work.rows, gallery_cams, ranker.neighbours(), asking)
     at_a_time = max(1, plan.budget.working_bytes // ranker.workspace_bytes(head, data.dim))
     query = Query(head, plan.probe_batch, shown, whole_rows=True, first=request.first)
     for batch in watch.each("search", gallery.lists(work.probes, query, progress=compute.progress)):

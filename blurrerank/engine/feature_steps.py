@@ -63,10 +63,10 @@ def _step_by_graph(data: FeatureSet, step: GraphStep, compute: Compute, *, onlin
     if step.apart:
         # What a side is to lists is what a camera is. Similarities between sides are computed for nothing.
         sides = (torch.arange(count) >= probes).long()
-        graph = find_graph(work.images, ListSizes(within=step.neighbours()), cams=sides).within_alone()
+        graph = find_graph(work.rows, ListSizes(within=step.neighbours()), cams=sides).within_alone()
     else:
         cams = cameras_of(data, count, step.name) if step.needs_cameras else None
-        graph = find_graph(work.images, step.list_sizes(), cams=cams)
+        graph = find_graph(work.rows, step.list_sizes(), cams=cams)
     weights = step.mixture(graph)
     del graph
     columns = work.gallery.columns
@@ -106,7 +106,7 @@ def _sums(weights: SparseRows, work: Workspace, probes: int) -> torch.Tensor:
 
 def _rows(work: Workspace, images: torch.Tensor, probes: int) -> torch.Tensor:
     """The rows of (n,) ascending images, of which the first `probes` are probes."""
-    images = images.to(work.images.device)
+    images = images.to(work.rows.device)
     cut = int((images < probes).sum())
     parts = []
     for source, items in ((work.probes, images[:cut]), (work.gallery, images[cut:] - probes)):
@@ -119,8 +119,8 @@ def _step_gallery(data: FeatureSet, step: ListStep, compute: Compute) -> Feature
     """Replace the gallery's features."""
     plan = images_plan(data, len(data.gallery), compute)
     work = open_workspace(data, plan)
-    count = min(step.neighbours(), len(work.images))
-    graph = find_graph(work.images, ListSizes(count - 1))
+    count = min(step.neighbours(), len(work.rows))
+    graph = find_graph(work.rows, ListSizes(count - 1))
     held, columns = held_gallery(data), work.gallery.columns
     store = room_for(columns.stop - columns.start, data.dim, compute)
     longest = _longest_share(data)

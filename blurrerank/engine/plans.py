@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
+from ..data.similarities import SimilaritySet
 from ..methods import GraphRanker, HeadRanker, Ranker
 from ..methods.kinds.camera_head import CameraHeadRanker
 from ..search.exact import margin
@@ -20,6 +21,8 @@ def plan_for(data: FeatureSet, ranker: Ranker, request: Request, compute: Comput
     Raises:
         ParameterError: for a budget that is too small, or an unknown precision.
     """
+    if isinstance(data, SimilaritySet):
+        return Plan.of_similarities(len(data.probe), len(data.gallery), compute)
     demand = _demand(data, ranker, request)
     if not isinstance(data, ShardedSet):
         return Plan.fit(data, demand, compute)

@@ -21,16 +21,19 @@ from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import digest_of
+from ..data.similarities import SimilaritySet
 from ..data.sort_keys import from_sort_keys
 from ..errors import InputError, ParameterError
 from ..graph.encoding import Encoding, Probes
 from ..graph.find import Keep, find_graph
+from ..graph.given import graph_of_similarities
 from ..graph.neighbour_graph import NeighbourGraph
 from ..graph.sparse_rows import CHUNK_BYTES, SparseRows
 from ..methods import AnyMethod, GraphRanker, HeadRanker, Ranker
 from ..methods.kinds.base import checked_result
 from ..methods.kinds.camera_head import CameraHeadRanker
 from ..search.exact import Batch, Query, margin
+from ..search.given_similarities import SimilarityRows
 from ..search.plan import Plan
 from ..search.rows import Gatherable, UnitRows, blocks_of, warn_of_reads
 from ..search.sources import nearest_of
@@ -39,7 +42,14 @@ from .elsewhere import rank_heads_elsewhere
 from .feature_steps import apply_feature_step
 from .plans import plan_for
 from .ranked_batch import RankedBatch
-from .request import TRANSDUCTIVE, Request, check_calibrates, check_reranks_candidates, setting_of
+from .request import (
+    TRANSDUCTIVE,
+    Request,
+    check_calibrates,
+    check_reranks_candidates,
+    check_works_with_similarities,
+    setting_of,
+)
 from .retry import halving_the_budget
 from .transforms import apply_fitted
 from .workspace import Workspace, cameras_of, cameras_of_both, open_workspace
@@ -127,6 +137,8 @@ def _rank(
 def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
     """The request, if the method can do it, with its depth capped at the gallery."""
     setting_of(method, request.online)
+    if isinstance(data, SimilaritySet):
+        check_works_with_similarities(data, method, request)
     if request.candidates is not None:
         check_reranks_candidates(method)
         if isinstance(data, ShardedSet):
@@ -259,6 +271,7 @@ def _checked_graph(
             f"the graph is of {len(graph)} images, and {ranker.name} needs that of the {images} {what}: "
             "find it with neighbour_graph"
         )
+    assert isinstance(graph.images, UnitRows)
     sizes = ranker.list_sizes()
     if not graph.serves(sizes):
         has, needs = graph.sizes, ", ".join(f"{name}={count}" for name, count in asdict(sizes).items())
@@ -270,7 +283,7 @@ def _checked_graph(
         cams = cameras_of(data, images, ranker.name).to(graph.cams.device)
         if not torch.equal(graph.cams, cams):
             raise InputError("the graph is of other cameras: pass the features it was found for")
-    if _digest(graph.images) != _digest(work.images):
+    if _digest(graph.images) != _digest(work.rows):
         raise InputError(
             "the graph is of other features: pass those it was found for, in the same order and dtype"
         )
@@ -290,10 +303,13 @@ def _find_graph(
     checkpoint: GraphCheckpoint | None,
 ) -> NeighbourGraph:
     """The neighbours that a ranker asks for."""
+    cams = cameras_of(data, len(work.images), ranker.name) if ranker.needs_cameras else None
+    if isinstance(work.images, SimilarityRows):
+        return graph_of_similarities(work.images, ranker.list_sizes(), cams=cams, progress=progress)
     return find_graph(
         work.images,
         ranker.list_sizes(),
-        cams=cameras_of(data, len(work.images), ranker.name) if ranker.needs_cameras else None,
+        cams=cams,
         progress=progress,
         known=None if checkpoint is None else checkpoint.known,
         keep=None if checkpoint is None else checkpoint.keep,

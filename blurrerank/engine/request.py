@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..data.features import FeatureSet
 from ..data.given_lists import GivenLists
 from ..data.side import Side
+from ..data.similarities import ROUNDED, SimilaritySet
 from ..data.validation import find_problems
 from ..errors import InputError, ParameterError
 from ..graph.neighbour_graph import NeighbourGraph
@@ -155,6 +156,44 @@ def check_calibration(calibration: Side, dim: int) -> None:
         problems = [f"{calibration.label} has no cameras: calibration features need them"]
     if problems:
         raise InputError(problems)
+
+
+def check_works_with_similarities(data: SimilaritySet, method: AnyMethod, request: Request) -> None:
+    """Check that a method can do without features.
+
+    Raises:
+        ParameterError: for a method that cannot, or a request that needs features.
+        InputError: for similarities that it needs and that are missing, or that go beyond 1.
+    """
+    for part in (*method.feature_steps, method.ranker):
+        if part.needs_features:
+            raise ParameterError(
+                f"{part.name} works with features, and there are similarities alone: use cosine, lbr or a "
+                "graph ranker such as k-reciprocal"
+            )
+    for name in ("candidates", "graph", "calibration"):
+        if getattr(request, name) is not None:
+            raise ParameterError(f"{name} belong to features, and there are similarities alone: leave them out")
+    ranker = method.ranker
+    together = setting_of(method, request.online) == TRANSDUCTIVE
+    missing = [
+        f"among {what}"
+        for what, matrix, needed in (
+            ("gallery items", data.among_gallery, ranker.name != "cosine"),
+            ("probes", data.among_probes, together),
+        )
+        if needed and matrix is None
+    ]
+    if missing:
+        raise InputError(
+            f"method {ranker.name} needs the similarities {' and '.join(missing)}, which are missing: add "
+            "them, or use method cosine"
+        )
+    if isinstance(ranker, GraphRanker) and data.largest > 1 + ROUNDED:
+        raise InputError(
+            f"the similarities go up to {data.largest:.6g}, and method {ranker.name} takes cosine-like ones: "
+            "divide all of them by the largest"
+        )
 
 
 def check_reranks_candidates(method: AnyMethod) -> None:

@@ -10,7 +10,9 @@ import torch
 from ..data.features import FeatureSet
 from ..data.given_lists import GivenLists
 from ..data.sharded import ShardedSet
+from ..data.similarities import SimilaritySet
 from ..search.distributed import DistributedGallery
+from ..search.given_similarities import GivenGallery, SimilarityRows
 from ..search.plan import Plan
 from ..search.rows import UnitRows
 from ..search.sharded_rows import ShardedImages
@@ -23,14 +25,20 @@ class Workspace:
     """What a method works on.
 
     Attributes:
-        probes: the probes' rows.
+        probes: the probes' rows; where similarities are given, those of `images`.
         gallery: where lists come from.
         images: all images whose neighbours are looked for: the gallery, or probes and gallery.
     """
 
-    probes: UnitRows
+    probes: UnitRows | SimilarityRows
     gallery: GallerySource
-    images: UnitRows
+    images: UnitRows | SimilarityRows
+
+    @property
+    def rows(self) -> UnitRows:
+        """The same, of what works with features."""
+        assert isinstance(self.images, UnitRows)
+        return self.images
 
 
 def open_workspace(
@@ -44,6 +52,9 @@ def open_workspace(
         together: whether the probes are among `Workspace.images`.
         candidates: lists to look up instead of searching.
     """
+    if isinstance(data, SimilaritySet):
+        known = SimilarityRows(data, plan.device, plan.budget, together=together)
+        return Workspace(known, GivenGallery(SimilarityRows(data, plan.device, plan.budget), data), known)
     probes = plan.probes(data.probe)
     if isinstance(data, ShardedSet):
         shard = plan.rows(data.shard)

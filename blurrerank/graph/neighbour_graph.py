@@ -13,6 +13,7 @@ import torch
 
 from ..data.sort_keys import from_sort_keys, sort_keys
 from ..errors import ParameterError
+from ..search.given_similarities import SimilarityRows
 from ..search.rows import UnitRows, blocks_of
 from .blurred import BlurredRows
 from .pairs import pair_similarities
@@ -64,7 +65,8 @@ class NeighbourGraph:
         lowest: (N,) float32, the cosine similarity to the farthest image.
         within: the nearest others of the image's own camera, where asked for.
         across: the nearest images of all other cameras, where asked for.
-        images: the N unit rows of features, to compare further pairs; None for lists that came without.
+        images: the N unit rows of features, or the similarities that are given in their place, to compare
+            further pairs; None for lists that came without.
         cams: (N,) int64, the cameras that `within` and `across` are of.
 
     >>> import blurrerank as br
@@ -80,7 +82,7 @@ class NeighbourGraph:
     lowest: torch.Tensor
     within: NeighbourLists | None = None
     across: NeighbourLists | None = None
-    images: UnitRows | None = None
+    images: UnitRows | SimilarityRows | None = None
     cams: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -227,12 +229,12 @@ class NeighbourGraph:
 
     def blurred(self, size: int, sigma: float) -> BlurredRows:
         """Return the images blurred with their `size` - 1 nearest others at temperature `sigma`."""
-        assert self.images is not None
+        assert isinstance(self.images, UnitRows)
         return BlurredRows(self.images, self.lists[:, :size], self.similarities[:, :size], sigma)
 
     def similarities_to(self, rows: BlurredRows) -> torch.Tensor:
         """Return (N, K - 1) float32, the similarity of each image to other `rows` of its nearest others."""
-        assert self.images is not None
+        assert isinstance(self.images, UnitRows)
         others = self.lists[:, 1:]
         counts = torch.full((len(self),), others.shape[1], device=others.device)
         return pair_similarities(self.images, rows, counts, others.flatten()).view_as(others)

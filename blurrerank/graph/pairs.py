@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..search.given_similarities import SimilarityRows
 from ..search.nearest import CHUNK_BYTES
 from ..search.precision import fine_scores, pair_scores
 from ..search.rows import Rows, UnitRows, blocks_of
@@ -11,8 +12,8 @@ from .ranges import offsets_of, split_by_size
 
 
 def pair_similarities(
-    images: UnitRows,
-    others: Rows,
+    images: UnitRows | SimilarityRows,
+    others: Rows | SimilarityRows,
     counts: torch.Tensor,
     columns: torch.Tensor,
     *,
@@ -22,7 +23,7 @@ def pair_similarities(
     """Return the similarity of each image with those in its list, equal for equal rows wherever they stand.
 
     Args:
-        images: N rows and more, whose budget is kept.
+        images: N rows and more, whose budget is kept; or their similarities, and `others` likewise.
         others: M rows that `columns` point into, such as `images` themselves.
         counts: (n,) how many entries each of consecutive images has.
         columns: (T,) int32 or int64, the entries of one image after another.
@@ -32,6 +33,9 @@ def pair_similarities(
     Returns:
         (T,) float32, or float64 if they are to be fine.
     """
+    if isinstance(images, SimilarityRows):
+        return images.pairs(counts, columns)
+    assert not isinstance(others, SimilarityRows)
     total, number = len(counts), 0
     held, working = images.budget.held_rows, images.budget.working_bytes
     if others is not images:

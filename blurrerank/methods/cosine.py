@@ -23,6 +23,7 @@ class Cosine(HeadRanker):
     """
 
     name: ClassVar[str] = "cosine"
+    needs_features: ClassVar[bool] = False
 
     def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gatherable) -> torch.Tensor:
         """Return the cosine similarities themselves."""

@@ -65,6 +65,7 @@ class KReciprocalOnline(GraphRanker):
     transductive: ClassVar[bool] = False
     online: ClassVar[bool] = True
     blurs: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = True
     query_time_params: ClassVar[tuple[str, ...]] = ("lambda_value",)
 
     pool: int = ranged(DEFAULT_DEPTH, least=1)

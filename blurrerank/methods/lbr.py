@@ -40,6 +40,7 @@ class LocalBlurring(HeadRanker):
     """
 
     name: ClassVar[str] = "lbr"
+    needs_features: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "market1501": {"topn": 50, "sigma": 0.1},
         "dukemtmc": {"topn": 50, "sigma": 0.1},
@@ -61,6 +62,8 @@ class LocalBlurring(HeadRanker):
         self, probe: torch.Tensor, candidates: Candidates, gallery: Gatherable, sigmas: Sequence[float]
     ) -> torch.Tensor:
         """Return what `rescore` gives for every one of `sigmas`, (sigmas, p, n) float32."""
+        if hasattr(gallery, "among"):
+            return self._blurring.of_graphs(gallery.among(candidates.indices), candidates.scores, sigmas)
         table, places = gallery.gather(candidates.indices)
         return self._blurring.scores(table, places, probe, candidates.scores, sigmas)
 

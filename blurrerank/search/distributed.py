@@ -19,6 +19,7 @@ from .exact import Batch, Query, RerankHead, search
 from .nearest import overwrite_with_exact_scores, similarities_of
 from .rows import UnitRows
 from .sharded_rows import FetchedRows, best_of_share, merged
+from .sources import scores_of
 from .tiles import best_keys
 
 
@@ -85,6 +86,12 @@ class DistributedGallery:
         if similarities.shape[1]:
             values = similarities.gather(1, places.masked_fill(~here, 0)).masked_fill_(~here, 0)
         return self._group.all_reduce(values, "sum").view(items.shape)
+
+    def exact_scores(
+        self, queries: torch.Tensor, indices: torch.Tensor, products: torch.Tensor
+    ) -> torch.Tensor:
+        """See `GallerySource.exact_scores`."""
+        return scores_of(self, queries, indices)
 
     def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `GallerySource.gather`; the rows are fetched from their owners."""

@@ -11,7 +11,7 @@ from ..compute.compute import Compute
 from ..compute.processes import Group
 from ..data.features import FeatureSet
 from ..data.side import Side
-from ..errors import BudgetError
+from ..errors import BudgetError, InputError
 from .nearest import TILE_PROBES
 from .precision import pick_precision
 from .rows import RowBudget, UnitRows
@@ -108,8 +108,20 @@ class Plan:
         return plan
 
     @classmethod
+    def of_similarities(cls, probes: int, gallery: int, compute: Compute) -> Plan:
+        """Cut the work of re-ranking by similarities that are given, some rows of them at a time."""
+        memory = compute.memory
+        batch = max(1, min(memory // 16 // (64 * gallery), _BATCH_PROBES, probes))
+        return cls(compute.device, True, gallery, batch, RowBudget(probes + gallery, memory // 8))
+
+    @classmethod
     def of_images(cls, images: int, asking: int, dim: int, compute: Compute) -> Plan:
         """Cut the work that is done with so many images of `dim` dimensions, of which `asking` ask."""
+        if not dim:
+            raise InputError(
+                "there are similarities and no features: only `run`, `eval` and `fuse` take them, and in the "
+                "library rerank, evaluate and fuse"
+            )
         memory = compute.memory
         held = memory * 3 // 8 // (4 * dim)
         gallery_block = compute.block or _block(memory, dim, images <= held, compute.device)

@@ -1,14 +1,15 @@
 """Where the lists of probes come from: one interface, whoever holds the gallery and whoever searched it.
 
 `LocalGallery` searches a gallery that this process holds or reads, `ListedGallery` looks up lists that another
-search found, and `distributed.DistributedGallery` searches one that is cut among processes.
+search found, `distributed.DistributedGallery` searches one that is cut among processes, and
+`given_similarities.GivenGallery` has similarities and no features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -20,7 +21,7 @@ from .exact import Batch, Query, RerankHead, margin, search
 from .given import look_up, rerank_listed
 from .nearest import best_by_similarity, overwrite_with_exact_scores, similarities_of
 from .precision import pair_scores
-from .rows import UnitRows
+from .rows import Gatherable, UnitRows
 from .tiles import best_keys
 
 
@@ -41,7 +42,7 @@ class GallerySource(Protocol):
 
     def lists(
         self,
-        probe: UnitRows,
+        probe: Any,
         query: Query,
         *,
         rerank_head: RerankHead | None = None,
@@ -60,6 +61,14 @@ class GallerySource(Protocol):
 
     def cosine_at(self, similarities: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Return the similarities of each probe to (p, ...) gallery `items`, whoever has them."""
+
+    def exact_scores(
+        self, queries: torch.Tensor, indices: torch.Tensor, products: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the exact scores of (p, n) gallery items, of which the products are known; all (p, n) float32.
+
+        `queries` are the probes' (p, D) unit rows.
+        """
 
     def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a table of rows and where in it each of the gallery items is; see `UnitRows.gather`."""
@@ -91,12 +100,17 @@ def nearest_of(
     indices, products = from_sort_keys(gallery.merge_keys(keys, width))
     missing = products == -torch.inf
     indices = indices.masked_fill(missing, 0)
-    table, places = gallery.gather(indices)
-    scores = pair_scores(table[places], queries.unsqueeze(1)).masked_fill_(missing, -torch.inf)
+    scores = gallery.exact_scores(queries, indices, products).masked_fill(missing, -torch.inf)
     found = Candidates(
         *from_sort_keys(sort_keys(scores, indices).sort(dim=1, descending=True).values[:, :count])
     )
     return Candidates(found.indices.masked_fill(found.scores == -torch.inf, -1), found.scores)
+
+
+def scores_of(rows: Gatherable, queries: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Return the exact scores of (p, n) items for (p, D) queries, (p, n) float32."""
+    table, places = rows.gather(indices)
+    return pair_scores(table[places], queries.unsqueeze(1))
 
 
 class LocalGallery:
@@ -142,6 +156,12 @@ class LocalGallery:
     def cosine_at(self, similarities: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """See `GallerySource.cosine_at`."""
         return similarities.gather(1, items.flatten(1).long()).view(items.shape)
+
+    def exact_scores(
+        self, queries: torch.Tensor, indices: torch.Tensor, products: torch.Tensor
+    ) -> torch.Tensor:
+        """See `GallerySource.exact_scores`."""
+        return scores_of(self, queries, indices)
 
     def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See `GallerySource.gather`."""

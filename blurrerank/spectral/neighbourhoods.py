@@ -74,6 +74,25 @@ class Blurring:
                 return blurred
         return self._plain(table, places, probe, cosine, sigmas)
 
+    def of_graphs(self, gram: torch.Tensor, cosine: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+        """Return the blurred similarity of each item where all similarities are known.
+
+        Args:
+            gram: (p, n, n) float32, similarities among the items.
+            cosine: (p, n) float32, similarities of items and probes.
+            sigmas: temperatures, above 0.
+
+        Returns:
+            (sigmas, p, n) float32.
+        """
+        graph, seen = gram.double(), cosine.double()
+        if self.probe_in_graph:
+            graph = torch.cat([graph, seen.unsqueeze(1)], dim=1)
+            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+            graph = torch.cat([graph, seen.unsqueeze(2)], dim=2)
+        found = [blurred_scores(graph, seen, sigma, steps=self.steps, cosine=self.cosine) for sigma in sigmas]
+        return torch.stack([blurred[:, : cosine.shape[1]].to(cosine.dtype) for blurred in found])
+
     @full_float32()
     def _plain(
         self,

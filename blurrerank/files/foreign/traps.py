@@ -28,7 +28,7 @@ def norms(side: Side) -> str:
         return f"{least:.4g} to {most:.4g}, not normalised"
     if abs(most - 1) < _NEAR:
         return "1, normalised"
-    parts = round(most**2)
+    parts = round(min(most, 1e6) ** 2)
     if parts > 1 and abs(most - math.sqrt(parts)) < _NEAR * most:
         return (
             f"{most:.4g}, the square root of {parts}: perhaps {parts} normalised parts concatenated, as in PCB"

@@ -37,6 +37,8 @@ class Method(ABC):
     """Whether the method can look at all probes together."""
     online: ClassVar[bool] = True
     """Whether it can treat each probe by itself."""
+    needs_features: ClassVar[bool] = True
+    """Whether the method looks at features; False where similarities of images are enough."""
     online_form: ClassVar[str] = ""
     """The method to use instead where probes must be treated by themselves, if there is one."""
 
@@ -193,6 +195,7 @@ class GraphRanker(Ranker, GraphMethod):
     """
 
     transductive: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = False
     online: ClassVar[bool] = False
     """Where it can, it has `encode_probes`."""
     compares: ClassVar[str] = "overlap"
