@@ -44,7 +44,8 @@ def convert(
     blurrerank convert query-sft.mat gallery-sft.mat market.h5
     blurrerank convert market_88_test.pkl market.h5 --allow-pickle
     """
-    from ..errors import ParameterError
+    from ..data.similarities import SimilaritySet
+    from ..errors import InputError, ParameterError
     from ..files import save_features
     from ..files.foreign import import_features
     from ..files.foreign.traps import label_doubts
@@ -57,6 +58,10 @@ def convert(
     if any(os.path.realpath(out) == os.path.realpath(one) for one in inputs):
         raise ParameterError(f"{out} is both an input and the output: choose another output file")
     found = import_features(*inputs, allow_pickle=allow_pickle)
+    if isinstance(found.data, SimilaritySet):
+        raise InputError(
+            f"{', '.join(inputs)} has similarities and no features to convert: `run` and `eval` read them"
+        )
     doubts = [*found.unsure, *found.doubts, *label_doubts(found.data)]
     save_features(found.data, out, force=force)
     if as_json:

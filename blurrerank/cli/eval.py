@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,7 @@ from .options import (
     check_ranking,
     features_argument,
     json_option,
+    matrix_option,
     metrics_options,
     printable,
     ranking_of,
@@ -22,6 +23,9 @@ from .options import (
     style_options,
 )
 from .tables import comparison_line, method_label, metrics_table, print_json
+
+if TYPE_CHECKING:
+    from ..data.ranking import Ranking
 
 
 @click.command("eval", short_help="Compute metrics of rankings.")
@@ -41,43 +45,66 @@ from .tables import comparison_line, method_label, metrics_table, print_json
     help="Also test whether ranking file A is better than B; they need not be given as RANKING.",
 )
 @style_options
+@matrix_option
 @metrics_options
 @json_option
 @runtime_options
 def evaluate(runtime: Runtime, **arguments: Any) -> None:
     """Compute metrics of each RANKING of FEATS, using the ids and cameras in FEATS.
 
-    RANKING is a file written by `run`, or a TREC run from any tool; - is standard input. Native files are
-    measured over the whole gallery, however short their lists are. Others are measured to the depth of their
-    lists, and unlisted matches count as missed.
+    RANKING is a file written by `run`, a TREC run from any tool, or a matrix of similarities or distances
+    (.npy, .npz, .mat, .pt), probes by gallery items; - is standard input. Native files and matrices are
+    measured over the whole gallery. Others are measured to the depth of their lists, and unlisted matches count
+    as missed.
+
+    If FEATS has a matrix in the place of features, such as distmat, and there is no RANKING, that is measured.
 
     \b
     blurrerank eval feats.ranking.h5 feats.h5 --ap trapezoid
     blurrerank eval other.trec feats.h5 --protocol plain
+    blurrerank eval distmat.npy feats.h5
+    blurrerank eval distances-and-labels.npz
     blurrerank eval cosine.h5 lbr.h5 feats.h5 --latex
     blurrerank eval feats.h5 --compare lbr.h5 cosine.h5
     """
+    from ..data.similarities import SimilaritySet
     from ..engine.evaluate import evaluate as measure
     from ..errors import BlurrerankWarning, ParameterError
     from ..evaluation.significance import compare as test
-    from ..files import load
+    from ..files import is_matrix_file, load, load_matrix
 
     options = EvalOptions(**arguments)
     compare = options.compare
     runtime.start()
     named = list(dict.fromkeys([*options.rankings, *(compare or ())]))
-    if not named:
-        raise ParameterError("no ranking to measure: give ranking files before the feature file")
     for name in named:
         check_ranking(name, options.format)
-    data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
+    data = load(
+        options.feats,
+        options.gallery,
+        memory=runtime.memory,
+        notify=runtime.note,
+        similarities=True,
+        matrix=options.matrix if not named else None,
+    )
+    if not named and not isinstance(data, SimilaritySet):
+        raise ParameterError("no ranking to measure: give ranking files before the feature file")
     found, measured = [], {}
     with warnings.catch_warnings():
         # Warnings about labels apply to every ranking: show each of them once.
         warnings.simplefilter("default", BlurrerankWarning)
+        named = named or [options.feats]
         for name in named:
-            ranking = ranking_of(name, data, options.format)
-            found.append({"ranking": name, "method": ranking.method, "params": dict(ranking.params)})
+            ranking: Ranking | SimilaritySet
+            if isinstance(data, SimilaritySet) and name == options.feats:
+                ranking = data
+            elif options.format is None and name != "-" and is_matrix_file(name):
+                ranking = load_matrix(name, data, matrix=options.matrix)
+            else:
+                ranking = ranking_of(name, data, options.format)
+            params = {} if isinstance(ranking, SimilaritySet) else dict(ranking.params)
+            method = "as given" if isinstance(ranking, SimilaritySet) else ranking.method
+            found.append({"ranking": name, "method": method, "params": params})
             measured[name] = measure(
                 ranking,
                 data,
@@ -114,6 +141,7 @@ class EvalOptions:
     format: str | None
     compare: tuple[str, str] | None
     style: str | None
+    matrix: str | None
     protocol: str
     ap: str
     as_json: bool

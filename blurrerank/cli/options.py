@@ -25,6 +25,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FORMAT_NAMES = ("h5", "trec", "jsonl", "csv", "npz")
 """Those of `formats.FORMATS`, which is too heavy to import for a help text; a test compares them."""
+MATRIX_KINDS = ("similarity", "distance", "squared-distance", "cosine-distance")
+"""Those of `data.similarities.KINDS`, likewise."""
 ANY_FORMAT = f"{', '.join(FORMAT_NAMES[:-1])} or {FORMAT_NAMES[-1]}"
 
 # Characters: a part of a file's name has up to 255 of them, and all of it up to 4096.
@@ -188,6 +190,16 @@ def features_argument(command: F) -> F:
         help="Take the gallery from another file; FEATS then gives the probes.",
     )(command)
     return click.argument("feats", type=FILE, metavar="FEATS")(command)
+
+
+def matrix_option(command: F) -> F:
+    """--matrix."""
+    return click.option(
+        "--matrix",
+        type=click.Choice(MATRIX_KINDS),
+        help="What a matrix in the place of features or of a ranking holds; distance is Euclidean, "
+        "cosine-distance 1 - cosine.  [default: similarity, or distance if it is called so]",
+    )(command)
 
 
 def ranking_argument(command: F) -> F:

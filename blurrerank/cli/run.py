@@ -32,6 +32,7 @@ from .options import (
     features_argument,
     json_option,
     load_calibration,
+    matrix_option,
     metrics_options,
     precision_option,
     runtime_options,
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Go on from what an interrupted run left beside its output, to the file that it would have written.",
 )
+@matrix_option
 @metrics_options
 @json_option
 @precision_option
@@ -111,8 +113,9 @@ if TYPE_CHECKING:
 def run(runtime: Runtime, **arguments: Any) -> None:
     """Rank the gallery for every probe of FEATS and re-rank the lists.
 
-    FEATS is an HDF5 file with groups /probe and /gallery, or file.h5::/group. Prints metrics before and after
-    if there are ids, and writes the lists.
+    FEATS is an HDF5 file with groups /probe and /gallery, or file.h5::/group, or another tool's file (see
+    `blurrerank help other-tools`), also one of similarities or distances: q_g_dist, g_g_dist, q_q_dist. Prints
+    metrics before and after if there are ids, and writes the lists.
 
     With --index and - for FEATS, probes are read from standard input, as JSON lines ([number, ...] or
     {"features": [...], "name": "...", "cam": 1}) or as .npy arrays, and each is answered on standard output by
@@ -170,6 +173,7 @@ class RunOptions:
     protocol: str
     ap: str
     as_json: bool
+    matrix: str | None
     precision: str
     source: Source
 
@@ -303,7 +307,7 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     for note in chosen.notes(len(data.probe), size):
         runtime.note(f"note: {note.replace(_GALLERY, whole)}")
     looks = options.method != AUTO and not chosen.needs_cameras
-    if group is None and indexed is None and lists is None and looks:
+    if group is None and indexed is None and lists is None and looks and data.dim:
         bias = camera_bias(data)
         if bias is not None and bias.matters:
             runtime.note(f"note: {bias}: try --method center+camera-graph")
@@ -350,7 +354,9 @@ def _load(
         return load_sharded(feats, gallery, group=group, memory=runtime.memory)
     if indexed is not None:
         return indexed.features(load_side(feats, "probe", memory=runtime.memory))
-    return load(feats, gallery, memory=runtime.memory, notify=runtime.note)
+    return load(
+        feats, gallery, memory=runtime.memory, notify=runtime.note, similarities=True, matrix=options.matrix
+    )
 
 
 @contextmanager
@@ -406,7 +412,8 @@ def _show(
         runtime.note(f"note: {data.lacking('ids')}, so there are no metrics")
     else:
         known = chosen.feature_steps if data.gallery.fitted_for(chosen.feature_steps) else ()
-        rows = [("+".join([*(step.name for step in known), "cosine"]), outcome.before)]
+        plain = "cosine" if data.dim else "as given"
+        rows = [("+".join([*(step.name for step in known), plain]), outcome.before)]
         if outcome.info.reranked_depth:
             rows.append((method_label(chosen.name, chosen.params()), outcome.after))
         if not (piped and runtime.quiet):

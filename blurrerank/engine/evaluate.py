@@ -13,6 +13,7 @@ from ..compute.compute import Compute, Progress
 from ..data.features import FeatureSet
 from ..data.positions import Positions
 from ..data.ranking import Ranking
+from ..data.similarities import SimilaritySet
 from ..errors import InputError
 from ..evaluation.match_finder import MatchFinder
 from ..evaluation.metrics import Metrics, check_ap, measure, warn_about
@@ -20,11 +21,12 @@ from ..evaluation.protocols import Protocol, get_protocol
 from ..methods import AnyMethod, create, is_available
 from .ranking import rank_batches
 from .request import ONLINE, Request
+from .rerank import rerank
 
 
 def evaluate(
-    ranking: Ranking,
-    data: FeatureSet,
+    ranking: Ranking | SimilaritySet,
+    data: FeatureSet | None = None,
     *,
     protocol: str = "market1501",
     ap: str = "plain",
@@ -40,8 +42,8 @@ def evaluate(
     say so.
 
     Args:
-        ranking: of the probes of `data`.
-        data: features with ids, and cameras if the protocol is to use them.
+        ranking: of the probes of `data`; or similarities, whose own order is measured.
+        data: features with ids, and cameras if the protocol is to use them; by default those similarities.
         protocol: `market1501`, `cuhk03` or `plain`.
         ap: `plain` or `trapezoid`.
         device: where similarities are computed, if they are needed.
@@ -54,6 +56,11 @@ def evaluate(
     """
     rules = get_protocol(protocol)
     check_ap(ap)
+    if isinstance(ranking, SimilaritySet):
+        data = ranking
+        ranking = rerank(data, "cosine", depth=1, device=device, memory=memory)
+    if data is None:
+        raise InputError("a ranking has no ids of its own: pass the features that it is of, too")
     if not data.has_ids:
         raise InputError(f"{data.lacking('ids')}: a ranking can be written but not measured")
     check_made_from(ranking, data)

@@ -63,7 +63,7 @@ def look(
     """
     count = len(data.gallery) + (len(data.probe) if together else 0)
     plan = images_plan(data, count, compute)
-    images = open_workspace(data, plan, together=together).images
+    images = open_workspace(data, plan, together=together).rows
     cams = cameras_of(data, count, wanted_by) if by_camera else None
     sizes = list_sizes(nearest=nearest, by_camera=by_camera)
     graph = find_graph(images, sizes, cams=cams, progress=compute.progress)

@@ -2,7 +2,7 @@
 
 from .candidates import read_candidates
 from .features_h5 import Contents, load_sharded, load_side, save_features
-from .loading import inspect, load
+from .loading import inspect, is_matrix_file, load, load_matrix
 from .rankings import FORMATS, RunInfo, format_of, open_ranking, read_ranking, save_ranking
 
 __all__ = [
@@ -11,7 +11,9 @@ __all__ = [
     "RunInfo",
     "format_of",
     "inspect",
+    "is_matrix_file",
     "load",
+    "load_matrix",
     "load_sharded",
     "load_side",
     "open_ranking",

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from ..compute.device import DEFAULT_MEMORY
 from ..data.features import FeatureSet
 from ..data.side import Side
+from ..data.similarities import SimilaritySet
 from ..data.validation import find_problems
 from ..errors import BlurrerankWarning, InputError
 from .guard import guarded, trying
@@ -178,7 +179,10 @@ def save_features(data: FeatureSet, path: str | Path, *, force: bool = False, **
 
     Raises:
         OutputError: if it cannot be written there.
+        InputError: for a `SimilaritySet`.
     """
+    if isinstance(data, SimilaritySet):
+        raise InputError("there are similarities and no features to save")
     with replacing(Path(path), force=force) as temporary, new_hdf5(temporary) as file:
         file.attrs.update({**data.provenance, **provenance, "format": FORMAT, "format_version": VERSION})
         for name, side in (("probe", data.probe), ("gallery", data.gallery)):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from ..data.features import FeatureSet
-from ..errors import InputError
+from ..data.similarities import SimilaritySet
+from ..errors import InputError, ParameterError
 from . import features_h5
 from .features_h5 import Contents
+from .guard import guarded
+from .rankings import format_of
 
 
 def load(
@@ -17,6 +23,8 @@ def load(
     *,
     memory: int | None = None,
     notify: Callable[[str], None] | None = None,
+    similarities: bool = False,
+    matrix: str | None = None,
 ) -> FeatureSet:
     """Load features from a native HDF5 file, or from files of another tool.
 
@@ -25,14 +33,19 @@ def load(
         gallery: a separate file for the gallery; `path` then provides only the probes.
         memory: budget in bytes (2 GiB by default); features of native files above a quarter of it stay on disk.
         notify: called with notes about how another tool's files were read, and warnings about likely mistakes.
+        similarities: whether the files may hold similarities or distances in the place of features; the result
+            is then a `SimilaritySet`.
+        matrix: what these are; see `import_features`.
 
     Raises:
         InputError: listing all problems at once, with path and row; also for files of another tool that could
             be read in two ways.
     """
-    contents = inspect(path, gallery, memory=memory)
+    contents = inspect(path, gallery, memory=memory, similarities=similarities, matrix=matrix)
     if contents.data is None:
         raise InputError(contents.problems)
+    if matrix is not None and not isinstance(contents.data, SimilaritySet):
+        raise InputError(f"{path} has features and no matrix: leave --matrix out")
     if contents.imported is not None and notify is not None:
         notify(f"note: read {contents.data.provenance['source']}")
         for note in contents.imported.notes:
@@ -42,7 +55,14 @@ def load(
     return contents.data
 
 
-def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int | None = None) -> Contents:
+def inspect(
+    path: str | Path,
+    gallery: str | Path | None = None,
+    *,
+    memory: int | None = None,
+    similarities: bool = False,
+    matrix: str | None = None,
+) -> Contents:
     """Read what `load` would read and collect all problems instead of raising them.
 
     Arguments and errors are as for `load`, except that a native file only raises `InputError` if it cannot be
@@ -59,8 +79,12 @@ def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int 
             f"{foreign[0]} is another tool's file, but the other is native: convert it with "
             "`blurrerank convert`"
         )
-    imported = import_features(*paths)
+    imported = import_features(*paths, matrix=matrix)
     data = imported.data
+    if isinstance(data, SimilaritySet) and not similarities:
+        raise InputError(
+            f"{', '.join(map(str, paths))} has similarities and no features: `run`, `eval` and `fuse` take them"
+        )
     problems = [
         f"{', '.join(map(str, paths))}: {line}; inspect it with `blurrerank convert`"
         for line in imported.unsure
@@ -68,3 +92,62 @@ def inspect(path: str | Path, gallery: str | Path | None = None, *, memory: int 
     return Contents(
         data.probe, data.gallery, None if problems else data, problems, data.provenance, imported=imported
     )
+
+
+def is_matrix_file(path: str | Path) -> bool:
+    """Return whether a file given as a ranking is of another format than rankings are written in."""
+    try:
+        form = format_of(str(path).removesuffix(".gz"))
+    except ParameterError:
+        return True
+    if form != "npz" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "indices.npy" not in archive.namelist()
+
+
+def load_matrix(path: str | Path, data: FeatureSet, *, matrix: str | None = None) -> SimilaritySet:
+    """Read similarities or distances of the probes and gallery items of `data`.
+
+    Args:
+        path: a file that `import_features` reads, with one (P, G) array, or one that is called so, such as
+            `distmat`.
+        data: whose sizes and labels they have.
+        matrix: what they are; see `import_features`.
+
+    Raises:
+        InputError: if there is no such array, or several.
+    """
+    from .foreign.containers import may_do_harm, open_file
+    from .foreign.matrices import matrix_role, similarity_set
+    from .foreign.parts import Part, entries, is_matrix, shown
+
+    shape = len(data.probe), len(data.gallery)
+
+    def read() -> SimilaritySet:
+        file = open_file(Path(path))
+        fitting = [(name, value) for name, value in entries(file) if is_matrix(value) and value.shape == shape]
+        called = [one for one in fitting if matrix_role(one[0]) == "between"]
+        chosen = called or fitting
+        if len(chosen) != 1:
+            raise InputError(
+                f"{path} has {shown(file)}: expected one array of {shape[0]} x {shape[1]}, probes by gallery "
+                "items"
+            )
+        name, values = chosen[0]
+        sides = {"probe": data.probe, "gallery": data.gallery}
+        labels = {
+            f"{side}_{kind}": getattr(one, kind)
+            for side, one in sides.items()
+            for kind in ("ids", "cams", "names")
+        }
+        array = values if isinstance(values, np.ndarray) else np.asarray(values[:])
+        sources = () if file.source is None else (file.source,)
+        # An array without a name is called as its file.
+        part = Part(name if file.fields else Path(path).stem, array)
+        try:
+            return similarity_set({"between": part}, matrix, {"source": str(path)}, sources, **labels)
+        except InputError as error:
+            raise InputError([f"{path}: {problem}" for problem in error.problems]) from None
+
+    return guarded(read, path) if may_do_harm(Path(path)) else read()

@@ -21,6 +21,8 @@ first, unless the names contain query and gallery.
     HDF5                train, the gallery, and test, the probes (ann-benchmarks); or names as in .npz
     .fbin .hbin .fvecs  only features, one file per side; likewise .npy, and tables without a header
     .npy .pt .txt       one file per field, if the files are called as fields are: qf.npy gf.npy q_pids.npy ...
+    any of these        similarities or distances in the place of features: distmat or q_g_dist (P, G), and
+                        g_g_dist, q_q_dist where a method needs them; `sim` in the place of `dist`
 
 Tables may be text with commas, semicolons, tabs or blanks, JSON, JSON lines, and Parquet and Feather with the
 extra `tables` (pyarrow). Column numbers as a header, row numbers as the first column and lines with # at the
@@ -49,11 +51,13 @@ from typing import Any
 from ...data.features import FeatureSet
 from ...data.labels import DISTRACTOR, JUNK
 from ...data.side import Side, Source
+from ...data.similarities import SimilaritySet
 from ...errors import InputError
 from ..guard import guarded
 from ..names import role_of
 from .containers import Opened, is_foreign, may_do_harm, open_file
 from .fields import bare, named, pooled
+from .matrices import kind_of, similarities, similarity_set
 from .parts import Layout, listed, numbered, settle, shown
 from .programs import ann_benchmarks, by_position, indexed, oml, vectors_by_name
 from .traps import norms, side_doubts
@@ -82,7 +86,7 @@ class Imported:
     unsure: list[str] = field(default_factory=list)
 
 
-def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
+def import_features(*paths: str | Path, allow_pickle: bool = False, matrix: str | None = None) -> Imported:
     """Read features and labels from files of other tools.
 
     The format is detected from the content: MATLAB v5 and v7.3, NumPy archives and arrays, `torch.save` files,
@@ -94,9 +98,11 @@ def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
         *paths: the files; with one file per side, probes first, unless their names say otherwise.
         allow_pickle: also read pickles. Only arrays, tensors, numbers, text and plain containers are read from
             them, and no code in them is executed.
+        matrix: what similarities or distances are, a name of `data.similarities.KINDS`; by default what their
+            names say, `similarity` or `distance`.
 
     Returns:
-        The features and labels as a `FeatureSet`, and what was recognised.
+        The features, or similarities as a `SimilaritySet`, with their labels, and what was recognised.
 
     Raises:
         InputError: if a file cannot be read, has an unknown format or layout, or contains invalid features; one
@@ -105,22 +111,28 @@ def import_features(*paths: str | Path, allow_pickle: bool = False) -> Imported:
     if not paths:
         raise InputError("no input: give at least one file to read")
 
-    def read() -> tuple[list[Opened], Layout, list[Side]]:
+    where = ", ".join(map(str, paths))
+
+    def read() -> tuple[list[Opened], Layout, FeatureSet]:
         files = [open_file(Path(path), allow_pickle=allow_pickle) for path in paths]
         layout = _recognise(files)
         sources = tuple(file.source for file in files if file.source is not None)
-        return files, layout, _sides(layout, ", ".join(map(str, paths)), sources)
+        kinds = " and ".join(dict.fromkeys(file.container for file in files))
+        about = {"source": f"{', '.join(file.path.name for file in files)}: {kinds}, {layout.name}"}
+        if layout.matrices:
+            return files, layout, _similarities(layout, where, matrix, about, sources)
+        probe, gallery = _sides(layout, where, sources)
+        return files, layout, FeatureSet(probe, gallery, about)
 
     tried = any([may_do_harm(Path(path)) for path in paths])
-    files, layout, (probe, gallery) = guarded(read, *paths) if tried else read()
-    kinds = " and ".join(dict.fromkeys(file.container for file in files))
-    source = f"{kinds}, {layout.name}"
-    data = FeatureSet(probe, gallery, {"source": f"{', '.join(file.path.name for file in files)}: {source}"})
-    found = {}
+    files, layout, data = guarded(read, *paths) if tried else read()
+    source = data.provenance["source"].partition(": ")[2]
+    found: dict[str, dict[str, str]] = {}
     for name, side, parts in (("probe", data.probe, layout.probe), ("gallery", data.gallery, layout.gallery)):
-        shape = f"{len(side)} x {side.dim} {str(side.features.dtype).removeprefix('torch.')}"
-        found[name] = {"features": f"{shape}: {parts['features']}", "norms": norms(side)}
-        found[name] |= {kind: str(parts[kind]) for kind in ("ids", "cams", "names") if kind in parts}
+        found[name] = {kind: str(parts[kind]) for kind in ("ids", "cams", "names") if kind in parts}
+        if "features" in parts:
+            shape = f"{len(side)} x {side.dim} {str(side.features.dtype).removeprefix('torch.')}"
+            found[name] |= {"features": f"{shape}: {parts['features']}", "norms": norms(side)}
     notes = [note for file in files for note in file.notes] + layout.notes
     for file in files:
         for name in file.unread:
@@ -135,7 +147,8 @@ def _recognise(files: Sequence[Opened]) -> Layout:
     Raises:
         InputError: if it is none that is known; tells the fields there are.
     """
-    for layout in (ann_benchmarks, oml, vectors_by_name, by_position, indexed, named, pooled, bare):
+    layouts = (similarities, ann_benchmarks, oml, vectors_by_name, by_position, indexed, named, pooled, bare)
+    for layout in layouts:
         found = layout(files)
         if found is not None:
             return found
@@ -149,17 +162,7 @@ def _sides(layout: Layout, where: str, sources: tuple[Source, ...]) -> list[Side
     both = [layout.probe, layout.gallery]
     if not layout.settled:
         layout.unsure += settle(both, where)
-    labels: dict[str, list[Any]] = {}
-    for kind in ("ids", "cams"):
-        have = [parts[kind] for parts in both if kind in parts]
-        # What junk and distractors are called, also among names.
-        found = iter(numbered(have, where, keep=(JUNK, DISTRACTOR) if kind == "ids" else ()))
-        labels[kind] = [next(found) if kind in parts else None for parts in both]
-        if len(have) == 1:
-            side = "probes" if kind in layout.probe else "gallery"
-            layout.doubts.append(f"{kind} exist only for the {side}")
-    doubts = [doubt for parts in both for part in parts.values() for doubt in part.doubts]
-    layout.doubts += dict.fromkeys(doubts)
+    labels = _labels(layout, where)
     return [
         Side(
             parts["features"].values,
@@ -173,3 +176,41 @@ def _sides(layout: Layout, where: str, sources: tuple[Source, ...]) -> list[Side
             ("probe", "gallery"), both, labels["ids"], labels["cams"], strict=True
         )
     ]
+
+
+def _similarities(
+    layout: Layout, where: str, matrix: str | None, about: dict[str, Any], sources: tuple[Source, ...]
+) -> SimilaritySet:
+    named: dict[str, Any] = {}
+    for kind, values in _labels(layout, where).items():
+        named |= {f"{side}_{kind}": found for side, found in zip(("probe", "gallery"), values, strict=True)}
+    for side, parts in (("probe", layout.probe), ("gallery", layout.gallery)):
+        named[f"{side}_names"] = parts["names"].values if "names" in parts else None
+    if matrix is None:
+        read = "Euclidean distances" if "distance" in map(kind_of, _origins(layout)) else "similarities"
+        layout.notes.append(f"{listed(_origins(layout))} read as {read}: --matrix says otherwise")
+    try:
+        return similarity_set(layout.matrices, matrix, about, sources, **named)
+    except InputError as error:
+        raise InputError([f"{where}: {problem}" for problem in error.problems]) from None
+
+
+def _origins(layout: Layout) -> list[str]:
+    return [part.origin for part in layout.matrices.values()]
+
+
+def _labels(layout: Layout, where: str) -> dict[str, list[Any]]:
+    """The ids and cams of both sides as integers, None where there are none."""
+    both = [layout.probe, layout.gallery]
+    labels: dict[str, list[Any]] = {}
+    for kind in ("ids", "cams"):
+        have = [parts[kind] for parts in both if kind in parts]
+        # What junk and distractors are called, also among names.
+        found = iter(numbered(have, where, keep=(JUNK, DISTRACTOR) if kind == "ids" else ()))
+        labels[kind] = [next(found) if kind in parts else None for parts in both]
+        if len(have) == 1:
+            side = "probes" if kind in layout.probe else "gallery"
+            layout.doubts.append(f"{kind} exist only for the {side}")
+    doubts = [doubt for parts in both for part in parts.values() for doubt in part.doubts]
+    layout.doubts += dict.fromkeys(doubts)
+    return labels

@@ -55,6 +55,7 @@ class Layout:
         doubts: warnings about likely mistakes and about content that was ignored.
         unsure: ambiguities; only `convert`, whose output a user checks, accepts them.
         settled: whether `settle` has processed the parts.
+        matrices: `between`, `among_probes` and `among_gallery`, similarities in the place of features.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Layout:
     doubts: list[str] = field(default_factory=list)
     unsure: list[str] = field(default_factory=list)
     settled: bool = False
+    matrices: dict[str, Part] = field(default_factory=dict)
 
 
 def as_array(values: Any, where: str) -> Any:
@@ -115,17 +117,8 @@ def settle(sides: Sequence[Parts], where: str) -> list[str]:
         InputError: for invalid labels, or if a side does not have one of each part per image.
     """
     for parts in sides:
-        for kind, part in parts.items():
-            if isinstance(part.values, Unfit):
-                raise part.values.why
-            if kind == "features":
-                part.values = _as_matrix(part, where)
-            elif kind == "names":
-                part.values = of_objects(as_texts(part.values))
-            else:
-                if kind == "ids" and (doubt := _wrapped(part)):
-                    part.doubts.append(doubt)
-                part.values = as_labels(part, where)
+        settle_labels(parts, where)
+        parts["features"].values = _as_matrix(parts["features"], where)
     unsure = _turn(sides, where)
     for parts in sides:
         features = parts["features"]
@@ -136,6 +129,23 @@ def settle(sides: Sequence[Parts], where: str) -> list[str]:
                     f"{part.values.shape[0]}: they do not describe the same images"
                 )
     return unsure
+
+
+def settle_labels(parts: Parts, where: str) -> None:
+    """Do what `settle` does with the labels and names of a side.
+
+    Raises:
+        InputError: for invalid labels, or a field that cannot be read.
+    """
+    for kind, part in parts.items():
+        if isinstance(part.values, Unfit):
+            raise part.values.why
+        if kind == "names":
+            part.values = of_objects(as_texts(part.values))
+        elif kind != "features":
+            if kind == "ids" and (doubt := _wrapped(part)):
+                part.doubts.append(doubt)
+            part.values = as_labels(part, where)
 
 
 def taken(parts: Parts, rows: Any) -> Parts:
