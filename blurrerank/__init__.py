@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .spectral.transform import spectral_transform as spectral_transform
     from .spectral.transform import transition as transition
     from .studies.before_after import before_and_after as before_and_after
+    from .studies.fusion import fuse as fuse
     from .studies.tune import tune as tune
     from .studies.tuning import Tuning as Tuning
 
@@ -80,6 +81,7 @@ _HOMES = {
     "search.approximate": ("faiss_candidates", "recall"),
     "spectral.transform": ("SpectralFeatureTransform", "affinity", "spectral_transform", "transition"),
     "studies.before_after": ("before_and_after",),
+    "studies.fusion": ("fuse",),
     "studies.tune": ("tune",),
     "studies.tuning": ("Tuning",),
 }

@@ -26,6 +26,7 @@ from .bench import bench, measure
 from .completion import completion
 from .convert import convert
 from .eval import evaluate
+from .fuse import fuse
 from .help import help_command
 from .index import index
 from .info import info
@@ -97,6 +98,7 @@ def cli() -> None:
 
 cli.add_command(run)
 cli.add_command(evaluate)
+cli.add_command(fuse)
 cli.add_command(info)
 cli.add_command(convert)
 cli.add_command(index)

@@ -18,7 +18,7 @@ from .options import (
     matrix_option,
     metrics_options,
     printable,
-    ranking_of,
+    ranking_or_matrix,
     runtime_options,
     style_options,
 )
@@ -71,7 +71,7 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
     from ..engine.evaluate import evaluate as measure
     from ..errors import BlurrerankWarning, ParameterError
     from ..evaluation.significance import compare as test
-    from ..files import is_matrix_file, load, load_matrix
+    from ..files import load
 
     options = EvalOptions(**arguments)
     compare = options.compare
@@ -98,12 +98,11 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
             ranking: Ranking | SimilaritySet
             if isinstance(data, SimilaritySet) and name == options.feats:
                 ranking = data
-            elif options.format is None and name != "-" and is_matrix_file(name):
-                ranking = load_matrix(name, data, matrix=options.matrix)
             else:
-                ranking = ranking_of(name, data, options.format)
-            params = {} if isinstance(ranking, SimilaritySet) else dict(ranking.params)
-            method = "as given" if isinstance(ranking, SimilaritySet) else ranking.method
+                ranking = ranking_or_matrix(name, data, options.format, options.matrix)
+            method, params = "as given", {}
+            if not isinstance(ranking, SimilaritySet):
+                method, params = ranking.method, dict(ranking.params)
             found.append({"ranking": name, "method": method, "params": params})
             measured[name] = measure(
                 ranking,

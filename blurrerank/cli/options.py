@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..data.features import FeatureSet
     from ..data.ranking import Ranking
     from ..data.side import Side
+    from ..data.similarities import SimilaritySet
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -227,6 +228,21 @@ def ranking_of(ranking: str, data: FeatureSet, format: str | None) -> Ranking:
     from ..files import read_ranking
 
     return read_ranking(sys.stdin.buffer if ranking == "-" else ranking, data, format=format)
+
+
+def ranking_or_matrix(
+    name: str, data: FeatureSet, format: str | None, matrix: str | None
+) -> Ranking | SimilaritySet:
+    """The ranking that RANKING names, or the similarities of a matrix.
+
+    Raises:
+        InputError: if it cannot be read as either.
+    """
+    from ..files import is_matrix_file, load_matrix
+
+    if format is None and name != "-" and is_matrix_file(name):
+        return load_matrix(name, data, matrix=matrix)
+    return ranking_of(name, data, format)
 
 
 def metrics_options(command: F) -> F:
