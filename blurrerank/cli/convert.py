@@ -82,7 +82,9 @@ def _table(found: Imported) -> str:
     sides = (("probe", found.data.probe), ("gallery", found.data.gallery))
     lines = [*(printable(shortened(line)) for line in (found.source, *found.notes)), ""]
     rows: list[list[Any]] = []
-    for kind in ("features", "norms", "ids", "cams", "names"):
+    for kind in ("features", "norms", "ids", "cams", "names", "tracks"):
+        if kind == "tracks" and not any(kind in one for one in found.found.values()):
+            continue
         cells = [shortened(str(found.found[name].get(kind, "-"))) for name, _ in sides]
         rows.append([kind, *cells])
         if kind == "cams" and any(side.cams is not None for _, side in sides):

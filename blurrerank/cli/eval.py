@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,12 +12,14 @@ from .options import (
     FILE,
     FORMAT_NAMES,
     Runtime,
+    by_option,
     check_ranking,
     features_argument,
     json_option,
     matrix_option,
     metrics_options,
     printable,
+    ranking_of,
     ranking_or_matrix,
     runtime_options,
     style_options,
@@ -25,6 +27,7 @@ from .options import (
 from .tables import comparison_line, method_label, metrics_table, print_json
 
 if TYPE_CHECKING:
+    from ..data.features import FeatureSet
     from ..data.ranking import Ranking
 
 
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     help="Also test whether ranking file A is better than B; they need not be given as RANKING.",
 )
 @style_options
+@by_option
 @matrix_option
 @metrics_options
 @json_option
@@ -56,6 +60,9 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
     (.npy, .npz, .mat, .pt), probes by gallery items; - is standard input. Native files and matrices are
     measured over the whole gallery. Others are measured to the depth of their lists, and unlisted matches count
     as missed.
+
+    With --by track the gallery is its tracks. In a RANKING of images each stands where its best image does, as
+    in the image-to-track search of VeRi-776; a RANKING of tracks is one that was made with --by track.
 
     If FEATS has a matrix in the place of features, such as distmat, and there is no RANKING, that is measured.
 
@@ -96,8 +103,11 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
         named = named or [options.feats]
         for name in named:
             ranking: Ranking | SimilaritySet
+            of = data
             if isinstance(data, SimilaritySet) and name == options.feats:
                 ranking = data
+            elif options.by == "track":
+                ranking, of = _of_tracks(name, data, options)
             else:
                 ranking = ranking_or_matrix(name, data, options.format, options.matrix)
             method, params = "as given", {}
@@ -106,7 +116,7 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
             found.append({"ranking": name, "method": method, "params": params})
             measured[name] = measure(
                 ranking,
-                data,
+                of,
                 protocol=options.protocol,
                 ap=options.ap,
                 device=runtime.device,
@@ -140,10 +150,26 @@ class EvalOptions:
     format: str | None
     compare: tuple[str, str] | None
     style: str | None
+    by: str
     matrix: str | None
     protocol: str
     ap: str
     as_json: bool
+
+
+def _of_tracks(name: str, data: FeatureSet, options: EvalOptions) -> tuple[Ranking, FeatureSet]:
+    """A ranking of the tracks of the gallery, and what it ranks."""
+    from ..errors import InputError
+
+    whole = data.by_track()
+    try:
+        ranking = ranking_of(name, data, options.format)
+    except InputError as error:
+        try:
+            return ranking_of(name, whole, options.format), whole
+        except InputError:
+            raise error from None
+    return ranking.by_track(data.gallery), replace(whole, probe=data.probe)
 
 
 def _labels(found: list[dict[str, Any]]) -> dict[str, str]:

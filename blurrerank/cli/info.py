@@ -51,7 +51,8 @@ def _table(described: dict[str, Any]) -> str:
         ["features", *(_features(side) for side in sides)],
         *(
             [name, *(side.get(name, "-") for side in sides)]
-            for name in ("identities", "junk", "distractors", "cameras")
+            for name in ("identities", "junk", "distractors", "cameras", "tracks")
+            if name != "tracks" or any(name in side for side in sides)
         ),
         ["images a camera", *(_spread(side.get("images_per_camera")) for side in sides)],
         ["names", *("yes" if side.get("names") else "-" for side in sides)],

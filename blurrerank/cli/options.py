@@ -193,6 +193,18 @@ def features_argument(command: F) -> F:
     return click.argument("feats", type=FILE, metavar="FEATS")(command)
 
 
+def by_option(command: F) -> F:
+    """--by."""
+    return click.option(
+        "--by",
+        type=click.Choice(["image", "track"]),
+        default="image",
+        show_default=True,
+        help="track makes one of the images of each track, on the sides that have tracks: the mean of their "
+        "features.",
+    )(command)
+
+
 def matrix_option(command: F) -> F:
     """--matrix."""
     return click.option(

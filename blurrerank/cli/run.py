@@ -28,6 +28,7 @@ from .options import (
     FORMAT_NAMES,
     Depth,
     Runtime,
+    by_option,
     calibrate_option,
     features_argument,
     json_option,
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Go on from what an interrupted run left beside its output, to the file that it would have written.",
 )
+@by_option
 @matrix_option
 @metrics_options
 @json_option
@@ -135,6 +137,7 @@ def run(runtime: Runtime, **arguments: Any) -> None:
     blurrerank run --index gallery.index.h5 probes.h5
     blurrerank run feats.h5 --method dba:k=4+k-reciprocal
     blurrerank run feats.h5 --candidates lists.ibin
+    blurrerank run feats.h5 --by track
     blurrerank run feats.h5 --search faiss --index-factory IVF64,Flat --nprobe 8
     torchrun --nproc-per-node 2 -m blurrerank run feats.h5
     """
@@ -173,6 +176,7 @@ class RunOptions:
     protocol: str
     ap: str
     as_json: bool
+    by: str
     matrix: str | None
     precision: str
     source: Source
@@ -347,16 +351,21 @@ def _load(
     group: Group | None, runtime: Runtime, options: RunOptions, indexed: GalleryIndex | None
 ) -> FeatureSet:
     """The features that FEATS, --gallery and --index name."""
+    from ..errors import ParameterError
     from ..files import load, load_sharded, load_side
 
     feats, gallery = options.feats, options.gallery
+    by_track = options.by == "track"
+    if by_track and (group is not None or indexed is not None):
+        raise ParameterError("--by track averages features in one process and without --index: leave it out")
     if group is not None:
         return load_sharded(feats, gallery, group=group, memory=runtime.memory)
     if indexed is not None:
         return indexed.features(load_side(feats, "probe", memory=runtime.memory))
-    return load(
+    data = load(
         feats, gallery, memory=runtime.memory, notify=runtime.note, similarities=True, matrix=options.matrix
     )
+    return data.by_track() if by_track else data
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from .checks import flat_shape
 from .labels import DISTRACTOR, JUNK
 from .numbering import numbered, unidentified
 from .side import FeatureArray, Side
+from .tracks import by_track
 from .validation import find_problems
 
 
@@ -84,6 +85,8 @@ class FeatureSet:
         gallery_cams: ArrayLike | None = None,
         probe_names: ArrayLike | None = None,
         gallery_names: ArrayLike | None = None,
+        probe_tracks: ArrayLike | None = None,
+        gallery_tracks: ArrayLike | None = None,
     ) -> FeatureSet:
         """Build a feature set from arrays or tensors, without copying where possible.
 
@@ -96,6 +99,8 @@ class FeatureSet:
             gallery_cams: (G,) integers.
             probe_names: (P,) strings.
             gallery_names: (G,) strings.
+            probe_tracks: (P,) integers or strings, equal for images of one tracklet, or of one query.
+            gallery_tracks: (G,) integers or strings.
 
         Raises:
             InputError: see the class.
@@ -109,7 +114,12 @@ class FeatureSet:
         """
         return cls(
             Side(
-                _features(probe), _labels(probe_ids), _labels(probe_cams), _labels(probe_names), label="probe"
+                _features(probe),
+                _labels(probe_ids),
+                _labels(probe_cams),
+                _labels(probe_names),
+                label="probe",
+                tracks=_labels(probe_tracks),
             ),
             Side(
                 _features(gallery),
@@ -117,8 +127,30 @@ class FeatureSet:
                 _labels(gallery_cams),
                 _labels(gallery_names),
                 label="gallery",
+                tracks=_labels(gallery_tracks),
             ),
         )
+
+    def by_track(self, *sides: str) -> FeatureSet:
+        """Return the set with the images of each track as one, whose feature is their mean.
+
+        Args:
+            *sides: `probe`, `gallery` or both; by default those that have tracks. A probe of several images of
+                one identity and camera is what data sets call multi-query.
+
+        Raises:
+            InputError: if there are no tracks, or images of one differ in identity or camera.
+
+        >>> data = FeatureSet.from_arrays(np.eye(1, 3), np.eye(3), gallery_tracks=["a", "a", "b"])
+        >>> data.by_track().gallery.features.tolist()
+        [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
+        """
+        both = {"probe": self.probe, "gallery": self.gallery}
+        wanted = sides or [name for name, side in both.items() if side.tracks is not None]
+        if not wanted:
+            raise InputError("neither side has tracks: store (N,) tracks beside the features")
+        both |= {name: by_track(both[name]) for name in wanted}
+        return FeatureSet(both["probe"], both["gallery"], {**self.provenance, "by": "track"})
 
     @property
     def dim(self) -> int:

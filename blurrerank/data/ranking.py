@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .positions import Positions
+from .side import Side
+from .sort_keys import index_dtype
+from .tracks import numbers_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +75,48 @@ class Ranking:
 
     def __len__(self) -> int:
         return int(self.indices.shape[0])
+
+    def by_track(self, gallery: Side) -> Ranking:
+        """Return a ranking of the tracks of the gallery, each where its best image stands.
+
+        This is the image-to-track search of VeRi-776: the distance to a track is the least of its images'.
+
+        Args:
+            gallery: what is ranked, with tracks; `FeatureSet.by_track` puts them in the same order.
+
+        Raises:
+            InputError: if there are no tracks, or the gallery has another size.
+
+        >>> from .side import Side
+        >>> images = Side(np.eye(3), tracks=np.array([7, 7, 5]))
+        >>> lists = np.array([[1, 0, 2]], np.int32)
+        >>> ranking = Ranking(lists, np.array([[0.9, 0.8, 0.7]], np.float32), gallery_size=3)
+        >>> ranking.by_track(images).indices.tolist()
+        [[0, 1]]
+        """
+        self.check_size(len(self), len(gallery))
+        numbers, firsts = numbers_of(gallery)
+        found = [self._tracks_of(row, numbers) for row in range(len(self))]
+        width = max(len(places) for places in found)
+        indices = np.full((len(self), width), -1, dtype=index_dtype(len(firsts)))
+        scores = np.full(indices.shape, -np.inf, dtype=np.float32)
+        for row, places in enumerate(found):
+            indices[row, : len(places)] = numbers[self.indices[row, places]]
+            scores[row, : len(places)] = self.scores[row, places]
+        return Ranking(
+            indices,
+            scores,
+            gallery_size=len(firsts),
+            method=self.method,
+            params=self.params,
+            setting=self.setting,
+            source=self.source,
+        )
+
+    def _tracks_of(self, row: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The places of a list where tracks are met for the first time."""
+        listed = self.indices[row][self.indices[row] >= 0]
+        return np.sort(np.unique(numbers[listed], return_index=True)[1])
 
     def check_size(self, probes: int, gallery: int) -> None:
         """Raise `InputError` unless this ranks `gallery` items for each of `probes` probes."""

@@ -58,6 +58,7 @@ class Side:
         label: name of this side in messages, such as `feats.h5::/probe`.
         first: the number of row 0 in messages, where these rows are a slice of a file's.
         sources: the files that the features are mapped from, if any.
+        tracks: (N,) integers or strings, equal for images of one tracklet; or None.
     """
 
     unit: ClassVar[bool] = False
@@ -70,6 +71,7 @@ class Side:
     label: str = "features"
     first: int = 0
     sources: tuple[Source, ...] = ()
+    tracks: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         """Convert integer labels to int64."""

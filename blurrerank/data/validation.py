@@ -53,6 +53,7 @@ def _label_problems(side: Side) -> Iterator[str]:
         ("ids", "iu", "integers"),
         ("cams", "iu", "integers"),
         ("names", "OUT", "strings"),
+        ("tracks", "iuOUT", "integers or strings"),
     ):
         labels = getattr(side, name)
         if labels is None:

@@ -4,6 +4,7 @@
         features            (N, D) float16, float32 or float64
         ids, cams           (N,) integers or strings, optional
         names               (N,) utf-8 strings, optional
+        tracks              (N,) integers or strings, equal for images of one tracklet, optional
         images              (N, H, W) or (N, H, W, 3) uint8 thumbnails, optional
 
 Root attributes: `format` and `format_version`, always written but not required; others are provenance.
@@ -194,8 +195,12 @@ def save_features(data: FeatureSet, path: str | Path, *, force: bool = False, **
             for label in ("ids", "cams"):
                 if getattr(side, label) is not None:
                     group[label] = getattr(side, label)
-            if side.names is not None:
-                group.create_dataset("names", data=list(side.names), dtype=h5py.string_dtype())
+            for label in ("names", "tracks"):
+                values = getattr(side, label)
+                if values is not None and values.dtype.kind in "iu":
+                    group[label] = values
+                elif values is not None:
+                    group.create_dataset(label, data=list(values), dtype=h5py.string_dtype())
 
 
 class _Reader:
@@ -227,7 +232,9 @@ class _Reader:
         if stored is None:
             return None
         try:
-            ids, cams, names = (self._labels(group, where, kind) for kind in ("ids", "cams", "names"))
+            ids, cams, names, tracks = (
+                self._labels(group, where, kind) for kind in ("ids", "cams", "names", "tracks")
+            )
             turned = _is_turned(stored, [ids, cams, names], where)
             if stored.shape:
                 self._look_at_images(group, where, name, stored.shape[1 if turned else 0])
@@ -235,7 +242,7 @@ class _Reader:
         except InputError as error:
             self._note(error)
             return None
-        return Side(features, ids, cams, names, label=where.removesuffix("::"))
+        return Side(features, ids, cams, names, label=where.removesuffix("::"), tracks=tracks)
 
     def sharded(
         self, root: Any, label: str, name: str, processes: Group, *, alone: bool

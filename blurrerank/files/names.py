@@ -10,6 +10,7 @@ KINDS = {
     "features": "fea|feat|feats|feature|features|embd|embds|embedding|embeddings",
     "ids": "id|ids|pid|pids|label|labels",
     "cams": "cam|cams|camid|camids|camera|cameras",
+    "tracks": "track|tracks|tracklet|tracklets|trackid|trackids",
     "names": "path|paths|name|names|img|imgs|imgpath|imgpaths|imagename|imagenames|filename|filenames|filelist",
 }
 _NAMED = {

@@ -129,6 +129,8 @@ def _side(side: Side | None, images: tuple[int, ...] | None) -> dict[str, Any] |
         described["cameras"] = len(counts)
         if len(counts):
             described["images_per_camera"] = [int(counts.min()), float(np.median(counts)), int(counts.max())]
+    if side.tracks is not None:
+        described["tracks"] = len(np.unique(side.tracks.astype(str)))
     described["names"] = side.names is not None
     described["images"] = None if images is None else list(images)
     return described

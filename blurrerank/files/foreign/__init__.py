@@ -129,7 +129,7 @@ def import_features(*paths: str | Path, allow_pickle: bool = False, matrix: str 
     source = data.provenance["source"].partition(": ")[2]
     found: dict[str, dict[str, str]] = {}
     for name, side, parts in (("probe", data.probe, layout.probe), ("gallery", data.gallery, layout.gallery)):
-        found[name] = {kind: str(parts[kind]) for kind in ("ids", "cams", "names") if kind in parts}
+        found[name] = {kind: str(parts[kind]) for kind in ("ids", "cams", "names", "tracks") if kind in parts}
         if "features" in parts:
             shape = f"{len(side)} x {side.dim} {str(side.features.dtype).removeprefix('torch.')}"
             found[name] |= {"features": f"{shape}: {parts['features']}", "norms": norms(side)}
@@ -171,6 +171,7 @@ def _sides(layout: Layout, where: str, sources: tuple[Source, ...]) -> list[Side
             parts["names"].values if "names" in parts else None,
             label=f"{where}::{name}",
             sources=sources,
+            tracks=parts["tracks"].values if "tracks" in parts else None,
         )
         for name, parts, ids, cams in zip(
             ("probe", "gallery"), both, labels["ids"], labels["cams"], strict=True
