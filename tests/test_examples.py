@@ -19,7 +19,7 @@ from scipy.io import savemat
 
 README = (ROOT / "README.md").read_text()
 DOCS = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
-COMMANDS = "run|eval|bench|sweep|tune|synth|index|info|convert|report|plot|help|completion"
+COMMANDS = "run|eval|fuse|bench|sweep|tune|synth|index|info|convert|report|plot|help|completion"
 COMMAND = rf"^    blurrerank ((?:{COMMANDS}) [^|>\n]*)$"
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 

@@ -74,7 +74,7 @@ def test_images_of_one_track_have_one_identity_and_camera(kind, word):
     arrays["gallery_ids"][[10, 20]] = 3
     arrays["gallery_cams"][[10, 20]] = 1
     arrays[f"gallery_{kind}"][20] = 2
-    with pytest.raises(br.InputError, match=f"track mixed has images of {word} 1 and 2 .row 20|{word} 3 and 2 .row 20"):
+    with pytest.raises(br.InputError, match=f"track mixed has images of {word} . and 2 .row 20"):
         br.FeatureSet.from_arrays(**arrays).by_track()
 
 
