@@ -95,6 +95,7 @@ def test_every_option_in_the_documentation_exists():
             "tune",
             "synth",
             "convert",
+            "fuse",
             "report",
             "plot",
         )
