@@ -317,6 +317,7 @@ def test_images_that_are_nearly_equal_are_told_apart(base_distance):
     assert np.ptp(final, axis=1).min() > 0.3
 
 
+@pytest.mark.filterwarnings("ignore:features are much alike .*rounding decides")
 @pytest.mark.parametrize("dim", [2048, 20000])
 def test_rounding_is_no_distance(dim):
     """One direction at different lengths: cosines differ from 1 by what float32 rounds."""
@@ -433,6 +434,7 @@ def test_transposing_sparse_rows():
     np.testing.assert_array_equal(again, dense.T)
 
 
+@pytest.mark.filterwarnings("ignore:features are much alike .*rounding decides")
 @pytest.mark.parametrize("probes", [1, 5, 10])
 def test_of_images_equal_but_for_rounding_the_lower_index_is_nearer(probes):
     """Fewer neighbours than images: whom rounding would choose must not matter."""

@@ -466,6 +466,20 @@ def test_probes_that_are_in_the_gallery_are_told_and_can_be_left_out(named, came
     assert "leave-one-out" in out[1] + out[2]
 
 
+@pytest.mark.parametrize("method", ["cosine", "lbr", "gnn", "superglobal", "k-reciprocal-online"])
+def test_features_that_are_much_alike_are_told_of(method, cli):
+    draw = np.random.default_rng(0)
+    rows = (1 + 2e-4 * draw.normal(size=(60, 16))).astype(np.float32)
+    data = br.FeatureSet.from_arrays(rows[:20], rows[20:])
+    with pytest.warns(br.BlurrerankWarning, match=f"center:by=gallery[+]{method} takes away"):
+        br.rerank(data, method)
+    br.rerank(data, f"center:by=gallery+{method}")  # without a warning
+    br.save_features(data, "feats.h5")
+    assert "features are much alike" in cli("run", "feats.h5", "--method", method, "-o", "out.h5")[2]
+    chain = f"center:by=gallery+{method}"
+    assert "alike" not in cli("run", "feats.h5", "--method", chain, "-o", "other.h5")[2]
+
+
 @pytest.mark.parametrize("header", ["id,0,1,2,3,4,5,6", "path,1,2,3,4,5,6,7"])
 def test_counted_columns_behind_a_label(header, arrays):
     for name, side in (("query.csv", "probe"), ("gallery.csv", "gallery")):

@@ -20,6 +20,7 @@ from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, HeadRanker, create
 from ..methods.lbr import LocalBlurring
 from .auto import choose, is_auto
+from .likeness import warn_of_likeness
 from .ranking import rank_batches
 from .request import Request, check_reranks_candidates, setting_of
 
@@ -101,6 +102,7 @@ def rank(data: FeatureSet, method: AnyMethod, request: Request, compute: Compute
     if data.has_ids and (given.complete if given is not None else not isinstance(method, HeadRanker)):
         finder = MatchFinder(data, single_shot=False, device=compute.device, memory=compute.memory)
         request = replace(request, whole_rows=True)
+    warn_of_likeness(data, method)
     lists, located = [], []
     for batch in rank_batches(data, method, request, compute):
         lists.append(batch.lists(shown))

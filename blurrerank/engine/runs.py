@@ -24,6 +24,7 @@ from ..files.ranking_h5 import versions
 from ..files.rankings import RankingWriter, RunInfo, open_ranking
 from ..methods import AnyMethod, HeadRanker, create
 from .checkpoint import Checkpoint, Done, keeping
+from .likeness import warn_of_likeness
 from .ranking import rank_batches
 from .request import Request, check_reranks_candidates, setting_of
 
@@ -162,6 +163,8 @@ def rerank_measured(
     if data.has_ids:
         with watch("metrics"):
             finder = _finder(data, rules.single_shot, compute)
+    if compute.leads:
+        warn_of_likeness(data, method)
     located: list[tuple[Positions, Positions]] = []
 
     def take(done: Done) -> None:
