@@ -550,3 +550,29 @@ def test_pickles_change_nothing_here():
     forged = b"cnumpy\nndarray\n(K\x01\x85cnumpy\ndtype\nX\x01\x00\x00\x00O\x85RC\x08AAAAAAAAtR."
     with pytest.raises(br.InputError, match="here is a damaged pickle"):
         read_pickle(io.BytesIO(b"\x80\x03" + forged), "here")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("changed", ["probe", "gallery"])
+def test_rankings_whose_names_are_not_those_of_the_features_are_refused(form, changed, arrays, cli):
+    br.save_features(br.FeatureSet.from_arrays(**arrays), "feats.h5")
+    assert cli("run", "feats.h5", "-q", "-o", f"lists.{form}")[0] == 0
+    assert cli("eval", f"lists.{form}", "feats.h5")[0] == 0
+    arrays[f"{changed}_names"] = arrays[f"{changed}_names"][::-1]
+    br.save_features(br.FeatureSet.from_arrays(**arrays), "other.h5")
+    code, _, said = cli("eval", f"lists.{form}", "other.h5")
+    assert code == 1
+    assert "pass the features that the ranking was made from" in said
+
+
+@pytest.mark.parametrize("form", ["npz", "h5"])
+def test_distances_in_binary_rankings_are_said_to_be_that(form, arrays, cli):
+    br.save_features(br.FeatureSet.from_arrays(**arrays), "feats.h5")
+    lists, scores = np.tile(np.arange(9, dtype=np.int32), (12, 1)), np.tile(np.arange(9, dtype="f4"), (12, 1))
+    if form == "npz":
+        np.savez("lists.npz", indices=lists, scores=scores)
+    else:
+        cli("run", "feats.h5", "-q", "--depth", "9", "-o", "lists.h5")
+        with h5py.File("lists.h5", "a") as file:
+            file["scores"][...] = scores
+    assert "write minus the distance as score" in cli("eval", f"lists.{form}", "feats.h5")[2]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..data.features import FeatureSet
 from ..data.ranking import Ranking
 from ..errors import InputError
-from .rankings import RankingWriter, from_entries
+from .rankings import RankingWriter, check_name, from_entries
 
 _COLUMNS = ("probe", "rank", "gallery", "score")
 
@@ -64,6 +64,8 @@ def read(text: TextIO, data: FeatureSet, where: str, *, ordered: bool = True) ->
                     f"{where} line {rows.line_num} refers to a row outside {len(data.probe)} probes x "
                     f"{len(data.gallery)} gallery items"
                 )
+            check_name(data.probe, probe, row.get("probe_name"), f"{where} line {rows.line_num}")
+            check_name(data.gallery, item, row.get("gallery_name"), f"{where} line {rows.line_num}")
             probes.append(probe)
             items.append(item)
             scores.append(float(row["score"]))

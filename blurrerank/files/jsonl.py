@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..data.features import FeatureSet
 from ..data.ranking import Ranking
 from ..errors import InputError
-from .rankings import RankingWriter, from_entries
+from .rankings import RankingWriter, check_name, from_entries
 
 
 class Writer(RankingWriter):
@@ -87,4 +87,9 @@ def read(text: TextIO, data: FeatureSet, where: str, *, ordered: bool = True) ->
                 f"{where} line {number} refers to a row outside {len(data.probe)} probes x "
                 f"{len(data.gallery)} gallery items"
             )
+        check_name(data.probe, probe, entry.get("name"), f"{where} line {number}")
+        names = entry.get("names")
+        if isinstance(names, list) and len(names) == len(listed):
+            for item, name in zip(listed, names, strict=True):
+                check_name(data.gallery, item, name, f"{where} line {number}")
     return from_entries(probes, items, scores, data, where, ranks=ranks if ordered else None)

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..data.features import FeatureSet
 from ..data.positions import Positions
 from ..data.ranking import Ranking
+from ..data.side import Side
 from ..data.sort_keys import index_dtype, strictly_decreasing
 from ..errors import InputError, ParameterError
 from ..evaluation.match_finder import MatchFinder
@@ -296,6 +297,19 @@ def _text(stream: BinaryIO, where: str) -> Iterator[TextIO]:
             raise InputError(f"{where} is not utf-8 text: {error.reason} at byte {error.start}") from None
         except GZIP_ERRORS as error:
             raise InputError(f"{where} is a damaged gzip file: {error}") from None
+
+
+def check_name(side: Side, row: int, name: object, where: str) -> None:
+    """Check that what a file calls a row is what the features call it, where both say something.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if name and side.names is not None and side.names[row] != str(name):
+        raise InputError(
+            f"{where} calls row {row} {name!r}, and in the features it is {side.names[row]!r}: pass the "
+            "features that the ranking was made from"
+        )
 
 
 def from_entries(
