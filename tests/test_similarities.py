@@ -245,3 +245,25 @@ def test_commands_that_need_features_say_so(command, arrays, cli):
     assert code == 1
     assert said.startswith("error: ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_set_compared_with_itself_is_measured_without_its_own_images(named):
+    arrays = features(gallery=40)
+    rows = arrays["gallery"] / np.linalg.norm(arrays["gallery"], axis=1, keepdims=True)
+    rows, ids = rows[4:], arrays["gallery_ids"][4:]  # without junk and distractors
+    same = {f"{side}_ids": ids for side in ("probe", "gallery")}
+    names = {f"{side}_names": arrays["gallery_names"][4:] for side in ("probe", "gallery")} if named else {}
+    data = br.SimilaritySet.from_matrices(rows @ rows.T, **same, **names)
+    with pytest.warns(br.BlurrerankWarning, match="measure with protocol leave-one-out|drops only junk"):
+        br.evaluate(data)
+    plain = br.FeatureSet.from_arrays(rows, rows, **same)
+    wanted = br.evaluate(br.rerank(plain, "cosine"), plain, protocol="leave-one-out")
+    assert wanted.mAP < 1
+    assert br.evaluate(data, protocol="leave-one-out").mAP == pytest.approx(wanted.mAP, abs=1e-6)
+
+
+def test_without_cameras_sets_of_two_sides_have_no_own_images(arrays):
+    data = similarity_set(arrays, probe_cams=None, gallery_cams=None)
+    with pytest.warns(br.BlurrerankWarning, match="drops only junk"):
+        assert 0 < br.evaluate(data).mAP < 1

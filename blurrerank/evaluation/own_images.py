@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,13 +12,22 @@ from ..data.side import Side
 
 # Values of a row that tell most rows apart.
 _TELLING = 8
+# What was found of sets that are still in use: metrics ask several times.
+_known: WeakKeyDictionary[FeatureSet, tuple[NDArray[np.int64], NDArray[np.int64]]] = WeakKeyDictionary()
 
 
 def image_codes(data: FeatureSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (P,) and (G,) int64, equal where a probe and a gallery item are one image.
 
-    Images are told by their names, or where no name is on both sides by equal features, of all their values.
+    Images are told by their names, or where no name is on both sides by equal features, of all their values; of
+    similarities without features, by their rows, if both sides have the same ids.
     """
+    if data not in _known:
+        _known[data] = _image_codes(data)
+    return _known[data]
+
+
+def _image_codes(data: FeatureSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     probe, gallery = data.probe, data.gallery
     if probe.names is not None and gallery.names is not None:
         rows = {name: row for row, name in enumerate(gallery.names.tolist())}
@@ -24,6 +35,10 @@ def image_codes(data: FeatureSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]
         if max(named, default=-1) >= 0:
             own = [rows[name] for name in gallery.names.tolist()]
             return np.array(named, dtype=np.int64), np.array(own, dtype=np.int64)
+    if not data.dim:
+        rows_of = np.arange(len(probe)), np.arange(len(gallery))
+        same = probe.ids is not None and gallery.ids is not None and np.array_equal(probe.ids, gallery.ids)
+        return rows_of[0], rows_of[1] if same else rows_of[1] + len(probe)
     sides = (probe, gallery)
     begins = [_begins(side) for side in sides]
     shared = np.intersect1d(begins[0], begins[1])
