@@ -33,7 +33,7 @@ from ..data.similarities import SimilaritySet
 from ..data.validation import find_problems
 from ..errors import BlurrerankWarning, InputError
 from .guard import guarded, trying
-from .hdf5 import Budget, UnreadableError, check_dataset, member, open_hdf5, reading
+from .hdf5 import Budget, UnreadableError, check_dataset, is_text, member, open_hdf5, reading
 from .hdf5 import attributes as attributes_of
 from .names import kind_of, side_of
 from .sink import new_hdf5
@@ -327,14 +327,13 @@ class _Reader:
                 raise InputError(f"{where} is not an array")
             if stored.shape is None or stored.size == 0:
                 return None  # which says that there are none
-            if name == "names" and h5py.check_string_dtype(stored.dtype) is None:
+            if name == "names" and not is_text(stored):
                 warnings.warn(f"{where} is not text, and is left out", BlurrerankWarning, stacklevel=2)
                 return None
             selection = part if part is not None and stored.shape else ()
             values = self._unpacked(stored).read(stored, where, selection)
             values = values.ravel() if max(values.shape, default=0) == values.size else values
-            is_text = h5py.check_string_dtype(stored.dtype) is not None
-            return decoded(values, where) if is_text else values
+            return decoded(values, where) if is_text(stored) else values
         except InputError as error:
             self._note(error)
             return None

@@ -178,6 +178,12 @@ def _dtype(item: Any) -> Any:
         return None
 
 
+def is_text(item: Any) -> bool:
+    """Return whether a dataset holds strings."""
+    dtype = _dtype(item)
+    return dtype is not None and h5py.check_string_dtype(dtype) is not None
+
+
 def _readable(value: Any) -> Any:
     """The same, and if it is text, such that can be printed."""
     if isinstance(value, str):
