@@ -10,12 +10,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
+import pandas
 import pytest
 from conftest import ROOT, features, shell
 from scipy.io import savemat
+
+import blurrerank as br
 
 README = (ROOT / "README.md").read_text()
 DOCS = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
@@ -80,6 +84,48 @@ def test_the_readme_s_library_example(monkeypatch):
     names: dict[str, object] = {}
     exec(example, names)
     np.testing.assert_array_equal(names["indices"], names["ranking"].indices)
+
+
+def recipe(beginning):
+    """The program in docs/recipes.md that has some line."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
+    return next(block for block in blocks if beginning in block)
+
+
+def test_the_recipe_for_wildlife_datasets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arrays = features()
+
+    def dataset(side):  # as FeatureDataset has it: an array, and a pandas table
+        names = [f"animal {number}" for number in arrays[f"{side}_ids"]]
+        return SimpleNamespace(features=arrays[side], metadata=pandas.DataFrame({"identity": names}))
+
+    exec(recipe("FeatureDataset"), {"query": dataset("probe"), "database": dataset("gallery")})
+    data = br.load("wild.h5")
+    np.testing.assert_array_equal(data.gallery.features[:], arrays["gallery"])
+    for one, other in ((data.probe.ids, "probe_ids"), (data.gallery.ids, "gallery_ids")):
+        alike = data.probe.ids[:, None] == one, arrays["probe_ids"][:, None] == arrays[other]
+        np.testing.assert_array_equal(*alike)
+
+
+def test_the_recipe_for_matrices(tmp_path, monkeypatch, cli):
+    arrays = features()
+    unit = {side: arrays[side] / np.linalg.norm(arrays[side], axis=1)[:, None] for side in ("probe", "gallery")}
+    probe, gallery = unit.values()
+    given = {"q_pids": arrays["probe_ids"], "g_pids": arrays["gallery_ids"]}
+    given |= {"q_camids": arrays["probe_cams"], "g_camids": arrays["gallery_cams"]}
+    pairs = {"q_g_dist": (probe, gallery), "q_q_dist": (probe, probe), "g_g_dist": (gallery, gallery)}
+    given |= {name: 1 - one @ other.T for name, (one, other) in pairs.items()}
+    exec(recipe("q_g_dist"), given | {"np": np, "distmat": given["q_g_dist"]})
+    br.save_features(br.FeatureSet.from_arrays(**arrays), "feats.h5")
+    measured = [cli("eval", *files)[1].split()[-6:] for files in (("distmat.npy", "feats.h5"), ("pairs.npz",))]
+    assert measured[0] == measured[1]
+    assert cli("run", "pairs.npz", "--method", "k-reciprocal", "-o", "out.h5")[0] == 0
+    names = {"similarity": 1 - given["q_g_dist"], "qq": 1 - given["q_q_dist"], "gg": 1 - given["g_g_dist"]}
+    names |= {"probe_ids": arrays["probe_ids"], "gallery_ids": arrays["gallery_ids"], "br": br}
+    with pytest.warns(br.BlurrerankWarning, match="no cameras"):
+        exec(recipe("from_matrices"), names)
+    assert len(names["ranking"]) == len(probe)
 
 
 def test_every_option_in_the_documentation_exists():
