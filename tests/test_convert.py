@@ -604,7 +604,29 @@ def test_oml_images_without_a_sequence_are_of_none_together(convert):
     assert [cams.index(camera) for camera in cams] == [0, 1, 0, 3, 4, 5]
 
 
-# What is told
+# What is told: of dumps in these layouts
+
+
+def as_layumi(arrays, **changes):
+    return layumi(arrays) | changes
+
+
+def as_cuhk03(arrays, **changes):
+    return cuhk03(arrays) | changes | {"feat": together(arrays)[0][""].T}
+
+
+def as_multi_query(arrays, **changes):
+    fields = {"mquery_f": arrays["probe"][:3], "mquery_label": np.ones(3), "mquery_cam": np.ones(3)}
+    return layumi(arrays) | fields | changes
+
+
+def as_one_list(arrays, **changes):
+    return joined(arrays, 12) | changes
+
+
+def alone(arrays, **names):
+    """Nothing but these sides, by other names."""
+    return {name: arrays[side] for name, side in names.items()}
 
 
 @pytest.mark.parametrize(
@@ -745,13 +767,6 @@ def test_another_distance_than_the_angle_is_told(distance, said, convert, tmp_pa
     assert ("its distance is euclidean, but blurrerank ranks by cosine similarity" in told) == said
 
 
-def test_identities_that_are_text_are_numbered_over_both_sides(convert, arrays):
-    text = {side: np.array([f"dog {identity % 3}" for identity in arrays[f"{side}_ids"]]) for side in SIDES}
-    told = convert(layumi(arrays, query_label=text["probe"], gallery_label=text["gallery"]))
-    assert "3 text labels numbered from 1" in told
-    assert labels_of_all("ids") == [1 + identity % 3 for side in SIDES for identity in arrays[f"{side}_ids"]]
-
-
 def test_junk_and_distractors_keep_their_numbers_among_names(convert, refused, tmp_path, arrays):
     text = {side: np.array([f"dog {i}" if i > 0 else str(i) for i in arrays[f"{side}_ids"]]) for side in SIDES}
     told = convert(layumi(arrays, query_label=text["probe"], gallery_label=text["gallery"]))
@@ -768,11 +783,14 @@ def test_junk_and_distractors_keep_their_numbers_among_names(convert, refused, t
     assert "query_label is text and gallery_label is numbers" in why
 
 
-@pytest.mark.parametrize(("kind", "label", "value"), [(layumi, "gallery_label", 255), (None, "labels", 65535)])
-def test_what_minus_one_becomes_without_a_sign_is_told_once(kind, label, value, convert, arrays):
-    fields = layumi(arrays) if kind is layumi else cuhk03(arrays) | {"feat": together(arrays)[0][""].T}
-    fields[label] = fields[label].astype(np.uint8 if value == 255 else np.uint16)
-    said = f"{label} is {fields[label].dtype} and has {value} in 2 rows, which is -1 stored as unsigned"
+@pytest.mark.parametrize(
+    ("layout", "label", "dtype", "value"),
+    [(as_layumi, "gallery_label", "uint8", 255), (as_cuhk03, "labels", "uint16", 65535)],
+)
+def test_what_minus_one_becomes_without_a_sign_is_told_once(layout, label, dtype, value, convert, arrays):
+    fields = layout(arrays)
+    fields[label] = fields[label].astype(dtype)
+    said = f"{label} is {dtype} and has {value} in 2 rows, which is -1 stored as unsigned"
     assert convert(fields).count(said) == 1
 
 
@@ -931,28 +949,6 @@ def test_variables_that_are_not_read_are_told(values, refused, arrays):
     why = refused("dump.mat")
     assert "no probe features: found MATLAB v5 with " in why
     assert "; not read: query_f (" in why
-
-
-def as_layumi(arrays, **changes):
-    return layumi(arrays) | changes
-
-
-def as_cuhk03(arrays, **changes):
-    return cuhk03(arrays) | changes | {"feat": together(arrays)[0][""].T}
-
-
-def as_multi_query(arrays, **changes):
-    fields = {"mquery_f": arrays["probe"][:3], "mquery_label": np.ones(3), "mquery_cam": np.ones(3)}
-    return layumi(arrays) | fields | changes
-
-
-def as_one_list(arrays, **changes):
-    return joined(arrays, 12) | changes
-
-
-def alone(arrays, **names):
-    """Nothing but these sides, by other names."""
-    return {name: arrays[side] for name, side in names.items()}
 
 
 ONE_NAN = np.where(np.arange(280).reshape(40, 7) == 51, np.nan, 1)
