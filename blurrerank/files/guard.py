@@ -35,8 +35,7 @@ _SECONDS, _BYTES, _SLOWER = 5, 10 << 20, 12
 _ATTEMPTS = 3
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-# What a child says, or is said of it, in the place of problems.
-_MEMORY_WORD, _TIME_WORD = "memory", "time"
+_DAMAGED = "it is damaged, or was made to do so"
 
 _trying = False
 
@@ -58,14 +57,13 @@ def guarded(read: Callable[[], T], *paths: str | Path) -> T:
     """
     if _trying or not hasattr(os, "fork"):
         return read()
+    where = ", ".join(map(str, paths))
     for _ in range(_ATTEMPTS):
         before = _states(paths)
-        _check(read, before, ", ".join(map(str, paths)))
+        _check(read, before, where)
         if _states(paths) == before:
             return read()
-    raise InputError(
-        f"{', '.join(map(str, paths))} changes again and again: run this again when it is complete"
-    )
+    raise InputError(f"{where} changes again and again: run this again when it is complete")
 
 
 def _states(paths: Sequence[str | Path]) -> list[tuple[int, ...]]:
@@ -88,26 +86,21 @@ def _check(read: Callable[[], Any], states: list[tuple[int, ...]], where: str) -
         log.warning("no process can be started to try %s in: %s", where, error)
         return
     if not child:
-        _try(read, memory, seconds, answer)
+        _try(read, memory, seconds, answer, where)
     os.close(answer)
     problems, ended = _outcome(child, answers, _SLOWER * seconds)
-    if problems is None or isinstance(problems, str):
-        if problems == _MEMORY_WORD:
-            why = f"takes more than {memory >> 20:,} MiB of memory to read"
-        elif problems == _TIME_WORD or ended == signal.SIGXCPU:
-            why = f"takes more than {seconds:,} s of computing to read"
-        elif not ended or ended in (*_ENDING, signal.SIGKILL):
-            raise InputError(
-                f"{where}: the process that tried to read it was ended by something else: try again"
-            )
-        else:
-            why = f"crashes what reads it ({signal.strsignal(ended)})"
-        raise InputError(f"{where} {why}: it is damaged, or was made to do so")
     if problems:
         raise InputError(problems)
+    if problems is not None:
+        return
+    if ended in (0, *_ENDING, signal.SIGKILL):
+        raise InputError(f"{where}: the process that tried to read it was ended by something else: try again")
+    crashes = f"crashes what reads it ({signal.strsignal(ended)})"
+    slow = f"takes more than {seconds:,} s of computing to read"
+    raise InputError(f"{where} {slow if ended == signal.SIGXCPU else crashes}: {_DAMAGED}")
 
 
-def _try(read: Callable[[], Any], memory: int, seconds: int, answer: int) -> NoReturn:
+def _try(read: Callable[[], Any], memory: int, seconds: int, answer: int, where: str) -> NoReturn:
     """Do what the child does: answer with what is wrong, and end."""
     global _trying
     try:
@@ -119,12 +112,10 @@ def _try(read: Callable[[], Any], memory: int, seconds: int, answer: int) -> NoR
         except InputError as error:
             problems = error.problems
         except MemoryError:
-            os.write(answer, json.dumps(_MEMORY_WORD).encode())
-            os._exit(0)
+            problems = [f"{where} takes more than {memory >> 20:,} MiB of memory to read: {_DAMAGED}"]
         except Exception as error:  # it will be met again outside
             log.debug("%s", error)
-        with os.fdopen(answer, "w") as stream:
-            json.dump(problems, stream)
+        os.write(answer, json.dumps(problems).encode())
     finally:
         os._exit(0)
 
@@ -155,16 +146,16 @@ def _confine(memory: int, seconds: int) -> None:
             resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def _outcome(child: int, answers: int, seconds: float) -> tuple[list[str] | str | None, int]:
-    """What a child answers, None if nothing, and the signal that ended it, 0 if none."""
-    said, status = b"", 0
+def _outcome(child: int, answers: int, seconds: float) -> tuple[list[str] | None, int]:
+    """The problems that a child finds, None if it does not answer, and the signal that ends it, 0 if none."""
+    said, status, late = b"", 0, False
     try:
         with selectors.DefaultSelector() as selector:
             selector.register(answers, selectors.EVENT_READ)
             while selector.select(seconds) and (some := os.read(answers, 1 << 16)):
                 said += some
-            if not selector.select(0):  # it is still at work
-                said = json.dumps(_TIME_WORD).encode()
+            late = not selector.select(0)  # it is still at work
+            if late:
                 os.kill(child, signal.SIGKILL)
     except BaseException:
         os.kill(child, signal.SIGKILL)
@@ -173,4 +164,6 @@ def _outcome(child: int, answers: int, seconds: float) -> tuple[list[str] | str 
         os.close(answers)
         with suppress(ChildProcessError):  # somebody else waits for all children
             status = os.waitpid(child, 0)[1]
+    if late:
+        return None, signal.SIGXCPU
     return json.loads(said) if said else None, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
