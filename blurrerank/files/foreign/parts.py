@@ -184,37 +184,30 @@ def _as_matrix(part: Part, where: str) -> Any:
 def _turn(sides: Sequence[Parts], where: str) -> list[str]:
     """Turn features round where their rows are no images, and say where that cannot be told."""
     features = [parts["features"] for parts in sides]
-    # Of each side, whether it may be turned round -> the dimension of its features then.
-    ways: list[dict[bool, int]] = []
+    ways: list[list[bool]] = []  # of each side, whether it may stay, and whether it may be turned round
     for parts, part in zip(sides, features, strict=True):
         rows = next((len(parts[kind].values) for kind in ("ids", "cams", "names") if kind in parts), None)
-        upright, lying = part.values.shape
-        ways.append(
-            {
-                turned: (lying, upright)[turned]
-                for turned in (False, True)
-                if rows in (None, part.values.shape[turned])
-            }
-        )
+        shape = part.values.shape
+        ways.append([turned for turned in (False, True) if rows in (None, shape[turned])])
         if not ways[-1]:
             raise InputError(
-                f"{where}: {part.origin} is {upright} x {lying}, and there are {rows} labels: "
+                f"{where}: {part.origin} is {shape[0]} x {shape[1]}, and there are {rows} labels: "
                 "they do not describe the same images"
             )
     alike = [
         turned
         for turned in (False, True)
-        if all(turned in way for way in ways) and len({way[turned] for way in ways}) == 1
+        if all(turned in way for way in ways) and len({part.values.shape[not turned] for part in features}) == 1
     ]
     unsure = []
     for part, way in zip(features, ways, strict=True):
-        upright, lying = part.values.shape
-        if upright == lying and len(alike) == 2:
+        rows, columns = part.values.shape
+        if rows == columns and len(alike) == 2:
             unsure.append(f"{part.origin} is square: rows were assumed to be images")
-        elif upright == lying and alike:
+        elif rows == columns and alike:
             part.told.append("square, oriented like the other side")
-        if alike[0] if alike else next(iter(way)):
-            part.told.append(f"transposed from {upright} x {lying}")
+        if (alike or way)[0]:
+            part.told.append(f"transposed from {rows} x {columns}")
             part.values = np.asarray(part.values[:]).T
     if len(alike) == 2 and len(features) > 1 and not unsure:
         unsure = ["both arrays have the same shape: rows were assumed to be images"]
@@ -287,8 +280,8 @@ def _wrapped(part: Part) -> str | None:
     values = np.asarray(as_array(part.values, part.origin))
     if values.dtype.kind != "u":
         return None
-    largest = int(np.iinfo(values.dtype).max)
-    number = int((values == largest).sum())
+    largest = np.iinfo(values.dtype).max
+    number = (values == largest).sum()
     if not number:
         return None
     return (
@@ -324,16 +317,13 @@ def numbered(parts: Sequence[Part], where: str, *, keep: Sequence[int] = ()) -> 
         raise InputError(
             f"{where}: {names[0]} is text and {other} is numbers: labels must be all text or all numbers"
         )
-    # Beside numbers, 5, 05 and 5.0 are the number 5.
-    plain = {
-        id(part): replace(part, values=of_objects([str(number_of(text)) for text in part.values]))
-        for part in texts
-    }
-    found = [
-        numbered_texts([plain[id(part)]], where)[0] if id(part) in plain else part.values for part in parts
-    ]
-    for part in texts:
-        part.told.append("text converted to integers")
+    found = []
+    for part in parts:
+        if is_text(part.values):  # beside numbers, 5, 05 and 5.0 are the number 5
+            plain = of_objects([str(number_of(text)) for text in part.values])
+            found += numbered_texts([replace(part, values=plain)], where)
+        else:
+            found.append(part.values)
     return found
 
 
@@ -350,21 +340,15 @@ def numbered_texts(parts: Sequence[Part], where: str, *, keep: Sequence[int] = (
                 raise InputError(f"{where}: {part.origin} has {digits} in row {row}: expected {_FITTING}")
     found = labels.numbered([part.values for part in parts], keep=keep)
     for part, numbers in zip(parts, found.labels, strict=True):
-        _refuse(
-            numbers,
-            np.array([abs(number) > _LARGEST for number in numbers.tolist()], bool),
-            part,
-            where,
-            _FITTING,
-        )
+        outside = np.array([abs(number) > _LARGEST for number in numbers.tolist()], bool)
+        _refuse(numbers, outside, part, where, _FITTING)
         told = "text converted to integers"
         if found.names:
             kept = [text for text in found.kept if text in part.values.tolist()]
             told = f"{found.names} text labels numbered from 1{', except ' * bool(kept)}{' and '.join(kept)}"
         part.told.append(told)
     if found.names:
-        doubts = labels.unidentified([part.values for part in parts], "id" if keep else "camera")
-        parts[0].doubts.extend(doubts)
+        parts[0].doubts += labels.unidentified([part.values for part in parts], "id" if keep else "camera")
     return [numbers.astype(np.int64) for numbers in found.labels]
 
 
@@ -375,13 +359,9 @@ def listed(things: Iterable[Any]) -> str:
 
 def shown(file: Opened) -> str:
     """Describe the content of a file."""
-    found = f"{file.container}, {_shape(file.content)}"
-    if file.fields:
-        fields = [f"{name} {_shape(value)}" for name, value in file.fields.items()]
-        found = f"{file.container} with {_some(fields)}"
-    if file.unread:
-        found += f"; not read: {_some(file.unread)}"
-    return found
+    fields = [f"{name} {_shape(value)}" for name, value in file.fields.items()]
+    found = f"{file.container} with {_some(fields)}" if fields else f"{file.container}, {_shape(file.content)}"
+    return f"{found}; not read: {_some(file.unread)}" if file.unread else found
 
 
 def _some(things: Sequence[str]) -> str:
@@ -436,14 +416,11 @@ def two_sides(files: Sequence[Opened]) -> tuple[Opened, Opened, list[str]]:
 
     def says(file: Opened) -> str | None:
         stem = file.path.stem.lower()
-        found = [
-            side
-            for side, words in (("probe", ("query", "probe")), ("gallery", ("gallery",)))
-            if any(word in stem for word in words)
-        ]
-        if not found and "test" in stem:  # which stands for the gallery, or beside either word for the set
-            return "gallery"
-        return found[0] if len(found) == 1 else None
+        is_probe, is_gallery = "query" in stem or "probe" in stem, "gallery" in stem
+        if is_probe != is_gallery:
+            return "probe" if is_probe else "gallery"
+        # Which stands for the gallery, or beside either word for the set.
+        return "gallery" if "test" in stem and not is_probe else None
 
     one, other = files
     if says(one) == "gallery" and says(other) == "probe":
