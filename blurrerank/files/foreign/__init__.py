@@ -128,7 +128,8 @@ def import_features(*paths: str | Path, allow_pickle: bool = False, matrix: str 
     files, layout, data = guarded(read, *paths) if tried else read()
     source = data.provenance["source"].partition(": ")[2]
     found: dict[str, dict[str, str]] = {}
-    for name, side, parts in (("probe", data.probe, layout.probe), ("gallery", data.gallery, layout.gallery)):
+    for name, parts in layout.sides.items():
+        side: Side = getattr(data, name)
         found[name] = {kind: str(parts[kind]) for kind in ("ids", "cams", "names", "tracks") if kind in parts}
         if "features" in parts:
             shape = f"{len(side)} x {side.dim} {str(side.features.dtype).removeprefix('torch.')}"
@@ -159,9 +160,8 @@ def _recognise(files: Sequence[Opened]) -> Layout:
 
 
 def _sides(layout: Layout, where: str, sources: tuple[Source, ...]) -> list[Side]:
-    both = [layout.probe, layout.gallery]
     if not layout.settled:
-        layout.unsure += settle(both, where)
+        layout.unsure += settle([layout.probe, layout.gallery], where)
     labels = _labels(layout, where)
     return [
         Side(
@@ -173,9 +173,7 @@ def _sides(layout: Layout, where: str, sources: tuple[Source, ...]) -> list[Side
             sources=sources,
             tracks=parts["tracks"].values if "tracks" in parts else None,
         )
-        for name, parts, ids, cams in zip(
-            ("probe", "gallery"), both, labels["ids"], labels["cams"], strict=True
-        )
+        for (name, parts), ids, cams in zip(layout.sides.items(), labels["ids"], labels["cams"], strict=True)
     ]
 
 
@@ -184,20 +182,17 @@ def _similarities(
 ) -> SimilaritySet:
     named: dict[str, Any] = {}
     for kind, values in _labels(layout, where).items():
-        named |= {f"{side}_{kind}": found for side, found in zip(("probe", "gallery"), values, strict=True)}
-    for side, parts in (("probe", layout.probe), ("gallery", layout.gallery)):
+        named |= {f"{side}_{kind}": found for side, found in zip(layout.sides, values, strict=True)}
+    for side, parts in layout.sides.items():
         named[f"{side}_names"] = parts["names"].values if "names" in parts else None
     if matrix is None:
-        read = "Euclidean distances" if "distance" in map(kind_of, _origins(layout)) else "similarities"
-        layout.notes.append(f"{listed(_origins(layout))} read as {read}: --matrix says otherwise")
+        names = layout.matrix_names
+        read = "Euclidean distances" if "distance" in map(kind_of, names) else "similarities"
+        layout.notes.append(f"{listed(names)} read as {read}: --matrix says otherwise")
     try:
         return similarity_set(layout.matrices, matrix, about, sources, **named)
     except InputError as error:
         raise InputError([f"{where}: {problem}" for problem in error.problems]) from None
-
-
-def _origins(layout: Layout) -> list[str]:
-    return [part.origin for part in layout.matrices.values()]
 
 
 def _labels(layout: Layout, where: str) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ..names import kind_of, plain, role_of
+from ..names import kind_of, plain, role_of, side_of
 from .containers import Opened
 from .parts import (
     Layout,
@@ -31,13 +31,20 @@ from .parts import (
     two_sides,
 )
 
-_SIDES = ("query", "probe", "gallery", "test")
+_CALLED = {
+    "layumi": {"query_f", "gallery_f"},
+    "torchreid": {"qf", "gf"},
+    "ECN": {"query_features", "test_features"},
+    "Zhong": {"testID", "queryID"},
+}
+"""What programs call some of their fields."""
 
 
 def named(files: Sequence[Opened]) -> Layout | None:
     """Recognise fields named by side and kind, as in layumi, torchreid, ECN and Zhong's separate files."""
     sides: dict[str, Parts] = {"probe": {}, "gallery": {}}
     several: Parts = {}
+    where = listed(file.path for file in files)
     spare: list[tuple[Opened, str, Any]] = []
     for file, named_by, name, value in _named_values(files):
         role = role_of(named_by)
@@ -46,24 +53,17 @@ def named(files: Sequence[Opened]) -> Layout | None:
             if role is not None:
                 several[role[1]] = Part(name, value)
             continue
-        if role is not None and role[1] == "features" and not is_matrix(value) and plain(name) in _SIDES:
+        if role is not None and role[1] == "features" and not is_matrix(value) and side_of(name) is not None:
             role = None  # `test` may be anything
         if role is None:
             spare.append((file, name, value))
             continue
         side, kind = role
-        if kind in sides[side]:
-            raise InputError(
-                f"{file.path}: {sides[side][kind].origin} and {name} could both be the {side} {kind}: "
-                "keep only one of them"
-            )
-        sides[side][kind] = Part(name, value)
+        _add(sides[side], kind, Part(name, value), file, f"{side} {kind}")
     if not any(sides.values()) and not several:
         return None
     if several and not sides["gallery"]:
-        raise InputError(
-            f"{listed(file.path for file in files)}: only images for multi-query: also pass pytorch_result.mat"
-        )
+        raise InputError(f"{where}: only images for multi-query: also pass pytorch_result.mat")
     names = {part.origin for parts in sides.values() for part in parts.values()}
     for side, parts in sides.items():
         if "features" not in parts:
@@ -71,30 +71,32 @@ def named(files: Sequence[Opened]) -> Layout | None:
     missing = [side for side, parts in sides.items() if "features" not in parts]
     if missing:
         raise InputError(
-            f"{listed(file.path for file in files)}: no {' and no '.join(missing)} features: found "
-            f"{'; '.join(map(shown, files))}"
+            f"{where}: no {' and no '.join(missing)} features: found {'; '.join(map(shown, files))}"
         )
-    if sides["probe"]["features"].values is sides["gallery"]["features"].values:
+    features = [parts["features"] for parts in sides.values()]
+    if features[0].values is features[1].values:
         raise InputError(
-            f"{listed(file.path for file in files)}: {sides['probe']['features'].origin} is the only array of "
-            "features: also pass the other side's file"
+            f"{where}: {features[0].origin} is the only array of features: also pass the other side's file"
         )
-    whose = "names of probe and gallery fields"
-    for name, whole in (
-        ("layumi", {"query_f", "gallery_f"}),
-        ("torchreid", {"qf", "gf"}),
-        ("ECN", {"query_features", "test_features"}),
-        ("Zhong", {"testID", "queryID"}),
-    ):
-        if whole <= names:
-            whose = f"{name}'s names"
-    found = Layout(whose, sides["probe"], sides["gallery"])
+    program = next((name for name, fields in _CALLED.items() if fields <= names), None)
+    called = "names of probe and gallery fields" if program is None else f"{program}'s names"
+    found = Layout(called, sides["probe"], sides["gallery"])
     if several:
-        _average_queries(found, several, listed(file.path for file in files))
-    rest = [name for _, name, _ in spare if name not in {parts["features"].origin for parts in sides.values()}]
+        _average_queries(found, several, where)
+    used = [parts["features"].origin for parts in sides.values()]
+    rest = [name for _, name, _ in spare if name not in used]
     if rest:
         found.notes.append(f"ignored: {listed(rest)}")
     return found
+
+
+def _add(parts: Parts, kind: str, part: Part, file: Opened, what: str) -> None:
+    if kind in parts:
+        raise InputError(
+            f"{file.path}: {parts[kind].origin} and {part.origin} could both be the {what}: keep only one of "
+            "them"
+        )
+    parts[kind] = part
 
 
 def _named_values(files: Sequence[Opened]) -> list[tuple[Opened, str, str, Any]]:
@@ -102,17 +104,11 @@ def _named_values(files: Sequence[Opened]) -> list[tuple[Opened, str, str, Any]]
 
     A file of one value may be called as that; so may files without fields, if one of them is one of labels.
     """
-    found = [
-        (
-            file,
-            stem if role_of(name) is None and len(file.fields) == 1 and is_vector(value) else name,
-            name,
-            value,
-        )
-        for file in files
-        for stem in (file.path.stem,)
-        for name, value in file.fields.items()
-    ]
+    found = []
+    for file in files:
+        for name, value in file.fields.items():
+            unnamed = role_of(name) is None and len(file.fields) == 1 and is_vector(value)
+            found.append((file, file.path.stem if unnamed else name, name, value))
     single = [file for file in files if not file.fields and hasattr(file.content, "shape")]
     roles = [role_of(file.path.stem) for file in single]
     if any(role is not None and role[1] != "features" for role in roles):
@@ -126,9 +122,10 @@ def _find_features(side: str, parts: Parts, spare: Sequence[tuple[Opened, str, A
     words = {"probe": ("query", "probe"), "gallery": ("test", "gallery")}[side]
     fitting = [one for one in matrices(spare) if rows is None or rows in one[2].shape]
     called = [one for one in fitting if any(word in f"{one[0].path.stem} {one[1]}".lower() for word in words)]
-    chosen = called if called else fitting
+    chosen = called or fitting
     if len(chosen) == 1:
-        parts["features"] = Part(chosen[0][1], chosen[0][2])
+        _, name, values = chosen[0]
+        parts["features"] = Part(name, values)
 
 
 def _average_queries(found: Layout, several: Parts, where: str) -> None:
@@ -176,26 +173,20 @@ def pooled(files: Sequence[Opened]) -> Layout | None:
     if not found or not all("features" in parts for parts in found):
         return None
     if len(files) == 1:
-        count = next(
-            (
-                Part(name, np.ravel(as_array(value, name)))
-                for name, value in files[0].fields.items()
-                if plain(name) in ("numquery", "numprobe", "nquery", "nprobe")
-            ),
-            None,
-        )
-        if count is None:
+        words = ("numquery", "numprobe", "nquery", "nprobe")
+        counts = [Part(name, value) for name, value in files[0].fields.items() if plain(name) in words]
+        if not counts:
             raise InputError(
                 f"{files[0].path} has one list of images: pass a second file for the gallery, or store in a "
                 "field num_query how many of them, counted from the first, are probes"
             )
-        return _split(files[0], found[0], count)
-    stems = [file.path.stem.lower() for file in files]
-    extra = [place for place, stem in enumerate(stems) if stem.startswith("distractor")]
-    rest = [place for place in range(len(files)) if place not in extra]
+        counts[0].values = np.ravel(as_array(counts[0].values, counts[0].origin))
+        return _split(files[0], found[0], counts[0])
+    extra = [place for place, file in enumerate(files) if file.path.stem.lower().startswith("distractor")]
+    rest = [file for place, file in enumerate(files) if place not in extra]
     if len(rest) != 2:
         return None
-    probe, gallery, told = two_sides([files[place] for place in rest])
+    probe, gallery, told = two_sides(rest)
     layout = Layout("a file a side", found[files.index(probe)], found[files.index(gallery)], notes=told)
     if all("feat" in file.fields and "cam_ids" in file.fields for file in files):
         layout.name = "SFT_REID"
@@ -213,12 +204,8 @@ def _kinds(file: Opened) -> Parts:
     found: Parts = {}
     for name, value in file.fields.items():
         kind = kind_of(name)
-        if kind in found:
-            raise InputError(
-                f"{file.path}: {found[kind].origin} and {name} could both be the {kind}: keep only one of them"
-            )
         if kind is not None:
-            found[kind] = Part(str(name), value)
+            _add(found, kind, Part(str(name), value), file, kind)
     return found
 
 

@@ -34,17 +34,17 @@ def similarities(files: Sequence[Opened]) -> Layout | None:
     Files of one array each are called as fields are. Where there are features, matrices are left to be ignored.
     """
     found = Layout("similarities", {}, {})
+    where = listed(file.path for file in files)
     for name, value in _values(files):
         role = matrix_role(name)
         label = role_of(name)
         if role is not None and is_matrix(value):
             if role in found.matrices:
                 raise InputError(
-                    f"{listed(file.path for file in files)}: {found.matrices[role].origin} and {name} could "
-                    "both be the same matrix: keep one of them"
+                    f"{where}: {found.matrices[role].origin} and {name} could both be the same matrix: keep "
+                    "one of them"
                 )
-            values = value if isinstance(value, np.ndarray) else np.asarray(value[:])
-            found.matrices[role] = Part(name, values)
+            found.matrices[role] = Part(name, value if isinstance(value, np.ndarray) else np.asarray(value[:]))
         elif label is not None and label[1] == "features" and is_matrix(value):
             return None
         elif label is not None:
@@ -54,16 +54,15 @@ def similarities(files: Sequence[Opened]) -> Layout | None:
             found.notes.append(f"ignored: {name}")
     if not found.matrices:
         return None
-    where = listed(file.path for file in files)
     if "between" not in found.matrices:
         raise InputError(f"{where}: no similarities of probes and gallery, such as q_g_dist or distmat")
-    kinds = {kind_of(part.origin) for part in found.matrices.values()} - {None}
-    if len(kinds) > 1:
-        raise InputError(f"{where}: {listed(_origins(found))} are similarities and distances: give one kind")
+    names = found.matrix_names
+    if len({*map(kind_of, names)} - {None}) > 1:
+        raise InputError(f"{where}: {listed(names)} are similarities and distances: give one kind")
     for parts in (found.probe, found.gallery):
         settle_labels(parts, where)
     found.settled = True
-    found.name = f"matrices {listed(_origins(found))}"
+    found.name = f"matrices {listed(names)}"
     return found
 
 
@@ -121,10 +120,6 @@ def similarity_set(
             "--matrix"
         )
     return found
-
-
-def _origins(layout: Layout) -> list[str]:
-    return [part.origin for part in layout.matrices.values()]
 
 
 def _values(files: Sequence[Opened]) -> list[tuple[str, Any]]:

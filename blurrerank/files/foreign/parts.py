@@ -67,6 +67,16 @@ class Layout:
     settled: bool = False
     matrices: dict[str, Part] = field(default_factory=dict)
 
+    @property
+    def sides(self) -> dict[str, Parts]:
+        """The parts of both sides, by the name of the side."""
+        return {"probe": self.probe, "gallery": self.gallery}
+
+    @property
+    def matrix_names(self) -> list[str]:
+        """What the matrices are called."""
+        return [part.origin for part in self.matrices.values()]
+
 
 def as_array(values: Any, where: str) -> Any:
     """Convert lists and tuples of numbers or text to an array; return arrays as they are, also those on disk.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -71,10 +71,7 @@ def oml(files: Sequence[Opened]) -> Layout | None:
         )
     vectors = only_matrix(others[0])
     columns = {name: of_objects(as_texts(values)) for name, values in table.fields.items()}
-    chosen = {
-        side: _flags(columns[f"is_{word}"], table)
-        for side, word in (("probe", "query"), ("gallery", "gallery"))
-    }
+    chosen = {"probe": _flags(columns["is_query"], table), "gallery": _flags(columns["is_gallery"], table)}
     rows = len(columns["label"])
     used = chosen["probe"] | chosen["gallery"]
     values = as_array(vectors.values, vectors.origin)
@@ -112,7 +109,7 @@ def oml(files: Sequence[Opened]) -> Layout | None:
     elif (chosen["probe"] & chosen["gallery"]).any():
         cams = Part("row number", np.arange(rows))
         cams.told.append("so that no image matches itself")
-    for side, parts in (("probe", found.probe), ("gallery", found.gallery)):
+    for side, parts in found.sides.items():
         some = np.flatnonzero(chosen[side])
         parts["features"] = Part(vectors.origin, np.asarray(values[:])[place[some]])
         parts["ids"] = replace(ids, values=ids.values[some], told=[*ids.told])
@@ -135,16 +132,7 @@ def _sequences(column: Any, found: Layout) -> Any:
 
 
 def _flags(column: Any, table: Opened) -> Any:
-    known = {
-        "true": True,
-        "1": True,
-        "1.0": True,
-        "false": False,
-        "0": False,
-        "0.0": False,
-        "": False,
-        "nan": False,
-    }
+    known = dict.fromkeys(("true", "1", "1.0"), True) | dict.fromkeys(("false", "0", "0.0", "", "nan"), False)
     for row, text in enumerate(column):
         if text.strip().lower() not in known:
             raise InputError(
@@ -158,23 +146,20 @@ def vectors_by_name(files: Sequence[Opened]) -> Layout | None:
     if len(files) != 2 or not all(file.fields and all(map(_is_vector, file.fields.values())) for file in files):
         return None
     probe, gallery, told = two_sides(files)
-    names = {
-        side: [_base(str(name)) for name in file.fields]
-        for side, file in (("probe", probe), ("gallery", gallery))
-    }
-    every = [name for some in names.values() for name in some]
+    every = [_base(name) for file in files for name in file.fields]
     scheme, form = max(
         ((scheme, re.compile(form)) for scheme, form in _SCHEMES.items()),
         key=lambda one: sum(one[1].match(name) is not None for name in every),
     )
-    parsed = {side: [form.match(name) for name in some] for side, some in names.items()}
     found = Layout("vectors by file name", {}, {}, notes=told)
     for side, file, parts in (("probe", probe, found.probe), ("gallery", gallery, found.gallery)):
         rows = [np.ravel(as_array(value, str(file.path))) for value in file.fields.values()]
         parts["features"] = Part("vectors", as_array(rows, str(file.path)))
         parts["names"] = Part("names", of_objects([str(name) for name in file.fields]))
-        bad = [name for name, match in zip(names[side], parsed[side], strict=True) if match is None]
-        if len(bad) == len(names[side]):
+        names = [_base(name) for name in file.fields]
+        matches = [form.match(name) for name in names]
+        bad = [name for name, match in zip(names, matches, strict=True) if match is None]
+        if len(bad) == len(names):
             found.doubts.append(
                 f"no {side} name says an identity as {scheme} has it ({', '.join(bad[:3])}): they have no ids"
             )
@@ -183,18 +168,16 @@ def vectors_by_name(files: Sequence[Opened]) -> Layout | None:
         if bad:
             origin += f", {len(bad)} without"
             found.doubts.append(
-                f"{len(bad)} of {len(names[side])} {side} names say no identity ({', '.join(bad[:3])}): their "
-                "images are distractors, id 0"
+                f"{len(bad)} of {len(names)} {side} names say no identity ({', '.join(bad[:3])}): their images "
+                "are distractors, id 0"
             )
-        read = [0 if match is None else int(number_of(match["id"]) or 0) for match in parsed[side]]
-        if scheme == "MSMT17":  # which counts from 0, what marks distractors here
-            origin += ", plus 1"
-            read = [0 if match is None else one + 1 for match, one in zip(parsed[side], read, strict=True)]
-        parts["ids"] = Part(origin, np.array(read))
+        more = int(scheme == "MSMT17")  # which counts from 0, what marks distractors here
+        origin += ", plus 1" * more
+        ids = [0 if match is None else int(number_of(match["id"]) or 0) + more for match in matches]
+        parts["ids"] = Part(origin, np.array(ids))
         if "cam" in form.groupindex:
-            parts["cams"] = Part(
-                origin, np.array([-1 if one is None else int(one["cam"]) for one in parsed[side]])
-            )
+            cams = [-1 if match is None else int(match["cam"]) for match in matches]
+            parts["cams"] = Part(origin, np.array(cams))
     return found
 
 
@@ -205,8 +188,8 @@ def _is_vector(value: Any) -> bool:
     )
 
 
-def _base(name: str) -> str:
-    return re.split(r"[/\\]", name)[-1]
+def _base(name: Any) -> str:
+    return re.split(r"[/\\]", str(name))[-1]
 
 
 def by_position(files: Sequence[Opened]) -> Layout | None:
@@ -214,9 +197,8 @@ def by_position(files: Sequence[Opened]) -> Layout | None:
     if len(files) != 1 or not isinstance(files[0].content, list | tuple) or len(files[0].content) != 6:
         return None
     six = [as_array(value, str(files[0].path)) for value in files[0].content]
-    if any(np.ndim(six[place]) != 2 for place in (0, 3)) or any(
-        np.ndim(six[place]) > 2 for place in (1, 2, 4, 5)
-    ):
+    dimensions = [np.ndim(value) for value in six]
+    if dimensions[0] != 2 or dimensions[3] != 2 or max(dimensions) > 2:
         return None
     kinds = ("features", "ids", "cams")
     probe, gallery = (
@@ -231,15 +213,10 @@ def indexed(files: Sequence[Opened]) -> Layout | None:
     fields = {plain(name): Part(name, value) for file in files for name, value in file.fields.items()}
     if not {"queryidx", "galleryidx"} <= set(fields):
         return None
-    labels = {
-        kind: _first(fields, names)
-        for kind, names in (
-            ("ids", ("labels", "ids")),
-            ("cams", ("camid", "camids", "cams")),
-            ("names", ("filelist",)),
-        )
-    }
-    known = {plain(part.origin) for part in labels.values() if part is not None}
+    words = {"ids": ("labels", "ids"), "cams": ("camid", "camids", "cams"), "names": ("filelist",)}
+    called = {kind: [fields[name] for name in names if name in fields] for kind, names in words.items()}
+    labels = {kind: parts[0] for kind, parts in called.items() if parts}
+    known = {plain(part.origin) for part in labels.values()}
     known |= {name for name in fields if name.endswith("idx")}
     spare = [
         Part(*entry)
@@ -248,12 +225,12 @@ def indexed(files: Sequence[Opened]) -> Layout | None:
         )
     ]
     where = listed(file.path for file in files)
-    if labels["ids"] is None or len(spare) != 1:
+    if "ids" not in labels or len(spare) != 1:
         raise InputError(
             f"{where}: query_idx and gallery_idx need labels and one array of features of all images, and "
             f"there are {len(spare)}: name its file too"
         )
-    parts = {"features": spare[0]} | {kind: part for kind, part in labels.items() if part is not None}
+    parts = {"features": spare[0]} | labels
     unsure = settle([parts], where)
     images = parts["features"].values.shape[0]
     sides = []
@@ -267,7 +244,3 @@ def indexed(files: Sequence[Opened]) -> Layout | None:
         sides.append(side)
     probe, gallery = sides
     return Layout("CUHK03-NP", probe, gallery, notes=["row numbers count from 1"], unsure=unsure, settled=True)
-
-
-def _first(fields: Mapping[str, Part], names: Sequence[str]) -> Part | None:
-    return next((fields[name] for name in names if name in fields), None)
