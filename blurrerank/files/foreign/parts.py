@@ -13,7 +13,8 @@ from ...data import numbering as labels
 from ...data.checks import flat_shape
 from ...data.numbering import number_of
 from ...errors import InputError
-from .containers import Opened, Unfit
+from ..hdf5 import UnfitError
+from .containers import Opened
 from .pickles import of_objects
 
 
@@ -148,8 +149,8 @@ def settle_labels(parts: Parts, where: str) -> None:
         InputError: for invalid labels, or a field that cannot be read.
     """
     for kind, part in parts.items():
-        if isinstance(part.values, Unfit):
-            raise part.values.why
+        if isinstance(part.values, UnfitError):
+            raise part.values
         if kind == "names":
             part.values = of_objects(as_texts(part.values))
         elif kind != "features":
@@ -379,7 +380,7 @@ def _some(things: Sequence[str]) -> str:
 
 
 def _shape(value: Any) -> str:
-    if isinstance(value, Unfit):
+    if isinstance(value, UnfitError):
         return "(not read)"
     shape = getattr(value, "shape", None)
     if shape is None:

@@ -110,8 +110,8 @@ def _scalar(kind: Any, data: Any) -> Array:
     return array
 
 
-def as_text(*parts: str) -> str:
-    """Return a path as text; a program that pickles one gives its parts."""
+def _text(*parts: str) -> str:
+    """A path as text; a program that pickles one gives its parts."""
     first, *rest = parts
     return "/".join([first.rstrip("/") if rest else first, *rest])
 
@@ -141,16 +141,10 @@ def _tensor(*arguments: Any) -> Any:
     return _rebuild_tensor_v2(*arguments)  # type: ignore[no-untyped-call]
 
 
-PATHS = (
-    "PosixPath",
-    "PurePosixPath",
-    "WindowsPath",
-    "PureWindowsPath",
-)
+_PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
 KNOWN: Mapping[tuple[str, str], Any] = {
     **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _PLAIN},
-    **{("pathlib", name): _Maker(as_text) for name in PATHS},
-    **{("pathlib._local", name): _Maker(as_text) for name in PATHS},
+    **{(module, name): _Maker(_text) for module in ("pathlib", "pathlib._local") for name in _PATHS},
     **{
         (f"numpy.{core}.{module}", name): _Maker(make)
         for core in ("core", "_core")
