@@ -109,17 +109,11 @@ def _both(
 
     def read() -> tuple[_Reader, dict[str, Any], Any, Any]:
         reader, alone = _Reader(memory), gallery is not None
-        root, label = open_group(path)
-        attributes = _check_format(root, label, reader.problems)
-        probe = reader.side(root, label, "probe", alone=alone)
+        attributes = reader.open(path)
+        probe = reader.side("probe", alone=alone)
         if gallery is not None:
-            root, label = open_group(gallery)
-            _check_format(root, label, reader.problems)
-        found = (
-            reader.side(root, label, "gallery", alone=alone)
-            if group is None
-            else reader.sharded(root, label, "gallery", group, alone=alone)
-        )
+            reader.open(gallery)
+        found = reader.side("gallery", alone=alone) if group is None else reader.sharded(group, alone=alone)
         reader.check()
         return reader, attributes, probe, found
 
@@ -142,9 +136,8 @@ def load_side(path: str | Path, name: str, *, memory: int | None = None) -> Side
 
     def read() -> Side:
         reader = _Reader(memory)
-        root, label = open_group(path)
-        _check_format(root, label, reader.problems)
-        side = reader.side(root, label, name, alone=True)
+        reader.open(path)
+        side = reader.side(name, alone=True)
         if reader.problems or side is None:
             raise InputError(reader.problems)
         return side
@@ -189,7 +182,7 @@ def save_features(data: FeatureSet, path: str | Path, *, force: bool = False, **
         for name, side in (("probe", data.probe), ("gallery", data.gallery)):
             group = file.create_group(name)
             dtype = str(side.features.dtype).removeprefix("torch.")
-            features = group.create_dataset("features", (len(side), side.dim), dtype=dtype)
+            features = group.create_dataset("features", (len(side), side.dim), dtype)
             for start, block in side.blocks(side.scan_rows()):
                 features[start : start + len(block)] = block.cpu().numpy()
             for label in ("ids", "cams"):
@@ -213,6 +206,11 @@ class _Reader:
         self.problems: list[str] = []
         self.images: dict[str, tuple[int, ...]] = {}
 
+    def open(self, address: str | Path) -> dict[str, Any]:
+        """Go on with another file, or a group in it; return its attributes."""
+        self.root, self.label = open_group(address)
+        return _check_format(self.root, self.label, self.problems)
+
     def check(self) -> None:
         """In a trial, refuse files of which something made HDF5 fail: that would be tried again outside.
 
@@ -226,9 +224,9 @@ class _Reader:
         self.problems += error.problems
         self.unreadable |= isinstance(error, UnreadableError)
 
-    def side(self, root: Any, label: str, name: str, *, alone: bool) -> Side | None:
-        group, where = self._group(root, label, name, alone=alone)
-        stored = None if group is None else self._stored(group, where)
+    def side(self, name: str, *, alone: bool) -> Side | None:
+        """A side, which has the file to itself if it is `alone`; None if it cannot be read."""
+        group, where, stored = self._stored(name, alone=alone)
         if stored is None:
             return None
         try:
@@ -244,27 +242,24 @@ class _Reader:
             return None
         return Side(features, ids, cams, names, label=where.removesuffix("::"), tracks=tracks)
 
-    def sharded(
-        self, root: Any, label: str, name: str, processes: Group, *, alone: bool
-    ) -> ShardedGallery | None:
-        """A side of which this process reads its share, and all labels if it is the first."""
+    def sharded(self, processes: Group, *, alone: bool) -> ShardedGallery | None:
+        """A gallery of which this process reads its share, and all labels if it is the first."""
         from ..data.sharded import ShardedGallery
 
-        group, where = self._group(root, label, name, alone=alone)
-        stored = None if group is None else self._stored(group, where)
+        group, where, stored = self._stored("gallery", alone=alone)
         if stored is None:
             return None
+        whole = StoredFeatures(stored, f"{where}/features")
         if len(stored.shape) != 2 or 0 in stored.shape:
             # Nothing can be shared out, and the problem is told when the side is checked.
-            side = Side(StoredFeatures(stored, f"{where}/features"), label=where)
-            return ShardedGallery(side.features, label=where, shard=side, group=processes)
-        self._look_at_images(group, where, name, len(stored))
+            return ShardedGallery(whole, label=where, shard=Side(whole, label=where), group=processes)
+        self._look_at_images(group, where, "gallery", len(stored))
         mine = processes.share(len(stored))
         ids = cams = names = None
         try:
             features = self._held(stored, StoredFeatures(stored, f"{where}/features", mine))
             if processes.rank == 0:
-                ids, cams, names = (self._labels(group, where, name) for name in ("ids", "cams", "names"))
+                ids, cams, names = (self._labels(group, where, kind) for kind in ("ids", "cams", "names"))
                 held_ids = None if ids is None else np.atleast_1d(ids)[mine]
             else:
                 held_ids = self._labels(group, where, "ids", mine)
@@ -272,35 +267,33 @@ class _Reader:
             self._note(error)
             return None
         shard = Side(features, held_ids, label=where, first=mine.start)
-        whole = StoredFeatures(stored, f"{where}/features")
         return ShardedGallery(whole, ids, cams, names, label=where, shard=shard, group=processes)
 
-    def _group(self, root: Any, label: str, name: str, *, alone: bool) -> tuple[Any, str]:
+    def _stored(self, name: str, *, alone: bool) -> tuple[Any, str, Any]:
+        """The group of a side, its name in messages, and its features, None if they cannot be read."""
+        root, label = self.root, self.label
         called = _called(root, name, side_of)
-        group = member(root, called)
-        where = f"{label}/{called}"
+        group, where = member(root, called), f"{label}/{called}"
         if group is None and alone and member(root, _called(root, "features", kind_of)) is not None:
             group, where = root, label
         if not isinstance(group, h5py.Group):
-            found = _listed(root)
             hint = "; address a group inside it as FILE::/GROUP" if member(root, "features") is None else ""
             if group is not None:
                 hint = f"; /{called} is no group: write its columns as datasets, such as {called}/features"
-            self.problems.append(f"{label.removesuffix('::')} has no group /{name} (it has {found}){hint}")
-            return None, where
-        return group, where
-
-    def _stored(self, group: Any, where: str) -> Any:
+            self.problems.append(
+                f"{label.removesuffix('::')} has no group /{name} (it has {_listed(root)}){hint}"
+            )
+            return None, where, None
         stored = member(group, _called(group, "features", kind_of))
         if not isinstance(stored, h5py.Dataset) or stored.shape is None:
             self.problems.append(f"{where} has no dataset 'features'")
-            return None
+            return group, where, None
         try:
             check_dataset(stored, f"{where}/features")
         except InputError as error:
             self._note(error)
-            return None
-        return stored
+            return group, where, None
+        return group, where, stored
 
     def _unpacked(self, stored: Any) -> Budget:
         """What was read of a file, of both sides if it has both."""
@@ -342,9 +335,8 @@ class _Reader:
         images = member(group, "images")
         if not isinstance(images, h5py.Dataset):
             return
-        shape, rows = tuple(images.shape or ()), (count,)
-        right = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
-        if images.dtype != np.uint8 or not right or shape[:1] != rows:
+        shape = tuple(images.shape or ())
+        if not are_thumbnails(images) or shape[0] != count:
             self.problems.append(
                 f"{where}/images is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3), one per "
                 "row"
@@ -371,6 +363,12 @@ def open_group(address: str | Path) -> tuple[Any, str]:
     if not isinstance(root, h5py.Group):
         raise InputError(f"{path} has no group {group} (it has {_listed(file)})")
     return root, f"{path}::/{group.strip('/')}"
+
+
+def are_thumbnails(images: Any) -> bool:
+    """Return whether a dataset is uint8 (N, H, W) or (N, H, W, 3)."""
+    shape = tuple(images.shape or ())
+    return images.dtype == np.uint8 and (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3))
 
 
 def _called(group: Any, name: str, means: Callable[[str], str | None]) -> str:
@@ -432,10 +430,9 @@ def _check_format(root: Any, label: str, problems: list[str]) -> dict[str, Any]:
 
 def decoded(names: NDArray[Any], where: str) -> NDArray[Any]:
     """Decode the bytes of HDF5 strings as utf-8."""
+    decoded = np.empty(names.size, dtype=object)
     try:
-        decoded = [name.decode() if isinstance(name, bytes) else name for name in names.ravel().tolist()]
+        decoded[:] = [name.decode() if isinstance(name, bytes) else name for name in names.ravel().tolist()]
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is not utf-8: {error}") from None
-    result = np.empty(names.size, dtype=object)
-    result[:] = decoded
-    return result.reshape(names.shape)
+    return decoded.reshape(names.shape)

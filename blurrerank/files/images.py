@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BlurrerankError, InputError
-from .features_h5 import open_group
+from .features_h5 import are_thumbnails, open_group
 from .guard import guarded
 from .hdf5 import check_dataset, member, reading
 from .limits import check_unpacked
@@ -122,11 +122,11 @@ def _stored_images(address: str | Path, side: str) -> StoredImages | None:
     images = member(group, "images") if isinstance(group, h5py.Group) else None
     if not isinstance(images, h5py.Dataset):
         return None
-    check_dataset(images, f"{label}/{side}/images")
     where, shape = f"{label}/{side}/images", tuple(images.shape or ())
+    check_dataset(images, where)
     if 0 in shape:
         raise InputError(f"{where} is {shape}: there are no pixels")
-    if images.dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
+    if not are_thumbnails(images):
         raise InputError(f"{where} is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3)")
     return StoredImages(images, where)
 
