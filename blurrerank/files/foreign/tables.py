@@ -24,6 +24,11 @@ from ..names import kind_of
 _OML = {"label", "is_query", "is_gallery"}
 _INDEX = ("", "index", "Unnamed: 0")
 _NUMBERED = re.compile(r"(.*?)(\d+)")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
+_SEPARATORS = {"\t": "text with tabs", ";": "CSV with semicolons", ",": "CSV", " ": "text with blanks"}
+
+_Rows = Sequence[tuple[int, Sequence[str]]]
+"""Rows that are not empty, each behind the number of its line."""
 
 
 def read_table(path: Path, head: bytes) -> tuple[str, Any, list[str]]:
@@ -113,52 +118,58 @@ def refuse_lists(head: bytes, where: str) -> None:
 
 
 def _text(path: Path, text: str) -> tuple[str, Any, list[str]]:
+    kind, rows = _split(text)
+    comments = next((place for place, (_, row) in enumerate(rows) if not row[0].startswith("#")), len(rows))
+    notes = []
+    if comments:  # as np.savetxt heads a table
+        notes.append(f"{path.name}: {comments} lines at the beginning, with #, are left out")
+    rows = rows[comments:]
+    if not rows:
+        raise InputError(f"{path} is empty")
+    header = rows[0][1]
+    wrong = next((number for number, row in rows if len(row) != len(header)), None)
+    if wrong is not None:
+        raise _no_table(path, f": line {wrong} does not have the {len(header)} columns of the first")
+    counted = _counted(header, rows)
+    if counted:
+        notes.append(f"{path.name}: the first line, which counts the columns, is a header")
+        skipped = int(header[0] in _INDEX)
+        if skipped:
+            notes.append(f"{path.name}: the first column, without a name, is left out")
+        if skipped or kind_of(header[0]) is None:
+            body = [(number, row[skipped:]) for number, row in rows[1:]]
+            return f"{kind} without a header", *_bare(path, body, notes)
+    elif _are_numbers(header[1:] or header):
+        return f"{kind} without a header", *_bare(path, rows, notes)
+    fields, more = _headed(path, header, rows[1:], counted)
+    return f"{kind} with a header", fields, notes + more
+
+
+def _split(text: str) -> tuple[str, _Rows]:
+    """What separates the cells, as a name of the format, and the rows."""
     first = next((line for line in text.splitlines() if line.strip()), "")
-    separator = next((mark for mark in ("\t", ";", ",") if mark in first), " ")
+    separator = next((mark for mark in _SEPARATORS if mark in first), " ")
     if separator == " ":
         rows = [(number, line.split()) for number, line in enumerate(text.splitlines(), start=1)]
     else:
         lines = csv.reader(StringIO(text, newline=""), delimiter=separator)
         rows = [(lines.line_num, row) for row in lines]
-    rows = [(number, [part.strip() for part in row]) for number, row in rows if any(map(str.strip, row))]
-    headed = 0
-    while headed < len(rows) and rows[headed][1][0].startswith("#"):
-        headed += 1  # as np.savetxt heads a table
-    notes = [f"{path.name}: {headed} lines at the beginning, with #, are left out"] * (headed > 0)
-    rows = rows[headed:]
-    if not rows:
-        raise InputError(f"{path} is empty")
-    where = {",": "CSV", ";": "CSV with semicolons", "\t": "text with tabs", " ": "text with blanks"}[separator]
-    width = len(rows[0][1])
-    wrong = next((number for number, row in rows if len(row) != width), None)
-    if wrong is not None:
-        raise _no_table(path, f": line {wrong} does not have the {width} columns of the first")
-    numbers, header = [number for number, _ in rows], rows[0][1]
-    body = [row for _, row in rows]
-    bare = f"{where} without a header"
-    counted = _counted(header, body)
-    if counted:
-        notes.append(f"{path.name}: the first line, which counts the columns, is a header")
-        if header[0] in _INDEX:
-            notes.append(f"{path.name}: the first column, without a name, is left out")
-        if header[0] in _INDEX or kind_of(header[0]) is None:
-            skipped = int(header[0] in _INDEX)
-            return bare, *_bare(path, numbers[1:], [row[skipped:] for row in body[1:]], notes)
-    elif _are_numbers(header[1:] or header):
-        return bare, *_bare(path, numbers, body, notes)
-    if width < 2:
+    stripped = [(number, [cell.strip() for cell in row]) for number, row in rows]
+    return _SEPARATORS[separator], [(number, row) for number, row in stripped if any(row)]
+
+
+def _headed(path: Path, header: Sequence[str], rows: _Rows, counted: bool) -> tuple[Any, list[str]]:
+    """Rows below a header, by column; `counted` if the header counts the columns."""
+    if len(header) < 2:
         raise _no_table(path, "")
-    if len(body) < 2:
+    if not rows:
         raise InputError(f"{path} has a header and no rows")
-    if not counted and all(part == "" or _is_number(part) for part in header):
+    if not counted and all(cell == "" or _is_number(cell) for cell in header):
         raise _no_table(path, ": its first line has numbers and empty cells")
-    columns = {name: [row[place] for row in body[1:]] for place, name in enumerate(header)}
-    if len(columns) < width:
+    columns = {name: [row[place] for _, row in rows] for place, name in enumerate(header)}
+    if len(columns) < len(header):
         raise InputError(f"{path} has two columns of the same name: rename one")
-    if columns.keys() >= _OML:
-        return f"{where} with a header", columns, notes
-    fields, more = _columns(path, columns)
-    return f"{where} with a header", fields, notes + more
+    return (columns, []) if columns.keys() >= _OML else _columns(path, columns)
 
 
 def _no_table(path: Path, why: str) -> InputError:
@@ -168,18 +179,16 @@ def _no_table(path: Path, why: str) -> InputError:
     )
 
 
-def _bare(
-    path: Path, lines: Sequence[int], rows: Sequence[Sequence[str]], told: list[str]
-) -> tuple[Any, list[str]]:
+def _bare(path: Path, rows: _Rows, told: list[str]) -> tuple[Any, list[str]]:
     """Rows without a header: numbers, behind names or row numbers if there are."""
-    named = len(rows[0]) > 1 and not all(_is_number(row[0]) for row in rows)
-    for number, row in zip(lines, rows, strict=True):
+    named = len(rows[0][1]) > 1 and not _are_numbers(row[0] for _, row in rows)
+    for number, row in rows:
         if not _are_numbers(row[named:]):
             raise _no_table(path, f": line {number} has something else than numbers")
-    values = np.array([row[named:] for row in rows], dtype=np.float64)
+    values = np.array([row[named:] for _, row in rows], dtype=np.float64)
     if named:
         told.append(f"{path.name}: the first column is names")
-        return {"names": [row[0] for row in rows], "features": values}, told
+        return {"names": [row[0] for _, row in rows], "features": values}, told
     first = values[:, 0]
     if values.shape[1] > 2 and _count(first):
         told.append(f"{path.name}: the first column, which counts the rows, is left out")
@@ -192,9 +201,6 @@ def _bare(
     return values, told
 
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
-
-
 def _is_number(text: Any) -> bool:
     """Whether a cell is a number, which names such as 0001_02 are not, though Python reads them as one."""
     return not isinstance(text, str) or _NUMBER.fullmatch(text) is not None
@@ -204,7 +210,7 @@ def _are_numbers(texts: Iterable[Any]) -> bool:
     return all(map(_is_number, texts))
 
 
-def _counted(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+def _counted(header: Sequence[str], rows: _Rows) -> bool:
     """Whether a line counts columns, from 0 or 1, also behind a column that has another name, or none."""
     named = not _is_number(header[0])
     numbers = list(header[named:])
@@ -213,7 +219,7 @@ def _counted(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
         return False
     # A name of an image in the first column is no header: names stand below it too.
     known = header[0] in _INDEX or kind_of(header[0]) is not None
-    return not named or known or all(_is_number(row[0]) for row in rows[1:])
+    return not named or known or _are_numbers(row[0] for _, row in rows[1:])
 
 
 def _count(values: NDArray[Any]) -> bool:
@@ -273,8 +279,8 @@ def _arrow(path: Path, head: bytes) -> tuple[str, Any, list[str]]:
             f"{path} needs pyarrow, which is not installed: pip install 'blurrerank[tables]'"
         ) from None
     is_parquet = head.startswith(b"PAR1")
-    settings = {"use_threads": False, "memory_map": False}
-    table = parquet.read_table(path, **settings) if is_parquet else feather.read_table(path, **settings)
+    read = parquet.read_table if is_parquet else feather.read_table
+    table = read(path, use_threads=False, memory_map=False)
     columns = {name: _arrow_column(table.column(name)) for name in table.column_names}
     return "Parquet" if is_parquet else "Feather", *_columns(path, columns)
 
@@ -294,7 +300,7 @@ def _arrow_column(column: Any) -> Any:
 
 def _json(path: Path, text: str) -> tuple[str, Any, list[str]]:
     """One value, an object for each image, or fields; or a line for each image."""
-    kind, value = "JSON", None
+    kind = "JSON"
     try:
         value = json.loads(text)
     except ValueError:
