@@ -42,6 +42,8 @@ _PAUSE, _ATTEMPTS = 0.05, 6
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # Windows has no such flag.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+# Make a file where there is none, not by a link either.
+_MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
 
 
 def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
@@ -132,7 +134,7 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
             temporary = folder / (_OUTPUT if locked else f"{_OUTPUT}-{secrets.token_hex(8)}")
             _clear(folder, temporary.name, keep=resume)
             try:
-                with _new(temporary, 0o600) as number:
+                with _opened(temporary, _MAKE, 0o600) as number:
                     mode = _ordinary_mode(folder)
                     yield temporary
                     if not os.path.samestat(temporary.lstat(), os.fstat(number)):
@@ -146,8 +148,9 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
                     os.replace(temporary, target)
                 else:
                     _publish(temporary, target)
-                with suppress(OSError):  # not all systems know how to flush a folder
-                    _flush(target.parent)
+                # The names in the folder too; not all systems know how to flush one.
+                with suppress(OSError), _opened(target.parent, os.O_RDONLY) as number:
+                    os.fsync(number)
             except BaseException:
                 _clear(folder, temporary.name, keep=True)
                 raise
@@ -162,9 +165,9 @@ def opener(path: str | Path, flags: int) -> int:
 
 
 @contextmanager
-def _new(path: Path, mode: int) -> Iterator[int]:
-    """The number of a file that is made where there is none, not by a link either."""
-    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, mode)
+def _opened(path: Path, flags: int, mode: int = 0) -> Iterator[int]:
+    """The number of an open file."""
+    number = os.open(path, flags, mode)
     try:
         yield number
     finally:
@@ -175,7 +178,7 @@ def _ordinary_mode(folder: Path) -> int:
     """Who may read a new file. To ask for the umask is to set it, for all threads: a file tells it, too."""
     path = folder / f"{_OUTPUT}-{secrets.token_hex(8)}"
     try:
-        with _new(path, 0o666) as number:
+        with _opened(path, _MAKE, 0o666) as number:
             return os.fstat(number).st_mode & 0o777
     finally:
         path.unlink(missing_ok=True)
@@ -196,34 +199,20 @@ def _set_owner_and_mode(number: int, old: Path | None, mode: int) -> None:
         os.fchmod(number, mode)
 
 
-def _flush(folder: Path) -> None:
-    """Have the system write the names in it to the disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def _publish(temporary: Path, path: Path) -> None:
     """Give the file its name unless another process took it meanwhile."""
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        raise OutputError(f"{path} was written by another process meanwhile; choose another name") from None
-    except OSError:  # a file system without hard links
-        if path.exists():
+    except OSError as error:
+        if isinstance(error, FileExistsError) or path.exists():
             raise OutputError(f"{path} was written by another process meanwhile; choose another name") from None
-        os.replace(temporary, path)
+        os.replace(temporary, path)  # on a file system without hard links
 
 
 @contextmanager
 def _claimed(folder: Path, path: Path, attempts: int = _ATTEMPTS) -> Iterator[bool]:
     """Hold the lock of `folder`, which is made if it is not there and goes when it is empty; False where the
     system has no locks.
-
-    Raises:
-        OutputError: if another process holds it, or the folder is not this user's.
     """
     lock = None
     try:
@@ -282,11 +271,7 @@ def _why_not_ours(folder: Path) -> str | None:
 
 def _lock(folder: Path) -> tuple[int, bool] | None:
     """The open lock of a folder, held until it is closed, and whether the system has such locks; None if
-    another process holds it.
-
-    Raises:
-        FileNotFoundError: if the folder, or the lock, was removed meanwhile.
-        OSError: if it cannot be opened.
+    another process holds it. A `FileNotFoundError` says that it was removed meanwhile.
     """
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
     locked = fcntl is not None
