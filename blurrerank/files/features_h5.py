@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 
 FORMAT = "blurrerank-features"
-
-
 VERSION = 1
 
 
@@ -212,11 +210,7 @@ class _Reader:
         return _check_format(self.root, self.label, self.problems)
 
     def check(self) -> None:
-        """In a trial, refuse files of which something made HDF5 fail: that would be tried again outside.
-
-        Raises:
-            InputError: with all problems.
-        """
+        """In a trial, refuse files of which something made HDF5 fail: that would be tried again outside."""
         if trying() and self.unreadable:
             raise InputError(self.problems)
 
@@ -372,11 +366,7 @@ def are_thumbnails(images: Any) -> bool:
 
 
 def _called(group: Any, name: str, means: Callable[[str], str | None]) -> str:
-    """What the member of a group is called that `name` stands for: that, or another word for it.
-
-    Raises:
-        InputError: if several are other words for it.
-    """
+    """What the member of a group is called that `name` stands for: that, or the only other word for it."""
     if not isinstance(group, h5py.Group):
         return name
     with reading(f"{group.file.filename}::{group.name}"):

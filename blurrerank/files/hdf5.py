@@ -122,16 +122,6 @@ def _resolved(group: Any, path: str, left: list[int]) -> Any:
     return found
 
 
-def at(file: Any, reference: Any, where: str) -> Any:
-    """Dereference an object reference.
-
-    Raises:
-        InputError: as `member`.
-    """
-    with reading(where):
-        return file[reference]
-
-
 def members(group: Any) -> dict[str, Any]:
     """Return all groups and datasets in a group, by name; for links that are not followed, the `UnfitError`.
 

@@ -123,7 +123,7 @@ class MappedFile:
 
     def labels(self, name: str) -> NDArray[Any] | None:
         """Return `ids` or `cams`, or None."""
-        if member(self._file, name) is None:
+        if not self.has(name):
             return None
         most = np.iinfo(np.int64)
         least = JUNK if name == "ids" else most.min
@@ -131,7 +131,7 @@ class MappedFile:
 
     def names(self) -> NDArray[Any] | None:
         """Return the names of the gallery, or None."""
-        if member(self._file, "names") is None:
+        if not self.has("names"):
             return None
         stored = self._dataset("names")
         names = decoded(read_values(stored, "names"), "names")
@@ -156,7 +156,7 @@ class MappedFile:
     def _camera_lists(self, kind: str) -> NeighbourLists | None:
         """Lists within or across cameras, if there are any."""
         name = f"neighbours/{kind}"
-        if member(self._file, name) is None:
+        if not self.has(name):
             return None
         items = self.take(f"{name}/items", ("G", f"{kind} K"), within=(-1, self.items[1]))
         ends = (-np.inf, _COSINES[1])

@@ -153,9 +153,8 @@ def _read(path: Path, where: str) -> Ranking:
 
         indices, scores, found = values("indices"), values("scores"), None
         if member(file, "positions") is not None:
-            found = [values(f"positions/{name}") for name in ("offsets", "indices", "ranks")]
-            if member(file, "positions/within") is not None:
-                found.append(values("positions/within"))
+            within = ["within"] if member(file, "positions/within") is not None else []
+            found = [values(f"positions/{name}") for name in ("offsets", "indices", "ranks", *within)]
         try:
             return Ranking(
                 indices,

@@ -143,11 +143,6 @@ def import_features(*paths: str | Path, allow_pickle: bool = False, matrix: str 
 
 
 def _recognise(files: Sequence[Opened]) -> Layout:
-    """Find the layout of the files.
-
-    Raises:
-        InputError: if it is none that is known; tells the fields there are.
-    """
     layouts = (similarities, ann_benchmarks, oml, vectors_by_name, by_position, indexed, named, pooled, bare)
     for layout in layouts:
         found = layout(files)

@@ -22,7 +22,6 @@ from ..names import side_of
 from ..stored_features import StoredFeatures
 from ..watched import Watched
 from . import matlab, pickles, tables, vectors
-from .torch_files import read_torch
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How files of torch.save begin that were written before 1.6: a pickle of a number."""
@@ -132,7 +131,7 @@ def open_file(path: Path, *, allow_pickle: bool = False) -> Opened:
         if head.startswith(b"PK\x03\x04"):
             return _zip(path, allow_pickle)
         if head.startswith(_TORCH_LEGACY):
-            return Opened(path, "torch.save", read_torch(path))
+            return Opened(path, "torch.save", pickles.read_torch(path))
         if _is_pickle(path, head):
             if not allow_pickle:
                 raise _not_allowed(f"{where} is a pickle")
@@ -245,7 +244,7 @@ def _zip(path: Path, allow_pickle: bool) -> Opened:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-            return Opened(path, "torch.save", read_torch(path))
+            return Opened(path, "torch.save", pickles.read_torch(path))
         if not names or not all(name.endswith(".npy") for name in names):
             raise InputError(f"{path} is a zip archive, but not one from NumPy or torch")
         fields: dict[str, Any] = {}

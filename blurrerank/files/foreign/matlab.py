@@ -69,7 +69,11 @@ def _variable(item: Any, where: str, budget: hdf5.Budget) -> Any:
         raise _UnreadError(_advice(str(kind), name))
     values = budget.read(item, where).T
     if kind == "cell":
-        cells = [_variable(hdf5.at(item.file, one, where), where, budget) for one in values.ravel()]
+        cells = []
+        for reference in values.ravel():
+            with hdf5.reading(where):
+                one = item.file[reference]
+            cells.append(_variable(one, where, budget))
         return of_objects(cells).reshape(values.shape)
     if kind == "char":
         return np.array(["".join(map(chr, row)) for row in np.atleast_2d(values)])

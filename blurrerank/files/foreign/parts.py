@@ -262,11 +262,9 @@ def as_integers(part: Part, where: str) -> NDArray[np.int64]:
         InputError: for anything else.
     """
     values = as_labels(part, where)
-    if not is_text(values):
-        return values
-    if not are_whole(values):
+    if is_text(values) and not are_whole(values):
         raise InputError(f"{where}: {part.origin} is text: expected whole numbers")
-    (found,) = numbered_texts([replace(part, values=values)], where)
+    (found,) = numbered([replace(part, values=values)], where)
     return found
 
 
@@ -314,14 +312,14 @@ def as_texts(values: Any) -> list[str]:
 
 
 def numbered(parts: Sequence[Part], where: str, *, keep: Sequence[int] = ()) -> list[NDArray[np.int64]]:
-    """Return the settled labels of all sides as integers, text as `data.numbering` has it.
+    """Return the settled labels of all sides as int64, text as `data.numbering` has it.
 
     Raises:
-        InputError: for text on one side and numbers on the other.
+        InputError: for text on one side and numbers on the other, and for numbers that do not fit int64.
     """
     texts = [part for part in parts if is_text(part.values)]
     if len(texts) == len(parts):
-        return numbered_texts(parts, where, keep=keep)
+        return _numbered_texts(parts, where, keep)
     names = [part.origin for part in texts if not are_whole(part.values)]
     if names:
         other = next(part.origin for part in parts if not is_text(part.values))
@@ -332,18 +330,13 @@ def numbered(parts: Sequence[Part], where: str, *, keep: Sequence[int] = ()) -> 
     for part in parts:
         if is_text(part.values):  # beside numbers, 5, 05 and 5.0 are the number 5
             plain = of_objects([str(number_of(text)) for text in part.values])
-            found += numbered_texts([replace(part, values=plain)], where)
+            found += _numbered_texts([replace(part, values=plain)], where)
         else:
             found.append(part.values)
     return found
 
 
-def numbered_texts(parts: Sequence[Part], where: str, *, keep: Sequence[int] = ()) -> list[NDArray[np.int64]]:
-    """Return labels that are text as integers.
-
-    Raises:
-        InputError: for numbers that do not fit int64.
-    """
+def _numbered_texts(parts: Sequence[Part], where: str, keep: Sequence[int] = ()) -> list[NDArray[np.int64]]:
     for part in parts:
         for row, text in enumerate(part.values):
             if text.isdecimal() and len(text) > len(str(_LARGEST)) + 1:

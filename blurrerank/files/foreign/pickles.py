@@ -1,4 +1,4 @@
-"""Read pickles with a closed list of names.
+"""Read pickles and files of torch.save with a closed list of names.
 
 A pickle is a program that looks up functions by name and calls them. Here it finds those that rebuild NumPy
 arrays, tensors and plain containers, and nothing else. What it may come to harm over is tried first, see
@@ -13,6 +13,7 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class _Maker:
         raise pickle.UnpicklingError("it changes what reads it")
 
 
-class NotData(pickle.UnpicklingError):
+class _NotDataError(pickle.UnpicklingError):
     """Something that is not read; the message continues a sentence after "contains"."""
 
 
@@ -54,14 +55,14 @@ class Dtype:
     def __init__(self, code: Any, *_: Any) -> None:
         text = code.decode("latin1") if isinstance(code, bytes) else code
         if not isinstance(text, str) or not _SIMPLE.fullmatch(text):
-            raise NotData(f"an array of type {str(code)[:50]!r}")
+            raise _NotDataError(f"an array of type {str(code)[:50]!r}")
         self.dtype = np.dtype(text)
 
     def __setstate__(self, state: Any) -> None:
         """(version, byte order, three None, sizes and flags): the order is all that a simple type needs."""
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
-            raise NotData("an array with fields")
+            raise _NotDataError("an array with fields")
         if order in "<>":
             self.dtype = self.dtype.newbyteorder("<" if order == "<" else ">")
 
@@ -79,7 +80,7 @@ class Array:
 
 def _filled(data: Any, kind: Any, shape: Any, order: Any, axes: Any = None) -> Any:
     if not isinstance(kind, Dtype):
-        raise NotData("an array without a type")
+        raise _NotDataError("an array without a type")
     if order == "K" and axes is not None:
         # Neither rows nor columns first, but in another order of the axes.
         return _filled(data, kind, shape, "C").transpose(axes)
@@ -104,7 +105,7 @@ def _from_buffer(*arguments: Any) -> Array:
 
 def _scalar(kind: Any, data: Any) -> Array:
     if isinstance(kind, Dtype) and kind.dtype.hasobject:
-        raise NotData("an object in the place of a number")
+        raise _NotDataError("an object in the place of a number")
     array = Array()
     array.values = _filled(data, kind, (1,), "C")[0]
     return array
@@ -142,7 +143,7 @@ def _tensor(*arguments: Any) -> Any:
 
 
 _PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
-KNOWN: Mapping[tuple[str, str], Any] = {
+_KNOWN: Mapping[tuple[str, str], Any] = {
     **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in _PLAIN},
     **{(module, name): _Maker(_text) for module in ("pathlib", "pathlib._local") for name in _PATHS},
     **{
@@ -164,18 +165,14 @@ KNOWN: Mapping[tuple[str, str], Any] = {
 }
 
 
-class Unpickler(pickle.Unpickler):
+class _Unpickler(pickle.Unpickler):
     """Finds the names that are known."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a name stands for; nothing is imported.
-
-        Raises:
-            NotData: for any other name.
-        """
-        found = KNOWN.get((module, name))
+        """Return what a name stands for; nothing is imported."""
+        found = _KNOWN.get((module, name))
         if found is None:
-            raise NotData(f"{module}.{name}")
+            raise _NotDataError(f"{module}.{name}")
         return found
 
 
@@ -190,8 +187,8 @@ def read_pickle(file: IO[bytes], where: str) -> Any:
         InputError: if it is damaged or contains anything else, which is neither imported nor called.
     """
     try:
-        return plain_values(Unpickler(file, encoding="latin1").load(), where)
-    except NotData as error:
+        return _as_plain(_Unpickler(file, encoding="latin1").load(), where)
+    except _NotDataError as error:
         raise InputError(
             f"{where} contains {error}, but only arrays, tensors, numbers, text and plain containers are read "
             "from a pickle; no code in it was executed"
@@ -204,20 +201,44 @@ def read_pickle(file: IO[bytes], where: str) -> Any:
         raise InputError(f"{where} is a damaged pickle: {type(error).__name__}: {error}") from None
 
 
-def plain_values(value: Any, where: str) -> Any:
-    """Return containers with tensors replaced by arrays, bfloat16 by float32, and paths by text.
+def read_torch(path: Path) -> Any:
+    """Return the saved object, with tensors as arrays; bfloat16 becomes float32.
+
+    Args:
+        path: a torch.save file of any version.
 
     Raises:
-        InputError: for tensors that no array can hold.
+        InputError: if it is damaged, or contains anything but tensors, arrays and plain containers.
     """
+    import torch
+
+    names: list[Any] = [(found, f"{module}.{name}") for (module, name), found in _KNOWN.items()]
+    with torch.serialization.safe_globals(names):
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # of a damaged file torch raises what it likes
+            name = re.search(r"GLOBAL (\S+)", str(error))
+            if name is not None:
+                raise InputError(
+                    f"{path} contains {name[1]}, but only tensors, NumPy arrays and plain containers are read "
+                    "from a file of torch.save; no code in it was executed"
+                ) from None
+            why = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
+            said = why[1] if why else (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"{path} is a damaged file of torch.save: {said}") from None
+    return _as_plain(found, str(path))
+
+
+def _as_plain(value: Any, where: str) -> Any:
+    """Containers with tensors replaced by arrays, bfloat16 by float32, and paths by text."""
     if isinstance(value, Mapping):
-        return {plain_values(key, where): plain_values(item, where) for key, item in value.items()}
+        return {_as_plain(key, where): _as_plain(item, where) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(plain_values(item, where) for item in value)
+        return type(value)(_as_plain(item, where) for item in value)
     if isinstance(value, Array):
         value = value.values
     if isinstance(value, np.ndarray) and value.dtype.hasobject:
-        return of_objects([plain_values(item, where) for item in value.ravel()]).reshape(value.shape)
+        return of_objects([_as_plain(item, where) for item in value.ravel()]).reshape(value.shape)
     if isinstance(value, int) and value.bit_length() > 64:
         raise InputError(f"{where} contains a number of more than 64 bits")
     torch = sys.modules.get("torch")
