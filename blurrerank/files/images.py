@@ -8,6 +8,7 @@ from __future__ import annotations
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -53,18 +54,12 @@ class StoredImages:
             BlurrerankError: if Pillow is not installed and they must be scaled.
         """
         step = self._dataset.chunks[0] if self._dataset.chunks else _ROWS
-        at, wanted = 0, list(rows)
-        while at < len(wanted):
-            first = wanted[at]
-            end = (first // step + 1) * step
-            stop = at
-            while stop < len(wanted) and wanted[stop] < end:
-                stop += 1
+        for _, stored_together in groupby(rows, lambda row: row // step):
+            wanted = list(stored_together)
             with reading(self._where):
-                block = self._dataset[first : wanted[stop - 1] + 1]
-            for row in wanted[at:stop]:
-                yield row, _fitted(block[row - first], size)
-            at = stop
+                block = self._dataset[wanted[0] : wanted[-1] + 1]
+            for row in wanted:
+                yield row, _fitted(block[row - wanted[0]], size)
 
 
 class ImageFiles:

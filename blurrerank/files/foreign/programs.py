@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,10 +95,11 @@ def oml(files: Sequence[Opened]) -> Layout | None:
             ids.told.append(
                 "1 added to all non-negative ids, because probes have id 0, which marks distractors"
             )
-    cams = None
+    labels = {"ids": ids}
     sequences = _sequences(columns["sequence"], found) if "sequence" in columns else np.array([])
     if any(sequences):
-        cams = Part("sequence", of_objects([some or f"row {row}" for row, some in enumerate(sequences)]))
+        scenes = of_objects([some or f"row {row}" for row, some in enumerate(sequences)])
+        labels["cams"] = Part("sequence", scenes)
         mixed = [some for some in set(sequences) - {""} if len(set(columns["label"][sequences == some])) > 1]
         if mixed:
             found.doubts.append(
@@ -107,16 +107,13 @@ def oml(files: Sequence[Opened]) -> Layout | None:
                 "protocol market1501 only those of its identity"
             )
     elif (chosen["probe"] & chosen["gallery"]).any():
-        cams = Part("row number", np.arange(rows))
-        cams.told.append("so that no image matches itself")
+        labels["cams"] = Part("row number", np.arange(rows), ["so that no image matches itself"])
+    if "path" in columns:
+        labels["names"] = Part("path", columns["path"])
     for side, parts in found.sides.items():
         some = np.flatnonzero(chosen[side])
         parts["features"] = Part(vectors.origin, np.asarray(values[:])[place[some]])
-        parts["ids"] = replace(ids, values=ids.values[some], told=[*ids.told])
-        if cams is not None:
-            parts["cams"] = replace(cams, values=cams.values[some], told=[*cams.told])
-        if "path" in columns:
-            parts["names"] = Part("path", columns["path"][some])
+        parts |= taken(labels, some)
     ignored = sorted(set(columns) - {"label", "is_query", "is_gallery", "path", "sequence"})
     if ignored:
         found.notes.append(f"ignored: {listed(ignored)}")
