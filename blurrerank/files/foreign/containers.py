@@ -27,7 +27,7 @@ _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How files of torch.save begin that were written before 1.6: a pickle of a number."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Opened:
     """A file of another tool and its content.
 

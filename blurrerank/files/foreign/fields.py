@@ -169,8 +169,8 @@ def _check_dim(one: Part, other: Part, where: str) -> None:
 
 def pooled(files: Sequence[Opened]) -> Layout | None:
     """Recognise fields without a side: one file with num_query, probes first, or one file per side."""
-    found = [_kinds(file) for file in files]
-    if not found or not all("features" in parts for parts in found):
+    found = {file: _kinds(file) for file in files}
+    if not files or not all("features" in parts for parts in found.values()):
         return None
     if len(files) == 1:
         words = ("numquery", "numprobe", "nquery", "nprobe")
@@ -181,22 +181,20 @@ def pooled(files: Sequence[Opened]) -> Layout | None:
                 "field num_query how many of them, counted from the first, are probes"
             )
         counts[0].values = np.ravel(as_array(counts[0].values, counts[0].origin))
-        return _split(files[0], found[0], counts[0])
-    extra = [place for place, file in enumerate(files) if file.path.stem.lower().startswith("distractor")]
-    rest = [file for place, file in enumerate(files) if place not in extra]
+        return _split(files[0], found[files[0]], counts[0])
+    extra = [file for file in files if file.path.stem.lower().startswith("distractor")]
+    rest = [file for file in files if file not in extra]
     if len(rest) != 2:
         return None
     probe, gallery, told = two_sides(rest)
-    layout = Layout("a file a side", found[files.index(probe)], found[files.index(gallery)], notes=told)
+    layout = Layout("a file a side", found[probe], found[gallery], notes=told, settled=True)
     if all("feat" in file.fields and "cam_ids" in file.fields for file in files):
         layout.name = "SFT_REID"
-    layout.unsure += settle(
-        [layout.probe, layout.gallery, *(found[place] for place in extra)], listed(file.path for file in files)
-    )
-    layout.settled = True
-    for place in extra:
-        _append(layout.gallery, found[place], files[place])
-        layout.notes.append(f"{files[place].path.name} is appended to the gallery")
+    every = [found[file] for file in (probe, gallery, *extra)]
+    layout.unsure += settle(every, listed(file.path for file in files))
+    for file in extra:
+        _append(layout.gallery, found[file], file)
+        layout.notes.append(f"{file.path.name} is appended to the gallery")
     return layout
 
 
