@@ -33,7 +33,7 @@ from ..data.similarities import SimilaritySet
 from ..data.validation import find_problems
 from ..errors import BlurrerankWarning, InputError
 from .guard import guarded, trying
-from .hdf5 import Budget, UnreadableError, check_dataset, is_text, member, open_hdf5, reading
+from .hdf5 import Budget, UnreadableError, check_dataset, dtype_of, is_text, member, open_hdf5, reading
 from .hdf5 import attributes as attributes_of
 from .names import kind_of, side_of
 from .sink import new_hdf5
@@ -332,8 +332,8 @@ class _Reader:
         shape = tuple(images.shape or ())
         if not are_thumbnails(images) or shape[0] != count:
             self.problems.append(
-                f"{where}/images is {images.dtype} {shape}: expected uint8 (N, H, W) or (N, H, W, 3), one per "
-                "row"
+                f"{where}/images is {dtype_of(images)} {shape}: expected uint8 (N, H, W) or (N, H, W, 3), one "
+                "per row"
             )
         else:
             self.images[name] = shape
@@ -362,7 +362,7 @@ def open_group(address: str | Path) -> tuple[Any, str]:
 def are_thumbnails(images: Any) -> bool:
     """Return whether a dataset is uint8 (N, H, W) or (N, H, W, 3)."""
     shape = tuple(images.shape or ())
-    return images.dtype == np.uint8 and (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3))
+    return dtype_of(images) == np.uint8 and (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3))
 
 
 def _called(group: Any, name: str, means: Callable[[str], str | None]) -> str:

@@ -111,9 +111,9 @@ def _try(read: Callable[[], Any], memory: int, seconds: int, answer: int, where:
             read()
         except InputError as error:
             problems = error.problems
-        except MemoryError:
-            problems = [f"{where} takes more than {memory >> 20:,} MiB of memory to read: {_DAMAGED}"]
-        except Exception as error:  # it will be met again outside
+        except Exception as error:  # other than of memory, it will be met again outside
+            if isinstance(error, MemoryError) or "allocation failed" in str(error):  # as HDF5 says
+                problems = [f"{where} takes more than {memory >> 20:,} MiB of memory to read: {_DAMAGED}"]
             log.debug("%s", error)
         os.write(answer, json.dumps(problems).encode())
     finally:

@@ -152,7 +152,7 @@ def attributes(item: Any, where: str | None = None) -> dict[str, Any]:
     with reading(where):
         found: dict[str, Any] = {}
         for name in item.attrs:
-            dtype = _dtype(item.attrs.get_id(name))
+            dtype = dtype_of(item.attrs.get_id(name))
             if dtype is not None and (dtype.base.kind in _NUMERIC or h5py.check_string_dtype(dtype.base)):
                 value = item.attrs[name]
                 value = value.tolist() if isinstance(value, np.ndarray) else value
@@ -160,8 +160,8 @@ def attributes(item: Any, where: str | None = None) -> dict[str, Any]:
         return found
 
 
-def _dtype(item: Any) -> Any:
-    """The dtype of a dataset or attribute, None if NumPy has no such type."""
+def dtype_of(item: Any) -> Any:
+    """Return the dtype of a dataset or attribute, None if NumPy has no such type."""
     try:
         return item.dtype
     except TypeError:
@@ -170,7 +170,7 @@ def _dtype(item: Any) -> Any:
 
 def is_text(item: Any) -> bool:
     """Return whether a dataset holds strings."""
-    dtype = _dtype(item)
+    dtype = dtype_of(item)
     return dtype is not None and h5py.check_string_dtype(dtype) is not None
 
 
@@ -190,7 +190,7 @@ def check_dataset(dataset: Any, where: str) -> None:
         InputError: for impossible sizes.
     """
     with reading(where):
-        dtype = _dtype(dataset)
+        dtype = dtype_of(dataset)
         if dtype is None:
             raise UnfitError(f"{where} is of a type that NumPy does not have: expected numbers or text")
         if dtype.hasobject and not (h5py.check_string_dtype(dtype) or h5py.check_ref_dtype(dtype)):

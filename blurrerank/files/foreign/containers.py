@@ -67,7 +67,7 @@ def is_foreign(path: Path) -> bool:
         return True
 
     def read() -> bool:
-        with hdf5.open_hdf5(path) as file:
+        with hdf5.open_hdf5(path) as file, hdf5.reading(str(path)):
             names = set(file)
             one_side = "features" in names and "num_query" not in names
             if "format" in file.attrs or names & {"probe", "gallery"} or one_side:
