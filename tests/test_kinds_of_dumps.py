@@ -576,3 +576,23 @@ def test_distances_in_binary_rankings_are_said_to_be_that(form, arrays, cli):
         with h5py.File("lists.h5", "a") as file:
             file["scores"][...] = scores
     assert "write minus the distance as score" in cli("eval", f"lists.{form}", "feats.h5")[2]
+
+
+@pytest.mark.parametrize("texts", [["0001", "1"], ["cat", "dog"], ["ID-7", "-1"]])
+@pytest.mark.parametrize("header", ["", "pid\n"])
+def test_labels_that_are_text_may_have_files_of_their_own(texts, header, arrays):
+    for side, word in (("probe", "q"), ("gallery", "g")):
+        np.save(f"{word}f.npy", arrays[side])
+        labels = [texts[number % 2] for number in arrays[f"{side}_ids"]]
+        Path(f"{word}_pids.txt").write_text(header + "\n".join(labels) + "\n")
+    data = import_features("qf.npy", "gf.npy", "q_pids.txt", "g_pids.txt").data
+    wanted = arrays["gallery_ids"] % 2
+    same = data.gallery.ids[:, None] == data.gallery.ids
+    assert np.array_equal(same, wanted[:, None] == wanted)
+    assert ("-1" in texts) == bool((data.gallery.ids == -1).any())
+
+
+def test_transposed_native_features_without_labels_are_told_of(arrays, cli):
+    with h5py.File("feats.h5", "w") as file:
+        file["probe/features"], file["gallery/features"] = arrays["probe"].T, arrays["gallery"].T
+    assert "they may be (D, N): transpose them" in cli("run", "feats.h5")[2]

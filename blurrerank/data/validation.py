@@ -21,7 +21,9 @@ def find_problems(probe: Side | None, gallery: Side | None) -> list[str]:
         dims = " and ".join(
             f"{side.label} has {side.dim}{' dimensions' if side is probe else ''}" for side in flat
         )
-        problems.append(f"{dims}: both must come from the same model")
+        lying = len({len(side) for side in flat}) == 1
+        hint = "; both have as many rows, so they may be (D, N): transpose them" if lying else ""
+        problems.append(f"{dims}: both must come from the same model{hint}")
     return problems
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ..names import kind_of
+from ..names import kind_of, role_of
+from .pickles import of_objects
 
 _OML = {"label", "is_query", "is_gallery"}
 _INDEX = ("", "index", "Unnamed: 0")
@@ -126,6 +127,9 @@ def _text(path: Path, text: str) -> tuple[str, Any, list[str]]:
     rows = rows[comments:]
     if not rows:
         raise InputError(f"{path} is empty")
+    labels = _labels(path, [row for _, row in rows])
+    if labels is not None:
+        return "text, one label a line", labels, notes
     header = rows[0][1]
     wrong = next((number for number, row in rows if len(row) != len(header)), None)
     if wrong is not None:
@@ -143,6 +147,19 @@ def _text(path: Path, text: str) -> tuple[str, Any, list[str]]:
         return f"{kind} without a header", *_bare(path, rows, notes)
     fields, more = _headed(path, header, rows[1:], counted)
     return f"{kind} with a header", fields, notes + more
+
+
+def _labels(path: Path, rows: Sequence[Sequence[str]]) -> NDArray[Any] | None:
+    """The texts of a file that is called as labels are, one a line; None of plain numbers and of others."""
+    role = role_of(path.stem)
+    if role is None or role[1] == "features" or any(len(row) > 1 for row in rows):
+        return None
+    cells = [row[0] for row in rows]
+    if len(cells) > 1 and kind_of(cells[0]) is not None:
+        cells = cells[1:]
+    # 0001 and 1 may be two identities.
+    padded = any(cell.isdecimal() and cell.startswith("0") and len(cell) > 1 for cell in cells)
+    return None if _are_numbers(cells) and not padded else of_objects(cells)
 
 
 def _split(text: str) -> tuple[str, _Rows]:
