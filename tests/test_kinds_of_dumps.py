@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas
 import pytest
 import torch
 from conftest import features
@@ -596,3 +597,15 @@ def test_transposed_native_features_without_labels_are_told_of(arrays, cli):
     with h5py.File("feats.h5", "w") as file:
         file["probe/features"], file["gallery/features"] = arrays["probe"].T, arrays["gallery"].T
     assert "they may be (D, N): transpose them" in cli("run", "feats.h5")[2]
+
+
+def test_lists_in_the_cells_of_a_table_are_features(arrays):
+    for side, name in (("probe", "query.csv"), ("gallery", "gallery.csv")):
+        lists = [json.dumps(row) for row in arrays[side].tolist()]
+        pandas.DataFrame({"pid": arrays[f"{side}_ids"], "feature": lists}).to_csv(name, index=False)
+    data = import_features("query.csv", "gallery.csv").data
+    np.testing.assert_allclose(data.gallery.features, arrays["gallery"], rtol=1e-6)
+    assert data.gallery.ids.tolist() == arrays["gallery_ids"].tolist()
+    Path("query.csv").write_text("pid,feature\n" + "1,[0.1 0.2 ... 0.3]\n" * 12)
+    with pytest.raises(br.InputError, match=r"in row 0 of column feature: expected a list.*NumPy shortens"):
+        import_features("query.csv", "gallery.csv")

@@ -255,7 +255,10 @@ def _columns(path: Path, columns: dict[str, Any]) -> tuple[dict[str, Any], list[
         if _are_numbers(found[name]) and _count(np.array(found[name], dtype=np.float64)):
             del found[name]
             notes.append(f"{path.name}: column {name!r}, which counts the rows, is left out")
-    if any(kind_of(name) == "features" for name in found):
+    features = [name for name in found if kind_of(name) == "features"]
+    for name in features:
+        found[name] = _vectors(path, name, found[name])
+    if features:
         return found, notes
     groups: dict[str, dict[int, str]] = {}
     for name in found:
@@ -286,6 +289,23 @@ def _columns(path: Path, columns: dict[str, Any]) -> tuple[dict[str, Any], list[
     found["features"] = values if values.dtype.kind == "f" else values.astype(np.float64)
     notes.append(f"{path.name}: features are the columns {chosen[0]} to {chosen[-1]}")
     return found, notes
+
+
+def _vectors(path: Path, name: str, cells: Any) -> Any:
+    """Cells that are lists written as text, such as "[0.1, 0.2]", as rows of numbers; others as they are."""
+    if not all(isinstance(cell, str) and cell.startswith("[") for cell in cells):
+        return cells
+    rows = []
+    for row, cell in enumerate(cells):
+        try:
+            rows.append(json.loads(cell))
+        except ValueError:
+            hint = ": NumPy shortens what it prints" if "..." in cell else ""
+            raise InputError(
+                f"{path} has {cell[:30]!r} in row {row} of column {name}: expected a list such as [0.1, 0.2]"
+                f"{hint}"
+            ) from None
+    return rows
 
 
 def _arrow(path: Path, head: bytes) -> tuple[str, Any, list[str]]:
