@@ -102,7 +102,7 @@ def test_what_cannot_be_fused_is_said():
     for rankings, options, words in (
         ([good], {}, "two rankings at least"),
         ([good, good], {"by": "sum"}, "use reciprocal-rank or mean"),
-        ([good, good], {"weights": [1]}, "2 rankings and 1 weights"),
+        ([good, good], {"weights": [1]}, "1 numbers for 2 rankings"),
         ([good, good], {"weights": [1, 0]}, "a weight must be a number above 0"),
         ([good, good], {"k": float("nan")}, "k must be a number above 0"),
         ([good, good], {"depth": 0}, "depth must be"),

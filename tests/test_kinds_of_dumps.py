@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import pathlib
 import pickle
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from conftest import features
+from conftest import features, shell
 
 import blurrerank as br
 from blurrerank.compat import re_ranking
@@ -579,7 +580,7 @@ def test_distances_in_binary_rankings_are_said_to_be_that(form, arrays, cli):
     assert "write minus the distance as score" in cli("eval", f"lists.{form}", "feats.h5")[2]
 
 
-@pytest.mark.parametrize("texts", [["0001", "1"], ["cat", "dog"], ["ID-7", "-1"]])
+@pytest.mark.parametrize("texts", [["0001", "1"], ["cat", "dog"], ["ID-7", "-1"], ["grey seal 4", "-1"]])
 @pytest.mark.parametrize("header", ["", "pid\n"])
 def test_labels_that_are_text_may_have_files_of_their_own(texts, header, arrays):
     for side, word in (("probe", "q"), ("gallery", "g")):
@@ -609,3 +610,36 @@ def test_lists_in_the_cells_of_a_table_are_features(arrays):
     Path("query.csv").write_text("pid,feature\n" + "1,[0.1 0.2 ... 0.3]\n" * 12)
     with pytest.raises(br.InputError, match=r"in row 0 of column feature: expected a list.*NumPy shortens"):
         import_features("query.csv", "gallery.csv")
+
+
+@pytest.mark.parametrize("form", ["parquet", "feather"])
+def test_tables_of_arrow_are_read_whatever_threads_there_are(form, arrays):
+    for side, name in (("probe", "query"), ("gallery", "gallery")):
+        table = pandas.DataFrame(arrays[side], columns=[f"f{place}" for place in range(7)])
+        table["id"] = arrays[f"{side}_ids"]
+        getattr(table, f"to_{form}")(f"{name}.{form}")
+    done = shell(
+        *("convert", f"query.{form}", f"gallery.{form}", "out.h5"), env=os.environ | {"OMP_NUM_THREADS": "8"}
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(br.load("out.h5").gallery.features, arrays["gallery"])
+
+
+def test_rankings_of_numpy_may_be_float64_and_have_ties(arrays, cli):
+    br.save_features(br.FeatureSet.from_arrays(**arrays), "feats.h5")
+    lists = np.tile(np.arange(9, dtype=np.int64), (12, 1))
+    np.savez("lists.npz", indices=lists, scores=np.tile([9, 8, 8, 7, 6, 5, 4, 3, 2.0], (12, 1)))
+    assert cli("eval", "lists.npz", "feats.h5")[0] == 0
+    np.savez("none.npz", indices=lists)
+    assert "scores missing, it has indices" in cli("eval", "none.npz", "feats.h5")[2]
+
+
+def test_info_counts_identities_that_are_text(arrays, cli):
+    texts = {
+        f"{side}_ids": np.array([f"id{one}" for one in arrays[f"{side}_ids"]]) for side in ("probe", "gallery")
+    }
+    with h5py.File("feats.h5", "w") as file:
+        for side in ("probe", "gallery"):
+            file[f"{side}/features"], file[f"{side}/ids"] = arrays[side], texts[f"{side}_ids"].astype("S")
+    told = json.loads(cli("info", "feats.h5", "--json")[1])
+    assert told["gallery"]["identities"] == len(set(texts["gallery_ids"].tolist()))

@@ -124,7 +124,7 @@ def test_the_row_of_an_image_counts_where_similarities_are_not_symmetric(arrays)
 REFUSED = {
     "a method of features": ({}, "superglobal", "superglobal works with features"),
     "a step": ({}, "center+cosine", "center works with features"),
-    "auto": ({}, "auto", "similarities and no features"),
+    "auto": ({}, "auto", "auto looks at features"),
     "no similarities among the gallery": (
         {"among_gallery": None},
         "lbr",
@@ -267,3 +267,26 @@ def test_without_cameras_sets_of_two_sides_have_no_own_images(arrays):
     data = similarity_set(arrays, probe_cams=None, gallery_cams=None)
     with pytest.warns(br.BlurrerankWarning, match="drops only junk"):
         assert 0 < br.evaluate(data).mAP < 1
+
+
+def test_messages_name_the_fields_of_the_file(arrays, cli):
+    between, among_probes, among_gallery = matrices(arrays, "distance")
+    sides = {"q_pids": arrays["probe_ids"], "g_pids": arrays["gallery_ids"]}
+    np.savez("turned.npz", q_g_dist=between.T, **sides)
+    assert (
+        "q_g_dist is 70 x 15, and there are 15 probes and 70 gallery items: transpose it"
+        in cli("eval", "turned.npz")[2]
+    )
+    np.savez("plain.npz", q_g=between, q_q=among_probes, g_g=among_gallery, **sides)
+    said = cli("eval", "plain.npz")[2]
+    assert "q_q holds distances" in said
+    assert "--matrix" in said
+    between[2, 3] = np.nan
+    np.savez("holed.npz", q_g_dist=between, **sides)
+    assert "q_g_dist is nan at row 2, column 3" in cli("eval", "holed.npz")[2]
+    np.save("turned.npy", matrices(arrays)[0].T)
+    br.save_features(br.FeatureSet.from_arrays(**arrays), "feats.h5")
+    assert "transpose it" in cli("eval", "turned.npy", "feats.h5")[2]
+    np.savez("labels.npz", **sides)
+    assert "put a matrix such as distmat into the same file" in cli("eval", "turned.npy", "labels.npz")[2]
+    assert "auto looks at features" in cli("run", "plain.npz", "--matrix", "distance", "--method", "auto")[2]

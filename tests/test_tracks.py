@@ -147,6 +147,10 @@ def test_run_and_eval_work_by_track(cli):
         told = json.loads(cli("eval", name, "feats.h5", "--by", "track", "--json")[1])
         ranking = br.rerank(data, "cosine", depth=60).by_track(data.gallery)
         assert told["mAP"] == pytest.approx(br.evaluate(ranking, br.FeatureSet(data.probe, whole.gallery)).mAP)
+    unit = [arrays[one] / np.linalg.norm(arrays[one], axis=1, keepdims=True) for one in ("probe", "gallery")]
+    np.save("sims.npy", unit[0] @ unit[1].T)
+    again = json.loads(cli("eval", "sims.npy", "feats.h5", "--by", "track", "--json")[1])
+    assert again["mAP"] == pytest.approx(told["mAP"], abs=1e-4)
     assert json.loads(cli("info", "feats.h5", "--json")[1])["gallery"]["tracks"] == len(whole.gallery)
     assert cli("run", "tracks.h5", "--by", "track")[0] == 1
 

@@ -159,11 +159,15 @@ class EvalOptions:
 
 def _of_tracks(name: str, data: FeatureSet, options: EvalOptions) -> tuple[Ranking, FeatureSet]:
     """A ranking of the tracks of the gallery, and what it ranks."""
+    from ..data.similarities import SimilaritySet
+    from ..engine.rerank import rerank
     from ..errors import InputError
 
     whole = data.by_track()
     try:
-        ranking = ranking_of(name, data, options.format)
+        ranking = ranking_or_matrix(name, data, options.format, options.matrix)
+        if isinstance(ranking, SimilaritySet):
+            ranking = rerank(ranking, "cosine", depth=len(data.gallery))
     except InputError as error:
         try:
             return ranking_of(name, whole, options.format), whole

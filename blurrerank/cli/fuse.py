@@ -53,7 +53,7 @@ class Weights(click.ParamType):  # type: ignore[type-arg]
     "--output",
     type=FILE,
     metavar="FILE",
-    help="Where the lists go, the ending says how: .h5, .trec or .run, .jsonl, .csv, .npz.  "
+    help="Where the lists go; the extension says how: .h5, .trec or .run, .jsonl, .csv, .npz.  "
     "[default: NAME.fused.h5 in this folder, for NAME.h5]",
 )
 @click.option(

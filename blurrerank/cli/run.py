@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     "--output",
     type=FILE,
     metavar="FILE",
-    help="Where the lists go, the ending says how: .h5, .trec or .run, .jsonl, .csv, .npz; - is standard "
+    help="Where the lists go; the extension says how: .h5, .trec or .run, .jsonl, .csv, .npz; - is standard "
     "output.  [default: NAME.ranking.h5 in this folder, for NAME.h5]",
 )
 @click.option(

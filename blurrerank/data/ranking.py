@@ -159,12 +159,8 @@ class Ranking:
             # Of lists in the right order most steps go down.
             steps = np.diff(scores, axis=1)[listed[:, 1:]]
             turned = (steps > 0).sum() > 0.9 * (steps != 0).sum()
-            what = (
-                "rise, as distances do: write minus the distance as score"
-                if turned
-                else "do not strictly decrease"
-            )
-            return f"ranking scores of probe {int(np.argmax(rising))} {what}"
+            hint = "; they rise, as distances do: write minus the distance as score" if turned else ""
+            return f"ranking scores of probe {int(np.argmax(rising))} do not strictly decrease{hint}"
         found = self.positions
         if found is not None and (
             len(found.offsets) != len(self) + 1

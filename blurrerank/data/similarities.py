@@ -113,7 +113,9 @@ class SimilaritySet(FeatureSet):
         shapes = (probes, items), (probes, probes), (items, items)
         for matrix, shape in zip((self.between, self.among_probes, self.among_gallery), shapes, strict=True):
             if matrix is not None:
-                object.__setattr__(self, "largest", max(self.largest, _check(matrix, shape, problems)))
+                square = matrix is not self.between
+                largest = _check(matrix, shape, problems, square=square)
+                object.__setattr__(self, "largest", max(self.largest, largest))
         if problems:
             raise InputError(problems)
 
@@ -125,10 +127,10 @@ class SimilaritySet(FeatureSet):
     @classmethod
     def from_matrices(
         cls,
-        between: ArrayLike | torch.Tensor,
+        between: ArrayLike | torch.Tensor | Matrix,
         *,
-        among_probes: ArrayLike | torch.Tensor | None = None,
-        among_gallery: ArrayLike | torch.Tensor | None = None,
+        among_probes: ArrayLike | torch.Tensor | Matrix | None = None,
+        among_gallery: ArrayLike | torch.Tensor | Matrix | None = None,
         kind: str = "similarity",
         provenance: Mapping[str, Any] | None = None,
         sources: tuple[Source, ...] = (),
@@ -156,7 +158,8 @@ class SimilaritySet(FeatureSet):
         """
         if kind not in KINDS:
             raise ParameterError(f"kind {kind!r} is not known: use {' or '.join(KINDS)}")
-        found = Matrix(_array("between", between), kind, "between")
+        found = _matrix("between", between, kind)
+        assert found is not None
         sides = []
         for name, count in zip(("probe", "gallery"), found.shape, strict=True):
             mine: dict[str, Any] = {}
@@ -184,7 +187,9 @@ class SimilaritySet(FeatureSet):
         return whole.hexdigest()
 
 
-def _matrix(name: str, values: ArrayLike | torch.Tensor | None, kind: str) -> Matrix | None:
+def _matrix(name: str, values: ArrayLike | torch.Tensor | Matrix | None, kind: str) -> Matrix | None:
+    if isinstance(values, Matrix):
+        return Matrix(_array(values.label, values.values), kind, values.label)
     return None if values is None else Matrix(_array(name, values), kind, name)
 
 
@@ -203,15 +208,14 @@ def _as_array(rows: Any) -> NDArray[Any]:
     return rows.detach().cpu().numpy() if isinstance(rows, torch.Tensor) else np.asarray(rows)
 
 
-def _check(matrix: Matrix, shape: tuple[int, int], problems: list[str]) -> float:
-    """Add what is wrong with a matrix; return its largest similarity."""
+def _check(matrix: Matrix, shape: tuple[int, int], problems: list[str], *, square: bool) -> float:
+    """Add what is wrong with a matrix; return its largest similarity. `square` are those among one side."""
     name = matrix.label
     if matrix.shape != shape:
         has, wanted = (" x ".join(map(str, one)) for one in (matrix.shape, shape))
         problems.append(f"{name} is {has}, and the labels and other matrices ask for {wanted}")
         return 0.0
     low, high, total, own = np.inf, -np.inf, 0.0, 0.0
-    square = name != "between"
     for start, rows in matrix.blocks():
         values = _as_array(rows)
         wrong = ~np.isfinite(values)
@@ -230,7 +234,13 @@ def _check(matrix: Matrix, shape: tuple[int, int], problems: list[str]) -> float
     elif square and shape[0] > 1:
         nearer = own / shape[0] - total / (shape[0] * shape[1])
         if distances and nearer > 0:
-            problems.append(f"{name} holds similarities: an image is farther from itself than from others")
+            problems.append(
+                f"{name} holds similarities, since an image is farther from itself than from others: say so, "
+                "with kind (--matrix), as similarity"
+            )
         elif not distances and nearer < 0:
-            problems.append(f"{name} holds distances: an image is less similar to itself than to others")
+            problems.append(
+                f"{name} holds distances, since an image is less similar to itself than to others: say so, "
+                "with kind (--matrix), as distance"
+            )
     return float(KINDS[matrix.kind](torch.tensor(low if distances else high, dtype=torch.float64)))

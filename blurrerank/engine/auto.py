@@ -9,6 +9,7 @@ from typing import Any
 
 from ..compute.compute import Compute
 from ..data.features import FeatureSet
+from ..data.similarities import SimilaritySet
 from ..errors import BlurrerankWarning, ParameterError
 from ..graph.neighbourhoods import Neighbourhoods
 from ..methods import (
@@ -127,6 +128,8 @@ def choose(
         return Choice(create(text, preset=preset, **params), request)
     method = checked(text, preset=preset, online=request.online, **params)
     instead = "name a method" if method is None else f"give {method.name} numbers"
+    if isinstance(data, SimilaritySet):
+        raise ParameterError(f"{AUTO} looks at features, and there are similarities alone: {instead}")
     if request.candidates is not None:
         raise ParameterError(
             f"{AUTO} looks at neighbours among all items, and candidates are only some of them: {instead}"

@@ -9,8 +9,9 @@
 
 Root attributes: `format` and `format_version`, always written but not required; others are provenance.
 `file.h5::/group` addresses a group inside a file, which is then used as the root. Where only one side is
-needed, its group may also be addressed directly. Other words for sides and datasets are understood, see
-`names`; (D, N) features are read if the labels show that they are, and labels without values are none.
+needed, its group may also be addressed directly. Other words for sides and datasets are understood, such
+as query, pids and camids; (D, N) features are read if the labels show that they are, and labels without
+values are none.
 """
 
 from __future__ import annotations
@@ -280,7 +281,8 @@ class _Reader:
             return None, where, None
         stored = member(group, _called(group, "features", kind_of))
         if not isinstance(stored, h5py.Dataset) or stored.shape is None:
-            self.problems.append(f"{where} has no dataset 'features'")
+            pandas = "; of a pandas table write to_numpy() of its columns" * ("pandas_type" in group.attrs)
+            self.problems.append(f"{where} has no dataset 'features'{pandas}")
             return group, where, None
         try:
             check_dataset(stored, f"{where}/features")

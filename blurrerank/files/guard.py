@@ -37,6 +37,9 @@ _ATTEMPTS = 3
 _ENDING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _DAMAGED = "it is damaged, or was made to do so"
 
+# Stands for no signal, but for a child that did not come to an end.
+_LATE = -1
+
 _trying = False
 
 
@@ -96,8 +99,11 @@ def _check(read: Callable[[], Any], states: list[tuple[int, ...]], where: str) -
     if ended in (0, *_ENDING, signal.SIGKILL):
         raise InputError(f"{where}: the process that tried to read it was ended by something else: try again")
     crashes = f"crashes what reads it ({signal.strsignal(ended)})"
-    slow = f"takes more than {seconds:,} s of computing to read"
-    raise InputError(f"{where} {slow if ended == signal.SIGXCPU else crashes}: {_DAMAGED}")
+    whys = {
+        signal.SIGXCPU: f"takes more than {seconds:,} s of computing to read",
+        _LATE: f"is not read within {_SLOWER * seconds:,} s",
+    }
+    raise InputError(f"{where} {whys.get(ended, crashes)}: {_DAMAGED}")
 
 
 def _try(read: Callable[[], Any], memory: int, seconds: int, answer: int, where: str) -> NoReturn:
@@ -134,6 +140,8 @@ def _confine(memory: int, seconds: int) -> None:
     os.dup2(silent, 1)
     os.dup2(silent, 2)
     sys.stdout = sys.stderr = os.fdopen(silent, "w")
+    # What is imported here, such as pandas by pyarrow, shall not begin with threads: there is no room for them.
+    os.environ.update(dict.fromkeys(("NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "OMP_NUM_THREADS"), "1"))
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # a fork does not have the others
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: seconds}
@@ -165,5 +173,5 @@ def _outcome(child: int, answers: int, seconds: float) -> tuple[list[str] | None
         with suppress(ChildProcessError):  # somebody else waits for all children
             status = os.waitpid(child, 0)[1]
     if late:
-        return None, signal.SIGXCPU
+        return None, _LATE
     return json.loads(said) if said else None, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0

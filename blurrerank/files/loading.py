@@ -130,9 +130,10 @@ def load_matrix(path: str | Path, data: FeatureSet, *, matrix: str | None = None
         called = [one for one in fitting if matrix_role(one[0]) == "between"]
         chosen = called or fitting
         if len(chosen) != 1:
+            lying = any(is_matrix(value) and value.shape == shape[::-1] for _, value in entries(file))
             raise InputError(
-                f"{path} has {shown(file)}: expected one array of {shape[0]} x {shape[1]}, probes by gallery "
-                "items"
+                f"{path}: found {shown(file)}: expected one array of {shape[0]} x {shape[1]}, probes by "
+                f"gallery items{': transpose it' * lying}"
             )
         name, values = chosen[0]
         sides = {"probe": data.probe, "gallery": data.gallery}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..data.features import FeatureSet
 from ..data.ranking import Ranking
-from ..data.sort_keys import index_dtype
+from ..data.sort_keys import index_dtype, strictly_decreasing
 from ..errors import InputError
 from .guard import guarded
 from .rankings import RankingWriter, RunInfo
@@ -93,7 +93,14 @@ def _read(path: Path, data: FeatureSet, where: str) -> Ranking:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             info = json.loads(str(archive["info"])) if "info" in archive else {}
+            missing = {"indices", "scores"} - set(archive)
+            if missing:
+                raise InputError(f"{' and '.join(sorted(missing))} missing, it has {', '.join(archive)}")
             indices, scores = archive["indices"], archive["scores"]
+            if not info and scores.dtype.kind == "f" and scores.ndim == 2:
+                scores = scores.astype(np.float32)
+                if (scores[:, 1:] <= scores[:, :-1]).all():  # but for equal ones
+                    scores = strictly_decreasing(scores)
             info.setdefault("gallery_size", len(data.gallery))
             return Ranking(indices, scores, **info, source=where)
     except InputError as error:

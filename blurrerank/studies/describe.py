@@ -51,9 +51,11 @@ def describe(
         InputError: if a file cannot be opened at all.
     """
     contents = inspect(path, gallery, memory=memory)
+    # Labels that are text are numbered in `data`.
+    sides = contents if contents.data is None else contents.data
     described: dict[str, Any] = {
-        "probe": _side(contents.probe, contents.images.get("probe")),
-        "gallery": _side(contents.gallery, contents.images.get("gallery")),
+        "probe": _side(sides.probe, contents.images.get("probe")),
+        "gallery": _side(sides.gallery, contents.images.get("gallery")),
         "attributes": {name: _plain(value) for name, value in contents.attributes.items()},
         "problems": contents.problems,
         "warnings": [],

@@ -76,7 +76,9 @@ def fuse(
         raise InputError("fusion needs two rankings at least")
     shares = [1.0] * len(rankings) if weights is None else [float(weight) for weight in weights]
     if len(shares) != len(rankings):
-        raise ParameterError(f"there are {len(rankings)} rankings and {len(shares)} weights: give one for each")
+        raise ParameterError(
+            f"weights has {len(shares)} numbers for {len(rankings)} rankings: give one for each"
+        )
     for name, value in [("k", k), *(("a weight", share) for share in shares)]:
         if not 0 < value < math.inf:
             raise ParameterError(f"{name} must be a number above 0, not {value!r}")

@@ -72,6 +72,7 @@ def named(files: Sequence[Opened]) -> Layout | None:
     if missing:
         raise InputError(
             f"{where}: no {' and no '.join(missing)} features: found {'; '.join(map(shown, files))}"
+            + "; without features, put a matrix such as distmat into the same file" * (len(missing) == 2)
         )
     features = [parts["features"] for parts in sides.values()]
     if features[0].values is features[1].values:

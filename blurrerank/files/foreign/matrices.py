@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...data.side import Source
-from ...data.similarities import ROUNDED, SimilaritySet
+from ...data.similarities import ROUNDED, Matrix, SimilaritySet
 from ...errors import InputError
 from ..names import plain, role_of
 from .containers import Opened
@@ -61,6 +61,14 @@ def similarities(files: Sequence[Opened]) -> Layout | None:
         raise InputError(f"{where}: {listed(names)} are similarities and distances: give one kind")
     for parts in (found.probe, found.gallery):
         settle_labels(parts, where)
+    counts = [{len(part.values) for part in parts.values()} for parts in (found.probe, found.gallery)]
+    between = found.matrices["between"]
+    probes, items = between.values.shape
+    if probes != items and counts == [{items}, {probes}]:
+        raise InputError(
+            f"{where}: {between.origin} is {probes} x {items}, and there are {items} probes and {probes} "
+            "gallery items: transpose it"
+        )
     found.settled = True
     found.name = f"matrices {listed(names)}"
     return found
@@ -106,8 +114,9 @@ def similarity_set(
     """
     said = [matrix, *(kind_of(part.origin) for part in matrices.values())]
     kind = next((one for one in said if one is not None), None)
+    named: dict[str, Any] = {role: Matrix(part.values, label=part.origin) for role, part in matrices.items()}
     found = SimilaritySet.from_matrices(
-        **{role: part.values for role, part in matrices.items()},
+        **named,
         kind=kind or "similarity",
         provenance=about,
         sources=tuple(sources),

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ..guard import trying
 from ..names import kind_of, role_of
 from .pickles import of_objects
 
@@ -127,7 +128,7 @@ def _text(path: Path, text: str) -> tuple[str, Any, list[str]]:
     rows = rows[comments:]
     if not rows:
         raise InputError(f"{path} is empty")
-    labels = _labels(path, [row for _, row in rows])
+    labels = _labels(path, [" ".join(row) if kind == _SEPARATORS[" "] else ",".join(row) for _, row in rows])
     if labels is not None:
         return "text, one label a line", labels, notes
     header = rows[0][1]
@@ -149,12 +150,11 @@ def _text(path: Path, text: str) -> tuple[str, Any, list[str]]:
     return f"{kind} with a header", fields, notes + more
 
 
-def _labels(path: Path, rows: Sequence[Sequence[str]]) -> NDArray[Any] | None:
+def _labels(path: Path, cells: Sequence[str]) -> NDArray[Any] | None:
     """The texts of a file that is called as labels are, one a line; None of plain numbers and of others."""
     role = role_of(path.stem)
-    if role is None or role[1] == "features" or any(len(row) > 1 for row in rows):
+    if role is None or role[1] == "features" or any("," in cell for cell in cells):
         return None
-    cells = [row[0] for row in rows]
     if len(cells) > 1 and kind_of(cells[0]) is not None:
         cells = cells[1:]
     # 0001 and 1 may be two identities.
@@ -315,9 +315,19 @@ def _arrow(path: Path, head: bytes) -> tuple[str, Any, list[str]]:
         raise InputError(
             f"{path} needs pyarrow, which is not installed: pip install 'blurrerank[tables]'"
         ) from None
+    if trying():
+        # Its threads, and what its own allocator reserves for each, have no room in a trial.
+        import pyarrow
+
+        pyarrow.set_cpu_count(1)
+        pyarrow.set_io_thread_count(1)
+        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     is_parquet = head.startswith(b"PAR1")
-    read = parquet.read_table if is_parquet else feather.read_table
-    table = read(path, use_threads=False, memory_map=False)
+    if is_parquet:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
+            table = file.read(use_threads=False)
+    else:
+        table = feather.read_table(path, use_threads=False, memory_map=False)
     columns = {name: _arrow_column(table.column(name)) for name in table.column_names}
     return "Parquet" if is_parquet else "Feather", *_columns(path, columns)
 
