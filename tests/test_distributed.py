@@ -31,8 +31,8 @@ pytestmark = pytest.mark.skipif(
 
 OMNIGLOT = ROOT / "examples/omniglot.h5"
 CASES = ROOT / "tests/torchrun_cases.py"
-# Seconds after which a run hangs: two processes on one busy core take a minute.
-LIMIT = 240
+# Seconds within which a run ends that lost a process, and after which another hangs.
+LIMIT, LONGEST = 60, 240
 
 
 def torchrun(processes: int, *arguments: object) -> list[str]:
@@ -49,7 +49,7 @@ def together(processes: int, *arguments: object, cwd: Path) -> subprocess.Comple
         torchrun(processes, *arguments),
         capture_output=True,
         text=True,
-        timeout=LIMIT,
+        timeout=LONGEST,
         cwd=cwd,
         env=environment(),
     )
