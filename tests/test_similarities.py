@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -290,3 +291,14 @@ def test_messages_name_the_fields_of_the_file(arrays, cli):
     np.savez("labels.npz", **sides)
     assert "put a matrix such as distmat into the same file" in cli("eval", "turned.npy", "labels.npz")[2]
     assert "auto looks at features" in cli("run", "plain.npz", "--matrix", "distance", "--method", "auto")[2]
+
+
+def test_a_damaged_archive_is_a_damaged_ranking(arrays, cli):
+    br.save_features(br.FeatureSet.from_arrays(**arrays), "feats.h5")
+    cli("run", "feats.h5", "-q", "-o", "lists.npz")
+    whole = Path("lists.npz").read_bytes()
+    for damaged in (whole.replace(b"PK\x01\x02", b"PK\x01\x09"), whole[:-30], b"PK\x03\x04"):
+        Path("lists.npz").write_bytes(damaged)
+        code, _, said = cli("eval", "lists.npz", "feats.h5")
+        assert (code, said.count("\n")) == (1, 1)
+        assert said.startswith("error: lists.npz is not a readable ranking archive")

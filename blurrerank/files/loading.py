@@ -100,10 +100,13 @@ def is_matrix_file(path: str | Path) -> bool:
         form = format_of(str(path).removesuffix(".gz"))
     except ParameterError:
         return True
-    if form != "npz" or not zipfile.is_zipfile(path):
+    if form != "npz":
         return False
-    with zipfile.ZipFile(path) as archive:
-        return "indices.npy" not in archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "indices.npy" not in archive.namelist()
+    except Exception:  # what is wrong with it, the reader of rankings says
+        return False
 
 
 def load_matrix(path: str | Path, data: FeatureSet, *, matrix: str | None = None) -> SimilaritySet:
