@@ -96,6 +96,7 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
     )
     if not named and not isinstance(data, SimilaritySet):
         raise ParameterError("no ranking to measure: give ranking files before the feature file")
+    tracks = data.by_track() if options.by == "track" else None
     found, measured = [], {}
     with warnings.catch_warnings():
         # Warnings about labels apply to every ranking: show each of them once.
@@ -106,8 +107,8 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
             of = data
             if isinstance(data, SimilaritySet) and name == options.feats:
                 ranking = data
-            elif options.by == "track":
-                ranking, of = _of_tracks(name, data, options)
+            elif tracks is not None:
+                ranking, of = _of_tracks(name, data, tracks, options)
             else:
                 ranking = ranking_or_matrix(name, data, options.format, options.matrix)
             method, params = "as given", {}
@@ -157,23 +158,24 @@ class EvalOptions:
     as_json: bool
 
 
-def _of_tracks(name: str, data: FeatureSet, options: EvalOptions) -> tuple[Ranking, FeatureSet]:
-    """A ranking of the tracks of the gallery, and what it ranks."""
+def _of_tracks(
+    name: str, data: FeatureSet, tracks: FeatureSet, options: EvalOptions
+) -> tuple[Ranking, FeatureSet]:
+    """A ranking of the tracks of the gallery, and what it ranks; `tracks` is `data` by track."""
     from ..data.similarities import SimilaritySet
     from ..engine.rerank import rerank
     from ..errors import InputError
 
-    whole = data.by_track()
     try:
         ranking = ranking_or_matrix(name, data, options.format, options.matrix)
         if isinstance(ranking, SimilaritySet):
             ranking = rerank(ranking, "cosine", depth=len(data.gallery))
     except InputError as error:
         try:
-            return ranking_of(name, whole, options.format), whole
+            return ranking_of(name, tracks, options.format), tracks
         except InputError:
             raise error from None
-    return ranking.by_track(data.gallery), replace(whole, probe=data.probe)
+    return ranking.by_track(data.gallery), replace(tracks, probe=data.probe)
 
 
 def _labels(found: list[dict[str, Any]]) -> dict[str, str]:

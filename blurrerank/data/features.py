@@ -44,9 +44,13 @@ class FeatureSet:
         """Number labels that are text, and validate both sides."""
         for kind in ("ids", "cams"):
             self._number(kind)
-        problems = find_problems(self.probe, self.gallery)
+        problems = self._problems()
         if problems:
             raise InputError(problems)
+
+    def _problems(self) -> list[str]:
+        """What is wrong with the sides, one line each."""
+        return find_problems(self.probe, self.gallery)
 
     def _number(self, kind: str) -> None:
         """Replace the ids or cams of both sides, if they are text, by numbers."""
@@ -115,19 +119,19 @@ class FeatureSet:
         return cls(
             Side(
                 _features(probe),
-                _labels(probe_ids),
-                _labels(probe_cams),
-                _labels(probe_names),
+                labels_of(probe_ids),
+                labels_of(probe_cams),
+                labels_of(probe_names),
                 label="probe",
-                tracks=_labels(probe_tracks),
+                tracks=labels_of(probe_tracks),
             ),
             Side(
                 _features(gallery),
-                _labels(gallery_ids),
-                _labels(gallery_cams),
-                _labels(gallery_names),
+                labels_of(gallery_ids),
+                labels_of(gallery_cams),
+                labels_of(gallery_names),
                 label="gallery",
-                tracks=_labels(gallery_tracks),
+                tracks=labels_of(gallery_tracks),
             ),
         )
 
@@ -199,7 +203,8 @@ def _features(values: ArrayLike | torch.Tensor) -> FeatureArray:
     return found.reshape(flat_shape(tuple(found.shape)) or found.shape)
 
 
-def _labels(values: ArrayLike | None) -> NDArray[Any] | None:
+def labels_of(values: ArrayLike | None) -> NDArray[Any] | None:
+    """Return labels or names, arrays or tensors, as an array; None for none."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
     return None if values is None else np.asarray(values)

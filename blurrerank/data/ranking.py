@@ -156,9 +156,7 @@ class Ranking:
             return f"ranking of probe {int(np.argmax(twice))} contains a gallery item twice"
         rising = (~(scores[:, 1:] < scores[:, :-1]) & listed[:, 1:]).any(axis=1)
         if rising.any() or np.isnan(scores[listed]).any():
-            # Of lists in the right order most steps go down.
-            steps = np.diff(scores, axis=1)[listed[:, 1:]]
-            turned = (steps > 0).sum() > 0.9 * (steps != 0).sum()
+            turned = nearly_always_rise(np.diff(scores, axis=1)[listed[:, 1:]])
             hint = "; they rise, as distances do: write minus the distance as score" if turned else ""
             return f"ranking scores of probe {int(np.argmax(rising))} do not strictly decrease{hint}"
         found = self.positions
@@ -169,3 +167,12 @@ class Ranking:
         ):
             return "match positions do not fit the lists; the file is damaged: run again"
         return None
+
+
+def nearly_always_rise(steps: NDArray[Any]) -> bool:
+    """Return whether scores, from each to the next of its list, nearly always rise, as distances do.
+
+    Args:
+        steps: the differences, any shape; those that are 0 say nothing.
+    """
+    return bool((steps > 0).sum() > 0.9 * (steps != 0).sum())

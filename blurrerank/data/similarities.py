@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ParameterError
-from .features import FeatureSet
+from .features import FeatureSet, labels_of
 from .side import Side, Source
 from .validation import label_problems
 
@@ -104,20 +104,19 @@ class SimilaritySet(FeatureSet):
     among_gallery: Matrix | None = field(kw_only=True, default=None)
     largest: float = field(init=False, default=0.0)
 
-    def __post_init__(self) -> None:
-        """Number labels that are text, and validate labels and matrices."""
-        for kind in ("ids", "cams"):
-            self._number(kind)
+    def _problems(self) -> list[str]:
+        """What is wrong with labels and matrices, one line each."""
         problems = [line for side in (self.probe, self.gallery) for line in label_problems(side)]
         probes, items = len(self.probe), len(self.gallery)
-        shapes = (probes, items), (probes, probes), (items, items)
-        for matrix, shape in zip((self.between, self.among_probes, self.among_gallery), shapes, strict=True):
+        for matrix, shape, square in (
+            (self.between, (probes, items), False),
+            (self.among_probes, (probes, probes), True),
+            (self.among_gallery, (items, items), True),
+        ):
             if matrix is not None:
-                square = matrix is not self.between
                 largest = _check(matrix, shape, problems, square=square)
                 object.__setattr__(self, "largest", max(self.largest, largest))
-        if problems:
-            raise InputError(problems)
+        return problems
 
     def __repr__(self) -> str:
         among = [name for name in ("probes", "gallery") if getattr(self, f"among_{name}") is not None]
@@ -162,10 +161,9 @@ class SimilaritySet(FeatureSet):
         assert found is not None
         sides = []
         for name, count in zip(("probe", "gallery"), found.shape, strict=True):
-            mine: dict[str, Any] = {}
-            for part in ("ids", "cams", "names"):
-                values = labels.pop(f"{name}_{part}", None)
-                mine[part] = None if values is None else np.asarray(values)
+            mine: dict[str, Any] = {
+                part: labels_of(labels.pop(f"{name}_{part}", None)) for part in ("ids", "cams", "names")
+            }
             sides.append(Side(np.empty((count, 0), np.float32), **mine, label=name, sources=sources))
         if labels:
             raise ParameterError(f"{next(iter(labels))} is no label: use probe_ids, gallery_cams and so on")

@@ -21,7 +21,8 @@ from ..evaluation.protocols import Protocol, get_protocol
 from ..methods import AnyMethod, create, is_available
 from .ranking import rank_batches
 from .request import ONLINE, Request
-from .rerank import rerank
+
+_BY_COSINE = create("cosine", topn=1)
 
 
 def evaluate(
@@ -58,13 +59,16 @@ def evaluate(
     check_ap(ap)
     if isinstance(ranking, SimilaritySet):
         data = ranking
-        ranking = rerank(data, "cosine", depth=1, device=device, memory=memory)
     if data is None:
         raise InputError("a ranking has no ids of its own: pass the features that it is of, too")
     if not data.has_ids:
         raise InputError(f"{data.lacking('ids')}: a ranking can be written but not measured")
-    check_made_from(ranking, data)
-    positions, depth = _positions(ranking, data, rules, Compute.choose(device, memory, progress=progress))
+    compute = Compute.choose(device, memory, progress=progress)
+    if isinstance(ranking, SimilaritySet):
+        positions, depth = _ranked_again(_BY_COSINE, data, rules, compute), None
+    else:
+        check_made_from(ranking, data)
+        positions, depth = _positions(ranking, data, rules, compute)
     metrics = measure(positions, data, rules, ap=ap, depth=depth)
     warn_about(metrics, data)
     return metrics
@@ -91,24 +95,40 @@ def _positions(
     heads: NDArray[Any] | None = ranking.indices[:, : ranking.reranked_depth]
     if depth < len(data.gallery):
         if ranking.cosine_tail and depth >= ranking.reranked_depth:
-            method = create("cosine", topn=1)
+            method = _BY_COSINE
         elif ranking.candidates is None and ranking.digest is not None and is_available(ranking.method):
             # The head is not all there: make it again.
             method, heads = create(ranking.method, **ranking.params), None
-    where = torch.device("cpu") if method is None else compute.device
-    finder = MatchFinder(data, single_shot=protocol.single_shot, device=where, memory=compute.memory)
     if method is None:
+        finder = _finder(data, protocol, replace(compute, device=torch.device("cpu")))
         positions = finder.in_lists(0, torch.from_numpy(ranking.indices.astype(np.int64)))
         return positions, None if depth == len(data.gallery) else depth
-    parts = []
-    request = Request(whole_rows=True, online=ranking.setting == ONLINE)
-    for batch in rank_batches(data, method, request, compute):
+    online = ranking.setting == ONLINE
+    return _ranked_again(method, data, protocol, compute, heads=heads, online=online), None
+
+
+def _ranked_again(
+    method: AnyMethod,
+    data: FeatureSet,
+    protocol: Protocol,
+    compute: Compute,
+    *,
+    heads: NDArray[Any] | None = None,
+    online: bool = False,
+) -> Positions:
+    """Where the matches stand in the full lists of a method, of which the `heads` may be known."""
+    finder, parts = _finder(data, protocol, compute), []
+    for batch in rank_batches(data, method, Request(whole_rows=True, online=online), compute):
         if heads is not None:
             rows = slice(batch.start, batch.start + len(batch.indices))
             given = torch.from_numpy(heads[rows].astype(np.int64)).to(batch.indices.device)
             batch = replace(batch, indices=given, reranked=given.shape[1])
         parts.append(batch.after(finder))
-    return Positions.concatenate(parts), None
+    return Positions.concatenate(parts)
+
+
+def _finder(data: FeatureSet, protocol: Protocol, compute: Compute) -> MatchFinder:
+    return MatchFinder(data, single_shot=protocol.single_shot, device=compute.device, memory=compute.memory)
 
 
 def _carries_positions(ranking: Ranking, data: FeatureSet, protocol: Protocol) -> bool:

@@ -88,6 +88,7 @@ def rerank(
     if chosen is None:
         found = choose(method, data, request, compute, preset=preset, **params)
         chosen, request = found.method, found.request
+    warn_of_likeness(data, chosen)
     return rank(data, chosen, request, compute)
 
 
@@ -102,7 +103,6 @@ def rank(data: FeatureSet, method: AnyMethod, request: Request, compute: Compute
     if data.has_ids and (given.complete if given is not None else not isinstance(method, HeadRanker)):
         finder = MatchFinder(data, single_shot=False, device=compute.device, memory=compute.memory)
         request = replace(request, whole_rows=True)
-    warn_of_likeness(data, method)
     lists, located = [], []
     for batch in rank_batches(data, method, request, compute):
         lists.append(batch.lists(shown))

@@ -295,7 +295,7 @@ def suspicious_labels(data: FeatureSet, protocol: Protocol, valid_probes: int) -
     if protocol.drops == "camera":
         if data.probe.cams is None or data.gallery.cams is None:
             found.append(f"{data.lacking('cams')}: protocol {protocol.name} drops only junk")
-        elif len(np.union1d(distinct_cameras(data.probe), distinct_cameras(data.gallery))) == 1:
+        elif one_camera:
             found.append(
                 f"all images have the same camera, so protocol {protocol.name} drops every match: if there is "
                 f"only one camera, measure with protocol {'leave-one-out' if own else 'plain'}"

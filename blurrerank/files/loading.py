@@ -6,14 +6,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from ..data.features import FeatureSet
 from ..data.similarities import SimilaritySet
 from ..errors import InputError, ParameterError
 from . import features_h5
 from .features_h5 import Contents
-from .guard import guarded
 from .rankings import format_of
 
 
@@ -121,7 +118,7 @@ def load_matrix(path: str | Path, data: FeatureSet, *, matrix: str | None = None
     Raises:
         InputError: if there is no such array, or several.
     """
-    from .foreign.containers import may_do_harm, open_file
+    from .foreign.containers import open_file, read_tried
     from .foreign.matrices import matrix_role, similarity_set
     from .foreign.parts import Part, entries, is_matrix, shown
 
@@ -145,13 +142,9 @@ def load_matrix(path: str | Path, data: FeatureSet, *, matrix: str | None = None
             for side, one in sides.items()
             for kind in ("ids", "cams", "names")
         }
-        array = values if isinstance(values, np.ndarray) else np.asarray(values[:])
         sources = () if file.source is None else (file.source,)
         # An array without a name is called as its file.
-        part = Part(name if file.fields else Path(path).stem, array)
-        try:
-            return similarity_set({"between": part}, matrix, {"source": str(path)}, sources, **labels)
-        except InputError as error:
-            raise InputError([f"{path}: {problem}" for problem in error.problems]) from None
+        part = Part(name if file.fields else Path(path).stem, values)
+        return similarity_set({"between": part}, str(path), matrix, {"source": str(path)}, sources, **labels)
 
-    return guarded(read, path) if may_do_harm(Path(path)) else read()
+    return read_tried(read, Path(path))

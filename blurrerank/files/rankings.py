@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..data.features import FeatureSet
 from ..data.positions import Positions
-from ..data.ranking import Ranking
+from ..data.ranking import Ranking, nearly_always_rise
 from ..data.side import Side
 from ..data.sort_keys import index_dtype, strictly_decreasing
 from ..errors import InputError, ParameterError
@@ -369,5 +369,4 @@ def _rise(probe: NDArray[np.int64], rank: NDArray[np.float64], score: NDArray[np
     # Ranks that come twice say nothing of their list.
     unclear = np.unique(probe[order][1:][same & (np.diff(rank[order]) == 0)])
     follows = same & ~np.isin(probe[order][1:], unclear)
-    steps = np.diff(score[order])[follows]
-    return bool((steps > 0).sum() > 0.9 * (steps != 0).sum())
+    return nearly_always_rise(np.diff(score[order])[follows])

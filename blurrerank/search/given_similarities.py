@@ -8,11 +8,12 @@ import torch
 
 from ..compute.compute import Progress
 from ..data.candidates import Candidates
-from ..data.similarities import Matrix, SimilaritySet
+from ..data.similarities import SimilaritySet
 from ..errors import InputError
 from .exact import Batch, Query, RerankHead
 from .nearest import best_by_similarity
 from .rows import RowBudget, UnitRows, blocks_of
+from .sources import WholeGallery
 
 # Bytes of similarities among candidates at a time.
 _AMONG_BYTES = 64 << 20
@@ -26,7 +27,8 @@ class SimilarityRows:
         data: the similarities.
         device: where results are to be.
         budget: bytes to work with.
-        together: whether the probes are among the images, before the gallery.
+        together: whether the probes are among the images, before the gallery. Similarities among the images
+            must then be known of both sides; `check_works_with_similarities` sees to it.
     """
 
     dtype = torch.float32
@@ -47,11 +49,13 @@ class SimilarityRows:
         found = []
         if start < cut:
             some = start, min(stop, cut)
-            among = known(self._data.among_probes, "probes")
+            among = self._data.among_probes
+            assert among is not None
             found.append(torch.cat([among.rows(*some), self._data.between.rows(*some)], dim=1))
         if stop > cut:
             some = max(start, cut) - cut, stop - cut
-            rows = known(self._data.among_gallery, "gallery items").rows(*some)
+            assert self._data.among_gallery is not None
+            rows = self._data.among_gallery.rows(*some)
             found.append(torch.cat([self._data.between.columns(*some), rows], dim=1) if cut else rows)
         return torch.cat(found).to(self.device)
 
@@ -80,7 +84,8 @@ class SimilarityRows:
 
     def among(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the similarities among each row's (p, n) gallery items, (p, n, n) float32."""
-        matrix = known(self._data.among_gallery, "gallery items")
+        matrix = self._data.among_gallery
+        assert matrix is not None
         return matrix.at(indices.unsqueeze(2), indices.unsqueeze(1)).to(self.device)
 
     def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,18 +93,7 @@ class SimilarityRows:
         raise InputError("there are similarities and no features: choose another method")
 
 
-def known(matrix: Matrix | None, of: str) -> Matrix:
-    """Return a matrix that a method needs.
-
-    Raises:
-        InputError: if it is not there.
-    """
-    if matrix is None:
-        raise InputError(f"the similarities among {of} are missing: add them, or choose another method")
-    return matrix
-
-
-class GivenGallery:
+class GivenGallery(WholeGallery):
     """A gallery whose similarities to the probes are known; see `sources.GallerySource`.
 
     Args:
@@ -109,10 +103,11 @@ class GivenGallery:
 
     rereads = False
 
+    _rows: SimilarityRows
+
     def __init__(self, rows: SimilarityRows, data: SimilaritySet) -> None:
-        self._rows, self._data = rows, data
-        self.size = len(data.gallery)
-        self.columns = slice(0, self.size)
+        super().__init__(rows, len(data.gallery))
+        self._data = data
 
     def lists(
         self,
@@ -149,20 +144,8 @@ class GivenGallery:
         assert batch.similarities is not None
         return batch.similarities
 
-    def merge_keys(self, keys: torch.Tensor, count: int) -> torch.Tensor:
-        """See `GallerySource.merge_keys`; there is nothing to merge."""
-        return keys[:, :count]
-
-    def cosine_at(self, similarities: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """See `GallerySource.cosine_at`."""
-        return similarities.gather(1, items.flatten(1).long()).view(items.shape)
-
     def exact_scores(
         self, queries: torch.Tensor, indices: torch.Tensor, products: torch.Tensor
     ) -> torch.Tensor:
         """See `GallerySource.exact_scores`; they are exact already."""
         return products
-
-    def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `GallerySource.gather`."""
-        return self._rows.gather(indices)

@@ -113,17 +113,43 @@ def scores_of(rows: Gatherable, queries: torch.Tensor, indices: torch.Tensor) ->
     return pair_scores(table[places], queries.unsqueeze(1))
 
 
-class LocalGallery:
+class WholeGallery:
+    """What galleries have in common that are with this process alone.
+
+    Args:
+        rows: where its rows are.
+        size: G, how many there are.
+    """
+
+    def __init__(self, rows: Gatherable, size: int) -> None:
+        self._rows = rows
+        self.size = size
+        self.columns = slice(0, size)
+
+    def merge_keys(self, keys: torch.Tensor, count: int) -> torch.Tensor:
+        """See `GallerySource.merge_keys`; there is nothing to merge."""
+        return keys[:, :count]
+
+    def cosine_at(self, similarities: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """See `GallerySource.cosine_at`."""
+        return similarities.gather(1, items.flatten(1).long()).view(items.shape)
+
+    def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `GallerySource.gather`."""
+        return self._rows.gather(indices)
+
+
+class LocalGallery(WholeGallery):
     """A gallery that this process holds, or reads block by block.
 
     Args:
         rows: its G rows.
     """
 
+    _rows: UnitRows
+
     def __init__(self, rows: UnitRows) -> None:
-        self._rows = rows
-        self.size = len(rows)
-        self.columns = slice(0, len(rows))
+        super().__init__(rows, len(rows))
         self.rereads = not rows.resident
 
     def lists(
@@ -149,23 +175,11 @@ class LocalGallery:
             return batch.similarities
         return similarities_of(batch.probe, self._rows, batch.found)
 
-    def merge_keys(self, keys: torch.Tensor, count: int) -> torch.Tensor:
-        """See `GallerySource.merge_keys`; there is nothing to merge."""
-        return keys[:, :count]
-
-    def cosine_at(self, similarities: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """See `GallerySource.cosine_at`."""
-        return similarities.gather(1, items.flatten(1).long()).view(items.shape)
-
     def exact_scores(
         self, queries: torch.Tensor, indices: torch.Tensor, products: torch.Tensor
     ) -> torch.Tensor:
         """See `GallerySource.exact_scores`."""
         return scores_of(self, queries, indices)
-
-    def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `GallerySource.gather`."""
-        return self._rows.gather(indices)
 
 
 class ListedGallery(LocalGallery):

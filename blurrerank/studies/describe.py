@@ -13,6 +13,7 @@ from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.labels import DISTRACTOR, JUNK
 from ..data.side import Side
+from ..data.tracks import numbers_of
 from ..engine.plans import plan_for
 from ..engine.request import Request
 from ..engine.rule import estimate_neighbourhoods
@@ -132,7 +133,7 @@ def _side(side: Side | None, images: tuple[int, ...] | None) -> dict[str, Any] |
         if len(counts):
             described["images_per_camera"] = [int(counts.min()), float(np.median(counts)), int(counts.max())]
     if side.tracks is not None:
-        described["tracks"] = len(np.unique(side.tracks.astype(str)))
+        described["tracks"] = len(numbers_of(side)[1])
     described["names"] = side.names is not None
     described["images"] = None if images is None else list(images)
     return described

@@ -53,9 +53,8 @@ from ...data.labels import DISTRACTOR, JUNK
 from ...data.side import Side, Source
 from ...data.similarities import SimilaritySet
 from ...errors import InputError
-from ..guard import guarded
 from ..names import role_of
-from .containers import Opened, is_foreign, may_do_harm, open_file
+from .containers import Opened, is_foreign, open_file, read_tried
 from .fields import bare, named, pooled
 from .matrices import kind_of, similarities, similarity_set
 from .parts import Layout, listed, numbered, settle, shown
@@ -124,8 +123,7 @@ def import_features(*paths: str | Path, allow_pickle: bool = False, matrix: str 
         probe, gallery = _sides(layout, where, sources)
         return files, layout, FeatureSet(probe, gallery, about)
 
-    tried = any([may_do_harm(Path(path)) for path in paths])
-    files, layout, data = guarded(read, *paths) if tried else read()
+    files, layout, data = read_tried(read, *map(Path, paths))
     source = data.provenance["source"].partition(": ")[2]
     found: dict[str, dict[str, str]] = {}
     for name, parts in layout.sides.items():
@@ -184,10 +182,7 @@ def _similarities(
         names = layout.matrix_names
         read = "Euclidean distances" if "distance" in map(kind_of, names) else "similarities"
         layout.notes.append(f"{listed(names)} read as {read}: --matrix says otherwise")
-    try:
-        return similarity_set(layout.matrices, matrix, about, sources, **named)
-    except InputError as error:
-        raise InputError([f"{where}: {problem}" for problem in error.problems]) from None
+    return similarity_set(layout.matrices, where, matrix, about, sources, **named)
 
 
 def _labels(layout: Layout, where: str) -> dict[str, list[Any]]:

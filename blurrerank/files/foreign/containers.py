@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import h5py
 import numpy as np
@@ -23,6 +23,8 @@ from ..names import side_of
 from ..stored_features import StoredFeatures
 from ..watched import Watched
 from . import matlab, pickles, tables, vectors
+
+T = TypeVar("T")
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How files of torch.save begin that were written before 1.6: a pickle of a number."""
@@ -82,7 +84,7 @@ def is_foreign(path: Path) -> bool:
         return False
 
 
-def may_do_harm(path: Path) -> bool:
+def _may_do_harm(path: Path) -> bool:
     """Return whether the file is of a format that is read by more than a few lines of ours.
 
     Imports what reads it, for the limits of a trial have no room for that.
@@ -97,6 +99,16 @@ def may_do_harm(path: Path) -> bool:
                 import_module(library)
     begins = (b"\x89HDF", b"MATLAB", b"PK\x03\x04", b"\x80", b"\x93NUMPY", b"PAR1", b"ARROW1")
     return head.startswith(begins) or path.suffix.lower() in _PICKLES or (bool(head) and h5py.is_hdf5(path))
+
+
+def read_tried(read: Callable[[], T], *paths: Path) -> T:
+    """Return what `read` returns, after a trial if any of the files that it reads may do harm.
+
+    Raises:
+        InputError: as `guarded`.
+    """
+    harmful = [_may_do_harm(path) for path in paths]  # of all, for what they import
+    return guarded(read, *paths) if any(harmful) else read()
 
 
 def _is_plain_archive(path: Path) -> bool:

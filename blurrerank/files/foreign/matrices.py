@@ -44,7 +44,7 @@ def similarities(files: Sequence[Opened]) -> Layout | None:
                     f"{where}: {found.matrices[role].origin} and {name} could both be the same matrix: keep "
                     "one of them"
                 )
-            found.matrices[role] = Part(name, value if isinstance(value, np.ndarray) else np.asarray(value[:]))
+            found.matrices[role] = Part(name, value)
         elif label is not None and label[1] == "features" and is_matrix(value):
             return None
         elif label is not None:
@@ -95,6 +95,7 @@ def kind_of(name: str) -> str | None:
 
 def similarity_set(
     matrices: Mapping[str, Part],
+    where: str,
     matrix: str | None,
     about: Mapping[str, Any],
     sources: Sequence[Source],
@@ -103,7 +104,8 @@ def similarity_set(
     """Build a set of matrices by their roles.
 
     Args:
-        matrices: by role.
+        matrices: by role; from now on in memory, unless they are mapped.
+        where: name of the files in messages.
         matrix: what they are, if somebody said it; otherwise as their names say, or similarities.
         about: where they came from.
         sources: the files that they are mapped from.
@@ -114,19 +116,20 @@ def similarity_set(
     """
     said = [matrix, *(kind_of(part.origin) for part in matrices.values())]
     kind = next((one for one in said if one is not None), None)
-    named: dict[str, Any] = {role: Matrix(part.values, label=part.origin) for role, part in matrices.items()}
-    found = SimilaritySet.from_matrices(
-        **named,
-        kind=kind or "similarity",
-        provenance=about,
-        sources=tuple(sources),
-        **labels,
-    )
+    for role, part in matrices.items():
+        values = part.values if isinstance(part.values, np.ndarray) else np.asarray(part.values[:])
+        labels[role] = Matrix(values, label=part.origin)
+    try:
+        found = SimilaritySet.from_matrices(
+            **labels, kind=kind or "similarity", provenance=about, sources=tuple(sources)
+        )
+    except InputError as error:
+        raise InputError([f"{where}: {problem}" for problem in error.problems]) from None
     if kind is None and found.largest > 1 + ROUNDED:
         name = matrices["between"].origin
         raise InputError(
-            f"{name} goes up to {found.largest:.4g}, so it may hold distances or similarities: say it with "
-            "--matrix"
+            f"{where}: {name} goes up to {found.largest:.4g}, so it may hold distances or similarities: say it "
+            "with --matrix"
         )
     return found
 
