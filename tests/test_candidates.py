@@ -528,7 +528,7 @@ def test_damaged_containers(name, cli, write):
         (("--search", "exact", "--index-factory", "Flat"), "--index-factory is of FAISS: it needs --search"),
         (
             ("--search", "faiss", "--index", "x.h5"),
-            "--index brings an index of its own, which is searched exactly",
+            "--index brings a search of its own: leave --search faiss out",
         ),
         (("--search", "nearly"), "Invalid value for '--search'"),
         (("--search", "faiss", "--nprobe", 0), "Invalid value for '--nprobe'"),

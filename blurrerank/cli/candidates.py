@@ -38,7 +38,7 @@ _OPTIONS = (
         "--search",
         type=click.Choice(["exact", "faiss"]),
         help="How candidates are found; faiss needs the extra blurrerank[faiss], and its recall against exact "
-        "search is told; lbr, cosine.  [default: exact]",
+        "search is told; lbr, cosine.  [default: exact; with --index, as the index is searched]",
     ),
     click.option(
         "--index-factory",
@@ -51,6 +51,13 @@ _OPTIONS = (
         metavar="N",
         help="How many of its lists an IVF index of FAISS looks into.  [default: FAISS's, 1]",
     ),
+    click.option(
+        "--effort",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="How much an index that was built with --ann looks at for a probe: candidates (hnsw) or clusters "
+        "(ivf).  [default: what it was built with]",
+    ),
 )
 
 
@@ -62,6 +69,7 @@ class Source:
     search: str | None
     index_factory: str | None
     nprobe: int | None
+    effort: int | None
 
     @property
     def exact(self) -> bool:
@@ -82,7 +90,9 @@ class Source:
             if value is not None and self.search != "faiss":
                 raise ParameterError(f"{option} is of FAISS: it needs --search faiss")
         if self.search == "faiss" and index is not None:
-            raise ParameterError("--index brings an index of its own, which is searched exactly: choose one")
+            raise ParameterError("--index brings a search of its own: leave --search faiss out")
+        if self.effort is not None and index is None:
+            raise ParameterError("--effort is that of an index: name one with --index")
         if feats == "-" and self.file is not None:
             raise ParameterError(
                 "probes from standard input are answered as they come, and candidates are of probes in a file"
@@ -140,10 +150,10 @@ class Source:
 
 
 def candidates_options(command: F) -> F:
-    """--candidates, --search, --index-factory and --nprobe, collected as `source`."""
+    """--candidates, --search, --index-factory, --nprobe and --effort, collected as `source`."""
 
     def collected(**arguments: Any) -> Any:
-        names = ("candidates", "search", "index_factory", "nprobe")
+        names = ("candidates", "search", "index_factory", "nprobe", "effort")
         return command(source=Source(*(arguments.pop(name) for name in names)), **arguments)
 
     collected.__doc__ = command.__doc__

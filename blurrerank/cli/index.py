@@ -32,6 +32,19 @@ from .options import FILE, Runtime, calibrate_option, load_calibration, precisio
 )
 @preset_option
 @calibrate_option
+@click.option(
+    "--ann",
+    type=click.Choice(["hnsw", "ivf"]),
+    help="Search approximately, for neighbours now and for probes later: by a graph of near items, or by "
+    "clusters; needs the extra blurrerank[faiss], and its recall is told.  [default: compare all items]",
+)
+@click.option(
+    "--effort",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How much --ann looks at for a probe: candidates (hnsw) or clusters (ivf); `run --effort` may ask for "
+    "more.  [default: 256 candidates, or a sixteenth of the clusters]",
+)
 @click.option("--append", is_flag=True, help="Add GALLERY to the index that is there.")
 @click.option("--force", is_flag=True, help="Replace an index that exists, and start over.")
 @precision_option
@@ -42,6 +55,8 @@ def index(
     method: str | None,
     preset: str | None,
     calibrate: str | None,
+    ann: str | None,
+    effort: int | None,
     append: bool,
     force: bool,
     precision: str,
@@ -59,6 +74,7 @@ def index(
     blurrerank run --index gallery.index.h5 probes.h5
     blurrerank index more.h5 -o gallery.index.h5 --append
     blurrerank index feats.h5 --method center+camera-graph --calibrate earlier.h5
+    blurrerank index feats.h5 --ann hnsw
     """
     from ..errors import ParameterError
     from ..files import load_side
@@ -70,6 +86,8 @@ def index(
         raise ParameterError("--append adds to the index and --force replaces it: choose one")
     given = given_parameters({"preset": preset, **params})
     check_method(method, append=append, **given)
+    if effort is not None and ann is None:
+        raise ParameterError("--effort is that of an approximate search: it needs --ann")
     if output == "-":
         raise ParameterError("an index is no stream: name a file with -o")
     file = Path(gallery.partition("::")[0])
@@ -83,6 +101,8 @@ def index(
             path,
             method,
             calibration=load_calibration(calibrate, runtime),
+            ann=ann,
+            effort=effort,
             append=append,
             force=force,
             device=runtime.device,
@@ -97,4 +117,8 @@ def index(
         if left.exists():
             runtime.note(f"note: {left} has what was found so far; the same command goes on")
         raise
+    if built.approximation is not None:
+        for kind, share in built.approximation.recall.items():
+            lists = "neighbour lists" if kind == "nearest" else f"neighbour lists {kind} cameras"
+            runtime.note(f"{ann}: {lists} hold {share:.2%} of the exact ones")
     runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}, for {text_of(built.method)}")

@@ -44,6 +44,7 @@ from .together import together
 if TYPE_CHECKING:
     from ..compute.processes import Group
     from ..data.features import FeatureSet
+    from ..engine.request import Request
     from ..engine.runs import Outcome
     from ..index.gallery_index import GalleryIndex
     from ..methods import AnyMethod
@@ -286,7 +287,8 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         options.check_stream(indexed is not None)
         assert indexed is not None
         assert chosen is not None
-        _answer(indexed, chosen, options.depth, runtime)
+        asked = indexed.request(exact=source.search == "exact", effort=source.effort)
+        _answer(indexed, chosen, asked, options.depth, runtime)
         return
     leads = group is None or group.rank == 0
     options.check_outputs(leads)
@@ -307,6 +309,13 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         assert chosen is not None
         asked, told = Request(calibration=calibration), {}
     lists, found_by = source.find(data, chosen, options.depth, runtime)
+    if indexed is not None and lists is None:
+        by_index = indexed.request(exact=source.search == "exact", effort=source.effort)
+        asked = replace(asked, online=True, candidates=by_index.candidates)
+        if by_index.candidates is not None:
+            found_by = {"search": by_index.candidates.source}
+    elif source.effort is not None:
+        raise ParameterError("--effort is of the index's own search: leave it or --candidates out")
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):
         runtime.note(f"note: {note.replace(_GALLERY, whole)}")
@@ -332,8 +341,8 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
             replace(
                 asked,
                 depth=depth,
-                online=options.online or (indexed is not None and lists is None),
-                candidates=lists,
+                online=asked.online or options.online,
+                candidates=asked.candidates if lists is None else lists,
             ),
             measurement,
             replace(compute, group=group),
@@ -432,21 +441,22 @@ def _show(
         runtime.note(f"wrote {path}: {len(data.probe)} lists of {outcome.depth}{before}")
 
 
-def _answer(index: GalleryIndex, method: AnyMethod, depth: int | str | None, runtime: Runtime) -> None:
+def _answer(
+    index: GalleryIndex, method: AnyMethod, asked: Request, depth: int | str | None, runtime: Runtime
+) -> None:
     """Answer each probe on standard input as soon as it is there."""
     from io import BufferedReader
 
     import numpy as np
 
     from ..data.side import Side
-    from ..engine.request import Request
     from ..engine.rerank import rank
     from ..errors import BlurrerankWarning, InputError
     from ..files.jsonl import line
     from ..files.probes import arriving
 
     shown = len(index) if depth == "all" else cast("int | None", depth)
-    request, compute = Request(depth=shown, online=True), runtime.compute(device=index.device)
+    request, compute = replace(asked, depth=shown), runtime.compute(device=index.device)
     warnings.simplefilter("once", BlurrerankWarning)  # every probe of a camera has the same reason
     failed = number = 0
     for number, probe in enumerate(arriving(cast(BufferedReader, sys.stdin.buffer), index.dim), start=1):

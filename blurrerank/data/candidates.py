@@ -39,6 +39,20 @@ class Candidates:
         """Return the first `depth` items of each list."""
         return Candidates(self.indices[:, :depth], self.scores[:, :depth])
 
+    def first(self, allowed: torch.Tensor, count: int) -> Candidates:
+        """Return the first `count` items of each list that are (P, n) `allowed`; -1 and -inf past the end.
+
+        Items that are -1 are never among them.
+        """
+        allowed = allowed & (self.indices >= 0)
+        nth = allowed.cumsum(dim=1)
+        owner, place = torch.nonzero(allowed & (nth <= count), as_tuple=True)
+        to = nth[owner, place] - 1
+        indices = self.indices.new_full((len(nth), count), -1)
+        scores = self.scores.new_full((len(nth), count), -torch.inf)
+        indices[owner, to], scores[owner, to] = self.indices[owner, place], self.scores[owner, place]
+        return Candidates(indices, scores)
+
     def followed_by(self, deeper: Candidates) -> Candidates:
         """Append the rest of the `deeper` lists, whose heads have the same items as these, in any order."""
         indices, scores = (

@@ -94,6 +94,15 @@ class GivenLists:
         """Whether every list contains the whole gallery."""
         return self.shortest == self.gallery_size
 
+    def of_probes(self, queries: torch.Tensor, start: int) -> torch.Tensor:
+        """Return the lists of consecutive probes, (p, R) int64 on their device; -1 past the end.
+
+        Args:
+            queries: (p, D) float32, the probes' unit rows.
+            start: the first probe.
+        """
+        return torch.from_numpy(self.indices[start : start + len(queries)]).to(queries.device)
+
     def digest(self) -> str:
         """Return the SHA-256 of `indices`; `source` is not part of it."""
         return hashlib.sha256(np.ascontiguousarray(self.indices).data).hexdigest()

@@ -72,6 +72,9 @@ def _demand(data: FeatureSet, ranker: Ranker, request: Request) -> Demand:
         whole_rows = request.whole_rows or deepest > head or isinstance(ranker, CameraHeadRanker)
         return Demand(max(head, deepest), margin(head, gallery), int(whole_rows), workspace)
     assert isinstance(ranker, GraphRanker)
+    if candidates is not None:
+        # What encodings reach comes beside the candidates.
+        return Demand(8 * candidates.depth, workspace_bytes=ranker.workspace_bytes(ranker.neighbours()))
     if setting_of(ranker, request.online) == TRANSDUCTIVE:
         asking = len(data.probe) + len(data.gallery)
         return Demand(deepest, 0, 2, asking=asking, together=True)

@@ -19,6 +19,7 @@ from ..compute.compute import Compute, Progress
 from ..data.candidates import Candidates
 from ..data.checks import check_count
 from ..data.features import FeatureSet
+from ..data.given_lists import GivenLists
 from ..data.sharded import ShardedSet
 from ..data.side import digest_of
 from ..data.similarities import SimilaritySet
@@ -42,6 +43,7 @@ from .elsewhere import rank_heads_elsewhere
 from .feature_steps import apply_feature_step
 from .plans import plan_for
 from .ranked_batch import RankedBatch
+from .reached import rank_reached
 from .request import (
     TRANSDUCTIVE,
     Request,
@@ -129,6 +131,9 @@ def _rank(
         yield from rank_heads_elsewhere(data, ranker, plan, request, compute)
     elif isinstance(ranker, HeadRanker):
         yield from _rank_heads(data, ranker, plan, request, compute)
+    elif request.candidates is not None:
+        assert isinstance(ranker, GraphRanker)
+        yield from rank_reached(data, ranker, plan, request, compute)
     else:
         assert isinstance(ranker, GraphRanker)
         yield from _rank_by_graph(data, ranker, plan, request, compute, checkpoint)
@@ -140,10 +145,11 @@ def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
     if isinstance(data, SimilaritySet):
         check_works_with_similarities(data, method, request)
     if request.candidates is not None:
-        check_reranks_candidates(method)
+        check_reranks_candidates(method, request.candidates)
         if isinstance(data, ShardedSet):
             raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
-        request = replace(request, whole_rows=False)
+        if isinstance(request.candidates, GivenLists):
+            request = replace(request, whole_rows=False)
     if request.graph is not None:
         if method.feature_steps or not isinstance(method, GraphRanker):
             raise ParameterError(

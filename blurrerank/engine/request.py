@@ -14,6 +14,7 @@ from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, GraphRanker, HeadRanker
 from ..methods.kinds.camera_head import CameraHeadRanker
 from ..methods.kinds.steps import GraphStep, ListStep, Transform
+from ..search.ann import SearchedLists
 
 TRANSDUCTIVE, ONLINE = "transductive", "online"
 
@@ -39,7 +40,8 @@ class Request:
         depth: how deep the lists go at least; by default as deep as the method's head. Capped at the gallery.
         whole_rows: whether each probe's similarities to the whole gallery are wanted too.
         online: whether each probe must be ranked by itself, whatever the others are.
-        candidates: lists of these probes to re-rank instead of searching; `whole_rows` has no meaning then.
+        candidates: lists of these probes to re-rank instead of searching everything, which are given, or which
+            the search of an index finds; `whole_rows` has no meaning then.
         graph: neighbours that are known already, of probes and gallery together, or online of the gallery.
         calibration: unlabelled images of cameras that the gallery perhaps lacks.
         first: the probe to begin with.
@@ -49,7 +51,7 @@ class Request:
     depth: int | None = None
     whole_rows: bool = False
     online: bool = False
-    candidates: GivenLists | None = None
+    candidates: GivenLists | SearchedLists | None = None
     graph: NeighbourGraph | None = None
     calibration: Side | None = None
     first: int = 0
@@ -196,8 +198,10 @@ def check_works_with_similarities(data: SimilaritySet, method: AnyMethod, reques
         )
 
 
-def check_reranks_candidates(method: AnyMethod) -> None:
+def check_reranks_candidates(method: AnyMethod, candidates: GivenLists | SearchedLists | None = None) -> None:
     """Raise `ParameterError` unless `method` can work with candidates alone."""
+    if isinstance(candidates, SearchedLists):
+        return  # the index that finds them is of this method
     if isinstance(method, Chain):
         raise ParameterError(
             f"method {method.name} looks at neighbours among all items, and candidates are only some of them: "

@@ -79,9 +79,9 @@ def rerank(
     """
     chosen = None if is_auto(method, params) else create(method, preset=preset, **params)
     if candidates is not None:
-        if chosen is not None:
-            check_reranks_candidates(chosen)
         candidates = GivenLists.of(candidates, len(data.probe), len(data.gallery))
+        if chosen is not None:
+            check_reranks_candidates(chosen, candidates)
         candidates.warn_about()
     request = Request(depth, online=online, candidates=candidates, graph=graph, calibration=calibration)
     compute = Compute.choose(device, memory, precision=precision, block=block, progress=progress)

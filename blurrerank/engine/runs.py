@@ -256,7 +256,7 @@ def rerank_to(
     candidates, calibration, target = request.candidates, request.calibration, output.target
     setting = setting_of(method, request.online)
     if candidates is not None:
-        check_reranks_candidates(method)
+        check_reranks_candidates(method, candidates)
         candidates.warn_about()
     shown = _depth(data, method, request)
     writing: AbstractContextManager[RankingWriter] = nullcontext(_Nowhere())

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from ..data.features import FeatureSet
-from ..data.given_lists import GivenLists
 from ..data.sharded import ShardedSet
 from ..data.similarities import SimilaritySet
 from ..search.distributed import DistributedGallery
+from ..search.given import Lists
 from ..search.given_similarities import GivenGallery, SimilarityRows
 from ..search.plan import Plan
 from ..search.rows import UnitRows
@@ -42,7 +42,7 @@ class Workspace:
 
 
 def open_workspace(
-    data: FeatureSet, plan: Plan, *, together: bool = False, candidates: GivenLists | None = None
+    data: FeatureSet, plan: Plan, *, together: bool = False, candidates: Lists | None = None
 ) -> Workspace:
     """Read what the plan says is held, and prepare to read the rest.
 

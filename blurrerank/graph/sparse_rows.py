@@ -82,6 +82,10 @@ class SparseRows:
         """(N,) int64, the entries of each row."""
         return self.offsets.diff()
 
+    def counts_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the entries of some rows alone, int64."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
     def rows(self, start: int, stop: int) -> SparseRows:
         """Return rows `start:stop`, sharing memory."""
         first, last = self.offsets[[start, stop]].tolist()
@@ -240,10 +244,9 @@ class SparseRows:
             As many rows as there are here, columns ascending, weights 0.
         """
         total = len(halves)
-        half_counts = halves.counts
         sizes = torch.zeros(len(self), dtype=torch.int64, device=halves.columns.device)
         owner = torch.repeat_interleave(self.counts)
-        sizes.scatter_add_(0, owner, half_counts[self.columns.long()])
+        sizes.scatter_add_(0, owner, halves.counts_of(self.columns.long()))
         counts, columns = [], []
         for start, stop in split_by_size(sizes, self._entries_at_a_time):
             some = self.rows(start, stop)
@@ -251,11 +254,12 @@ class SparseRows:
             image = torch.repeat_interleave(some.counts)
             members = (image * total + candidates).sort().values
             # Every half list of every candidate, as keys of the image and who is in the list.
-            candidate, place = ranges(halves.offsets[candidates], half_counts[candidates])
+            half_counts = halves.counts_of(candidates)
+            candidate, place = ranges(halves.offsets[candidates], half_counts)
             theirs = image[candidate] * total + halves.columns[place]
             at = torch.searchsorted(members, theirs).clamp_max_(max(0, len(members) - 1))
             inside = torch.bincount(candidate[members[at] == theirs], minlength=len(candidates))
-            grows = 3 * inside > 2 * half_counts[candidates]
+            grows = 3 * inside > 2 * half_counts
             everyone = torch.unique(torch.cat([members, theirs[grows[candidate]]]))
             counts.append(torch.bincount(everyone // total, minlength=stop - start))
             columns.append((everyone % total).to(halves.columns.dtype))
@@ -313,15 +317,15 @@ class SparseRows:
     ) -> SparseRows:
         """Rows of sums, divided and rounded; see `averaged`."""
         total, number = len(self), lists.shape[1]
-        counts = self.counts
         listed = lists >= 0
-        sizes = (counts[lists.clamp_min(0).flatten().long()].view(lists.shape) * listed).sum(dim=1)
+        counts = self.counts_of(lists.clamp_min(0).flatten().long()).mul_(listed.flatten()).view(lists.shape)
+        sizes = counts.sum(dim=1)
         if own is not None:
             sizes += own.counts
         new_counts, columns, weights = [], [], []
         for start, stop in split_by_size(sizes, self._entries_at_a_time):
             some = lists[start:stop].clamp_min(0).flatten().long()
-            entry, place = ranges(self.offsets[some], counts[some] * listed[start:stop].flatten())
+            entry, place = ranges(self.offsets[some], counts[start:stop].flatten())
             keys = entry.div(number, rounding_mode="floor").mul_(total).add_(self.columns[place])
             parts = self.weights[place] * shares[start:stop].flatten()[entry]
             if own is not None:
@@ -339,6 +343,26 @@ class SparseRows:
         return replace(
             self, offsets=offsets_of(torch.cat(new_counts)), columns=joined, weights=torch.cat(weights)
         )
+
+    def reached(self, inverted: SparseRows, width: int, compares: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rows of another matrix that have columns in common with these, and how they compare.
+
+        Args:
+            inverted: the transpose of the other matrix.
+            width: G, how many rows the other matrix has.
+            compares: `overlap` or `dot`; see `overlaps` and `dots`.
+
+        Returns:
+            (t,) int64, p * G + g for row p of this matrix and g of the other, ascending; and (t,) float32.
+        """
+        combine = torch.mul if compares == "dot" else torch.minimum
+        parts = list(self._shared(inverted, width, combine, torch.int64))
+        if not parts:
+            return self.offsets.new_empty(0), self.offsets.new_empty(0, dtype=torch.float32)
+        keys, sums = summed(*(torch.cat(some) for some in zip(*parts, strict=True)))
+        if compares == "dot":
+            return keys, sums.double().div_(ONE**2).float()
+        return keys, sums * (1 / ONE)
 
     def overlaps(self, inverted: SparseRows, width: int) -> torch.Tensor:
         """Return sum_j min(v_pj, w_gj) of every row p of this matrix with every row g of another.
@@ -373,17 +397,26 @@ class SparseRows:
     ) -> torch.Tensor:
         """(p, G) sums of `combine` over the columns that rows of both matrices have."""
         found = torch.zeros(len(self) * width, dtype=dtype, device=self.columns.device)
+        for at, shared in self._shared(inverted, width, combine, dtype):
+            found.scatter_add_(0, at, shared)
+        return found.view(len(self), width)
+
+    def _shared(
+        self,
+        inverted: SparseRows,
+        width: int,
+        combine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        dtype: torch.dtype,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Pieces of (t,) places p * width + g in a matrix of both, and what to add there."""
         row, _ = ranges(self.offsets[:-1], self.counts)
         columns = self.columns.long()
-        starts = inverted.offsets[columns]
-        counts = inverted.offsets[columns + 1] - starts
+        starts, counts = inverted.offsets[columns], inverted.counts_of(columns)
         for first, last in split_by_size(counts, self._entries_at_a_time):
             owner, place = ranges(starts[first:last], counts[first:last])
             mine, theirs = self.weights[first:last][owner], inverted.weights[place]
             shared = combine(mine.to(dtype), theirs.to(dtype))
-            at = (row[first:last] * width)[owner].add_(inverted.columns[place])
-            found.scatter_add_(0, at, shared)
-        return found.view(len(self), width)
+            yield (row[first:last] * width)[owner].add_(inverted.columns[place]), shared
 
     @property
     def _entries_at_a_time(self) -> int:

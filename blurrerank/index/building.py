@@ -25,15 +25,17 @@ from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from ..files.access import check_readable
 from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.targets import check_target, replacing
+from ..graph.approximate import find_graph_approximately, recall_of
 from ..graph.find import find_graph
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AUTO, AnyMethod, GraphRanker, create, without_auto
 from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.steps import Transform
+from ..search.ann import ApproximateSearch
 from ..search.plan import Plan
 from . import index_h5
 from .gallery_index import GalleryIndex, as_side, step_names
-from .index_h5 import Labels
+from .index_h5 import Approximation, Labels
 
 
 def build_index(
@@ -42,6 +44,8 @@ def build_index(
     method: str | None = None,
     *,
     calibration: Side | None = None,
+    ann: str | None = None,
+    effort: int | None = None,
     append: bool = False,
     force: bool = False,
     device: str = "auto",
@@ -63,6 +67,10 @@ def build_index(
         method: a graph ranker that works online, a chain of steps such as `center` and one, or `auto`, which
             chooses for the gallery; by default `k-reciprocal-online`, or that of the index that is added to.
         calibration: earlier images of cameras that the gallery lacks, unlabelled, for steps such as `center`.
+        ann: search approximately, here and for probes: `hnsw`, a graph of near items, or `ivf`, clusters; needs
+            FAISS. By default everything is compared with everything.
+        effort: how much is looked at for a probe unless it says otherwise, candidates (`hnsw`, 256) or clusters
+            (`ivf`, a sixteenth of them).
         append: add the gallery to the index that is there, whose method and parameters hold. The result is the
             same as that of indexing everything at once. Refused where feature steps know the gallery.
         force: replace an existing index, and start over whatever is left of another.
@@ -82,6 +90,10 @@ def build_index(
         OutputError: if the index cannot be written there.
     """
     check_method(method, append=append, **params)
+    if effort is not None and ann is None:
+        raise ParameterError("effort is that of an approximate search: name one with ann, or leave it out")
+    if ann is not None and append:
+        raise ParameterError("an index that is added to is searched as before: leave ann out")
     path = Path(path)
     compute = Compute.choose(device, memory, precision=precision, progress=progress)
     gallery = as_side(gallery, "gallery")
@@ -138,11 +150,19 @@ def build_index(
             sides = [stepped]
         images = plan.rows(*sides)
         cams = torch.from_numpy(labels.cams) if ranker.needs_cameras and labels.cams is not None else None
-        graph = find_graph(
-            images, ranker.list_sizes(), cams=cams, progress=compute.progress, known=known, keep=left.write
-        )
+        approximation = None
+        if ann is None:
+            graph = find_graph(
+                images, ranker.list_sizes(), cams=cams, progress=compute.progress, known=known, keep=left.write
+            )
+        else:
+            search = ApproximateSearch.build(images, ann, effort)
+            graph = find_graph_approximately(
+                images, ranker.list_sizes(), search, cams=cams, progress=compute.progress
+            )
+            approximation = Approximation(search, recall_of(graph, images))
         encoded = ranker.fit(graph).invert(slice(0, count), keep_rows=ranker.needs_rows)
-        index_h5.write(temporary, images, labels, chosen, graph, encoded, fitted)
+        index_h5.write(temporary, images, labels, chosen, graph, encoded, fitted, approximation)
         if _stamp(path) != before:
             left.remove()  # what comes now begins with other items
             raise OutputError(f"{path} was written by another process meanwhile: run this again")

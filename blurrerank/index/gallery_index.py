@@ -25,7 +25,12 @@ from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, FeatureStep, GraphRanker, HeadRanker, Ranker, create, settings_of
 from ..methods.kinds.base import Method
 from ..methods.kinds.camera_head import CameraHeadRanker
+from ..search.ann import SearchedLists
 from . import index_h5
+from .index_h5 import Approximation
+
+# Neighbours of a candidate that are candidates too.
+_EXPANDED = 16
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -91,6 +96,7 @@ class GalleryIndex:
         gallery: the gallery as the right side of a `FeatureSet`; `features` are L2-normalised.
         method: the method it was encoded for, with its parameters.
         near: each item's nearest others.
+        approximation: how it is searched, and how good its neighbour lists are, if that is approximate.
 
     >>> import tempfile, blurrerank as br
     >>> data = br.load("examples/omniglot.h5")
@@ -104,6 +110,7 @@ class GalleryIndex:
     gallery: IndexedSide
     method: AnyMethod
     near: NeighbourGraph
+    approximation: Approximation | None = None
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto", verify: bool = True) -> GalleryIndex:
@@ -134,7 +141,9 @@ class GalleryIndex:
             encoded=stored.encoded.to(where),
             fitted=stored.fitted,
         )
-        return cls(Path(path), gallery, method, stored.near)
+        if stored.approximation is not None and where.type != "cpu":
+            raise ParameterError(f"{path} is searched approximately, which is done on the CPU: use device cpu")
+        return cls(Path(path), gallery, method, stored.near, stored.approximation)
 
     def __len__(self) -> int:
         return len(self.gallery)
@@ -162,6 +171,8 @@ class GalleryIndex:
         topn: int | None = None,
         method: str | None = None,
         memory: int | None = None,
+        exact: bool = False,
+        effort: int | None = None,
         **params: Any,
     ) -> Ranking:
         """Rank the gallery for every probe, each as if it were alone.
@@ -172,6 +183,9 @@ class GalleryIndex:
                 such as `lbr`, also how many items it re-ranks.
             method: a method or chain, by default that of the index; with the feature steps of the index first.
             memory: budget for working memory in bytes; see `blurrerank.rerank`.
+            exact: look at all items, where the index is searched approximately.
+            effort: how much an approximate search looks at, candidates (`hnsw`) or clusters (`ivf`); by default
+                what the index was built with.
             **params: the method's own parameters. Those that the index was built with are as they were.
 
         Returns:
@@ -188,7 +202,24 @@ class GalleryIndex:
             if isinstance(chosen.ranker, HeadRanker):
                 chosen = _chain(chosen.feature_steps, replace(chosen.ranker, topn=topn))
         compute = Compute.choose(self.device, memory)
-        return rank(self.features(probe), chosen, Request(depth=topn, online=True), compute)
+        return rank(self.features(probe), chosen, self.request(topn, exact=exact, effort=effort), compute)
+
+    def request(self, depth: int | None = None, *, exact: bool = False, effort: int | None = None) -> Request:
+        """What is asked of a ranking by this index; arguments are as for `rerank`.
+
+        Raises:
+            ParameterError: for an effort where everything is looked at.
+        """
+        if self.approximation is None or exact:
+            if effort is not None:
+                raise ParameterError("all items are looked at, which takes no effort: leave it out")
+            return Request(depth, online=True)
+        near = self.near.lists[:, 1:]
+        if not near.shape[1]:
+            lists = [kind.items for kind in (self.near.within, self.near.across) if kind is not None]
+            near = torch.cat(lists, dim=1)
+        found = SearchedLists(self.approximation.search, effort, near[:, :_EXPANDED])
+        return Request(depth, online=True, candidates=found)
 
     def method_for(self, name: str | None = None, *, preset: str | None = None, **params: Any) -> AnyMethod:
         """A method that answers each probe alone, by name.

@@ -16,8 +16,14 @@
 `methods/k_reciprocal_online.py` and docs/online.md say what the parts of `encoded` mean; of other rankers they
 are `rows` and `inverted`, likewise sparse rows. With lists by camera, `neighbours` has the groups `within` and
 `across`, each `items` and `similarities`. Where feature steps come first, `features` are what they gave, and
-`steps/0/...`, `steps/1/...` what each of them knows of the gallery. Columns and lists are int64 in a gallery of
-2^31 items. Root attributes: `format`, `format_version`, `method`, `params` (JSON),
+`steps/0/...`, `steps/1/...` what each of them knows of the gallery. An index with approximate search has
+
+    search/axes                 (D, d) float32: what rows are projected on before they are searched
+    search/faiss                (B,) uint8: the FAISS index of the projected rows
+
+and the root attribute `search` (JSON): its kind, the effort that is usual, and the recall of the neighbour
+lists. These are approximate then, with -1 where one ends early, and `lowest` is -1. Columns and lists are int64
+in a gallery of 2^31 items. Root attributes: `format`, `format_version`, `method`, `params` (JSON),
 `digest` of the gallery, `crc32` of these three, `versions` (JSON). Every dataset of numbers is stored in one
 piece, so that it can be mapped into memory, and all datasets have an attribute `crc32`.
 
@@ -63,6 +69,8 @@ from ..graph.neighbour_graph import NeighbourGraph
 from ..graph.sparse_rows import ONE, SparseRows
 from ..methods import AnyMethod, create
 from ..methods.kinds.steps import Transform
+from ..search.ann import KINDS, ApproximateSearch
+from ..search.approximate import load_faiss
 from ..search.rows import UnitRows
 
 FORMAT = "blurrerank-index"
@@ -117,6 +125,23 @@ class Labels:
         return Labels(np.concatenate([self.digests, new.digests]), **joined)
 
 
+@dataclass(frozen=True, eq=False)
+class Approximation:
+    """How an index is searched, where not everything is.
+
+    Attributes:
+        search: what finds candidates.
+        recall: the measured share of the exact lists that the neighbour lists have, for each kind of list.
+    """
+
+    search: ApproximateSearch
+    recall: Mapping[str, float]
+
+    def describe(self) -> str:
+        """Return what it is and how good, as JSON."""
+        return json.dumps({"kind": self.search.kind, "effort": self.search.effort, "recall": dict(self.recall)})
+
+
 @dataclass(frozen=True)
 class Stored:
     """What an index file holds.
@@ -130,6 +155,7 @@ class Stored:
         encoded: what the method made of it.
         fitted: what each feature step knows of it.
         source: the file, from which all of this is mapped.
+        approximation: how it is searched, if not everything is.
     """
 
     features: torch.Tensor
@@ -140,6 +166,7 @@ class Stored:
     encoded: Encoding
     fitted: Sequence[Mapping[str, torch.Tensor]]
     source: Watched
+    approximation: Approximation | None = None
 
 
 def write(
@@ -150,6 +177,7 @@ def write(
     near: NeighbourGraph,
     encoded: Encoding,
     fitted: Sequence[Mapping[str, torch.Tensor]] = (),
+    approximation: Approximation | None = None,
 ) -> None:
     """Write an index.
 
@@ -161,8 +189,10 @@ def write(
         near: who is near whom.
         encoded: what the method made of it.
         fitted: what each of its feature steps knows of it.
+        approximation: how it is searched, if not everything is.
     """
     settings, digest = json.dumps(method.params()), digest_of(labels.digests)
+    searched = None if approximation is None else approximation.describe()
     with new_hdf5(path) as file:
         features = file.create_dataset("features", (len(rows), rows.dim), np.float32)
         checksum = 0
@@ -183,18 +213,28 @@ def write(
         for number, found in enumerate(fitted):
             for name, known in found.items():
                 put(file, f"steps/{number}/{name}", known.cpu().numpy())
+        if approximation is not None:
+            put(file, "search/axes", approximation.search.axes.numpy())
+            put(file, "search/faiss", approximation.search.stored)
+        about: dict[str, str | int] = {} if searched is None else {"search": searched}
         describe(
             file,
-            {
+            about
+            | {
                 "format": FORMAT,
                 "format_version": VERSION,
                 "method": method.name,
                 "params": settings,
                 "digest": digest,
-                "crc32": zlib.crc32(f"{method.name} {settings} {digest}".encode()),
+                "crc32": _checksum(method.name, settings, digest, searched),
                 "versions": json.dumps(versions()),
             },
         )
+
+
+def _checksum(name: str, settings: str, digest: str, searched: str | None) -> int:
+    """CRC-32 of the attributes."""
+    return zlib.crc32(" ".join([name, settings, digest, *filter(None, [searched])]).encode())
 
 
 def is_index(path: Path) -> bool:
@@ -238,18 +278,42 @@ def _read(path: Path, verify: bool) -> Stored:
         if file.has(f"steps/{len(steps)}"):
             raise InputError(f"it has more feature steps than {method.name}")
         fitted = [file.fitted(f"steps/{number}", step) for number, step in enumerate(steps)]
-        return Stored(features, labels, digest, method, near, encoded, fitted, file.source)
+        found = _approximation(file, features, path)
+        return Stored(features, labels, digest, method, near, encoded, fitted, file.source, found)
 
 
 def _method(file: MappedFile, digest: str) -> AnyMethod:
     """What the index was built for."""
     name, settings = str(file.attrs["method"]), str(file.attrs["params"])
-    if zlib.crc32(f"{name} {settings} {digest}".encode()) != file.attrs.get("crc32"):
+    searched = file.attrs.get("search")
+    if _checksum(name, settings, digest, searched and str(searched)) != file.attrs.get("crc32"):
         raise InputError("its attributes have another checksum than when they were written")
     params = json.loads(settings)
     if not isinstance(params, dict):
         raise InputError("its params are no JSON object")
     return create(name, **params)
+
+
+def _approximation(file: MappedFile, features: torch.Tensor, path: Path) -> Approximation | None:
+    """How the index is searched, if not everything is."""
+    if "search" not in file.attrs:
+        return None
+    about = json.loads(str(file.attrs["search"]))
+    kind, effort, recall = (about[name] for name in ("kind", "effort", "recall"))
+    if kind not in KINDS or type(effort) is not int or effort < 1 or not isinstance(recall, dict):
+        raise InputError("its attribute search has values that are invalid")
+    stored = file.take("search/faiss", ("bytes",), np.uint8).numpy()
+    axes = file.take("search/axes", ("D", "axes"), np.float32)
+    if trying():
+        return None  # a process with little memory cannot load FAISS
+    load_faiss()
+
+    def opened() -> ApproximateSearch:
+        search = ApproximateSearch(kind, axes, stored, effort)
+        search.check(*features.shape)
+        return search
+
+    return Approximation(guarded(opened, path), {str(name): float(share) for name, share in recall.items()})
 
 
 def method_of(path: Path) -> str | None:

@@ -82,7 +82,7 @@ def faiss_candidates(
     check_count("topn", topn)
     if nprobe is not None:
         check_count("nprobe", nprobe)
-    faiss = _faiss()
+    faiss = load_faiss()
     size = len(data.gallery)
     topn = min(topn, size)
     compute = Compute.choose("cpu", memory, progress=progress)
@@ -90,7 +90,7 @@ def faiss_candidates(
     # Not held here: the index keeps what it needs.
     gallery = UnitRows(data.gallery, device=plan.device, block=plan.gallery_block, resident=False)
     source = f"faiss {index_factory}" + (f" nprobe {nprobe}" if nprobe else "")
-    with _as_torch(faiss), _faiss_errors(index_factory, size):
+    with threads_as_torch(faiss), _faiss_errors(index_factory, size):
         index = _trained(faiss, index_factory, gallery, plan.budget.held_rows)
         for _, block in gallery.blocks():
             index.add(block.numpy())
@@ -152,7 +152,12 @@ def recall(
     return Recall(float(torch.cat(shares).mean()), topn, len(chosen))
 
 
-def _faiss() -> Any:
+def load_faiss() -> Any:
+    """Return the module.
+
+    Raises:
+        BlurrerankError: if it is not installed.
+    """
     try:
         return import_module("faiss")
     except ImportError:
@@ -160,7 +165,7 @@ def _faiss() -> Any:
 
 
 @contextmanager
-def _as_torch(faiss: Any) -> Iterator[None]:
+def threads_as_torch(faiss: Any) -> Iterator[None]:
     """FAISS brings an OpenMP of its own, with its own idea of how many threads to run."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -178,10 +183,15 @@ def _faiss_errors(factory: str, size: int) -> Iterator[None]:
     except (InputError, ParameterError):
         raise
     except (RuntimeError, AssertionError) as error:
-        why = " ".join(re.sub(r"(?s)^.*?\.(?:cpp|h):\d+: |Error: '.*?' failed: ?", "", str(error)).split())
         raise ParameterError(
-            f"index factory {factory!r}: FAISS says: {why.rstrip('. ')}; choose another"
+            f"index factory {factory!r}: FAISS says: {faiss_reason(error)}; choose another"
         ) from None
+
+
+def faiss_reason(error: Exception) -> str:
+    """Return what FAISS says, without where in its source it says it."""
+    told = re.sub(r"(?s)^.*?\.(?:cpp|h):\d+: |Error: '.*?' failed: ?", "", str(error))
+    return " ".join(told.split()).rstrip(". ")
 
 
 def _trained(faiss: Any, factory: str, gallery: UnitRows, held: int) -> Any:

@@ -7,12 +7,12 @@ them, and lists are sorted by the project's one tie rule. What is not listed is 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 
 from ..compute.compute import Progress
 from ..data.candidates import Candidates
-from ..data.given_lists import GivenLists
 from ..data.sort_keys import NOBODY, from_sort_keys, sort_keys
 from .exact import Batch, Query, RerankHead
 from .precision import pair_scores
@@ -22,10 +22,21 @@ from .rows import Gatherable, UnitRows, blocks_of
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 
+class Lists(Protocol):
+    """Lists of candidates, which are known or are found when they are asked for."""
+
+    @property
+    def depth(self) -> int:
+        """The length of the longest list."""
+
+    def of_probes(self, queries: torch.Tensor, start: int) -> torch.Tensor:
+        """Return those of consecutive probes, (p, depth) int64; -1 past the end."""
+
+
 def look_up(
     probe: UnitRows,
     gallery: UnitRows,
-    lists: GivenLists,
+    lists: Lists,
     query: Query,
     *,
     progress: Progress | None = None,
@@ -48,8 +59,8 @@ def look_up(
     for start in range(query.first, len(probe), query.batch):
         stop = min(start + query.batch, len(probe))
         queries = probe.rows(start, stop)
-        items = torch.from_numpy(lists.indices[start:stop]).to(gallery.device)
-        found = _sort_lists(items, listed_scores(queries, items, gallery))
+        items = lists.of_probes(queries, start)
+        found = sort_lists(items, listed_scores(queries, items, gallery))
         yield Batch(start, queries, found, found)
         if progress is not None:
             progress(stop, len(probe))
@@ -129,7 +140,7 @@ class _Collected:
         return self._table, self._places[torch.searchsorted(self._distinct, indices)]
 
 
-def _sort_lists(items: torch.Tensor, scores: torch.Tensor) -> Candidates:
+def sort_lists(items: torch.Tensor, scores: torch.Tensor) -> Candidates:
     """Sort (p, R) items by (p, R) scores, best first, -1 last."""
     keys = sort_keys(scores, items.clamp_min(0)).masked_fill(items < 0, NOBODY)
     keys = keys.sort(dim=1, descending=True).values

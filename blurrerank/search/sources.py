@@ -15,10 +15,9 @@ import torch
 
 from ..compute.compute import Progress
 from ..data.candidates import Candidates
-from ..data.given_lists import GivenLists
 from ..data.sort_keys import from_sort_keys, sort_keys
 from .exact import Batch, Query, RerankHead, margin, search
-from .given import look_up, rerank_listed
+from .given import Lists, look_up, rerank_listed
 from .nearest import best_by_similarity, overwrite_with_exact_scores, similarities_of
 from .precision import pair_scores
 from .rows import Gatherable, UnitRows
@@ -190,7 +189,7 @@ class ListedGallery(LocalGallery):
         given: lists of the probes.
     """
 
-    def __init__(self, rows: UnitRows, given: GivenLists) -> None:
+    def __init__(self, rows: UnitRows, given: Lists) -> None:
         super().__init__(rows)
         self._given = given
 
