@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .data.similarities import SimilaritySet as SimilaritySet
     from .engine.evaluate import evaluate as evaluate
     from .engine.graphs import neighbour_graph as neighbour_graph
+    from .engine.neighbourhoods import rerank_neighbourhoods as rerank_neighbourhoods
     from .engine.rerank import local_blurring as local_blurring
     from .engine.rerank import rerank as rerank
     from .engine.rule import estimate_neighbourhoods as estimate_neighbourhoods
@@ -64,6 +65,7 @@ _HOMES = {
     "data.similarities": ("SimilaritySet",),
     "engine.evaluate": ("evaluate",),
     "engine.graphs": ("neighbour_graph",),
+    "engine.neighbourhoods": ("rerank_neighbourhoods",),
     "engine.rerank": ("local_blurring", "rerank"),
     "engine.rule": ("estimate_neighbourhoods",),
     "errors": ("BlurrerankError", "BlurrerankWarning", "InputError", "OutputError", "ParameterError"),
