@@ -316,3 +316,48 @@ def test_a_search_index_that_leads_nowhere_is_refused(change, said, cli, write):
     assert err.startswith("error: ")
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+def test_bench_prints_all_items_and_efforts_side_by_side(cli, write):
+    path = write()
+    assert cli("index", path, "-o", "a.index.h5", "--ann", "hnsw")[0] == 0
+    assert cli("index", path, "-o", "e.index.h5")[0] == 0
+    bench = ["bench", path, "--index", "a.index.h5", "--repeats", 1, "--methods", "k-reciprocal-online,lbr"]
+    code, out, _ = cli(*bench, "--effort", "5,60", "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert [row["looks_at"] for row in rows] == 2 * ["all items", "effort 5", "effort 60"]
+    for everything, little, much in (rows[:3], rows[3:]):
+        assert everything["overlap"] == 1
+        assert little["overlap"] <= much["overlap"]
+        assert much["overlap"] > 0.99
+        assert much["mAP"] == pytest.approx(everything["mAP"], abs=0.01)
+    code, out, _ = cli(*bench, "--exact-index", "e.index.h5")
+    assert code == 0
+    assert "hnsw; recall of neighbour lists: nearest 0.9" in out or "nearest 1.0000" in out
+    assert "; overlap with e.index.h5" in out
+    assert "overlap@50" in out
+    assert "effort 256" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--effort", "9"], "--effort and --exact-index are of an index: name it with --index"),
+        (
+            ["--index", "e.index.h5", "--effort", "9"],
+            "e.index.h5 is searched exactly: leave --effort and --exact-index out",
+        ),
+        (
+            ["--index", "a.index.h5", "--effort", "9,x"],
+            "--effort is whole numbers, separated by commas, not '9,x'",
+        ),
+        (["--index", "a.index.h5", "--effort", "0"], "effort must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_bench_refuses_what_makes_no_sense(arguments, said, cli, write):
+    path = write()
+    assert cli("index", path, "-o", "a.index.h5", "--ann", "hnsw")[0] == 0
+    assert cli("index", path, "-o", "e.index.h5")[0] == 0
+    code, _, err = cli("bench", path, *arguments)
+    assert (code, err.splitlines()[-1]) == (2, f"error: {said}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..methods import available
+from .latencies import ALL, show_latencies
 from .options import (
     Runtime,
     features_argument,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ..studies.benchmark import Contender, Result
 
 _MEANS = ("mAP", "mINP", "rank1", "rank5", "rank10")
-ALL = "all"
 _STAGES = ("index", "search", "re-rank", "metrics")
 
 
@@ -62,7 +62,19 @@ _STAGES = ("index", "search", "re-rank", "metrics")
     "--index",
     metavar="FILE",
     help="Time single probes of FEATS, p50 and p99, and all together, against an index that `blurrerank index` "
-    "wrote: by default its own method, lbr and cosine.",
+    "wrote: by default its own method, lbr and cosine. Where that is searched approximately, looking at all "
+    "items stands beside it, with the overlap of the lists and, with ids, mAP to their depth.",
+)
+@click.option(
+    "--effort",
+    metavar="LIST",
+    help="Efforts of an approximate index, separated by commas.  [default: what it was built with]",
+)
+@click.option(
+    "--exact-index",
+    metavar="FILE",
+    help="Compare lists with those of this index, which was built without --ann, instead of with all items "
+    "through the same encodings.",
 )
 @click.option(
     "compare",
@@ -104,8 +116,20 @@ def bench(runtime: Runtime, **arguments: Any) -> None:
         other = next((name for name, value in others.items() if value), None)
         if other is not None:
             raise ParameterError(f"{other} does not go with --index: leave one out")
-        _latencies(options, runtime)
+        show_latencies(
+            options.index,
+            options.feats,
+            runtime,
+            methods=options.methods,
+            effort=options.effort,
+            exact_index=options.exact_index,
+            repeats=options.repeats,
+            style=options.style,
+            as_json=options.as_json,
+        )
         return
+    if options.effort is not None or options.exact_index is not None:
+        raise ParameterError("--effort and --exact-index are of an index: name it with --index")
     _bench(options, runtime)
 
 
@@ -120,6 +144,8 @@ class BenchOptions:
     reference: bool
     online: bool
     index: str | None
+    effort: str | None
+    exact_index: str | None
     compare: tuple[str, str] | None
     style: str | None
     protocol: str
@@ -242,64 +268,6 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
     failed = [f"{_label(result.contender)}: {result.error}" for result in results if result.error]
     if failed:
         raise click.ClickException(f"{len(failed)} of {len(results)} failed; {'; '.join(failed)}")
-
-
-def _latencies(options: BenchOptions, runtime: Runtime) -> None:
-    """Time probes against an index."""
-    import numpy as np
-    import torch
-
-    from ..files import load_side
-    from ..index.gallery_index import GalleryIndex
-    from ..methods import split_methods
-    from ..studies.benchmark import latency
-
-    assert options.index is not None
-    index = GalleryIndex.open(options.index, device=runtime.device)
-    probe = load_side(options.feats, "probe", memory=runtime.memory)
-    if options.methods == ALL:
-        steps = "".join(f"{step.name}+" for step in index.method.feature_steps)
-        chosen = [index.method_for(f"{steps}cosine"), index.method_for(f"{steps}lbr"), index.method]
-    else:
-        chosen = [index.method_for(name) for name in split_methods(options.methods)]
-    found = latency(
-        index,
-        probe,
-        chosen,
-        repeats=options.repeats,
-        memory=runtime.memory,
-        progress=runtime.progress("benchmark", unit=" rounds"),
-    )
-    figures = [
-        {
-            "method": one.method.name,
-            "params": one.method.params(),
-            "alone": len(one.alone),
-            "p50_ms": 1e3 * float(np.percentile(one.alone, 50)),
-            "p99_ms": 1e3 * float(np.percentile(one.alone, 99)),
-            "together": one.probes,
-            "search_us": 1e6 * one.search,
-            "rerank_us": 1e6 * one.rerank,
-        }
-        for one in found
-    ]
-    if options.as_json:
-        print_json(figures)
-        return
-    head = (
-        f"{len(index)} gallery items x {index.dim}; {index.device}, {torch.get_num_threads()} threads, "
-        f"{os.cpu_count()} cores; {figures[0]['alone']} times one probe, {figures[0]['together']} together"
-    )
-    headers = ["", "p50 ms", "p99 ms", "together: search us a probe", "after search us a probe"]
-    rows = [
-        [method_label(one.method.name, one.method.params())]
-        + [
-            f"{row[name]:.{digits}f}"
-            for name, digits in (("p50_ms", 2), ("p99_ms", 2), ("search_us", 1), ("rerank_us", 1))
-        ]
-        for one, row in zip(found, figures, strict=True)
-    ]
-    click.echo(table(head, rows, headers, options.style))
 
 
 @click.command(hidden=True)

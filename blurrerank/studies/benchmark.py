@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..compute.peak_memory import PeakMemory
     from ..compute.stopwatch import Stopwatch
     from ..data.features import FeatureSet
+    from ..data.ranking import Ranking
     from ..data.side import Side
     from ..index.gallery_index import GalleryIndex
 
@@ -161,28 +162,53 @@ def ours(reference: Result, results: Sequence[Result]) -> Result | None:
 
 
 @dataclass(frozen=True)
-class Latency:
-    """How long probes take against an index.
+class Asked:
+    """What an index is asked for.
 
     Attributes:
         method: what re-ranks.
-        alone: seconds of each probe that was asked for by itself, from features to a list.
-        search: seconds a probe when all are asked for together: of the exact search.
-        rerank: likewise: of everything after it.
-        probes: how many were asked for together.
+        exact: whether to look at all items where the index is searched approximately.
+        effort: how much to look at otherwise; by default what the index was built with.
     """
 
     method: AnyMethod
+    exact: bool = False
+    effort: int | None = None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long probes take against an index, and how good the lists are.
+
+    Attributes:
+        asked: what it was asked for.
+        alone: seconds of each probe that was asked for by itself, from features to a list.
+        search: seconds a probe when all are asked for together: of the search.
+        rerank: likewise: of everything after it.
+        probes: how many were asked for together.
+        ranking: the lists of all probes.
+    """
+
+    asked: Asked
     alone: list[float]
     search: float
     rerank: float
     probes: int
+    ranking: Ranking
+
+    def overlap(self, exact: Ranking) -> float:
+        """Return the mean share of the items of exact lists that these lists have."""
+        shared = [
+            len(np.intersect1d(one, other)) / len(other)
+            for one, other in zip(self.ranking.indices, exact.indices, strict=True)
+        ]
+        return float(np.mean(shared))
 
 
 def latency(
     index: GalleryIndex,
     probe: Side,
-    methods: Sequence[AnyMethod],
+    contenders: Sequence[Asked],
     *,
     alone: int = 300,
     repeats: int = 3,
@@ -194,7 +220,7 @@ def latency(
     Args:
         index: the gallery.
         probe: the probes; those asked for alone are taken from the first on, again if there are fewer.
-        methods: what re-ranks, taken in turn.
+        contenders: what it is asked for, in turn.
         alone: how many probes to ask for by themselves, after a tenth of that to warm up; a third of them must
             do where that takes more than two minutes.
         repeats: how often to ask for all together; the median counts.
@@ -202,25 +228,26 @@ def latency(
         progress: called with (rounds done, rounds in all).
 
     Returns:
-        One for each method.
+        One for each contender.
     """
+    from ..data.ranking import Ranking
     from ..data.side import Side
     from ..engine.ranking import rank_batches
-    from ..engine.request import Request
     from ..engine.rerank import rank
 
-    singles: list[list[float]] = [[] for _ in methods]
-    together: list[list[dict[str, float]]] = [[] for _ in methods]
+    singles: list[list[float]] = [[] for _ in contenders]
+    together: list[list[dict[str, float]]] = [[] for _ in contenders]
+    requests = [index.request(exact=one.exact, effort=one.effort) for one in contenders]
     rounds = alone // 10 + alone + repeats
     began = time.perf_counter()
     for turn in range(alone // 10 + alone):
         at = turn % len(probe)
         cams = None if probe.cams is None else probe.cams[at : at + 1]
         single = Side(probe.block(at, at + 1), cams=cams, label=probe.label)
-        for method, seconds in zip(methods, singles, strict=True):
+        for one, request, seconds in zip(contenders, requests, singles, strict=True):
             start = time.perf_counter()
             compute = Compute.choose(index.device, memory)
-            rank(index.features(single), method, Request(online=True), compute)
+            rank(index.features(single), one.method, request, compute)
             if turn >= alone // 10:
                 seconds.append(time.perf_counter() - start)
         if progress is not None:
@@ -228,20 +255,25 @@ def latency(
         if 3 * len(singles[0]) >= alone and time.perf_counter() - began > _ENOUGH_SECONDS:
             break
     data = index.features(probe)
+    lists: list[Any] = [None] * len(contenders)
     for turn in range(repeats):
-        for method, runs in zip(methods, together, strict=True):
-            compute = Compute.choose(index.device, memory)
-            for batch in rank_batches(data, method, Request(online=True), compute):
+        for number, (one, request) in enumerate(zip(contenders, requests, strict=True)):
+            compute, found = Compute.choose(index.device, memory), []
+            for batch in rank_batches(data, one.method, request, compute):
                 with compute.watch("re-rank"):
-                    batch.lists(method.depth(len(index)))
-            runs.append(compute.watch.seconds)
+                    found.append(batch.lists(one.method.depth(len(index))))
+            together[number].append(compute.watch.seconds)
+            lists[number] = [np.concatenate(part) for part in zip(*found, strict=True)]
         if progress is not None:
             progress(rounds - repeats + turn + 1, rounds)
-    found = []
-    for method, seconds, runs in zip(methods, singles, together, strict=True):
-        search, rerank = (statistics.median(run[stage] for run in runs) for stage in ("search", "re-rank"))
-        found.append(Latency(method, seconds, search / len(probe), rerank / len(probe), len(probe)))
-    return found
+    answers = []
+    for one, seconds, runs, (indices, scores) in zip(contenders, singles, together, lists, strict=True):
+        search, rerank = (
+            statistics.median(run[stage] for run in runs) / len(probe) for stage in ("search", "re-rank")
+        )
+        ranking = Ranking(indices, scores, gallery_size=len(index), source=one.method.name)
+        answers.append(Latency(one, seconds, search, rerank, len(probe), ranking))
+    return answers
 
 
 def measure(task: Mapping[str, Any]) -> dict[str, Any]:
