@@ -105,6 +105,13 @@ COMMANDS = [
         first=("index", "gallery.h5", "-o", "out.index.h5", "-q", "--pool", "15"),
         again=(),
     ),
+    Command(
+        "index --remove",
+        "out.index.h5",
+        ("index", "-o", "out.index.h5", "-q", "--remove", "3,17,40-69"),
+        first=("index", "gallery.h5", "-o", "out.index.h5", "-q", "--pool", "15"),
+        again=(),
+    ),
     Command("convert", "out.h5", ("convert", "dump.npz", "out.h5", "-q")),
     Command("report", "out.html", ("report", "lists.h5", "feats.h5", "-o", "out.html", "-q")),
     Command("plot", "out.png", ("plot", "lists.h5", "feats.h5", "-o", "out.png", "-q")),

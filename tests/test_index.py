@@ -336,7 +336,7 @@ def test_an_interruption_says_how_to_go_on(cli, write, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("blurrerank.index.building.find_graph", interrupted)
+        patched.setattr("blurrerank.index.encoding.find_graph", interrupted)
         code, _, err = cli("index", feats, "-o", "i.h5")
         note = "note: i.h5.partial has what was found so far; the same command goes on"
         assert (code, err.split("\n")) == (130, [note, "error: interrupted", ""])
@@ -1034,8 +1034,6 @@ def test_an_index_of_any_online_chain_answers_as_the_chain_does(method, tmp_path
             br.rerank(index.features(data.probe), "lbr", online=True)
         with pytest.raises(br.ParameterError, match="an index answers each probe by itself: rank online"):
             br.rerank(index.features(data.probe), index.method.name, **index.method.params())
-        with pytest.raises(br.ParameterError, match="which further items change: build it anew"):
-            br.build_index(earlier, index.path, append=True)
         with pytest.raises(br.InputError, match="has no cameras: method center needs them"):
             index.rerank(data.probe.features)
 

@@ -17,7 +17,7 @@ from .options import FILE, Runtime, calibrate_option, load_calibration, precisio
     method="k-reciprocal-online",
     short_help="Index a gallery, so that probes can be answered as they come.",
 )
-@click.argument("gallery", type=FILE, metavar="GALLERY")
+@click.argument("gallery", type=FILE, metavar="GALLERY", required=False)
 @click.option(
     "-o",
     "--output",
@@ -46,11 +46,23 @@ from .options import FILE, Runtime, calibrate_option, load_calibration, precisio
     "more.  [default: 256 candidates, or a sixteenth of the clusters]",
 )
 @click.option("--append", is_flag=True, help="Add GALLERY to the index that is there.")
+@click.option(
+    "--remove",
+    metavar="ROWS",
+    help="Take items from the index that is there, without GALLERY: row numbers as it counts them now, such as "
+    "3,17,100-199. Those that stay are counted anew.",
+)
+@click.option(
+    "--remove-names",
+    type=FILE,
+    metavar="FILE",
+    help="Likewise, items by name: a text file with a name on each line.",
+)
 @click.option("--force", is_flag=True, help="Replace an index that exists, and start over.")
 @precision_option
 @runtime_options
 def index(
-    gallery: str,
+    gallery: str | None,
     output: str | None,
     method: str | None,
     preset: str | None,
@@ -58,6 +70,8 @@ def index(
     ann: str | None,
     effort: int | None,
     append: bool,
+    remove: str | None,
+    remove_names: str | None,
     force: bool,
     precision: str,
     runtime: Runtime,
@@ -67,12 +81,13 @@ def index(
 
     GALLERY is an HDF5 file with a group /gallery, or with the datasets of one, or file.h5::/group. An
     interrupted run goes on when it is started again: what is known is kept, every minute, in FILE.partial.
-    With --append the items of the index come first, and its parameters hold.
+    With --append the items of the index come first, and its parameters hold. --remove takes items out of it.
 
     \b
     blurrerank index feats.h5 -o gallery.index.h5
     blurrerank run --index gallery.index.h5 probes.h5
     blurrerank index more.h5 -o gallery.index.h5 --append
+    blurrerank index -o gallery.index.h5 --remove 3,17,100-199
     blurrerank index feats.h5 --method center+camera-graph --calibrate earlier.h5
     blurrerank index feats.h5 --ann hnsw
     """
@@ -85,6 +100,25 @@ def index(
     if append and force:
         raise ParameterError("--append adds to the index and --force replaces it: choose one")
     given = given_parameters({"preset": preset, **params})
+    if remove is not None or remove_names is not None:
+        others = {
+            "GALLERY": gallery,
+            "--method": method,
+            "--calibrate": calibrate,
+            "--ann": ann,
+            "--append": append,
+            "--force": force,
+            **given,
+        }
+        other = next((name for name, value in others.items() if value), None)
+        if other is not None:
+            raise ParameterError(f"--remove takes from the index as it is: leave {other} out")
+        if output is None:
+            raise ParameterError("--remove needs the index: name it with -o")
+        _remove(output, remove, remove_names, precision, runtime)
+        return
+    if gallery is None:
+        raise click.UsageError("Missing argument 'GALLERY'.")
     check_method(method, append=append, **given)
     if effort is not None and ann is None:
         raise ParameterError("--effort is that of an approximate search: it needs --ann")
@@ -122,3 +156,43 @@ def index(
             lists = "neighbour lists" if kind == "nearest" else f"neighbour lists {kind} cameras"
             runtime.note(f"{ann}: {lists} hold {share:.2%} of the exact ones")
     runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}, for {text_of(built.method)}")
+
+
+def _remove(path: str, rows: str | None, names: str | None, precision: str, runtime: Runtime) -> None:
+    """Take items from an index."""
+    from ..errors import InputError
+    from ..index.changing import remove_from_index
+
+    called: list[str] = []
+    if names is not None:
+        try:
+            called = Path(names).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{names} is no text file of names: {error}") from None
+    left = remove_from_index(
+        path,
+        rows=_rows(rows or ""),
+        names=[name for name in called if name],
+        device=runtime.device,
+        memory=runtime.memory,
+        precision=precision,
+        progress=runtime.progress("indexing"),
+    )
+    runtime.note(f"wrote {path}: {len(left)} gallery items are left")
+
+
+def _rows(text: str) -> list[int]:
+    """The row numbers of --remove.
+
+    Raises:
+        ParameterError: for anything else than numbers and ranges of them.
+    """
+    from ..errors import ParameterError
+
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ParameterError(f"--remove is row numbers and ranges such as 3,17,100-199, not {part!r}")
+        found += range(int(first), int(last or first) + 1)
+    return found

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,15 @@ from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from ..files.access import check_readable
 from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.targets import check_target, replacing
-from ..graph.approximate import find_graph_approximately, recall_of
-from ..graph.find import find_graph
 from ..graph.neighbour_graph import NeighbourGraph
-from ..methods import AUTO, AnyMethod, GraphRanker, create, without_auto
+from ..methods import AUTO, GraphRanker, create, without_auto
 from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.steps import Transform
-from ..search.ann import ApproximateSearch
-from ..search.plan import Plan
 from . import index_h5
+from .changing import added
+from .encoding import Items, check_memory, encode
 from .gallery_index import GalleryIndex, as_side, step_names
-from .index_h5 import Approximation, Labels
+from .index_h5 import Labels
 
 
 def build_index(
@@ -72,7 +70,8 @@ def build_index(
         effort: how much is looked at for a probe unless it says otherwise, candidates (`hnsw`, 256) or clusters
             (`ivf`, a sixteenth of them).
         append: add the gallery to the index that is there, whose method and parameters hold. The result is the
-            same as that of indexing everything at once. Refused where feature steps know the gallery.
+            same as that of indexing everything at once; but what feature steps know of the gallery stays as it
+            was.
         force: replace an existing index, and start over whatever is left of another.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes, by default 2 GiB, beside lists and encodings.
@@ -107,62 +106,32 @@ def build_index(
         problems = find_problems(gallery, None if old is None else old.gallery)
         if problems:
             raise InputError(problems)
-        sides, labels, known = [gallery], Labels.of(gallery), None
         if old is None:
             choice = _chosen(method or KReciprocalOnline.name, gallery, calibration, compute, params)
             chosen, calibration = choice.method, choice.request.calibration
             if notify is not None and choice.reason:
                 notify(f"auto: {choice.reason}")
+            ranker = check_indexes(chosen)
+            if calibration is not None:
+                check_calibrates(chosen, calibration, gallery.dim, online=True)
+            items = Items([gallery], Labels.of(gallery), chosen, ann=ann, effort=effort)
         else:
             chosen = old.method_for(method, **params)
-            if chosen.feature_steps:
-                raise ParameterError(
-                    f"{path} has the features that {step_names(chosen.feature_steps)} gave, which further "
-                    "items change: build it anew with --force"
-                )
-            sides, known = [old.gallery, gallery], old.near
-            labels = Labels.of(old.gallery).joined(labels, str(path), gallery.label)
-        ranker = check_indexes(chosen)
-        if calibration is not None:
-            check_calibrates(chosen, calibration, gallery.dim, online=True)
-        if ranker.needs_cameras and labels.cams is None:
+            ranker = check_indexes(chosen)
+            if calibration is not None:
+                raise ParameterError("an index was calibrated when it was built, or not at all: build another")
+            items = added(old, gallery, chosen, compute)
+        if ranker.needs_cameras and items.labels.cams is None:
             raise without_cameras(f"{gallery.label} has no cameras", ranker.name)
-        needed = 128 * gallery.dim  # a block of one row, as `Plan` cuts it
-        if memory is not None and memory < needed:
-            raise ParameterError(
-                f"a memory budget of {memory:,} bytes is too small for one row: raise it to {needed:,} bytes"
-            )
-        count = len(labels.digests)
-        plan = Plan.of_images(count, count, gallery.dim, compute)
-        left = _Left(path, _basis(labels, chosen, calibration), ranker.neighbours(), checkpoint_seconds)
-        done = None if old is None else _basis(Labels.of(old.gallery), chosen, calibration)
+        check_memory(memory, gallery.dim)
+        left = _Left(path, _basis(items, calibration), ranker.neighbours(), checkpoint_seconds)
+        done = None if old is None else _basis(replace(items, labels=Labels.of(old.gallery)), calibration)
         left_over = left.read(force=force, done=done)
-        known = known if left_over is None else left_over
-        fitted: Sequence[Mapping[str, torch.Tensor]] = ()
-        if chosen.feature_steps:
-            transforms = [step for step in chosen.feature_steps if isinstance(step, Transform)]
-            stepped, fitted = fit_steps(gallery, transforms, calibration, compute)
-            if stepped.dim != gallery.dim:
-                raise ParameterError(
-                    f"{step_names(transforms)} gives {stepped.dim} dimensions of {gallery.dim}, and an index "
-                    "takes probes of as many as it keeps: leave it out"
-                )
-            sides = [stepped]
-        images = plan.rows(*sides)
-        cams = torch.from_numpy(labels.cams) if ranker.needs_cameras and labels.cams is not None else None
-        approximation = None
-        if ann is None:
-            graph = find_graph(
-                images, ranker.list_sizes(), cams=cams, progress=compute.progress, known=known, keep=left.write
-            )
-        else:
-            search = ApproximateSearch.build(images, ann, effort)
-            graph = find_graph_approximately(
-                images, ranker.list_sizes(), search, cams=cams, progress=compute.progress
-            )
-            approximation = Approximation(search, recall_of(graph, images))
-        encoded = ranker.fit(graph).invert(slice(0, count), keep_rows=ranker.needs_rows)
-        index_h5.write(temporary, images, labels, chosen, graph, encoded, fitted, approximation)
+        if left_over is not None:
+            items = replace(items, known=left_over)
+        if old is None and chosen.feature_steps:
+            items = _stepped(items, gallery, calibration, compute)
+        encode(items, temporary, compute, keep=left.write)
         if _stamp(path) != before:
             left.remove()  # what comes now begins with other items
             raise OutputError(f"{path} was written by another process meanwhile: run this again")
@@ -258,17 +227,33 @@ class _Left:
         self._path.unlink(missing_ok=True)
 
 
-def _basis(labels: Labels, method: AnyMethod, calibration: Side | None) -> str:
+def _basis(items: Items, calibration: Side | None) -> str:
     """A digest of what the neighbour lists of an index follow from, but for their length."""
+    method, labels = items.method, items.labels
     digest, steps = digest_of(labels.digests), method.feature_steps
     about: list[Any] = [digest, [(step.name, step.params()) for step in steps]]
     if calibration is not None:
         about += [calibration.digest(), calibration.cameras_digest()]
     if method.needs_cameras:
         about += [cameras_digest(labels.cams), check_indexes(method).camera_neighbours()]
+    if items.fitted:
+        parts = [part.cpu().numpy() for known in items.fitted for part in known.values()]
+        about.append([hashlib.sha256(part.tobytes()).hexdigest() for part in parts])
     if not steps and not method.needs_cameras:
         return digest
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def _stepped(items: Items, gallery: Side, calibration: Side | None, compute: Compute) -> Items:
+    """The items with the features that the steps of their method give, and what these know of the gallery."""
+    transforms = [step for step in items.method.feature_steps if isinstance(step, Transform)]
+    stepped, fitted = fit_steps(gallery, transforms, calibration, compute)
+    if stepped.dim != gallery.dim:
+        raise ParameterError(
+            f"{step_names(transforms)} gives {stepped.dim} dimensions of {gallery.dim}, and an index "
+            "takes probes of as many as it keeps: leave it out"
+        )
+    return replace(items, sides=[stepped], fitted=fitted)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

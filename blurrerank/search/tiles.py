@@ -11,7 +11,7 @@ from ..data.sort_keys import sort_keys
 _GROUP = 16
 # BLAS libraries take other kernels, which round otherwise, for products of a few rows or columns (seen with
 # MKL below 32). Padding to this width keeps every similarity independent of how the work was cut.
-_LEAST_ROWS = 64
+_LEAST_ROWS = 32
 # Gallery rows in one float32 product. Wider ones are slower (by a sixth at 4,096, with MKL on 2 cores).
 _PRODUCT_GALLERY = 1024
 # Similarities at a time whose ties are settled: bounds what that takes when every row ties.

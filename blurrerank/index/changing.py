@@ -1,0 +1,138 @@
+"""An index that changes: items are added to it, or taken from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..compute.compute import Compute, Progress
+from ..data.features import FeatureSet
+from ..data.side import Side, digest_of
+from ..engine.transforms import apply_fitted
+from ..errors import InputError, ParameterError
+from ..files.targets import replacing
+from ..methods import AnyMethod
+from .encoding import Items, check_memory, encode
+from .gallery_index import GalleryIndex
+from .index_h5 import Labels
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _LeftSide(Side):
+    """Items of an index that stay: normalised features, and the digests of the rows as they came."""
+
+    unit = True
+
+    digests: NDArray[np.uint8]
+
+    def row_digests(self) -> NDArray[np.uint8]:
+        """Return those of the rows as they came."""
+        return self.digests
+
+    def digest(self) -> str:
+        """Return the SHA-256 over the rows as they came."""
+        return digest_of(self.digests)
+
+
+def added(old: GalleryIndex, gallery: Side, method: AnyMethod, compute: Compute) -> Items:
+    """Return the items of an index and further ones, with the features that its steps give these.
+
+    Raises:
+        InputError: for labels that only one of them has, or rows that are all there already.
+    """
+    labels = Labels.of(old.gallery).joined(Labels.of(gallery), str(old.path), gallery.label)
+    steps, fitted = method.feature_steps, old.gallery.fitted
+    if steps:
+        gallery = apply_fitted(FeatureSet(gallery, old.gallery), steps, fitted, compute).probe
+    ann, effort = _search_of(old)
+    known = old.near if ann is None else None
+    return Items([old.gallery, gallery], labels, method, fitted, known=known, ann=ann, effort=effort)
+
+
+def remove_from_index(
+    path: str | Path,
+    *,
+    rows: Sequence[int] = (),
+    names: Sequence[str] = (),
+    device: str = "auto",
+    memory: int | None = None,
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> GalleryIndex:
+    """Take items from an index. Those that stay are counted anew, in the same order.
+
+    What is left is encoded anew: the result is that of indexing it alone; but what feature steps know of the
+    gallery stays as it was. The index is replaced when that is complete, and readers that have it open keep the
+    old one.
+
+    Args:
+        path: the index.
+        rows: gallery rows, as the index counts them now.
+        names: names of items; all that are called so.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        memory: budget in bytes, by default 2 GiB, beside lists and encodings.
+        precision: see `build_index`.
+        progress: called with (images done, images in all).
+
+    Raises:
+        InputError: for rows or names that the index has not, or a damaged index.
+        ParameterError: if nothing is named, or nothing would be left, or for a budget that is too small.
+        OutputError: if the index cannot be written.
+    """
+    path, compute = Path(path), Compute.choose(device, memory, precision=precision, progress=progress)
+    with replacing(path, force=True) as temporary:
+        old = GalleryIndex.open(path, device=device)
+        gallery, stays = old.gallery, _stays(old, rows, names)
+        labels = Labels(
+            gallery.digests[stays],
+            *(part if part is None else part[stays] for part in (gallery.ids, gallery.cams, gallery.names)),
+        )
+        check_memory(memory, gallery.dim)
+        left = _LeftSide(
+            gallery.block(0, len(gallery))[torch.from_numpy(stays)],
+            labels.ids,
+            labels.cams,
+            labels.names,
+            label=str(path),
+            sources=gallery.sources,
+            digests=labels.digests,
+        )
+        ann, effort = _search_of(old)
+        items = Items([left], labels, old.method, gallery.fitted, ann=ann, effort=effort)
+        encode(items, temporary, compute)
+    return GalleryIndex.open(path, device=device, verify=False)
+
+
+def _search_of(index: GalleryIndex) -> tuple[str | None, int | None]:
+    """The kind and the effort of an approximate search."""
+    if index.approximation is None:
+        return None, None
+    return index.approximation.search.kind, index.approximation.search.effort
+
+
+def _stays(index: GalleryIndex, rows: Sequence[int], names: Sequence[str]) -> NDArray[np.int64]:
+    """(N,) the rows that stay."""
+    size, leaves = len(index), np.zeros(len(index), dtype=bool)
+    if not len(rows) and not len(names):
+        raise ParameterError("nothing is named: say which rows or names to remove")
+    for row in rows:
+        if not 0 <= row < size:
+            raise InputError(f"{index.path} has no row {row}: it has {size} items, counted from 0")
+        leaves[row] = True
+    if len(names):
+        own = index.gallery.names
+        if own is None:
+            raise InputError(f"{index.path} has no names: remove items by row")
+        found = np.isin(own, np.asarray(names, dtype=object))
+        missing = set(names).difference(own[found])
+        if missing:
+            raise InputError(f"{index.path} has no item called {min(missing)}; nothing was removed")
+        leaves |= found
+    if leaves.all():
+        raise ParameterError(f"nothing of {index.path} would be left: delete the file instead")
+    return np.flatnonzero(~leaves)

@@ -1,0 +1,82 @@
+"""Items that are encoded and written as an index, whether they are new, added to others, or what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..compute.compute import Compute
+from ..data.side import Side
+from ..engine.request import check_indexes
+from ..errors import ParameterError
+from ..graph.approximate import find_graph_approximately, recall_of
+from ..graph.find import Keep, find_graph
+from ..graph.neighbour_graph import NeighbourGraph
+from ..methods import AnyMethod
+from ..search.ann import ApproximateSearch
+from ..search.plan import Plan
+from . import index_h5
+from .index_h5 import Approximation, Labels
+
+
+@dataclass(frozen=True)
+class Items:
+    """What an index is made of.
+
+    Attributes:
+        sides: the features, as the feature steps of the method gave them.
+        labels: of all of them.
+        method: what they are encoded for.
+        fitted: what each feature step knows of the gallery.
+        known: the neighbours of the first items, if they are known.
+        ann: how the index is searched approximately; None if everything is compared with everything.
+        effort: see `ApproximateSearch`.
+    """
+
+    sides: Sequence[Side]
+    labels: Labels
+    method: AnyMethod
+    fitted: Sequence[Mapping[str, torch.Tensor]] = ()
+    known: NeighbourGraph | None = None
+    ann: str | None = None
+    effort: int | None = None
+
+
+def encode(items: Items, path: Path, compute: Compute, *, keep: Keep | None = None) -> None:
+    """Find the neighbours of items, encode them, and write the index.
+
+    Args:
+        items: what it is made of.
+        path: a new file.
+        compute: how.
+        keep: called now and then with what is known; see `find_graph`.
+    """
+    ranker, labels = check_indexes(items.method), items.labels
+    count = len(labels.digests)
+    images = Plan.of_images(count, count, items.sides[0].dim, compute).rows(*items.sides)
+    cams = torch.from_numpy(labels.cams) if ranker.needs_cameras and labels.cams is not None else None
+    approximation = None
+    if items.ann is None:
+        graph = find_graph(
+            images, ranker.list_sizes(), cams=cams, progress=compute.progress, known=items.known, keep=keep
+        )
+    else:
+        search = ApproximateSearch.build(images, items.ann, items.effort)
+        graph = find_graph_approximately(
+            images, ranker.list_sizes(), search, cams=cams, progress=compute.progress
+        )
+        approximation = Approximation(search, recall_of(graph, images))
+    encoded = ranker.fit(graph).invert(slice(0, count), keep_rows=ranker.needs_rows)
+    index_h5.write(path, images, labels, items.method, graph, encoded, items.fitted, approximation)
+
+
+def check_memory(memory: int | None, dim: int) -> None:
+    """Raise `ParameterError` for a budget that holds no block of one row, as `Plan` cuts it."""
+    needed = 128 * dim
+    if memory is not None and memory < needed:
+        raise ParameterError(
+            f"a memory budget of {memory:,} bytes is too small for one row: raise it to {needed:,} bytes"
+        )
