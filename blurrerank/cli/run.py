@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,13 +37,13 @@ from .options import (
     precision_option,
     runtime_options,
 )
+from .serving import answer_stream
 from .tables import method_label, metrics_table, print_json
 from .together import together
 
 if TYPE_CHECKING:
     from ..compute.processes import Group
     from ..data.features import FeatureSet
-    from ..engine.request import Request
     from ..engine.runs import Outcome
     from ..index.gallery_index import GalleryIndex
     from ..methods import AnyMethod
@@ -288,7 +287,8 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         assert indexed is not None
         assert chosen is not None
         asked = indexed.request(exact=source.search == "exact", effort=source.effort)
-        _answer(indexed, chosen, asked, options.depth, runtime)
+        depth = len(indexed) if options.depth == "all" else cast("int | None", options.depth)
+        answer_stream(indexed, chosen, replace(asked, depth=depth), runtime)
         return
     leads = group is None or group.rank == 0
     options.check_outputs(leads)
@@ -439,47 +439,6 @@ def _show(
     if not piped:
         before = f", {outcome.resumed} of them from before the interruption" if outcome.resumed else ""
         runtime.note(f"wrote {path}: {len(data.probe)} lists of {outcome.depth}{before}")
-
-
-def _answer(
-    index: GalleryIndex, method: AnyMethod, asked: Request, depth: int | str | None, runtime: Runtime
-) -> None:
-    """Answer each probe on standard input as soon as it is there."""
-    from io import BufferedReader
-
-    import numpy as np
-
-    from ..data.side import Side
-    from ..engine.rerank import rank
-    from ..errors import BlurrerankWarning, InputError
-    from ..files.jsonl import line
-    from ..files.probes import arriving
-
-    shown = len(index) if depth == "all" else cast("int | None", depth)
-    request, compute = replace(asked, depth=shown), runtime.compute(device=index.device)
-    warnings.simplefilter("once", BlurrerankWarning)  # every probe of a camera has the same reason
-    failed = number = 0
-    for number, probe in enumerate(arriving(cast(BufferedReader, sys.stdin.buffer), index.dim), start=1):
-        problem = probe.problem
-        if probe.features is not None:
-            try:
-                cams = None if probe.cam is None else np.array([probe.cam])
-                if cams is None and method.needs_cameras:
-                    raise InputError(f"probe {number - 1} has no cam: method {method.name} needs cameras")
-                data = index.features(Side(probe.features, cams=cams, label=f"probe {number - 1}"))
-            except InputError as error:
-                problem = str(error)
-            else:
-                found = rank(data, method, request, compute)
-                answer = line(number - 1, probe.name, found.indices[0], found.scores[0], index.gallery.names)
-        if problem is not None:
-            failed += 1
-            named = {} if probe.name is None else {"name": probe.name}
-            answer = json.dumps({"probe": number - 1, **named, "error": problem}, ensure_ascii=False) + "\n"
-        sys.stdout.buffer.write(answer.encode())
-        sys.stdout.buffer.flush()
-    if failed:
-        raise click.ClickException(f"{failed} of {number} lines were no probes: their answers say why")
 
 
 def _file(address: str) -> Path:
