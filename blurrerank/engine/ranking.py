@@ -394,7 +394,7 @@ class _Fitted:
                         for allowed, count in zip((alike, ~alike), ranker.camera_neighbours(), strict=True)
                     )
                     probes = replace(probes, within=within, across=across)
-                rows = ranker.encode_probes(self.encoding, probes)
+                rows = self.encoding.cut(ranker.encode_probes(self.encoding, probes))
             compare = rows.dots if ranker.compares == "dot" else rows.overlaps
             overlap = compare(self.encoding.inverted, seen.shape[1])
             scores[start:stop] = checked_result(ranker, "score", ranker.score(overlap, probes), seen)

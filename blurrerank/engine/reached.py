@@ -125,7 +125,7 @@ class _Scorer:
         """The same as `rank`, of probes with lists of one length."""
         size, listed = len(self._gallery), found.indices >= 0
         assert self._encoding.inverted is not None
-        rows = self._ranker.encode_probes(self._encoding, probes)
+        rows = self._encoding.cut(self._ranker.encode_probes(self._encoding, probes))
         reached, overlap = rows.reached(self._encoding.inverted, size, self._ranker.compares)
         first = torch.arange(len(queries), device=queries.device).unsqueeze(1) * size
         keys = torch.where(listed, first + found.indices, -1)

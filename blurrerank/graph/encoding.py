@@ -21,12 +21,18 @@ class Encoding:
         inverted: for each column j, the gallery items with j in their row; None before.
         asking: the row of each image where it is a probe, if that is not the one it has in the gallery.
         columns: how many columns rows have, if not one for each image.
+        entries: how many entries rows are cut to, the largest of each; None if they are whole.
     """
 
     rows: SparseRows | None = None
     inverted: SparseRows | None = None
     asking: SparseRows | None = None
     columns: int | None = None
+    entries: int | None = None
+
+    def cut(self, rows: SparseRows) -> SparseRows:
+        """Return rows of probes with as many entries as those of the images may have."""
+        return rows if self.entries is None else rows.largest(self.entries)
 
     def invert(self, items: slice, *, keep_rows: bool = False) -> Encoding:
         """Return the same with the rows of the gallery `items` inverted, all rows dropped unless kept."""

@@ -267,6 +267,20 @@ class SparseRows:
         weights = torch.zeros_like(found, dtype=torch.int32)
         return replace(self, offsets=offsets_of(torch.cat(counts)), columns=found, weights=weights)
 
+    def largest(self, count: int) -> SparseRows:
+        """Return the `count` largest entries of each row, columns in the order they have; ties to the first."""
+        chosen = torch.empty_like(self.columns, dtype=torch.bool)
+        for start, stop in self.blocks():
+            some = self.rows(start, stop)
+            first, last = self.offsets[[start, stop]].tolist()
+            owner, place = ranges(torch.zeros_like(some.counts), some.counts)
+            order = (owner << 32 | (ONE - some.weights.long())).argsort(stable=True)
+            chosen[first:last][order] = place < count
+        counts = self.counts.clamp_max(count)
+        return replace(
+            self, offsets=offsets_of(counts), columns=self.columns[chosen], weights=self.weights[chosen]
+        )
+
     def weighted(self, weights: torch.Tensor) -> SparseRows:
         """Return the same members with float `weights` (T,), 0 to 1, divided by their row's sum."""
         parts = torch.empty_like(self.weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,9 @@ from ..search.ann import ApproximateSearch
 from ..search.plan import Plan
 from . import index_h5
 from .index_h5 import Approximation, Labels
+
+# Entries of a row that an approximate index keeps, where rows are compared by their products.
+_ENTRIES = 96
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,12 @@ def encode(items: Items, path: Path, compute: Compute, *, keep: Keep | None = No
             images, ranker.list_sizes(), search, cams=cams, progress=compute.progress
         )
         approximation = Approximation(search, recall_of(graph, images))
-    encoded = ranker.fit(graph).invert(slice(0, count), keep_rows=ranker.needs_rows)
+    encoded = ranker.fit(graph)
+    if items.ann is not None and ranker.compares == "dot":
+        # Propagated rows have hundreds of entries, and what they reach grows with the square of that.
+        assert encoded.rows is not None
+        encoded = replace(encoded, rows=encoded.rows.largest(_ENTRIES), entries=_ENTRIES)
+    encoded = encoded.invert(slice(0, count), keep_rows=ranker.needs_rows)
     index_h5.write(path, images, labels, items.method, graph, encoded, items.fitted, approximation)
 
 

@@ -21,11 +21,12 @@ are `rows` and `inverted`, likewise sparse rows. With lists by camera, `neighbou
     search/axes                 (D, d) float32: what rows are projected on before they are searched
     search/faiss                (B,) uint8: the FAISS index of the projected rows
 
-and the root attribute `search` (JSON): its kind, the effort that is usual, and the recall of the neighbour
-lists. These are approximate then, with -1 where one ends early, and `lowest` is -1. Columns and lists are int64
-in a gallery of 2^31 items. Root attributes: `format`, `format_version`, `method`, `params` (JSON),
-`digest` of the gallery, `crc32` of these three, `versions` (JSON). Every dataset of numbers is stored in one
-piece, so that it can be mapped into memory, and all datasets have an attribute `crc32`.
+and the root attribute `search` (JSON): its kind, the effort that is usual, the recall of the neighbour lists,
+and how many entries the rows of the encoding are cut to, if they are. The lists are approximate then, with -1
+where one ends early, and `lowest` is -1. Columns and lists are int64 in a gallery of 2^31 items. Root
+attributes: `format`, `format_version`, `method`, `params` (JSON), `digest` of the gallery, `crc32` of these
+three, `versions` (JSON). Every dataset of numbers is stored in one piece, so that it can be mapped into memory,
+and all datasets have an attribute `crc32`.
 
 While an index is built, `NAME.partial` holds what is known so far: `neighbours` of the first items, with the
 root attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` and `digest`.
@@ -37,7 +38,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,10 @@ class Approximation:
     search: ApproximateSearch
     recall: Mapping[str, float]
 
-    def describe(self) -> str:
+    def describe(self, encoded: Encoding) -> str:
         """Return what it is and how good, as JSON."""
-        return json.dumps({"kind": self.search.kind, "effort": self.search.effort, "recall": dict(self.recall)})
+        about = {"kind": self.search.kind, "effort": self.search.effort, "recall": dict(self.recall)}
+        return json.dumps(about | {"entries": encoded.entries})
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def write(
         approximation: how it is searched, if not everything is.
     """
     settings, digest = json.dumps(method.params()), digest_of(labels.digests)
-    searched = None if approximation is None else approximation.describe()
+    searched = None if approximation is None else approximation.describe(encoded)
     with new_hdf5(path) as file:
         features = file.create_dataset("features", (len(rows), rows.dim), np.float32)
         checksum = 0
@@ -279,6 +281,8 @@ def _read(path: Path, verify: bool) -> Stored:
             raise InputError(f"it has more feature steps than {method.name}")
         fitted = [file.fitted(f"steps/{number}", step) for number, step in enumerate(steps)]
         found = _approximation(file, features, path)
+        if "search" in file.attrs:
+            encoded = replace(encoded, entries=_searched(file)["entries"])
         return Stored(features, labels, digest, method, near, encoded, fitted, file.source, found)
 
 
@@ -298,10 +302,8 @@ def _approximation(file: MappedFile, features: torch.Tensor, path: Path) -> Appr
     """How the index is searched, if not everything is."""
     if "search" not in file.attrs:
         return None
-    about = json.loads(str(file.attrs["search"]))
+    about = _searched(file)
     kind, effort, recall = (about[name] for name in ("kind", "effort", "recall"))
-    if kind not in KINDS or type(effort) is not int or effort < 1 or not isinstance(recall, dict):
-        raise InputError("its attribute search has values that are invalid")
     stored = file.take("search/faiss", ("bytes",), np.uint8).numpy()
     axes = file.take("search/axes", ("D", "axes"), np.float32)
     if trying():
@@ -314,6 +316,16 @@ def _approximation(file: MappedFile, features: torch.Tensor, path: Path) -> Appr
         return search
 
     return Approximation(guarded(opened, path), {str(name): float(share) for name, share in recall.items()})
+
+
+def _searched(file: MappedFile) -> dict[str, Any]:
+    """The attribute `search`."""
+    about: dict[str, Any] = json.loads(str(file.attrs["search"]))
+    counts = [about["effort"], 1 if about["entries"] is None else about["entries"]]
+    whole = all(type(count) is int and count > 0 for count in counts)
+    if about["kind"] not in KINDS or not whole or not isinstance(about["recall"], dict):
+        raise InputError("its attribute search has values that are invalid")
+    return about
 
 
 def method_of(path: Path) -> str | None:
