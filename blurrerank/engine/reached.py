@@ -2,7 +2,7 @@
 
 A gallery item can only be at the head of a list if it is near the probe, or if its row has a column in common
 with the probe's row. The first are among the candidates, the second in the inverted lists of the encoding; only
-these are scored, and with the same scores as by a search of everything.
+these are scored, and with the scores that a search of everything would give them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ..search.given import listed_scores
 from ..search.plan import Plan
 from ..search.rows import UnitRows, blocks_of
 from .ranked_batch import RankedBatch
-from .request import Request
-from .workspace import cameras_of_both, open_workspace
+from .request import Request, without_cameras
+from .workspace import open_workspace
 
 # Probes whose reached items are padded to one length.
 _TOGETHER = 64
@@ -51,11 +51,13 @@ def rank_reached(
     with watch("search"):
         work = open_workspace(data, plan, candidates=request.candidates)
     encoding = data.gallery.encoded_for(ranker).to(plan.device)
-    scorer = _Scorer(ranker, encoding, work.rows)
+    scorer = _Scorer(ranker, encoding, work.rows, request.candidates.depth)
     cameras = None
     if ranker.needs_cameras:
-        probe_cams, gallery_cams = cameras_of_both(data, ranker.name)
-        cameras = probe_cams.to(plan.device), gallery_cams.to(plan.device)
+        if data.probe.cams is None or data.gallery.cams is None:
+            raise without_cameras(data.lacking("cams"), ranker.name)
+        # Joined, as other methods want them, they would be copied for each probe that comes.
+        cameras = torch.from_numpy(data.probe.cams), torch.from_numpy(data.gallery.cams)
     shown = min(request.depth or ranker.depth(work.gallery.size), work.gallery.size)
     if request.whole_rows:  # to be measured as deep as before re-ranking
         shown = max(shown, request.candidates.depth)
@@ -79,8 +81,8 @@ def rank_reached(
 class _Scorer:
     """Ranks the items that some probes reach."""
 
-    def __init__(self, ranker: GraphRanker, encoding: Encoding, gallery: UnitRows) -> None:
-        self._ranker, self._encoding, self._gallery = ranker, encoding, gallery
+    def __init__(self, ranker: GraphRanker, encoding: Encoding, gallery: UnitRows, depth: int) -> None:
+        self._ranker, self._encoding, self._gallery, self._depth = ranker, encoding, gallery, depth
 
     def rank(
         self, queries: torch.Tensor, found: Candidates, own: torch.Tensor | None, shown: int
@@ -131,13 +133,16 @@ class _Scorer:
         keys = torch.where(listed, first + found.indices, -1)
         near = self._score(_looked_up(keys, reached, overlap), found.scores, probes)
         near = near.masked_fill(~listed, -torch.inf)
-        # Of the others, those that would not be shown even if they were equal to the probe are left out.
+        # Of the others, those are left out that would not be shown even if they were as near as the last item
+        # that the search found by itself.
         floor = near.new_full((len(near), 1), -torch.inf)
         if near.shape[1] >= shown:
             floor = near.topk(shown, dim=1).values[:, -1:]
         new = ~torch.isin(reached, keys.flatten())
         items, overlap = _padded(reached[new], overlap[new], size, len(queries))
-        most = self._score(overlap, torch.full_like(overlap, _MOST_COSINE), probes)
+        last = found.scores[:, self._depth - 1 : self._depth]
+        nearest = torch.where(last == -torch.inf, _MOST_COSINE, last) if last.shape[1] else _MOST_COSINE
+        most = self._score(overlap, torch.zeros_like(overlap) + nearest, probes)
         items, overlap = _packed(items, overlap, (items >= 0) & (most >= floor))
         cosine = listed_scores(queries, items, self._gallery)
         further = self._score(overlap, cosine.clamp_min(-1), probes).masked_fill(items < 0, -torch.inf)

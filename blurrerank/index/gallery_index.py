@@ -214,11 +214,10 @@ class GalleryIndex:
             if effort is not None:
                 raise ParameterError("all items are looked at, which takes no effort: leave it out")
             return Request(depth, online=True)
-        near = self.near.lists[:, 1:]
-        if not near.shape[1]:
-            lists = [kind.items for kind in (self.near.within, self.near.across) if kind is not None]
-            near = torch.cat(lists, dim=1)
-        found = SearchedLists(self.approximation.search, effort, near[:, :_EXPANDED])
+        near = self.near
+        by_camera = [kind.items for kind in (near.within, near.across) if kind is not None]
+        lists = tuple(items[:, :_EXPANDED] for items in (near.lists[:, 1:], *by_camera))
+        found = SearchedLists(self.approximation.search, effort, lists)
         return Request(depth, online=True, candidates=found)
 
     def method_for(self, name: str | None = None, *, preset: str | None = None, **params: Any) -> AnyMethod:

@@ -189,13 +189,13 @@ class SearchedLists:
     Attributes:
         search: what finds them.
         effort: how much it looks at; by default the search's own.
-        near: (G, K) int32 or int64, neighbours of the gallery items, -1 past the end: those of the first
+        near: (G, K) int32 or int64, lists of neighbours of gallery items, -1 past the end: those of the first
             candidates are candidates too.
     """
 
     search: ApproximateSearch
     effort: int | None = None
-    near: torch.Tensor | None = None
+    near: tuple[torch.Tensor, ...] = ()
 
     complete = False
 
@@ -229,12 +229,11 @@ class SearchedLists:
     def of_probes(self, queries: torch.Tensor, start: int) -> torch.Tensor:
         """Return the candidates of (p, D) unit rows, (p, n) int64 with n at least `depth`; -1 past the end."""
         found = self.search.find(queries, self.effort)
-        if self.near is None:
-            return found
-        heads = found[:, :_HEADS]
-        theirs = self.near[heads.clamp_min(0).flatten()].long().view(*heads.shape, -1)
-        theirs = theirs.masked_fill(heads.unsqueeze(2) < 0, -1).flatten(1)
-        every = torch.cat([found, theirs], dim=1).sort(dim=1, descending=True).values
+        heads, parts = found[:, :_HEADS], [found]
+        for lists in self.near:
+            theirs = lists[heads.clamp_min(0)].long()
+            parts.append(theirs.masked_fill(heads.unsqueeze(2) < 0, -1).flatten(1))
+        every = torch.cat(parts, dim=1).sort(dim=1, descending=True).values
         every[:, 1:].masked_fill_(every[:, 1:] == every[:, :-1], -1)
         return every.sort(dim=1, descending=True).values
 
