@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -22,6 +26,10 @@ from blurrerank.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+# What is remembered of files belongs to this run.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="blurrerank-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # What runs in the background, or under nohup, has signals ignored; what tests start should not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

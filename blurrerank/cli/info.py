@@ -105,6 +105,13 @@ def _index_lines(described: dict[str, Any]) -> str:
         "checksums verified",
         f"for {method_label(described['method'], described['params'])}",
     ]
+    if described["search"]:
+        search = described["search"]
+        recall = ", ".join(f"{kind} {share:.2%}" for kind, share in search["recall"].items())
+        lines.append(
+            f"searched approximately: {search['kind']}, effort {search['effort']}; recall of neighbour lists "
+            f"{recall}"
+        )
     labels = ("identities", "junk", "distractors", "cameras")
     lines += [f"{name}: {side[name]}" for name in labels if name in side]
     if described["calibrated"]:

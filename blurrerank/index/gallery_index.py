@@ -20,6 +20,7 @@ from ..data.side import Side
 from ..engine.request import Request
 from ..engine.rerank import rank
 from ..errors import InputError, ParameterError
+from ..files.verified import remember, state_of, was_verified
 from ..graph.encoding import Encoding
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, FeatureStep, GraphRanker, HeadRanker, Ranker, create, settings_of
@@ -113,20 +114,27 @@ class GalleryIndex:
     approximation: Approximation | None = None
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str = "auto", verify: bool = True) -> GalleryIndex:
+    def open(cls, path: str | Path, *, device: str = "auto", verify: bool | None = None) -> GalleryIndex:
         """Map an index into memory.
 
         Args:
             path: the file.
             device: where probes will be answered, `auto`, `cpu`, `cuda` or `cuda:1`; to a GPU it is copied.
-            verify: read the file and compare checksums; False opens at once and trusts it.
+            verify: read the file and compare checksums; False opens at once and trusts it. By default it is
+                read the first time that this user opens it, and again when it was changed.
 
         Raises:
             InputError: if it is no index, is of a newer version or a method that is not known, or is damaged.
             BlurrerankError: for a device that is not available.
         """
         where = pick_device(device)
-        stored = index_h5.read(Path(path), verify=verify)
+        path = Path(path)
+        if verify is None:
+            verify = not was_verified(path)
+        state = state_of(path) if verify and path.is_file() else None
+        stored = index_h5.read(path, verify=verify)
+        if state is not None:
+            remember(path, state)
         labels, method = stored.labels, stored.method
         gallery = IndexedSide(
             stored.features.to(where),

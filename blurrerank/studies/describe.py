@@ -95,17 +95,21 @@ def describe_index(path: str | Path) -> dict[str, Any]:
 
     Returns:
         A dictionary ready for JSON: `gallery`, as from `describe`; `method`, `params`, `digest`; `calibrated`,
-        the cameras that the gallery lacks and a feature step knows; and `bytes`, the size of the file.
+        the cameras that the gallery lacks and a feature step knows; `search`, None or the kind, the usual
+        effort and the recall of an approximate search; and `bytes`, the size of the file.
 
     Raises:
         InputError: if it is not an index, or is damaged.
     """
-    index = GalleryIndex.open(path, device="cpu")
+    index = GalleryIndex.open(path, device="cpu", verify=True)
     steps = zip(index.method.feature_steps, index.gallery.fitted, strict=True)
     known = [found["cams"].numpy() for step, found in steps if step.needs_cameras]
     cams = index.gallery.cams
+    found = index.approximation
     return {
         "gallery": _side(index.gallery, None),
+        "search": found
+        and {"kind": found.search.kind, "effort": found.search.effort, "recall": dict(found.recall)},
         "method": index.method.name,
         "params": index.method.params(),
         "digest": index.gallery.digest(),
