@@ -34,6 +34,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import faiss  # noqa: F401  (here, so that no fork has to)
 import h5py
 import numpy as np
 import PIL.Image
@@ -95,6 +96,11 @@ READERS = [
         ("run", "feats.h5", "--candidates", "{}", "-o", "out.h5", "--force", "--topn", "5"),
     ),
     Reader("index", ("gallery.index.h5",), ("run", "--index", "{}", "side.h5", "-o", "out.h5", "--force")),
+    Reader(
+        "index, approximate",
+        ("near.index.h5", "clusters.index.h5"),
+        ("run", "--index", "{}", "side.h5", "-o", "out.h5", "--force"),
+    ),
     Reader("index, partial", ("new.h5.partial",), ("index", "feats.h5", "-o", "new.h5", "--pool", "15")),
     Reader(
         "sweep", ("sweep.json", "sweep.csv"), ("sweep", "feats.h5", "-o", "{}", "--topn", "5", "--sigma", "0.1")
@@ -188,6 +194,8 @@ def material(folder: Path) -> None:
     with h5py.File("near.hdf5", "w") as file:
         file["neighbors"] = near
     run("index", "feats.h5", "-o", "gallery.index.h5", "--pool", "15", "-q")
+    run("index", "feats.h5", "-o", "near.index.h5", "--pool", "15", "--ann", "hnsw", "-q")
+    run("index", "feats.h5", "-o", "clusters.index.h5", "--method", "gnn", "--ann", "ivf", "-q")
     index = br.GalleryIndex.open("gallery.index.h5")
     from blurrerank.files.neighbours_h5 import write_partial
 
