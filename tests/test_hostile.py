@@ -17,6 +17,7 @@ import resource
 import signal
 import struct
 import sys
+import threading
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -32,6 +33,7 @@ import torch
 from conftest import features
 
 import blurrerank as br
+from blurrerank.cli import serving
 from blurrerank.compute.peak_memory import PeakMemory
 from blurrerank.files import guard
 from blurrerank.files.foreign.containers import open_file
@@ -940,8 +942,17 @@ def test_an_index_that_changes_while_it_is_asked_is_refused(harm, cli, feats, mo
     probes, path = br.load(feats).probe.features[:], Path("gallery.index.h5")
     br.build_index(br.load(feats).gallery, path, pool=16)
 
+    answered, answer = threading.Event(), serving._answers
+
+    def answering(*arguments):
+        found = answer(*arguments)
+        answered.set()
+        return found
+
+    monkeypatch.setattr(serving, "_answers", answering)
+
     class Lines(io.RawIOBase):
-        """Two probes; before the second the index is changed, as `cp` does it."""
+        """Two probes; once the first is answered the index is changed, as `cp` does it."""
 
         asked = 0
 
@@ -951,6 +962,7 @@ def test_an_index_that_changes_while_it_is_asked_is_refused(harm, cli, feats, mo
         def readinto(self, buffer):
             self.asked += 1
             if self.asked == 2:
+                assert answered.wait(60)
                 whole = path.read_bytes()
                 path.write_bytes(whole[:4096] if harm == "cut short" else whole)
             line = json.dumps(probes[self.asked - 1].tolist()).encode() + b"\n" if self.asked < 3 else b""
