@@ -98,6 +98,15 @@ def test_what_is_reached_has_the_scores_of_looking_at_everything(method, data, i
     assert (found.indices == exact.indices).mean() > 0.9999
 
 
+@pytest.mark.parametrize("method", ["lbr:topn=120", "k-reciprocal-online"])
+def test_lists_are_as_deep_as_they_are_asked_for(method, data, indexes):
+    found = indexes("k-reciprocal-online").rerank(data.probe, method=method, effort=20, topn=120)
+    assert found.indices.shape[1] == 120
+    assert (found.indices >= 0).all()
+    deep = indexes("k-reciprocal-online").rerank(data.probe, method="lbr:topn=80", effort=20)
+    assert deep.indices.shape[1] == 80
+
+
 @pytest.mark.parametrize("method", ["lbr", "cosine"])
 def test_head_rankers_work_on_what_is_found(method, data, indexes):
     found = indexes("k-reciprocal-online").rerank(data.probe, method=method)

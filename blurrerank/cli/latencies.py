@@ -151,4 +151,4 @@ def _lists(index: GalleryIndex, probe: Side, method: AnyMethod, runtime: Runtime
     """The lists of an index that is searched exactly."""
     from ..engine.rerank import rank
 
-    return rank(index.features(probe), method, index.request(), runtime.compute(device=index.device))
+    return rank(index.features(probe), method, index.request(method), runtime.compute(device=index.device))

@@ -286,9 +286,9 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         options.check_stream(indexed is not None)
         assert indexed is not None
         assert chosen is not None
-        asked = indexed.request(exact=source.search == "exact", effort=source.effort)
         depth = len(indexed) if options.depth == "all" else cast("int | None", options.depth)
-        answer_stream(indexed, chosen, replace(asked, depth=depth), runtime)
+        asked = indexed.request(chosen, depth, exact=source.search == "exact", effort=source.effort)
+        answer_stream(indexed, chosen, asked, runtime)
         return
     leads = group is None or group.rank == 0
     options.check_outputs(leads)
@@ -310,7 +310,8 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         asked, told = Request(calibration=calibration), {}
     lists, found_by = source.find(data, chosen, options.depth, runtime)
     if indexed is not None and lists is None:
-        by_index = indexed.request(exact=source.search == "exact", effort=source.effort)
+        deep = len(indexed) if options.depth == "all" else cast("int | None", options.depth)
+        by_index = indexed.request(chosen, deep, exact=source.search == "exact", effort=source.effort)
         asked = replace(asked, online=True, candidates=by_index.candidates)
         if by_index.candidates is not None:
             found_by = {"search": by_index.candidates.source}

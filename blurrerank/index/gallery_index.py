@@ -210,10 +210,19 @@ class GalleryIndex:
             if isinstance(chosen.ranker, HeadRanker):
                 chosen = _chain(chosen.feature_steps, replace(chosen.ranker, topn=topn))
         compute = Compute.choose(self.device, memory)
-        return rank(self.features(probe), chosen, self.request(topn, exact=exact, effort=effort), compute)
+        request = self.request(chosen, topn, exact=exact, effort=effort)
+        return rank(self.features(probe), chosen, request, compute)
 
-    def request(self, depth: int | None = None, *, exact: bool = False, effort: int | None = None) -> Request:
-        """What is asked of a ranking by this index; arguments are as for `rerank`.
+    def request(
+        self, method: AnyMethod, depth: int | None = None, *, exact: bool = False, effort: int | None = None
+    ) -> Request:
+        """What is asked of a ranking by this index.
+
+        Args:
+            method: what re-ranks.
+            depth: how deep the lists are; by default what the method re-ranks, or 50.
+            exact: see `rerank`.
+            effort: see `rerank`; as many candidates are looked for as the lists are deep in any case.
 
         Raises:
             ParameterError: for an effort where everything is looked at.
@@ -225,7 +234,10 @@ class GalleryIndex:
         near = self.near
         by_camera = [kind.items for kind in (near.within, near.across) if kind is not None]
         lists = tuple(items[:, :_EXPANDED] for items in (near.lists[:, 1:], *by_camera))
-        found = SearchedLists(self.approximation.search, effort, lists)
+        ranker = method.ranker
+        neighbours = ranker.neighbours() if isinstance(ranker, GraphRanker) else 0
+        least = max(depth or 0, method.depth(len(self)), neighbours)
+        found = SearchedLists(self.approximation.search, effort, least, lists)
         return Request(depth, online=True, candidates=found)
 
     def method_for(self, name: str | None = None, *, preset: str | None = None, **params: Any) -> AnyMethod:

@@ -189,15 +189,20 @@ class SearchedLists:
     Attributes:
         search: what finds them.
         effort: how much it looks at; by default the search's own.
+        least: how many candidates are needed.
         near: (G, K) int32 or int64, lists of neighbours of gallery items, -1 past the end: those of the first
             candidates are candidates too.
     """
 
     search: ApproximateSearch
     effort: int | None = None
+    least: int = 1
     near: tuple[torch.Tensor, ...] = ()
 
-    complete = False
+    @property
+    def complete(self) -> bool:
+        """Never, as far as anybody knows."""
+        return False
 
     def __post_init__(self) -> None:
         """Check the effort."""
@@ -207,7 +212,7 @@ class SearchedLists:
     @property
     def depth(self) -> int:
         """How many candidates a probe gets, but for neighbours of some that are new."""
-        return self.search.listed(self.effort)
+        return self.search.listed(self.effort, self.least)
 
     @property
     def shortest(self) -> int:
@@ -228,7 +233,7 @@ class SearchedLists:
 
     def of_probes(self, queries: torch.Tensor, start: int) -> torch.Tensor:
         """Return the candidates of (p, D) unit rows, (p, n) int64 with n at least `depth`; -1 past the end."""
-        found = self.search.find(queries, self.effort)
+        found = self.search.find(queries, self.effort, least=self.least)
         heads, parts = found[:, :_HEADS], [found]
         for lists in self.near:
             theirs = lists[heads.clamp_min(0)].long()

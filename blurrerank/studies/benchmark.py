@@ -237,7 +237,7 @@ def latency(
 
     singles: list[list[float]] = [[] for _ in contenders]
     together: list[list[dict[str, float]]] = [[] for _ in contenders]
-    requests = [index.request(exact=one.exact, effort=one.effort) for one in contenders]
+    requests = [index.request(one.method, exact=one.exact, effort=one.effort) for one in contenders]
     rounds = alone // 10 + alone + repeats
     began = time.perf_counter()
     for turn in range(alone // 10 + alone):
