@@ -42,8 +42,9 @@ def answer_stream(index: GalleryIndex, method: AnyMethod, request: Request, runt
     compute = runtime.compute(device=index.device)
     warnings.simplefilter("once", BlurrerankWarning)  # every probe of a camera has the same reason
     failed = number = 0
+    told: set[int | None] = set()
     for some in arrived_together(arriving(cast(BufferedReader, sys.stdin.buffer), index.dim), _TOGETHER):
-        lines, problems = _answers(index, method, request, compute, some, number)
+        lines, problems = _answers(index, method, request, compute, some, number, told)
         number, failed = number + len(some), failed + problems
         sys.stdout.buffer.write("".join(lines).encode())
         sys.stdout.buffer.flush()
@@ -93,13 +94,17 @@ def _answers(
     compute: Compute,
     some: list[Arrived],
     first: int,
+    told: set[int | None],
 ) -> tuple[list[str], int]:
-    """The answers to some probes, the first of which has a number, and how many of them say what is wrong."""
+    """The answers to some probes, the first of which has a number, and how many of them say what is wrong.
+
+    What is known of a camera is told with its first probe; `told` are those that there was one of.
+    """
     import numpy as np
 
     from ..data.side import Side
     from ..engine.rerank import rank
-    from ..errors import InputError
+    from ..errors import BlurrerankWarning, InputError
     from ..files.jsonl import line
 
     problems = {place: probe.problem for place, probe in enumerate(some) if probe.problem is not None}
@@ -108,13 +113,15 @@ def _answers(
             problems[place] = f"probe {first + place} has no cam: method {method.name} needs cameras"
     good = [place for place in range(len(some)) if place not in problems]
     found: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
-    # Together are those of one length that have cameras, and that have none.
-    kinds: dict[tuple[bool, int], list[int]] = {}
+    # Together are those of one length that have cameras, and that have none; the first of a camera is alone.
+    kinds: dict[tuple[bool, int, int | None], list[int]] = {}
     for place in good:
-        features = some[place].features
+        features, cam = some[place].features, some[place].cam
         assert features is not None
-        kinds.setdefault((some[place].cam is not None, features.shape[1]), []).append(place)
-    for (known, _), places in kinds.items():
+        new = method.needs_cameras and cam not in told
+        told.add(cam)
+        kinds.setdefault((cam is not None, features.shape[1], place if new else None), []).append(place)
+    for (known, _, new_place), places in kinds.items():
         features = np.concatenate([np.asarray(some[place].features, dtype=np.float64) for place in places])
         cams = np.array([some[place].cam for place in places]) if known else None
         try:
@@ -122,19 +129,23 @@ def _answers(
         except InputError as error:
             if len(places) > 1:  # which of them it is shows when each is looked at by itself
                 parts = [
-                    _answers(index, method, request, compute, [one], first + n) for n, one in enumerate(some)
+                    _answers(index, method, request, compute, [one], first + n, told)
+                    for n, one in enumerate(some)
                 ]
                 return [text for lines, _ in parts for text in lines], sum(count for _, count in parts)
             problems[places[0]] = str(error)
             continue
-        ranking = rank(data, method, request, compute)
+        with warnings.catch_warnings():
+            if method.needs_cameras and new_place is None:
+                warnings.simplefilter("ignore", BlurrerankWarning)
+            ranking = rank(data, method, request, compute)
         found |= {place: (ranking.indices[row], ranking.scores[row]) for row, place in enumerate(places)}
     lines = []
     for place, probe in enumerate(some):
         if place in problems:
             named = {} if probe.name is None else {"name": probe.name}
-            told = {"probe": first + place, **named, "error": problems[place]}
-            lines.append(json.dumps(told, ensure_ascii=False) + "\n")
+            answer = {"probe": first + place, **named, "error": problems[place]}
+            lines.append(json.dumps(answer, ensure_ascii=False) + "\n")
         else:
             indices, scores = found[place]
             lines.append(line(first + place, probe.name, indices, scores, index.gallery.names))
