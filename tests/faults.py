@@ -68,6 +68,7 @@ class Command:
 
 
 RUN = ("run", "feats.h5", "-q", "--memory", "600KiB")
+INDEX = ("index", "gallery.h5", "-o", "out.index.h5", "-q", "--pool", "15")
 COMMANDS = [
     Command("run, h5", "out.h5", (*RUN, "-o", "out.h5"), again=("--resume", "--force")),
     Command(
@@ -97,19 +98,19 @@ COMMANDS = [
         (*RUN, "-o", "out.h5", "--method", "k-reciprocal", "--k1", "8", "--k2", "3"),
         again=("--resume", "--force"),
     ),
-    Command("index", "out.index.h5", ("index", "gallery.h5", "-o", "out.index.h5", "-q", "--pool", "15")),
+    Command("index", "out.index.h5", INDEX),
     Command(
         "index --append",
         "out.index.h5",
         ("index", "more.h5", "-o", "out.index.h5", "-q", "--append"),
-        first=("index", "gallery.h5", "-o", "out.index.h5", "-q", "--pool", "15"),
+        first=INDEX,
         again=(),
     ),
     Command(
         "index --remove",
         "out.index.h5",
         ("index", "-o", "out.index.h5", "-q", "--remove", "3,17,40-69"),
-        first=("index", "gallery.h5", "-o", "out.index.h5", "-q", "--pool", "15"),
+        first=INDEX,
         again=(),
     ),
     Command("convert", "out.h5", ("convert", "dump.npz", "out.h5", "-q")),

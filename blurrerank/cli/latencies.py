@@ -59,10 +59,8 @@ def show_latencies(
     asked = [
         contender
         for method in chosen
-        for contender in [Asked(method, exact=approximate), *(Asked(method, effort=one) for one in efforts)]
+        for contender in (Asked(method, exact=approximate), *(Asked(method, effort=one) for one in efforts))
     ]
-    if not approximate:
-        asked = [Asked(method) for method in chosen]
     found = latency(
         index,
         probe,

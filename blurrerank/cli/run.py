@@ -191,6 +191,10 @@ class RunOptions:
         """The file that lists go to."""
         return Path(self.output or f"{_file(self.feats).stem}.ranking.{self.format or 'h5'}")
 
+    def depth_of(self, size: int) -> int | None:
+        """How deep lists of so many items are to be; None where nobody said."""
+        return size if self.depth == "all" else cast("int | None", self.depth)
+
     def check_stream(self, indexed: bool) -> None:
         """Refuse what probes from standard input cannot have.
 
@@ -286,7 +290,7 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         options.check_stream(indexed is not None)
         assert indexed is not None
         assert chosen is not None
-        depth = len(indexed) if options.depth == "all" else cast("int | None", options.depth)
+        depth = options.depth_of(len(indexed))
         asked = indexed.request(chosen, depth, exact=source.search == "exact", effort=source.effort)
         answer_stream(indexed, chosen, asked, runtime)
         return
@@ -310,7 +314,7 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         asked, told = Request(calibration=calibration), {}
     lists, found_by = source.find(data, chosen, options.depth, runtime)
     if indexed is not None and lists is None:
-        deep = len(indexed) if options.depth == "all" else cast("int | None", options.depth)
+        deep = options.depth_of(len(indexed))
         by_index = indexed.request(chosen, deep, exact=source.search == "exact", effort=source.effort)
         asked = replace(asked, online=True, candidates=by_index.candidates)
         if by_index.candidates is not None:
@@ -325,7 +329,7 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         bias = camera_bias(data)
         if bias is not None and bias.matters:
             runtime.note(f"note: {bias}: try --method center+camera-graph")
-    depth = size if options.depth == "all" else cast("int | None", options.depth)
+    depth = options.depth_of(size)
     if depth is not None and depth > size:
         runtime.note(f"note: depth {depth} is capped at {whole} {size} items")
     target = sys.stdout.buffer if options.piped else options.path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,10 @@ from ..data.given_lists import GivenLists
 from ..data.side import Side
 from ..errors import InputError, ParameterError
 from ..methods import GraphRanker, HeadRanker, create
-from ..methods.kinds.base import checked_result
 from ..search.exact import Query
-from ..search.rows import Gatherable, UnitRows
+from ..search.rows import UnitRows
 from ..search.sources import ListedGallery
-from .ranking import rank_batches
+from .ranking import rank_batches, rescored
 from .request import Request, check_reranks_candidates
 
 # Probes whose neighbourhoods are worked on together.
@@ -121,14 +121,9 @@ def _rerank_heads(queries: torch.Tensor, lists: Sequence[torch.Tensor], ranker: 
     gallery = UnitRows(Side(flat), device=device, block=len(flat), resident=True)
     probes = UnitRows(Side(queries), device=device, block=len(queries), resident=True)
     source = ListedGallery(gallery, GivenLists(indices, len(flat), "neighbours"))
-
-    def rerank_head(probe: torch.Tensor, found: Candidates, rows: Gatherable) -> Candidates:
-        new = ranker.rescore(probe, found, rows)
-        return found.sorted_by(checked_result(ranker, "rescore", new, found.scores))
-
     reranks = ranker.reranked(len(places)) > 0
     query = Query(ranker.depth(len(places)), len(queries))
-    (batch,) = source.lists(probes, query, rerank_head=rerank_head if reranks else None)
+    (batch,) = source.lists(probes, query, rerank_head=partial(rescored, ranker) if reranks else None)
     near = batch.candidates
     return Candidates(torch.where(near.indices < 0, -1, near.indices - firsts), near.scores)
 
@@ -153,9 +148,10 @@ def _sides(probes: Any, neighbours: Any) -> tuple[torch.Tensor, list[torch.Tenso
                 f"the neighbours of probe {probe} have shape {tuple(rows.shape)}: expected (n, {dim}), n at "
                 "least 1"
             )
-    _check_rows(queries, "probe {row}")
-    flat = torch.cat([rows.double() for rows in lists])
-    bad = _bad_rows(flat)
+    bad = _bad_rows(queries)
+    if len(bad):
+        raise InputError(f"probe {int(bad[0])} is all zero, or has values that are not finite")
+    bad = _bad_rows(torch.cat([rows.double() for rows in lists]))
     if len(bad):
         ends = np.cumsum([len(rows) for rows in lists])
         probe = int(np.searchsorted(ends, int(bad[0]), side="right"))
@@ -180,12 +176,6 @@ def _tensor(values: Any, what: str) -> torch.Tensor:
 def _bad_rows(rows: torch.Tensor) -> torch.Tensor:
     """Which rows have no direction."""
     return torch.nonzero(~torch.isfinite(rows).all(dim=1) | (rows == 0).all(dim=1)).flatten()
-
-
-def _check_rows(rows: torch.Tensor, name: str) -> None:
-    bad = _bad_rows(rows)
-    if len(bad):
-        raise InputError(f"{name.format(row=int(bad[0]))} is all zero, or has values that are not finite")
 
 
 def _cameras(

@@ -178,6 +178,16 @@ def _warn_of_reads(data: FeatureSet, ranker: AnyMethod, plan: Plan, request: Req
         warn_of_reads(reads, len(data.gallery), data.dim)
 
 
+def rescored(ranker: HeadRanker, probe: torch.Tensor, found: Candidates, rows: Gatherable) -> Candidates:
+    """Return candidates sorted by the new scores that a ranker gives them; arguments are as for `rescore`.
+
+    Raises:
+        ParameterError: for scores of another shape or dtype.
+    """
+    scores = ranker.rescore(probe, found, rows)
+    return found.sorted_by(checked_result(ranker, "rescore", scores, found.scores))
+
+
 def _rank_heads(
     data: FeatureSet, ranker: HeadRanker, plan: Plan, request: Request, compute: Compute
 ) -> Iterator[RankedBatch]:
@@ -190,8 +200,7 @@ def _rank_heads(
 
     def rerank_head(probe: torch.Tensor, found: Candidates, rows: Gatherable) -> Candidates:
         with watch("re-rank"):
-            scores = ranker.rescore(probe, found, rows)
-            return found.sorted_by(checked_result(ranker, "rescore", scores, found.scores))
+            return rescored(ranker, probe, found, rows)
 
     # What is read from disk is read once for both; otherwise lists need less than the whole rows.
     query = Query(

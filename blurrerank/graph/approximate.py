@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 
 from ..compute.compute import Progress
@@ -83,12 +85,19 @@ def find_graph_approximately(
 
 def _compared_with_all(images: UnitRows, item: int, count: int) -> Candidates:
     """The nearest others of an image for which the search found too few."""
-    row = images.rows(item, item + 1)
-    cosine = torch.cat([block @ row[0] for _, block in images.blocks()])
-    cosine[item] = -torch.inf
-    some = cosine.topk(min(margin(count, len(images)), len(images) - 1)).indices.unsqueeze(0)
-    keys = sort_keys(listed_scores(row, some, images), some).topk(count, dim=1).values
+    rows, cosine = _all_products(images, torch.tensor([item]))
+    some = cosine.topk(min(margin(count, len(images)), len(images) - 1)).indices
+    keys = sort_keys(listed_scores(rows, some, images), some).topk(count, dim=1).values
     return Candidates(*from_sort_keys(keys))
+
+
+def _all_products(images: UnitRows, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, D) rows of some images, and (n, N) their products with all, -inf with themselves; in one pass."""
+    table, places = images.gather(items)
+    rows = table[places]
+    cosine = torch.cat([rows @ block.T for _, block in images.blocks()], dim=1)
+    cosine.scatter_(1, items.unsqueeze(1), -torch.inf)
+    return rows, cosine
 
 
 def recall_of(graph: NeighbourGraph, images: UnitRows) -> dict[str, float]:
@@ -103,10 +112,11 @@ def recall_of(graph: NeighbourGraph, images: UnitRows) -> dict[str, float]:
     """
     chosen = torch.from_numpy(evenly_spread(len(images), _MEASURED))
     shares: dict[str, list[float]] = {}
-    for item in chosen.tolist():
-        row = images.rows(item, item + 1)
-        cosine = torch.cat([block @ row[0] for _, block in images.blocks()])
-        cosine[item] = -torch.inf
+    together = max(1, images.budget.working_bytes // (8 * len(images)))
+    products = (
+        zip(some, _all_products(images, some)[1], strict=True) for some in torch.split(chosen, together)
+    )
+    for item, cosine in chain.from_iterable(products):
         kinds = {"nearest": (graph.lists[item, 1:], graph.similarities[item, 1:], cosine)}
         if graph.cams is not None:
             own = graph.cams == graph.cams[item]

@@ -88,22 +88,21 @@ def remove_from_index(
     with replacing(path, force=True) as temporary:
         old = GalleryIndex.open(path, device=device)
         gallery, stays = old.gallery, _stays(old, rows, names)
-        labels = Labels(
-            gallery.digests[stays],
-            *(part if part is None else part[stays] for part in (gallery.ids, gallery.cams, gallery.names)),
-        )
         check_memory(memory, gallery.dim)
+        labels = {
+            name: part[stays]
+            for name in ("ids", "cams", "names")
+            if (part := getattr(gallery, name)) is not None
+        }
         left = _LeftSide(
             gallery.block(0, len(gallery))[torch.from_numpy(stays)],
-            labels.ids,
-            labels.cams,
-            labels.names,
             label=str(path),
             sources=gallery.sources,
-            digests=labels.digests,
+            digests=gallery.digests[stays],
+            **labels,
         )
         ann, effort = _search_of(old)
-        items = Items([left], labels, old.method, gallery.fitted, ann=ann, effort=effort)
+        items = Items([left], Labels.of(left), old.method, gallery.fitted, ann=ann, effort=effort)
         encode(items, temporary, compute)
     return GalleryIndex.open(path, device=device, verify=False)
 

@@ -71,12 +71,13 @@ def encode(items: Items, path: Path, compute: Compute, *, keep: Keep | None = No
         graph = find_graph_approximately(
             images, ranker.list_sizes(), search, cams=cams, progress=compute.progress
         )
-        approximation = Approximation(search, recall_of(graph, images))
-    encoded = ranker.fit(graph)
-    if items.ann is not None and ranker.compares == "dot":
         # Propagated rows have hundreds of entries, and what they reach grows with the square of that.
+        entries = _ENTRIES if ranker.compares == "dot" else None
+        approximation = Approximation(search, recall_of(graph, images), entries)
+    encoded = ranker.fit(graph)
+    if approximation is not None and approximation.entries is not None:
         assert encoded.rows is not None
-        encoded = replace(encoded, rows=encoded.rows.largest(_ENTRIES), entries=_ENTRIES)
+        encoded = replace(encoded, rows=encoded.rows.largest(approximation.entries))
     encoded = encoded.invert(slice(0, count), keep_rows=ranker.needs_rows)
     index_h5.write(path, images, labels, items.method, graph, encoded, items.fitted, approximation)
 

@@ -133,15 +133,17 @@ class Approximation:
     Attributes:
         search: what finds candidates.
         recall: the measured share of the exact lists that the neighbour lists have, for each kind of list.
+        entries: how many entries the rows of the encoding are cut to, if they are.
     """
 
     search: ApproximateSearch
     recall: Mapping[str, float]
+    entries: int | None = None
 
-    def describe(self, encoded: Encoding) -> str:
+    def describe(self) -> str:
         """Return what it is and how good, as JSON."""
         about = {"kind": self.search.kind, "effort": self.search.effort, "recall": dict(self.recall)}
-        return json.dumps(about | {"entries": encoded.entries})
+        return json.dumps(about | {"entries": self.entries})
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def write(
         approximation: how it is searched, if not everything is.
     """
     settings, digest = json.dumps(method.params()), digest_of(labels.digests)
-    searched = None if approximation is None else approximation.describe(encoded)
+    searched = None if approximation is None else approximation.describe()
     with new_hdf5(path) as file:
         features = file.create_dataset("features", (len(rows), rows.dim), np.float32)
         checksum = 0
@@ -281,8 +283,8 @@ def _read(path: Path, verify: bool) -> Stored:
             raise InputError(f"it has more feature steps than {method.name}")
         fitted = [file.fitted(f"steps/{number}", step) for number, step in enumerate(steps)]
         found = _approximation(file, features, path)
-        if "search" in file.attrs:
-            encoded = replace(encoded, entries=_searched(file)["entries"])
+        if found is not None:
+            encoded = replace(encoded, entries=found.entries)
         return Stored(features, labels, digest, method, near, encoded, fitted, file.source, found)
 
 
@@ -315,7 +317,8 @@ def _approximation(file: MappedFile, features: torch.Tensor, path: Path) -> Appr
         search.check(*features.shape)
         return search
 
-    return Approximation(guarded(opened, path), {str(name): float(share) for name, share in recall.items()})
+    shares = {str(name): float(share) for name, share in recall.items()}
+    return Approximation(guarded(opened, path), shares, about["entries"])
 
 
 def _searched(file: MappedFile) -> dict[str, Any]:
