@@ -45,8 +45,9 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def little_time(monkeypatch):
+    """For what never ends; what does end has its usual time, however busy the machine is."""
     monkeypatch.setattr(guard, "_SECONDS", 1)
 
 
@@ -358,7 +359,7 @@ def heaps(data: bytes) -> list[int]:
         ("index.h5", "nothing left", ("run", "feats.h5", "--index", "index.h5")),
     ],
 )
-def test_a_heap_without_an_end_is_refused(target, piece, arguments, refused, feats, cli):
+def test_a_heap_without_an_end_is_refused(target, piece, arguments, refused, feats, cli, little_time):
     if target == "virtual.h5":
         layout = h5py.VirtualLayout((3, 3), np.float32)
         layout[:] = h5py.VirtualSource("secret.h5", "features", (3, 3))
@@ -536,7 +537,7 @@ def laughs(depth: int) -> list:
 
 
 @pytest.mark.parametrize("save", [pickle.dumps, torch_saved])
-def test_containers_named_again_and_again_are_refused(save, converts):
+def test_containers_named_again_and_again_are_refused(save, converts, little_time):
     """A thousand bytes that hold 10^30 values."""
     Path("dump.bin").write_bytes(save({"qf": np.ones((2, 3)), "gf": laughs(30)}))
     assert "dump.bin takes more than" in converts("dump.bin")
@@ -589,7 +590,7 @@ def program(end: bytes) -> bytes:
         b"cnumpy\ndtype\nhc\x85R",  # what a message would show
     ],
 )
-def test_what_takes_forever_to_look_up_is_refused(end, name, converts):
+def test_what_takes_forever_to_look_up_is_refused(end, name, converts, little_time):
     if name == "dump.pt":
         Path(name).write_bytes(torch_archive(program(end)))
     elif name != "dump.pkl":
@@ -601,7 +602,7 @@ def test_what_takes_forever_to_look_up_is_refused(end, name, converts):
     assert name in converts(name)
 
 
-def test_nobody_can_choose_numbers_that_collide(converts):
+def test_nobody_can_choose_numbers_that_collide(converts, little_time):
     """All of these stand in the same place of a dictionary."""
     numbers = (pickle.dumps(number * sys.hash_info.modulus, 2)[2:-1] for number in range(1, 100_000))
     Path("dump.pkl").write_bytes(b"\x80\x02}(" + b"".join(number + b"N" for number in numbers) + b"u.")
