@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .graph.neighbourhoods import Neighbourhoods as Neighbourhoods
     from .graph.sparse_rows import SparseRows as SparseRows
     from .index.building import build_index as build_index
+    from .index.changing import compact_index as compact_index
     from .index.changing import remove_from_index as remove_from_index
     from .index.gallery_index import GalleryIndex as GalleryIndex
     from .report import write_report as write_report
@@ -78,7 +79,7 @@ _HOMES = {
     "files": ("load", "read_candidates", "read_ranking", "save_features", "save_ranking"),
     "files.foreign": ("import_features",),
     "index.building": ("build_index",),
-    "index.changing": ("remove_from_index",),
+    "index.changing": ("compact_index", "remove_from_index"),
     "index.gallery_index": ("GalleryIndex",),
     "report": ("write_report",),
     "report.plots": ("draw",),

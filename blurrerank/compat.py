@@ -356,7 +356,7 @@ def _final(
     inverted = encodings.rows(probes, number).transposed(number)
     final = np.empty((probes, number - probes), dtype=np.float32)
     for start, stop in blocks_of(probes, step):
-        overlap = encodings.rows(start, stop).overlaps(inverted, number - probes)
+        overlap = encodings.rows(start, stop).overlaps([inverted], number - probes)
         base = normalised(start, stop)[:, probes:]
         final[start:stop] = method.blend(overlap, base).cpu().numpy()
     return final

@@ -211,7 +211,7 @@ def test_sparse_rows_are_a_matrix(matrix):
 def test_overlaps_are_sums_of_minima(matrices):
     (one, rows), (other, others) = matrices
     expected = np.minimum(one[:, None], other[None]).sum(axis=2) / ONE
-    found = rows.overlaps(others.transposed(other.shape[1]), len(other))
+    found = rows.overlaps([others.transposed(other.shape[1])], len(other))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .method_options import MethodCommand, given_parameters, method_option, preset_option
 from .options import FILE, Runtime, calibrate_option, load_calibration, precision_option, runtime_options
+
+if TYPE_CHECKING:
+    from ..index.gallery_index import GalleryIndex
 
 
 @click.command(
@@ -58,6 +61,12 @@ from .options import FILE, Runtime, calibrate_option, load_calibration, precisio
     metavar="FILE",
     help="Likewise, items by name: a text file with a name on each line.",
 )
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Encode the index that is there anew, if it was changed: one with --ann is changed beside what it was "
+    "encoded with.",
+)
 @click.option("--force", is_flag=True, help="Replace an index that exists, and start over.")
 @precision_option
 @runtime_options
@@ -72,6 +81,7 @@ def index(
     append: bool,
     remove: str | None,
     remove_names: str | None,
+    compact: bool,
     force: bool,
     precision: str,
     runtime: Runtime,
@@ -82,12 +92,14 @@ def index(
     GALLERY is an HDF5 file with a group /gallery, or with the datasets of one, or file.h5::/group. An
     interrupted run goes on when it is started again: what is known is kept, every minute, in FILE.partial.
     With --append the items of the index come first, and its parameters hold. --remove takes items out of it.
+    Both take seconds where the index is searched approximately, and a build where it is not.
 
     \b
     blurrerank index feats.h5 -o gallery.index.h5
     blurrerank run --index gallery.index.h5 probes.h5
     blurrerank index more.h5 -o gallery.index.h5 --append
     blurrerank index -o gallery.index.h5 --remove 3,17,100-199
+    blurrerank index -o gallery.index.h5 --compact
     blurrerank index feats.h5 --method center+camera-graph --calibrate earlier.h5
     blurrerank index feats.h5 --ann hnsw
     """
@@ -100,22 +112,36 @@ def index(
     if append and force:
         raise ParameterError("--append adds to the index and --force replaces it: choose one")
     given = given_parameters({"preset": preset, **params})
-    if remove is not None or remove_names is not None:
+    change = "--compact" if compact else "--remove"
+    if compact or remove is not None or remove_names is not None:
         others = {
             "GALLERY": gallery,
             "--method": method,
             "--calibrate": calibrate,
             "--ann": ann,
+            "--effort": effort,
             "--append": append,
             "--force": force,
+            "--remove": compact and remove,
+            "--remove-names": compact and remove_names,
             **given,
         }
         other = next((name for name, value in others.items() if value), None)
         if other is not None:
-            raise ParameterError(f"--remove takes from the index as it is: leave {other} out")
+            does = "encodes the index as it is" if compact else "takes from the index as it is"
+            raise ParameterError(f"{change} {does}: leave {other} out")
         if output is None:
-            raise ParameterError("--remove needs the index: name it with -o")
-        _remove(output, remove, remove_names, precision, runtime)
+            raise ParameterError(f"{change} needs the index: name it with -o")
+        how: Any = {
+            "device": runtime.device,
+            "memory": runtime.memory,
+            "precision": precision,
+            "progress": runtime.progress("indexing"),
+        }
+        if compact:
+            _compact(output, how, runtime)
+        else:
+            _remove(output, remove, remove_names, how, runtime)
         return
     if gallery is None:
         raise click.UsageError("Missing argument 'GALLERY'.")
@@ -156,9 +182,32 @@ def index(
             lists = "neighbour lists" if kind == "nearest" else f"neighbour lists {kind} cameras"
             runtime.note(f"{ann}: {lists} hold {share:.2%} of the exact ones")
     runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}, for {text_of(built.method)}")
+    _tell_drift(built, runtime)
 
 
-def _remove(path: str, rows: str | None, names: str | None, precision: str, runtime: Runtime) -> None:
+def _tell_drift(index: GalleryIndex, runtime: Runtime) -> None:
+    """Say how far an index that was changed is from one that is built anew."""
+    drift = index.drift
+    if drift is not None:
+        runtime.note(
+            f"since it was encoded, {drift.added} items were added and {drift.removed} removed, and "
+            f"{drift.share:.2%} of its neighbour lists are out of date; --compact encodes it anew"
+        )
+
+
+def _compact(path: str, how: dict[str, Any], runtime: Runtime) -> None:
+    """Encode an index anew."""
+    from ..index.changing import compact_index
+    from ..index.index_h5 import is_changed
+
+    if not is_changed(Path(path)):
+        runtime.note(f"{path} is as it was encoded: there is nothing to compact")
+        return
+    built = compact_index(path, **how)
+    runtime.note(f"wrote {path}: {len(built)} gallery items")
+
+
+def _remove(path: str, rows: str | None, names: str | None, how: dict[str, Any], runtime: Runtime) -> None:
     """Take items from an index."""
     from ..errors import InputError
     from ..index.changing import remove_from_index
@@ -173,12 +222,10 @@ def _remove(path: str, rows: str | None, names: str | None, precision: str, runt
         path,
         rows=_rows(rows or ""),
         names=[name for name in called if name],
-        device=runtime.device,
-        memory=runtime.memory,
-        precision=precision,
-        progress=runtime.progress("indexing"),
+        **how,
     )
     runtime.note(f"wrote {path}: {len(left)} gallery items are left")
+    _tell_drift(left, runtime)
 
 
 def _rows(text: str) -> list[int]:

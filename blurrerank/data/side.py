@@ -144,6 +144,13 @@ class Side:
         """
         return None
 
+    def all_stored(self) -> tuple[Side, Any] | None:
+        """Return the side that an index stores, and (N,) int64 which of its rows these are.
+
+        None unless it is another, as it is of an index from which items were taken.
+        """
+        return None
+
     def scan_rows(self) -> int:
         """Return how many rows to read at a time in a pass over the features."""
         return max(1, _SCAN_BYTES // (8 * max(1, self.dim)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,22 @@ class RankedBatch:
     similarities: Callable[[], torch.Tensor] | None = None
     final: torch.Tensor | None = None
     given: torch.Tensor | None = None
+
+    def counted_among(self, kept: torch.Tensor) -> RankedBatch:
+        """Return the lists of given candidates with the items numbered among (G,) int64 `kept`, ascending."""
+
+        def numbered(items: torch.Tensor) -> torch.Tensor:
+            places = torch.searchsorted(kept, items.clamp_min(0))
+            return torch.where(items < 0, -1, places)
+
+        assert self.given is not None
+        return replace(
+            self,
+            gallery_size=len(kept),
+            indices=numbered(self.indices),
+            given=numbered(self.given),
+            similarities=None,
+        )
 
     def lists(self, depth: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
         """Return indices (p, depth) and strictly decreasing scores as arrays, as a `Ranking` holds them."""

@@ -33,6 +33,7 @@ from ..graph.sparse_rows import CHUNK_BYTES, SparseRows
 from ..methods import AnyMethod, GraphRanker, HeadRanker, Ranker
 from ..methods.kinds.base import checked_result
 from ..methods.kinds.camera_head import CameraHeadRanker
+from ..search.ann import SearchedLists
 from ..search.exact import Batch, Query, margin
 from ..search.given_similarities import SimilarityRows
 from ..search.plan import Plan
@@ -125,6 +126,12 @@ def _rank(
     checkpoint: GraphCheckpoint | None,
 ) -> Iterator[RankedBatch]:
     """The batches from `request.first` on, as the budget has it now."""
+    stored = data.gallery.all_stored() if isinstance(request.candidates, SearchedLists) else None
+    if stored is not None:
+        among = replace(data, gallery=stored[0])
+        for batch in _rank(among, ranker, request, compute, checkpoint):
+            yield batch.counted_among(stored[1])
+        return
     plan = plan_for(data, ranker, request, compute)
     _warn_of_reads(data, ranker, plan, request)
     if isinstance(ranker, CameraHeadRanker):
@@ -377,7 +384,6 @@ class _Fitted:
         """
         similarities, ranker = batch.similarities, self.ranker
         assert similarities is not None
-        assert self.encoding.inverted is not None
         scores = torch.empty_like(similarities)
         each = (32 if ranker.compares == "dot" else 16) * work.gallery.size
         if self.probe_rows is None:
@@ -405,6 +411,6 @@ class _Fitted:
                     probes = replace(probes, within=within, across=across)
                 rows = self.encoding.cut(ranker.encode_probes(self.encoding, probes))
             compare = rows.dots if ranker.compares == "dot" else rows.overlaps
-            overlap = compare(self.encoding.inverted, seen.shape[1])
+            overlap = compare(self.encoding.lists, seen.shape[1])
             scores[start:stop] = checked_result(ranker, "score", ranker.score(overlap, probes), seen)
         return scores

@@ -20,6 +20,7 @@ from ..graph.encoding import Encoding, Probes
 from ..graph.ranges import ranges
 from ..methods import GraphRanker
 from ..methods.kinds.base import checked_result
+from ..search.ann import SearchedLists
 from ..search.exact import Query
 from ..search.given import listed_scores
 from ..search.plan import Plan
@@ -47,11 +48,11 @@ def rank_reached(
         compute: how.
     """
     watch = compute.watch
-    assert request.candidates is not None
+    assert isinstance(request.candidates, SearchedLists)
     with watch("search"):
         work = open_workspace(data, plan, candidates=request.candidates)
     encoding = data.gallery.encoded_for(ranker).to(plan.device)
-    scorer = _Scorer(ranker, encoding, work.rows, request.candidates.depth)
+    scorer = _Scorer(ranker, encoding, work.rows, request.candidates.depth, request.candidates.search.gone)
     cameras = None
     if ranker.needs_cameras:
         if data.probe.cams is None or data.gallery.cams is None:
@@ -81,8 +82,16 @@ def rank_reached(
 class _Scorer:
     """Ranks the items that some probes reach."""
 
-    def __init__(self, ranker: GraphRanker, encoding: Encoding, gallery: UnitRows, depth: int) -> None:
+    def __init__(
+        self,
+        ranker: GraphRanker,
+        encoding: Encoding,
+        gallery: UnitRows,
+        depth: int,
+        gone: torch.Tensor | None,
+    ) -> None:
         self._ranker, self._encoding, self._gallery, self._depth = ranker, encoding, gallery, depth
+        self._gone = gone
 
     def rank(
         self, queries: torch.Tensor, found: Candidates, own: torch.Tensor | None, shown: int
@@ -126,9 +135,8 @@ class _Scorer:
     def _rank_alike(self, queries: torch.Tensor, found: Candidates, probes: Probes, shown: int) -> Candidates:
         """The same as `rank`, of probes with lists of one length."""
         size, listed = len(self._gallery), found.indices >= 0
-        assert self._encoding.inverted is not None
         rows = self._encoding.cut(self._ranker.encode_probes(self._encoding, probes))
-        reached, overlap = rows.reached(self._encoding.inverted, size, self._ranker.compares)
+        reached, overlap = rows.reached(self._encoding.lists, size, self._ranker.compares)
         first = torch.arange(len(queries), device=queries.device).unsqueeze(1) * size
         keys = torch.where(listed, first + found.indices, -1)
         near = self._score(_looked_up(keys, reached, overlap), found.scores, probes)
@@ -139,6 +147,8 @@ class _Scorer:
         if near.shape[1] >= shown:
             floor = near.topk(shown, dim=1).values[:, -1:]
         new = ~torch.isin(reached, keys.flatten())
+        if self._gone is not None:
+            new &= ~self._gone[reached % size]
         items, overlap = _padded(reached[new], overlap[new], size, len(queries))
         last = found.scores[:, self._depth - 1 : self._depth]
         nearest = torch.where(last == -torch.inf, _MOST_COSINE, last) if last.shape[1] else _MOST_COSINE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,13 @@ def describe(file: Any, about: Mapping[str, str | int]) -> None:
 @contextmanager
 def reading_mapped(path: Path, form: str, *, verify: bool) -> Iterator[MappedFile]:
     """Open a mapped file of format `form`; errors while reading become `InputError`, with the file's name."""
+    with opened_mapped(path, form, verify=verify) as file, telling_of_damage(path, form):
+        yield file
+
+
+@contextmanager
+def opened_mapped(path: Path, form: str, *, verify: bool) -> Iterator[MappedFile]:
+    """Open a mapped file of format `form`; the caller tells of damage."""
     file = open_group(path)[0].file
     try:
         known = attributes(file)
@@ -48,16 +56,22 @@ def reading_mapped(path: Path, form: str, *, verify: bool) -> Iterator[MappedFil
             raise InputError(f"{path} is {kind}: expected a {form} file, as written by `blurrerank index`")
         if not isinstance(version, int | np.integer) or not 1 <= version <= VERSION:
             raise InputError(f"{path} has format_version {version}: this program reads {VERSION}")
-        try:
-            # The same file, whatever stands at its path by now.
-            with os.fdopen(os.dup(file.id.get_vfd_handle()), "rb") as stream:
-                yield MappedFile(file, stream, Watched.same(stream.fileno(), str(path)), verify)
-        except ParameterError as error:  # what a method says, which may be one of a package that is not here
-            raise InputError(f"{path}: {error}") from error
-        except Exception as error:  # of a damaged file h5py raises what it likes
-            raise InputError(f"{path} is a damaged {form} file: {error}; build it again") from error
+        # The same file, whatever stands at its path by now.
+        with os.fdopen(os.dup(file.id.get_vfd_handle()), "rb") as stream:
+            yield MappedFile(file, stream, Watched.same(stream.fileno(), str(path)), verify)
     finally:
         file.close()
+
+
+@contextmanager
+def telling_of_damage(path: Path, form: str) -> Iterator[None]:
+    """Let errors while a file is read become `InputError`, with its name."""
+    try:
+        yield
+    except ParameterError as error:  # what a method says, which may be one of a package that is not here
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # of a damaged file h5py raises what it likes
+        raise InputError(f"{path} is a damaged {form} file: {error}; build it again") from error
 
 
 class MappedFile:
@@ -68,11 +82,35 @@ class MappedFile:
         self.source = source
         self._file, self._stream, self._verify = file, stream, verify
         self._sizes: dict[str, int] = {}
+        self._before = 0
+        self._after: MappedFile | None = None
+
+    def continued_by(self, after: MappedFile) -> None:
+        """Let the items of `after` follow those of this file, in datasets of the same names."""
+        self._sizes["G"], self._sizes["D"] = self._dataset("features").shape
+        after._sizes["G"] = after._dataset("features").shape[0]
+        after._before = self.size
+        self._after = after
+
+    @property
+    def before(self) -> int:
+        """How many items come before those of this file."""
+        return self._before
+
+    @property
+    def size(self) -> int:
+        """How many items this file has."""
+        return self._sizes["G"]
 
     @property
     def items(self) -> tuple[int, int]:
         """The first and the last gallery index."""
-        return 0, self._sizes["G"] - 1
+        return 0, self.total - 1
+
+    @property
+    def total(self) -> int:
+        """How many items there are, in this file, before and after it."""
+        return self.before + self.size + (0 if self._after is None else self._after.size)
 
     def take(
         self,
@@ -94,19 +132,40 @@ class MappedFile:
         ]
         if list(dataset.shape) != expected or (dtype is not None and dataset.dtype != dtype):
             raise InputError(f"{name} is {dataset.dtype} {dataset.shape}")
-        offset = dataset.id.get_offset()
         if not dataset.size:
             values = np.empty(dataset.shape, dataset.dtype)
-        elif offset is None:
+        elif dataset.id.get_offset() is None:
             raise InputError(f"{name} is not stored contiguously")
         else:
-            # Private pages are shared with every other reader until somebody writes, which nobody does.
-            values = np.memmap(self._stream, dataset.dtype, mode="c", offset=offset, shape=dataset.shape)
+            values = self._mapped(dataset, dataset.shape)
         if self._verify and zlib.crc32(values.data) != attributes(dataset).get("crc32"):
             raise InputError(f"{name} does not match its checksum")
         if within is not None:
             self._check(name, values, within)
+        if self._after is not None and shape[0] == "G":
+            values = self._followed(dataset, values, self._after.take(name, shape, dtype, within=within))
         return torch.from_numpy(values)
+
+    def _mapped(self, dataset: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+        """What the file has from the beginning of a dataset on."""
+        # Private pages are shared with every other reader until somebody writes to them.
+        return np.memmap(self._stream, dataset.dtype, mode="c", offset=dataset.id.get_offset(), shape=shape)
+
+    def _followed(self, dataset: Any, values: NDArray[Any], after: torch.Tensor) -> NDArray[Any]:
+        """The values of a dataset and others, in one piece."""
+        others = after.numpy()
+        if others.shape[1:] != values.shape[1:] or others.dtype != values.dtype:
+            raise InputError(f"{dataset.name} goes on as {others.dtype} {others.shape}")
+        if not len(others):
+            return values
+        shape, offset = (len(values) + len(others), *values.shape[1:]), dataset.id.get_offset()
+        room = os.fstat(self._stream.fileno()).st_size - (offset or 0)
+        if offset is None or others.itemsize * math.prod(shape) > room:
+            return np.concatenate([values, others])
+        # What lies behind the dataset is mapped with it, and only its last pages are copied.
+        joined = self._mapped(dataset, shape)
+        joined[len(values) :] = others
+        return joined
 
     def _check(self, name: str, values: NDArray[Any], within: tuple[float, float]) -> None:
         if self._verify and values.size:
@@ -135,11 +194,16 @@ class MappedFile:
             return None
         stored = self._dataset("names")
         names = decoded(read_values(stored, "names"), "names")
-        if names.shape != (self._sizes["G"],):
+        if names.shape != (self.size,):
             raise InputError(f"names are {names.shape}")
         if self._verify and checksum_of(names) != attributes(stored).get("crc32"):
             raise InputError("names do not match their checksum")
-        return names
+        if self._after is None:
+            return names
+        others = self._after.names()
+        if others is None:
+            raise InputError("names do not go on")
+        return np.concatenate([names, others])
 
     def neighbours(self) -> NeighbourGraph:
         """Return the neighbour lists."""
@@ -183,15 +247,33 @@ class MappedFile:
             found[key] = values
         return found
 
-    def sparse_rows(self, name: str) -> SparseRows:
-        """Return sparse rows, one per gallery item."""
-        offsets = self.take(f"{name}/offsets", (self._sizes["G"] + 1,), np.int64)
+    def sparse_rows(self, name: str, *, inverted: bool = False) -> SparseRows:
+        """Return sparse rows, one for each gallery item.
+
+        Args:
+            name: of the group.
+            inverted: whether they are those of columns: items that come after the file have none in it.
+        """
+        offsets = self.take(f"{name}/offsets", (self.size + 1,), np.int64)
         if self._verify and not (offsets[0] == 0 and bool((offsets.diff() >= 0).all())):
             raise InputError(f"{name}/offsets has values that are invalid in an index")
         entries = (int(offsets[-1]),)
         columns = self.take(f"{name}/columns", entries, within=self.items)
         weights = self.take(f"{name}/weights", entries, np.int32, within=(0, ONE))
-        return SparseRows(offsets, columns, weights)
+        if self._after is None:
+            return SparseRows(offsets, columns, weights)
+        if inverted:
+            more = offsets[-1:].expand(self._after.size)
+            return SparseRows(torch.cat([offsets, more]), columns, weights)
+        after = self._after.sparse_rows(name)
+        columns, weights = (
+            torch.from_numpy(self._followed(self._dataset(f"{name}/{part}"), mine.numpy(), theirs))
+            for part, mine, theirs in (
+                ("columns", columns, after.columns),
+                ("weights", weights, after.weights),
+            )
+        )
+        return SparseRows(torch.cat([offsets, offsets[-1] + after.offsets[1:]]), columns, weights)
 
 
 def checksum_of(names: NDArray[Any]) -> int:

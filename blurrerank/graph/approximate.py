@@ -25,35 +25,39 @@ def find_graph_approximately(
     search: ApproximateSearch,
     *,
     cams: torch.Tensor | None = None,
+    first: int = 0,
     progress: Progress | None = None,
 ) -> NeighbourGraph:
-    """Find near others of every image, most of them the nearest.
+    """Find near others of every image, or of the last ones, most of them the nearest.
 
     Args:
         images: N rows.
         sizes: how long the lists are.
         search: of the same rows.
         cams: (N,) int64 cameras, for lists within and across them.
-        progress: called with (images done, N).
+        first: the first image that a list is found of.
+        progress: called with (images done, of how many).
 
     Returns:
-        Lists of what the search finds, by exact similarities; those by camera end early where it finds fewer.
-        `lowest` is -1: who is farthest is not known.
+        N - first lists of what the search finds, by exact similarities; those by camera end early where it
+        finds fewer. `lowest` is -1: who is farthest is not known.
     """
     total, dtype = len(images), torch.int32 if len(images) < 2**31 else torch.int64
+    asking = total - first
     counts = {"nearest": min(sizes.nearest, total - 1)}
     if cams is not None:
         counts |= {name: min(getattr(sizes, name), total - 1) for name in CAMERA_LISTS}
     lists = {
         name: NeighbourLists(
-            torch.full((total, count), -1, dtype=dtype), torch.full((total, count), -torch.inf)
+            torch.full((asking, count), -1, dtype=dtype), torch.full((asking, count), -torch.inf)
         )
         for name, count in counts.items()
         if count or name == "nearest"
     }
     # Of all cameras together, the search's own order is good enough to leave the rest out.
     width = search.listed() if cams is not None else 2 * margin(counts["nearest"], total)
-    for start, stop in blocks_of(total, _BLOCK_ROWS):
+    for to, end in blocks_of(asking, _BLOCK_ROWS):
+        start, stop = first + to, first + end
         rows, itself = images.rows(start, stop), torch.arange(start, stop).unsqueeze(1)
         items = search.find(rows, least=counts["nearest"] + 1)[:, :width]
         items = torch.where(items == itself, -1, items)
@@ -64,18 +68,18 @@ def find_graph_approximately(
                 assert cams is not None
                 own = cams[found.indices.clamp_min(0)] == cams[start:stop].unsqueeze(1)
                 some = found.first(own == (name == "within"), counts[name])
-            kept.items[start:stop, : some.indices.shape[1]] = some.indices
-            kept.similarities[start:stop, : some.indices.shape[1]] = some.scores
+            kept.items[to:end, : some.indices.shape[1]] = some.indices
+            kept.similarities[to:end, : some.indices.shape[1]] = some.scores
         if progress is not None:
-            progress(stop, total)
-    nearest, itself = lists["nearest"], torch.arange(total, dtype=dtype).unsqueeze(1)
-    for item in torch.nonzero((nearest.items < 0).any(dim=1)).flatten().tolist():
-        best = _compared_with_all(images, item, counts["nearest"])
-        nearest.items[item], nearest.similarities[item] = best.indices[0], best.scores[0]
+            progress(end, asking)
+    nearest, itself = lists["nearest"], torch.arange(first, total, dtype=dtype).unsqueeze(1)
+    for row in torch.nonzero((nearest.items < 0).any(dim=1)).flatten().tolist():
+        best = _compared_with_all(images, first + row, counts["nearest"])
+        nearest.items[row], nearest.similarities[row] = best.indices[0], best.scores[0]
     return NeighbourGraph(
         torch.cat([itself, nearest.items], dim=1),
-        torch.cat([torch.ones(total, 1), nearest.similarities], dim=1),
-        torch.full((total,), -1.0),
+        torch.cat([torch.ones(asking, 1), nearest.similarities], dim=1),
+        torch.full((asking,), -1.0),
         lists.get("within"),
         lists.get("across"),
         images,

@@ -26,7 +26,7 @@ class BlurredRows:
             weights[i] * c(a, group[i]).
 
     Args:
-        images: N rows.
+        images: rows of the N images and perhaps others.
         lists: (N, B), each image and its nearest others.
         similarities: (N, B) float32, cosine similarities to these.
         sigma: temperature of the transitions.
@@ -38,12 +38,12 @@ class BlurredRows:
         self.group, order = lists.sort(dim=1)
         self.weights = torch.softmax(similarities / sigma, dim=1).gather(1, order)
         held = images.block if images.resident else max(1, images.budget.held_rows // 2)
-        for start, stop in blocks_of(len(images), held):
+        for start, stop in blocks_of(len(lists), held):
             norms = torch.linalg.vector_norm(self.rows(start, stop), dim=1, keepdim=True)
             self.weights[start:stop] /= norms.clamp_min_(_LEAST_NORM)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.group)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Return rows `start:stop`, (stop - start, D) float32."""

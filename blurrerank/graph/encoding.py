@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..data.candidates import Candidates
-from .sparse_rows import SparseRows
+from .sparse_rows import SparseRows, stacked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class Encoding:
     Attributes:
         rows: the row of each of N images; None once they are inverted.
         inverted: for each column j, the gallery items with j in their row; None before.
+        added: likewise, items that were added since.
         asking: the row of each image where it is a probe, if that is not the one it has in the gallery.
         columns: how many columns rows have, if not one for each image.
         entries: how many entries rows are cut to, the largest of each; None if they are whole.
@@ -26,9 +27,36 @@ class Encoding:
 
     rows: SparseRows | None = None
     inverted: SparseRows | None = None
+    added: SparseRows | None = None
     asking: SparseRows | None = None
     columns: int | None = None
     entries: int | None = None
+
+    @property
+    def lists(self) -> list[SparseRows]:
+        """The inverted lists of all items, to compare rows with."""
+        return [lists for lists in (self.inverted, self.added) if lists is not None]
+
+    def since(self, first: int) -> Any:
+        """Return the encoding of the gallery items from `first` on, which were added, with `rows`."""
+        assert self.inverted is not None
+        total = len(self.inverted)
+        found = {name: _part(part, first, total) for name, part in self._by_item().items()}
+        if self.rows is None:
+            none = self.inverted.rows(0, 0)
+            found["rows"] = none if self.added is None else self.added.transposed(total).rows(first, total)
+        return replace(self, inverted=None, added=None, **found)
+
+    def followed_by(self, other: Encoding) -> Any:
+        """Return the encoding of these items and further ones, before they are inverted."""
+        theirs = other._by_item()
+        return replace(self, **{name: _joined(part, theirs[name]) for name, part in self._by_item().items()})
+
+    def _by_item(self) -> dict[str, Any]:
+        """The attributes that have something for each item."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        shared = ("inverted", "added", "asking", "columns", "entries")
+        return {name: part for name, part in parts.items() if name not in shared and part is not None}
 
     def cut(self, rows: SparseRows) -> SparseRows:
         """Return rows of probes with as many entries as those of the images may have."""
@@ -46,6 +74,14 @@ class Encoding:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: part.to(device) if hasattr(part, "to") else part for name, part in parts.items()}
         return replace(self, **moved)
+
+
+def _part(part: Any, start: int, stop: int) -> Any:
+    return part.rows(start, stop) if isinstance(part, SparseRows) else part[start:stop]
+
+
+def _joined(part: Any, other: Any) -> Any:
+    return stacked([part, other]) if isinstance(part, SparseRows) else torch.cat([part, other])
 
 
 @dataclass(frozen=True, kw_only=True)

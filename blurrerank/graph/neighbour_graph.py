@@ -13,6 +13,7 @@ import torch
 
 from ..data.sort_keys import from_sort_keys, sort_keys
 from ..errors import ParameterError
+from ..search.given import listed_scores
 from ..search.given_similarities import SimilarityRows
 from ..search.rows import UnitRows, blocks_of
 from .blurred import BlurredRows
@@ -21,6 +22,8 @@ from .sparse_rows import CHUNK_BYTES, SparseRows, reciprocal_neighbours
 
 CAMERA_LISTS = ("within", "across")
 """Kinds of lists by camera: of the own one, and of all others."""
+# The arrays of lists.
+_LISTED = ("items", "similarities")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class NeighbourGraph:
         images: the N unit rows of features, or the similarities that are given in their place, to compare
             further pairs; None for lists that came without.
         cams: (N,) int64, the cameras that `within` and `across` are of.
+        entries: how many entries the rows of encodings are to have, the largest of each; None keeps all.
 
     >>> import blurrerank as br
     >>> graph = br.neighbour_graph(torch.eye(4)[:3] + torch.eye(4)[1:], 1)
@@ -84,9 +88,15 @@ class NeighbourGraph:
     across: NeighbourLists | None = None
     images: UnitRows | SimilarityRows | None = None
     cams: torch.Tensor | None = None
+    entries: int | None = None
 
     def __len__(self) -> int:
         return len(self.lists)
+
+    @property
+    def first(self) -> int:
+        """Which of `images` the first list is of: not 0 where the lists are of the last of them alone."""
+        return 0 if self.images is None else len(self.images) - len(self)
 
     @property
     def chunk_bytes(self) -> int:
@@ -112,6 +122,39 @@ class NeighbourGraph:
             similarities=self.similarities[:, : sizes.nearest + 1],
             within=None if self.within is None else self.within.head(sizes.within),
             across=None if self.across is None else self.across.head(sizes.across),
+        )
+
+    def kind(self, name: str) -> NeighbourLists | None:
+        """Return the lists of others, `nearest`, `within` or `across`; None if it has none of the kind."""
+        if name == "nearest":
+            return NeighbourLists(self.lists[:, 1:], self.similarities[:, 1:])
+        found: NeighbourLists | None = getattr(self, name)
+        return found
+
+    def at(self, rows: slice) -> NeighbourGraph:
+        """Return the lists of some images."""
+        return self._each(lambda lists: lists[rows])
+
+    def followed_by(self, other: NeighbourGraph) -> NeighbourGraph:
+        """Return the lists of these images and of others, which are of the same kinds and lengths."""
+        return self._each(lambda mine, theirs: torch.cat([mine, theirs]), other)
+
+    def _each(self, of: Callable[..., torch.Tensor], *others: NeighbourGraph) -> NeighbourGraph:
+        """The graph, without images, of what `of` makes of each array of this one and of others."""
+        graphs = (self, *others)
+
+        def by_camera(name: str) -> NeighbourLists | None:
+            kinds = [getattr(graph, name) for graph in graphs]
+            if kinds[0] is None:
+                return None
+            return NeighbourLists(*(of(*(getattr(kind, part) for kind in kinds)) for part in _LISTED))
+
+        return NeighbourGraph(
+            of(*(graph.lists for graph in graphs)),
+            of(*(graph.similarities for graph in graphs)),
+            of(*(graph.lowest for graph in graphs)),
+            by_camera("within"),
+            by_camera("across"),
         )
 
     def within_alone(self) -> NeighbourGraph:
@@ -238,6 +281,12 @@ class NeighbourGraph:
         others = self.lists[:, 1:]
         counts = torch.full((len(self),), others.shape[1], device=others.device)
         return pair_similarities(self.images, rows, counts, others.flatten()).view_as(others)
+
+    def cosine_at(self, items: torch.Tensor) -> torch.Tensor:
+        """Return (N, ...) float32, the cosine similarity of the image of each list to `items`, (N, ...)."""
+        assert isinstance(self.images, UnitRows)
+        rows = self.images.rows(self.first, len(self.images))
+        return listed_scores(rows, items.flatten(1).long(), self.images).view(items.shape)
 
     def reordered(self, similarities: torch.Tensor, depth: int) -> NeighbourGraph:
         """Return the graph with the others of each list sorted by other similarities, cut to the best `depth`.

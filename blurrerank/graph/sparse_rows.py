@@ -12,7 +12,7 @@ for `propagated`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -178,28 +178,44 @@ class SparseRows:
         """Return the same entries so many columns further on."""
         return replace(self, columns=self.columns + columns)
 
-    def symmetrised(self) -> SparseRows:
-        """Return the mean of the matrix and its transpose, columns ascending. For N rows over N images."""
-        return self.mixed(self.transposed(len(self)), 0.5)
+    def symmetrised(self, most: int | None = None) -> SparseRows:
+        """Return the mean of the matrix and its transpose, as `mixed` does. For N rows over N images."""
+        return self.mixed(self.transposed(len(self)), 0.5, most)
 
-    def mixed(self, other: SparseRows, share: float) -> SparseRows:
-        """Return (1 - share) of this and `share` of another matrix of N over N images, columns ascending."""
-        total, part = len(self), round(share * WHOLE)
-        counts, columns, weights = [], [], []
-        for start, stop in split_by_size(self.counts + other.counts, self._entries_at_a_time):
-            parts = [rows.rows(start, stop) for rows in (self, other)]
-            keys = torch.cat([torch.repeat_interleave(rows.counts) * total + rows.columns for rows in parts])
-            values = [parts[0].weights.long() * (WHOLE - part), parts[1].weights.long() * part]
-            found, sums = summed(keys, torch.cat(values))
-            counts.append(torch.bincount(found // total, minlength=stop - start))
-            columns.append((found % total).to(self.columns.dtype))
-            weights.append((sums // WHOLE).to(torch.int32))
-        return replace(
-            self,
-            offsets=offsets_of(torch.cat(counts)),
-            columns=torch.cat(columns),
-            weights=torch.cat(weights),
-        )
+    def mixed(self, other: SparseRows, share: float, most: int | None = None) -> SparseRows:
+        """Return (1 - share) of this and `share` of another matrix of N over N images, columns ascending.
+
+        Args:
+            other: the other matrix.
+            share: from 0 to 1.
+            most: how many entries of a row to keep, the largest; None keeps all.
+        """
+
+        def blocks() -> Iterator[SparseRows]:
+            total, part = len(self), round(share * WHOLE)
+            for start, stop in split_by_size(self.counts + other.counts, self._entries_at_a_time):
+                parts = [rows.rows(start, stop) for rows in (self, other)]
+                keys = [torch.repeat_interleave(rows.counts) * total + rows.columns for rows in parts]
+                values = [parts[0].weights.long() * (WHOLE - part), parts[1].weights.long() * part]
+                found, sums = summed(torch.cat(keys), torch.cat(values))
+                yield self._rows_of(found, total, sums // WHOLE, stop - start)
+
+        return self._stacked(blocks(), most)
+
+    def _rows_of(self, keys: torch.Tensor, total: int, weights: torch.Tensor, count: int) -> SparseRows:
+        """So many rows over `total` columns, of entries by ascending keys, row * total + column."""
+        counts = torch.bincount(keys.div(total, rounding_mode="floor"), minlength=count)
+        columns = (keys % total).to(self.columns.dtype)
+        return replace(self, offsets=offsets_of(counts), columns=columns, weights=weights.to(torch.int32))
+
+    def _stacked(self, blocks: Iterable[SparseRows], most: int | None) -> SparseRows:
+        """The rows of blocks one after another, of each the `most` largest entries."""
+        cut = [block if most is None else block.largest(most) for block in blocks]
+        offsets = offsets_of(torch.cat([block.counts for block in cut]))
+        columns = torch.cat([block.columns for block in cut])
+        parts = [block.weights for block in cut]
+        cut.clear()  # not to hold the columns twice while the weights are joined
+        return replace(self, offsets=offsets, columns=columns, weights=torch.cat(parts))
 
     def unit(self) -> SparseRows:
         """Return the rows divided by their Euclidean norms; rows of zeros stay so."""
@@ -218,18 +234,21 @@ class SparseRows:
             parts[first:last] = (some.weights.double() * (ONE / norms)[owner]).round_()
         return replace(self, weights=parts)
 
-    def propagated(self, lists: torch.Tensor, shares: torch.Tensor, rounds: int) -> SparseRows:
+    def propagated(
+        self, lists: torch.Tensor, shares: torch.Tensor, rounds: int, most: int | None = None
+    ) -> SparseRows:
         """Return A after so many times A <- W (A + A'), rows divided by their Euclidean norms.
 
         Args:
             lists: (N, k) int32 or int64, the columns of W; -1 pads.
             shares: (N, k) float32, the weights in W, from 0 to 1; of no meaning where the list is padded.
             rounds: how many times.
+            most: how many entries of a row of A, and of A + A', are kept, the largest; None keeps all.
         """
         whole = whole_parts(shares)
         rows = self
         for _ in range(rounds):
-            rows = rows.symmetrised().averaged(lists, whole).unit()
+            rows = rows.symmetrised(most).averaged(lists, whole, most=most).unit()
         return rows
 
     def expanded(self, halves: SparseRows) -> SparseRows:
@@ -269,6 +288,8 @@ class SparseRows:
 
     def largest(self, count: int) -> SparseRows:
         """Return the `count` largest entries of each row, columns in the order they have; ties to the first."""
+        if not len(self) or int(self.counts.max()) <= count:
+            return self
         chosen = torch.empty_like(self.columns, dtype=torch.bool)
         for start, stop in self.blocks():
             some = self.rows(start, stop)
@@ -301,7 +322,12 @@ class SparseRows:
         return replace(self, weights=parts.repeat_interleave(counts))
 
     def averaged(
-        self, lists: torch.Tensor, shares: torch.Tensor | None = None, own: SparseRows | None = None
+        self,
+        lists: torch.Tensor,
+        shares: torch.Tensor | None = None,
+        own: SparseRows | None = None,
+        *,
+        most: int | None = None,
     ) -> SparseRows:
         """Return the mean of the rows that each list names: local query expansion. For N rows over N images.
 
@@ -309,6 +335,7 @@ class SparseRows:
             lists: (n, k) int32 or int64, rows of this matrix; -1 pads.
             shares: (n, k) int64, the weight of each in the mean, from 0 to `WHOLE`; by default all the same.
             own: n rows that take part too, with weight `WHOLE`, unless they are empty.
+            most: how many entries of a row to keep, the largest; None keeps all.
 
         Returns:
             n rows, columns ascending.
@@ -319,7 +346,7 @@ class SparseRows:
         divisors = shares.sum(dim=1)
         if own is not None:
             divisors = divisors + WHOLE * (own.counts > 0)
-        return self._combined(lists, shares, own, divisors.clamp_min_(1))
+        return self._combined(lists, shares, own, divisors.clamp_min_(1), most)
 
     def totals(self, lists: torch.Tensor) -> SparseRows:
         """Return the sum of the rows that each list names, as `averaged` returns their mean."""
@@ -327,16 +354,26 @@ class SparseRows:
         return self._combined(lists, shares, None, shares.new_ones(len(lists)))
 
     def _combined(
-        self, lists: torch.Tensor, shares: torch.Tensor, own: SparseRows | None, divisors: torch.Tensor
+        self,
+        lists: torch.Tensor,
+        shares: torch.Tensor,
+        own: SparseRows | None,
+        divisors: torch.Tensor,
+        most: int | None = None,
     ) -> SparseRows:
         """Rows of sums, divided and rounded; see `averaged`."""
+        return self._stacked(self._sums(lists, shares, own, divisors), most)
+
+    def _sums(
+        self, lists: torch.Tensor, shares: torch.Tensor, own: SparseRows | None, divisors: torch.Tensor
+    ) -> Iterator[SparseRows]:
+        """The blocks of `_combined`."""
         total, number = len(self), lists.shape[1]
         listed = lists >= 0
         counts = self.counts_of(lists.clamp_min(0).flatten().long()).mul_(listed.flatten()).view(lists.shape)
         sizes = counts.sum(dim=1)
         if own is not None:
             sizes += own.counts
-        new_counts, columns, weights = [], [], []
         for start, stop in split_by_size(sizes, self._entries_at_a_time):
             some = lists[start:stop].clamp_min(0).flatten().long()
             entry, place = ranges(self.offsets[some], counts[start:stop].flatten())
@@ -349,20 +386,16 @@ class SparseRows:
             distinct, found = summed(keys, parts)
             row = distinct.div(total, rounding_mode="floor")
             whole = divisors[start:stop][row]
-            new_counts.append(torch.bincount(row, minlength=stop - start))
-            columns.append((distinct % total).to(self.columns.dtype))
-            weights.append((found + whole // 2).div_(whole, rounding_mode="floor").to(torch.int32))
-        joined = torch.cat(columns)
-        columns.clear()  # not to hold them twice while the weights are joined
-        return replace(
-            self, offsets=offsets_of(torch.cat(new_counts)), columns=joined, weights=torch.cat(weights)
-        )
+            means = (found + whole // 2).div_(whole, rounding_mode="floor")
+            yield self._rows_of(distinct, total, means, stop - start)
 
-    def reached(self, inverted: SparseRows, width: int, compares: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def reached(
+        self, lists: Sequence[SparseRows], width: int, compares: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows of another matrix that have columns in common with these, and how they compare.
 
         Args:
-            inverted: the transpose of the other matrix.
+            lists: the transpose of the other matrix, or several that make it up together.
             width: G, how many rows the other matrix has.
             compares: `overlap` or `dot`; see `overlaps` and `dots`.
 
@@ -370,7 +403,7 @@ class SparseRows:
             (t,) int64, p * G + g for row p of this matrix and g of the other, ascending; and (t,) float32.
         """
         combine = torch.mul if compares == "dot" else torch.minimum
-        parts = list(self._shared(inverted, width, combine, torch.int64))
+        parts = list(self._shared(lists, width, combine, torch.int64))
         if not parts:
             return self.offsets.new_empty(0), self.offsets.new_empty(0, dtype=torch.float32)
         keys, sums = summed(*(torch.cat(some) for some in zip(*parts, strict=True)))
@@ -378,46 +411,48 @@ class SparseRows:
             return keys, sums.double().div_(ONE**2).float()
         return keys, sums * (1 / ONE)
 
-    def overlaps(self, inverted: SparseRows, width: int) -> torch.Tensor:
+    def overlaps(self, lists: Sequence[SparseRows], width: int) -> torch.Tensor:
         """Return sum_j min(v_pj, w_gj) of every row p of this matrix with every row g of another.
 
         Args:
-            inverted: the transpose of the other matrix, whose rows are the columns of both.
+            lists: the transpose of the other matrix, whose rows are the columns of both; or several that make
+                it up together.
             width: G, how many rows the other matrix has.
 
         Returns:
             (p, G) float32, 0 to 1 but for the rounding of the weights.
         """
-        return self._compared(inverted, width, torch.minimum, torch.int32) * (1 / ONE)
+        return self._compared(lists, width, torch.minimum, torch.int32) * (1 / ONE)
 
-    def dots(self, inverted: SparseRows, width: int) -> torch.Tensor:
+    def dots(self, lists: Sequence[SparseRows], width: int) -> torch.Tensor:
         """Return sum_j v_pj w_gj of every row p of this matrix with every row g of another.
 
         Args:
-            inverted: the transpose of the other matrix, whose rows are the columns of both.
+            lists: the transpose of the other matrix, whose rows are the columns of both; or several that make
+                it up together.
             width: G, how many rows the other matrix has.
 
         Returns:
             (p, G) float32. Sums must stay below 8, as they do where the rows' norms are 1.
         """
-        return self._compared(inverted, width, torch.mul, torch.int64).double().div_(ONE**2).float()
+        return self._compared(lists, width, torch.mul, torch.int64).double().div_(ONE**2).float()
 
     def _compared(
         self,
-        inverted: SparseRows,
+        lists: Sequence[SparseRows],
         width: int,
         combine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         dtype: torch.dtype,
     ) -> torch.Tensor:
         """(p, G) sums of `combine` over the columns that rows of both matrices have."""
         found = torch.zeros(len(self) * width, dtype=dtype, device=self.columns.device)
-        for at, shared in self._shared(inverted, width, combine, dtype):
+        for at, shared in self._shared(lists, width, combine, dtype):
             found.scatter_add_(0, at, shared)
         return found.view(len(self), width)
 
     def _shared(
         self,
-        inverted: SparseRows,
+        lists: Sequence[SparseRows],
         width: int,
         combine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         dtype: torch.dtype,
@@ -425,16 +460,24 @@ class SparseRows:
         """Pieces of (t,) places p * width + g in a matrix of both, and what to add there."""
         row, _ = ranges(self.offsets[:-1], self.counts)
         columns = self.columns.long()
-        starts, counts = inverted.offsets[columns], inverted.counts_of(columns)
-        for first, last in split_by_size(counts, self._entries_at_a_time):
-            owner, place = ranges(starts[first:last], counts[first:last])
-            mine, theirs = self.weights[first:last][owner], inverted.weights[place]
-            shared = combine(mine.to(dtype), theirs.to(dtype))
-            yield (row[first:last] * width)[owner].add_(inverted.columns[place]), shared
+        for inverted in lists:
+            starts, counts = inverted.offsets[columns], inverted.counts_of(columns)
+            for first, last in split_by_size(counts, self._entries_at_a_time):
+                owner, place = ranges(starts[first:last], counts[first:last])
+                mine, theirs = self.weights[first:last][owner], inverted.weights[place]
+                shared = combine(mine.to(dtype), theirs.to(dtype))
+                yield (row[first:last] * width)[owner].add_(inverted.columns[place]), shared
 
     @property
     def _entries_at_a_time(self) -> int:
         return max(1, self.chunk_bytes // _ENTRY_BYTES)
+
+
+def stacked(parts: Sequence[SparseRows]) -> SparseRows:
+    """Return the rows of several matrices with the same columns, one after another."""
+    counts = torch.cat([part.counts for part in parts])
+    columns, weights = (torch.cat([getattr(part, name) for part in parts]) for name in ("columns", "weights"))
+    return replace(parts[0], offsets=offsets_of(counts), columns=columns, weights=weights)
 
 
 def whole_parts(shares: torch.Tensor) -> torch.Tensor:

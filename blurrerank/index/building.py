@@ -24,16 +24,17 @@ from ..engine.transforms import fit_steps
 from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from ..files.access import check_readable
 from ..files.neighbours_h5 import read_partial, write_partial
-from ..files.targets import check_target, replacing
+from ..files.targets import check_target
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AUTO, GraphRanker, create, without_auto
 from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.steps import Transform
 from . import index_h5
 from .changing import added
+from .contents import Labels
 from .encoding import Items, check_memory, encode
 from .gallery_index import GalleryIndex, as_side, step_names
-from .index_h5 import Labels
+from .growing import grow
 
 
 def build_index(
@@ -71,7 +72,8 @@ def build_index(
             (`ivf`, a sixteenth of them).
         append: add the gallery to the index that is there, whose method and parameters hold. The result is the
             same as that of indexing everything at once; but what feature steps know of the gallery stays as it
-            was.
+            was. Where the index is searched approximately, only the new items are encoded, against those that
+            are there: `GalleryIndex.drift` has how far that is from a build, and `compact_index` does one.
         force: replace an existing index, and start over whatever is left of another.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes, by default 2 GiB, beside lists and encodings.
@@ -100,7 +102,7 @@ def build_index(
     check_readable(path)
     if path.exists() and not append and not index_h5.is_index(path):
         raise OutputError(f"{path} is no index, and is not replaced by one: choose another name")
-    with replacing(path, force=force or append) as temporary:
+    with index_h5.changing(path, force=force or append) as temporary:
         before = _stamp(path)
         old = GalleryIndex.open(path, device=device) if append else None
         problems = find_problems(gallery, None if old is None else old.gallery)
@@ -125,13 +127,14 @@ def build_index(
             raise without_cameras(f"{gallery.label} has no cameras", ranker.name)
         check_memory(memory, gallery.dim)
         left = _Left(path, _basis(items, calibration), ranker.neighbours(), checkpoint_seconds)
-        done = None if old is None else _basis(replace(items, labels=Labels.of(old.gallery)), calibration)
-        left_over = left.read(force=force, done=done)
-        if left_over is not None:
-            items = replace(items, known=left_over)
-        if old is None and chosen.feature_steps:
-            items = _stepped(items, gallery, calibration, compute)
-        encode(items, temporary, compute, keep=left.write)
+        if old is None or not grow(old, items, temporary, compute):
+            done = None if old is None else _basis(replace(items, labels=Labels.of(old.gallery)), calibration)
+            left_over = left.read(force=force, done=done)
+            if left_over is not None:
+                items = replace(items, known=left_over)
+            if old is None and chosen.feature_steps:
+                items = _stepped(items, gallery, calibration, compute)
+            encode(items, temporary, compute, keep=left.write)
         if _stamp(path) != before:
             left.remove()  # what comes now begins with other items
             raise OutputError(f"{path} was written by another process meanwhile: run this again")

@@ -15,11 +15,12 @@ from ..data.features import FeatureSet
 from ..data.side import Side, digest_of
 from ..engine.transforms import apply_fitted
 from ..errors import InputError, ParameterError
-from ..files.targets import replacing
 from ..methods import AnyMethod
+from . import index_h5
+from .contents import Labels
 from .encoding import Items, check_memory, encode
-from .gallery_index import GalleryIndex
-from .index_h5 import Labels
+from .gallery_index import Chosen, GalleryIndex
+from .growing import shrink
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,8 +68,9 @@ def remove_from_index(
     """Take items from an index. Those that stay are counted anew, in the same order.
 
     What is left is encoded anew: the result is that of indexing it alone; but what feature steps know of the
-    gallery stays as it was. The index is replaced when that is complete, and readers that have it open keep the
-    old one.
+    gallery stays as it was. Where the index is searched approximately, the items are no longer found, and the
+    rest stays as it is: `GalleryIndex.drift` has how far that is from a build, and `compact_index` does one.
+    The index is replaced when that is complete, and readers that have it open keep the old one.
 
     Args:
         path: the index.
@@ -85,26 +87,70 @@ def remove_from_index(
         OutputError: if the index cannot be written.
     """
     path, compute = Path(path), Compute.choose(device, memory, precision=precision, progress=progress)
-    with replacing(path, force=True) as temporary:
+    with index_h5.changing(path) as temporary:
         old = GalleryIndex.open(path, device=device)
-        gallery, stays = old.gallery, _stays(old, rows, names)
-        check_memory(memory, gallery.dim)
-        labels = {
-            name: part[stays]
-            for name in ("ids", "cams", "names")
-            if (part := getattr(gallery, name)) is not None
-        }
-        left = _LeftSide(
-            gallery.block(0, len(gallery))[torch.from_numpy(stays)],
-            label=str(path),
-            sources=gallery.sources,
-            digests=gallery.digests[stays],
-            **labels,
-        )
-        ann, effort = _search_of(old)
-        items = Items([left], Labels.of(left), old.method, gallery.fitted, ann=ann, effort=effort)
-        encode(items, temporary, compute)
+        stays = _stays(old, rows, names)
+        check_memory(memory, old.dim)
+        if old.approximation is None:
+            _encode_left(old, stays, temporary, compute)
+        else:
+            leaves = np.setdiff1d(np.arange(len(old)), stays, assume_unique=True)
+            shrink(old, torch.from_numpy(leaves), temporary)
     return GalleryIndex.open(path, device=device, verify=False)
+
+
+def compact_index(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    memory: int | None = None,
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> GalleryIndex:
+    """Encode an index anew that was changed since it was encoded: the result is that of a build.
+
+    What feature steps know of the gallery stays as it was. An index without changes is left as it is.
+
+    Args:
+        path: the index.
+        device: see `build_index`.
+        memory: see `build_index`.
+        precision: see `build_index`.
+        progress: called with (images done, images in all).
+
+    Raises:
+        InputError: for a damaged index.
+        ParameterError: for a budget that is too small.
+        OutputError: if the index cannot be written.
+    """
+    path, compute = Path(path), Compute.choose(device, memory, precision=precision, progress=progress)
+    old = GalleryIndex.open(path, device=device)
+    if old.drift is None:
+        return old
+    check_memory(memory, old.dim)
+    with index_h5.changing(path) as temporary:
+        old = GalleryIndex.open(path, device=device)  # as it is now that no one else changes it
+        _encode_left(old, np.arange(len(old)), temporary, compute)
+    return GalleryIndex.open(path, device=device, verify=False)
+
+
+def _encode_left(old: GalleryIndex, stays: NDArray[np.int64], temporary: Path, compute: Compute) -> None:
+    """Encode the items of an index that stay, and write an index of them."""
+    gallery = old.gallery
+    labels = Labels.of(gallery).at(stays)
+    features = old.stored.block(0, len(old.stored))
+    kept = torch.from_numpy(stays) if gallery.kept is None else gallery.kept[stays]
+    left = _LeftSide(
+        Chosen(features, kept),
+        labels.ids,
+        labels.cams,
+        labels.names,
+        label=str(old.path),
+        sources=gallery.sources,
+        digests=labels.digests,
+    )
+    ann, effort = _search_of(old)
+    encode(Items([left], labels, old.method, gallery.fitted, ann=ann, effort=effort), temporary, compute)
 
 
 def _search_of(index: GalleryIndex) -> tuple[str | None, int | None]:

@@ -18,8 +18,8 @@ from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod
 from ..search.ann import ApproximateSearch
 from ..search.plan import Plan
-from . import index_h5
-from .index_h5 import Approximation, Labels
+from .contents import Approximation, Labels
+from .write_h5 import write
 
 # Entries of a row that an approximate index keeps, where rows are compared by their products.
 _ENTRIES = 96
@@ -72,14 +72,14 @@ def encode(items: Items, path: Path, compute: Compute, *, keep: Keep | None = No
             images, ranker.list_sizes(), search, cams=cams, progress=compute.progress
         )
         # Propagated rows have hundreds of entries, and what they reach grows with the square of that.
-        entries = _ENTRIES if ranker.compares == "dot" else None
-        approximation = Approximation(search, recall_of(graph, images), entries)
+        graph = replace(graph, entries=_ENTRIES if ranker.compares == "dot" else None)
+        approximation = Approximation(search, recall_of(graph, images), graph.entries)
     encoded = ranker.fit(graph)
-    if approximation is not None and approximation.entries is not None:
+    if graph.entries is not None:  # a ranker may cut its rows on the way, or leave that to be done here
         assert encoded.rows is not None
-        encoded = replace(encoded, rows=encoded.rows.largest(approximation.entries))
+        encoded = replace(encoded, rows=encoded.rows.largest(graph.entries))
     encoded = encoded.invert(slice(0, count), keep_rows=ranker.needs_rows)
-    index_h5.write(path, images, labels, items.method, graph, encoded, items.fitted, approximation)
+    write(path, images, labels, items.method, graph, encoded, items.fitted, approximation)
 
 
 def check_memory(memory: int | None, dim: int) -> None:

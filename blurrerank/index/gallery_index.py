@@ -26,9 +26,9 @@ from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, FeatureStep, GraphRanker, HeadRanker, Ranker, create, settings_of
 from ..methods.kinds.base import Method
 from ..methods.kinds.camera_head import CameraHeadRanker
-from ..search.ann import SearchedLists
+from ..search.ann import ApproximateSearch, SearchedLists
 from . import index_h5
-from .index_h5 import Approximation
+from .contents import Approximation, Drift, Labels
 
 # Neighbours of a candidate that are candidates too.
 _EXPANDED = 16
@@ -38,12 +38,16 @@ _EXPANDED = 16
 class IndexedSide(Side):
     """The gallery of an index: normalised features, and what a method knows of them.
 
+    Where items were taken from the index, this is of those that are left, and `stored` of all that it stores.
+
     Attributes:
         digests: `row_digests()` of the features as they came.
         stored_digest: `digest()`, which need not be found out again for each probe.
         method: what it was encoded for.
         encoded: what that method's ranker made of it.
         fitted: what each of its feature steps knows of the gallery.
+        stored: the side that search and encoding are of, if some of its items are gone.
+        kept: (G,) int64, which of its items these are.
     """
 
     unit = True
@@ -53,6 +57,12 @@ class IndexedSide(Side):
     method: AnyMethod
     encoded: Encoding
     fitted: Sequence[Mapping[str, torch.Tensor]] = ()
+    stored: IndexedSide | None = None
+    kept: torch.Tensor | None = None
+
+    def all_stored(self) -> tuple[Side, torch.Tensor] | None:
+        """See `Side.all_stored`."""
+        return None if self.stored is None or self.kept is None else (self.stored, self.kept)
 
     def row_digests(self) -> NDArray[np.uint8]:
         """Those of the rows as they came."""
@@ -70,6 +80,11 @@ class IndexedSide(Side):
         """
         if method.name != self.method.ranker.name:
             return None
+        if self.stored is not None:
+            raise ParameterError(
+                f"items were taken from {self.label} since it was encoded, so not all of it can be looked at: "
+                "leave exact search out, or encode it anew with `index --compact`"
+            )
         _check_same(self.label, self.method.ranker, method.params())
         return self.encoded
 
@@ -98,6 +113,7 @@ class GalleryIndex:
         method: the method it was encoded for, with its parameters.
         near: each item's nearest others.
         approximation: how it is searched, and how good its neighbour lists are, if that is approximate.
+        drift: how far it is from one that is built anew, if it was changed since it was encoded.
 
     >>> import tempfile, blurrerank as br
     >>> data = br.load("examples/omniglot.h5")
@@ -112,6 +128,7 @@ class GalleryIndex:
     method: AnyMethod
     near: NeighbourGraph
     approximation: Approximation | None = None
+    drift: Drift | None = None
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto", verify: bool | None = None) -> GalleryIndex:
@@ -129,29 +146,30 @@ class GalleryIndex:
         """
         where = pick_device(device)
         path = Path(path)
+        large = index_h5.base_of(path) if index_h5.is_changed(path) else path
         if verify is None:
-            verify = not was_verified(path)
-        state = state_of(path) if verify and path.is_file() else None
+            verify = not was_verified(large)
+        state = state_of(large) if verify and large.is_file() else None
         stored = index_h5.read(path, verify=verify)
         if state is not None:
-            remember(path, state)
-        labels, method = stored.labels, stored.method
+            remember(large, state)
+        if stored.approximation is not None and where.type != "cpu":
+            raise ParameterError(f"{path} is searched approximately, which is done on the CPU: use device cpu")
         gallery = IndexedSide(
             stored.features.to(where),
-            labels.ids,
-            labels.cams,
-            labels.names,
+            **_labels(stored.labels),
             label=str(path),
-            sources=() if where.type == "cuda" else (stored.source,),
-            digests=labels.digests,
+            sources=() if where.type == "cuda" else stored.sources,
             stored_digest=stored.digest,
-            method=method,
+            method=stored.method,
             encoded=stored.encoded.to(where),
             fitted=stored.fitted,
         )
-        if stored.approximation is not None and where.type != "cpu":
-            raise ParameterError(f"{path} is searched approximately, which is done on the CPU: use device cpu")
-        return cls(Path(path), gallery, method, stored.near, stored.approximation)
+        if stored.gone is not None:
+            kept = torch.nonzero(~stored.gone).flatten()
+            left, features = stored.labels.at(kept.numpy()), Chosen(stored.features, kept)
+            gallery = replace(gallery, features=features, **_labels(left), stored=gallery, kept=kept)
+        return cls(path, gallery, stored.method, stored.near, stored.approximation, stored.drift)
 
     def __len__(self) -> int:
         return len(self.gallery)
@@ -168,9 +186,18 @@ class GalleryIndex:
     @property
     def device(self) -> str:
         """Where probes are answered."""
-        features = self.gallery.features
-        assert isinstance(features, torch.Tensor)
-        return str(features.device)
+        return str(self.stored.block(0, 1).device)
+
+    @property
+    def stored_search(self) -> ApproximateSearch:
+        """What finds candidates among the items that are stored, where the index is searched approximately."""
+        assert self.approximation is not None
+        return self.approximation.search
+
+    @property
+    def stored(self) -> IndexedSide:
+        """All items that are stored, those among them that were taken from the index since it was encoded."""
+        return self.gallery.stored or self.gallery
 
     def rerank(
         self,
@@ -295,6 +322,28 @@ class GalleryIndex:
             InputError: for features that cannot be compared with these.
         """
         return FeatureSet(as_side(probe, "probe"), self.gallery)
+
+
+class Chosen:
+    """Some rows of features, as a `Side` takes them.
+
+    Args:
+        features: (N, D).
+        rows: (G,) int64, which.
+    """
+
+    def __init__(self, features: torch.Tensor, rows: torch.Tensor) -> None:
+        self._features, self._rows = features, rows
+        self.shape = (len(rows), features.shape[1])
+        self.dtype = features.dtype
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        return self._features[self._rows[rows]]
+
+
+def _labels(labels: Labels) -> dict[str, Any]:
+    """The arguments of `IndexedSide` that are labels."""
+    return {name: getattr(labels, name) for name in ("ids", "cams", "names", "digests")}
 
 
 def as_side(values: ArrayLike | torch.Tensor | Side, label: str) -> Side:

@@ -28,6 +28,20 @@ attributes: `format`, `format_version`, `method`, `params` (JSON), `digest` of t
 three, `versions` (JSON). Every dataset of numbers is stored in one piece, so that it can be mapped into memory,
 and all datasets have an attribute `crc32`.
 
+What is added to an index with approximate search, or taken from it, changes it in this way: the file gets a
+second name, `NAME.base`, and one of format `blurrerank-index-changes` takes its place. This has `features`,
+`digests`, labels, `neighbours` and `encoded` of the items that were added, which are numbered after those of
+the base; of their encoding
+
+    encoded/rows/...            as above, instead of `inverted`
+
+and of the items that were removed
+
+    removed                     (R,) int64, ascending: their numbers as they are stored
+
+The root attribute `base` is the `crc32` of the base, `digest` that of the rows that there are now, and `stale`
+how many of the base's neighbour lists would be others if they were found now.
+
 While an index is built, `NAME.partial` holds what is known so far: `neighbours` of the first items, with the
 root attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` and `digest`.
 """
@@ -35,210 +49,78 @@ root attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` 
 from __future__ import annotations
 
 import json
-import warnings
+import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ..data.side import Side, digest_of
+from ..data.side import digest_of
 from ..engine.request import check_indexes
-from ..errors import BlurrerankWarning, InputError
+from ..errors import InputError
 from ..files.guard import guarded, trying
 from ..files.hdf5 import attributes, open_hdf5
-from ..files.mapped_h5 import (
-    OFF,
-    VERSION,
-    MappedFile,
-    checksum_of,
-    describe,
-    put,
-    put_neighbours,
-    reading_mapped,
-)
-from ..files.ranking_h5 import versions
-from ..files.sink import new_hdf5
-from ..files.watched import Watched
+from ..files.mapped_h5 import OFF, MappedFile, opened_mapped, reading_mapped, telling_of_damage
+from ..files.targets import replacing
+from ..files.verified import remember, state_of, was_verified
 from ..graph.encoding import BlurredEncoding, Encoding
-from ..graph.neighbour_graph import NeighbourGraph
 from ..graph.sparse_rows import ONE, SparseRows
 from ..methods import AnyMethod, create
 from ..methods.kinds.steps import Transform
 from ..search.ann import KINDS, ApproximateSearch
 from ..search.approximate import load_faiss
-from ..search.rows import UnitRows
+from .contents import Approximation, Drift, Labels, Stored
 
 FORMAT = "blurrerank-index"
-
+CHANGES = "blurrerank-index-changes"
+BLURRED = ("group", "blur", "reach", "halves", "encodings", "inverted")
+"""The parts of an encoding by similarities to blurred items, in the order in which they are written."""
+PLAIN = ("rows", "inverted")
+"""The parts of any other."""
 
 # Rows measured at a time.
 _ROWS = 4096
-
-
 # A weight of blurring is at most 1, divided by a norm of at least 1e-6.
 _MOST_BLUR = 1.01e6
-# The parts of encodings, in the order in which they are written.
-_BLURRED = ("group", "blur", "reach", "halves", "encodings", "inverted")
-_PLAIN = ("rows", "inverted")
 
 
-@dataclass(frozen=True, eq=False)
-class Labels:
-    """What an index records of each row beside its features; see `Side` for the fields."""
-
-    digests: NDArray[np.uint8]
-    ids: NDArray[Any] | None
-    cams: NDArray[Any] | None
-    names: NDArray[Any] | None
-
-    @classmethod
-    def of(cls, side: Side) -> Labels:
-        """Those of a side."""
-        return cls(side.row_digests(), side.ids, side.cams, side.names)
-
-    def joined(self, new: Labels, where: str, new_where: str) -> Labels:
-        """These and those of further rows; messages call the two `where` and `new_where`.
-
-        Raises:
-            InputError: if only one of them has a kind of labels, or if the features of all new rows are here
-                already; if those of some are, it warns.
-        """
-        joined = {}
-        for name in ("ids", "cams", "names"):
-            before, after = getattr(self, name), getattr(new, name)
-            if (before is None) != (after is None):
-                has, lacks = (where, new_where) if after is None else (new_where, where)
-                raise InputError(f"{has} has {name} and {lacks} has none: they cannot be joined")
-            joined[name] = None if before is None else np.concatenate([before, after])
-        here = {row.tobytes() for row in self.digests}
-        twice = sum(row.tobytes() in here for row in new.digests)
-        if twice == len(new.digests):
-            raise InputError(f"every row of {new_where} is in {where} already: there is nothing to append")
-        if twice:
-            repeated = f"{twice} of {len(new.digests)} rows of {new_where} are in {where} already"
-            warnings.warn(f"{repeated}; they are in the index twice now", BlurrerankWarning, stacklevel=3)
-        return Labels(np.concatenate([self.digests, new.digests]), **joined)
+def checksum(*texts: str | None) -> int:
+    """Return the CRC-32 of attributes, of those that there are."""
+    return zlib.crc32(" ".join(filter(None, texts)).encode())
 
 
-@dataclass(frozen=True, eq=False)
-class Approximation:
-    """How an index is searched, where not everything is.
+def base_of(path: Path) -> Path:
+    """Return where the index is that an index of changes at `path` is of."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(f"{real.name}.base")
 
-    Attributes:
-        search: what finds candidates.
-        recall: the measured share of the exact lists that the neighbour lists have, for each kind of list.
-        entries: how many entries the rows of the encoding are cut to, if they are.
+
+@contextmanager
+def changing(path: Path, *, force: bool = True) -> Iterator[Path]:
+    """Yield a temporary path that takes the place of an index, or of nothing; see `replacing`.
+
+    A base that no index looks for any more is removed.
     """
-
-    search: ApproximateSearch
-    recall: Mapping[str, float]
-    entries: int | None = None
-
-    def describe(self) -> str:
-        """Return what it is and how good, as JSON."""
-        about = {"kind": self.search.kind, "effort": self.search.effort, "recall": dict(self.recall)}
-        return json.dumps(about | {"entries": self.entries})
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What an index file holds.
-
-    Attributes:
-        features: (G, D) float32, L2-normalised.
-        labels: of the gallery.
-        digest: `Side.digest()` of the features as they came.
-        method: what it was encoded for.
-        near: who is near whom.
-        encoded: what the method made of it.
-        fitted: what each feature step knows of it.
-        source: the file, from which all of this is mapped.
-        approximation: how it is searched, if not everything is.
-    """
-
-    features: torch.Tensor
-    labels: Labels
-    digest: str
-    method: AnyMethod
-    near: NeighbourGraph
-    encoded: Encoding
-    fitted: Sequence[Mapping[str, torch.Tensor]]
-    source: Watched
-    approximation: Approximation | None = None
+    with replacing(path, force=force) as temporary:
+        changed = is_changed(path)
+        verified = was_verified(base_of(path) if changed else path)
+        yield temporary
+    if is_changed(path):
+        if verified:  # what was known of it goes with its name
+            remember(base_of(path), state_of(base_of(path)))
+    elif changed:
+        base_of(path).unlink(missing_ok=True)
 
 
-def write(
-    path: Path,
-    rows: UnitRows,
-    labels: Labels,
-    method: AnyMethod,
-    near: NeighbourGraph,
-    encoded: Encoding,
-    fitted: Sequence[Mapping[str, torch.Tensor]] = (),
-    approximation: Approximation | None = None,
-) -> None:
-    """Write an index.
-
-    Args:
-        path: a new file.
-        rows: the features, normalised.
-        labels: what to record of them.
-        method: what it was encoded for.
-        near: who is near whom.
-        encoded: what the method made of it.
-        fitted: what each of its feature steps knows of it.
-        approximation: how it is searched, if not everything is.
-    """
-    settings, digest = json.dumps(method.params()), digest_of(labels.digests)
-    searched = None if approximation is None else approximation.describe()
-    with new_hdf5(path) as file:
-        features = file.create_dataset("features", (len(rows), rows.dim), np.float32)
-        checksum = 0
-        for start, block in rows.blocks():
-            values = block.cpu().contiguous().numpy()
-            features[start : start + len(block)] = values
-            checksum = zlib.crc32(values.data, checksum)
-        features.attrs["crc32"] = checksum
-        put(file, "digests", labels.digests)
-        for name in ("ids", "cams"):
-            if getattr(labels, name) is not None:
-                put(file, name, getattr(labels, name))
-        if labels.names is not None:
-            names = file.create_dataset("names", data=list(labels.names), dtype=h5py.string_dtype())
-            names.attrs["crc32"] = checksum_of(labels.names)
-        put_neighbours(file, near)
-        _put_encoded(file, encoded)
-        for number, found in enumerate(fitted):
-            for name, known in found.items():
-                put(file, f"steps/{number}/{name}", known.cpu().numpy())
-        if approximation is not None:
-            put(file, "search/axes", approximation.search.axes.numpy())
-            put(file, "search/faiss", approximation.search.stored)
-        about: dict[str, str | int] = {} if searched is None else {"search": searched}
-        describe(
-            file,
-            about
-            | {
-                "format": FORMAT,
-                "format_version": VERSION,
-                "method": method.name,
-                "params": settings,
-                "digest": digest,
-                "crc32": _checksum(method.name, settings, digest, searched),
-                "versions": json.dumps(versions()),
-            },
-        )
-
-
-def _checksum(name: str, settings: str, digest: str, searched: str | None) -> int:
-    """CRC-32 of the attributes."""
-    return zlib.crc32(" ".join([name, settings, digest, *filter(None, [searched])]).encode())
+def is_changed(path: Path) -> bool:
+    """Return whether the index at `path` is one of changes to another file."""
+    return _stated(path).get("format") == CHANGES
 
 
 def is_index(path: Path) -> bool:
@@ -256,21 +138,51 @@ def read(path: Path, *, verify: bool = True) -> Stored:
     Raises:
         InputError: if it is none, is of a newer version or of a method that is not known, or is damaged.
     """
-    return guarded(lambda: _read(path, verify and not trying()), path)
+    files = [path, base_of(path)] if is_changed(path) else [path]
+    return guarded(lambda: _read(path, verify and not trying()), *files)
+
+
+@contextmanager
+def _opened(path: Path, verify: bool) -> Iterator[tuple[MappedFile, MappedFile | None]]:
+    """The index at `path`, continued by its changes, and these."""
+    with open_hdf5(path) as file:
+        changed = attributes(file).get("format") == CHANGES
+    if not changed:
+        with reading_mapped(path, FORMAT, verify=verify) as whole:
+            yield whole, None
+        return
+    base = base_of(path)
+    if not base.is_file():
+        raise InputError(f"{path} is of changes to {base}, which is not there: the two belong together")
+    # What changes is small, and read through each time.
+    with (
+        opened_mapped(path, CHANGES, verify=not trying()) as changes,
+        opened_mapped(base, FORMAT, verify=verify) as whole,
+    ):
+        if changes.attrs.get("base") != f"{whole.attrs.get('crc32')}":
+            raise InputError(f"{path} is of changes to another file than {base}")
+        with telling_of_damage(path, CHANGES):
+            whole.continued_by(changes)
+            yield whole, changes
 
 
 def _read(path: Path, verify: bool) -> Stored:
-    with reading_mapped(path, FORMAT, verify=verify) as file:
+    with _opened(path, verify) as (file, changes):
         features = file.take("features", ("G", "D"), np.float32)
         if verify and not _are_unit(features):
             raise InputError("features has rows that are not normalised")
         digests = file.take("digests", ("G", 16), np.uint8).numpy()
-        digest = str(file.attrs["digest"])
-        if verify and digest_of(digests) != digest:
-            raise InputError("its rows are not those of its digest")
         labels = Labels(digests, file.labels("ids"), file.labels("cams"), file.names())
+        gone, drift = (None, None) if changes is None else _changed(changes, file.total)
+        digest = str((changes or file).attrs["digest"])
+        there = digests if gone is None else digests[~gone.numpy()]
+        if (verify or changes is not None) and not trying() and digest_of(there) != digest:
+            raise InputError("its rows are not those of its digest")
         encoded = _blurred(file, verify) if file.has("encoded/group") else _plain(file, verify)
-        method = _method(file, digest)
+        method = _method(file)
+        if changes is not None and not trying():
+            encoded = replace(encoded, added=_added(changes))
+            _check_attributes(changes)
         near, ranker = file.neighbours(), check_indexes(method)
         if not near.serves(ranker.list_sizes()):
             raise InputError(f"its neighbour lists are shorter than those of {ranker.name}")
@@ -282,25 +194,57 @@ def _read(path: Path, verify: bool) -> Stored:
         if file.has(f"steps/{len(steps)}"):
             raise InputError(f"it has more feature steps than {method.name}")
         fitted = [file.fitted(f"steps/{number}", step) for number, step in enumerate(steps)]
-        found = _approximation(file, features, path)
+        found = _approximation(file, features, gone, path)
+        if changes is not None and found is None and not trying():
+            raise InputError("it has changes and no search, which only an approximate index has")
         if found is not None:
             encoded = replace(encoded, entries=found.entries)
-        return Stored(features, labels, digest, method, near, encoded, fitted, file.source, found)
+        sources = (file.source,) if changes is None else (file.source, changes.source)
+        return Stored(features, labels, digest, method, near, encoded, fitted, sources, found, gone, drift)
 
 
-def _method(file: MappedFile, digest: str) -> AnyMethod:
+def _changed(changes: MappedFile, total: int) -> tuple[torch.Tensor | None, Drift]:
+    """(N,) bool, the items that are gone, None if none are; and how far the index is from one built anew."""
+    removed = changes.take("removed", ("removed",), np.int64, within=(0, total - 1))
+    gone, encoded = torch.zeros(total, dtype=torch.bool), changes.before
+    stale = changes.attrs.get("stale")
+    if not isinstance(stale, int | np.integer) or not 0 <= stale <= encoded:
+        raise InputError("its attribute stale has a value that is invalid")
+    if not trying():
+        gone[removed] = True
+    if bool(gone.all()):
+        raise InputError("nothing of it is left")
+    return gone if bool(gone.any()) else None, Drift.of(gone, int(stale), encoded)
+
+
+def _added(changes: MappedFile) -> SparseRows:
+    """The inverted lists of items that were added."""
+    rows = changes.sparse_rows("encoded/rows")
+    if not (_have_norm_one(rows) or _weigh_one(rows)):
+        raise InputError("encodings weigh more than they can")
+    return rows.transposed(changes.total).shifted(changes.before)
+
+
+def _check_attributes(file: MappedFile) -> None:
+    """Raise `InputError` if the attributes are not as they were written."""
+    stated = [file.attrs.get(name) for name in ("method", "params", "digest", "search", "base")]
+    if checksum(*(None if text is None else str(text) for text in stated)) != file.attrs.get("crc32"):
+        raise InputError("its attributes have another checksum than when they were written")
+
+
+def _method(file: MappedFile) -> AnyMethod:
     """What the index was built for."""
     name, settings = str(file.attrs["method"]), str(file.attrs["params"])
-    searched = file.attrs.get("search")
-    if _checksum(name, settings, digest, searched and str(searched)) != file.attrs.get("crc32"):
-        raise InputError("its attributes have another checksum than when they were written")
+    _check_attributes(file)
     params = json.loads(settings)
     if not isinstance(params, dict):
         raise InputError("its params are no JSON object")
     return create(name, **params)
 
 
-def _approximation(file: MappedFile, features: torch.Tensor, path: Path) -> Approximation | None:
+def _approximation(
+    file: MappedFile, features: torch.Tensor, gone: torch.Tensor | None, path: Path
+) -> Approximation | None:
     """How the index is searched, if not everything is."""
     if "search" not in file.attrs:
         return None
@@ -313,8 +257,8 @@ def _approximation(file: MappedFile, features: torch.Tensor, path: Path) -> Appr
     load_faiss()
 
     def opened() -> ApproximateSearch:
-        search = ApproximateSearch(kind, axes, stored, effort)
-        search.check(*features.shape)
+        search = ApproximateSearch(kind, axes, stored, effort, features[file.size :], gone)
+        search.check(file.size, features.shape[1])
         return search
 
     shares = {str(name): float(share) for name, share in recall.items()}
@@ -333,22 +277,28 @@ def _searched(file: MappedFile) -> dict[str, Any]:
 
 def method_of(path: Path) -> str | None:
     """Return the method that an index was built for, without looking at the rest of it; None if it is none."""
+    stated = _stated(path)
+    return str(stated.get("method")) if stated.get("format") in (FORMAT, CHANGES) else None
+
+
+def _stated(path: Path) -> Mapping[str, Any]:
+    """The attributes of a file, if it is of HDF5 and they can be read."""
     if not path.is_file() or not h5py.is_hdf5(path):
-        return None
+        return {}
 
     def read() -> Mapping[str, Any]:
         with open_hdf5(path) as file:
             return attributes(file)
 
     try:
-        stated = guarded(read, path)
+        return guarded(read, path)
     except InputError:
-        return None
-    return str(stated.get("method")) if stated.get("format") == FORMAT else None
+        return {}
 
 
 def _blurred(file: MappedFile, verify: bool) -> BlurredEncoding:
-    halves, encodings, inverted = (file.sparse_rows(f"encoded/{name}") for name in _BLURRED[3:])
+    halves, encodings = (file.sparse_rows(f"encoded/{name}") for name in BLURRED[3:5])
+    inverted = file.sparse_rows("encoded/inverted", inverted=True)
     if verify and not (_weigh_one(encodings) and _weigh_one(inverted, by_column=True)):
         raise InputError("encodings weigh more than they can")
     return BlurredEncoding(
@@ -362,7 +312,8 @@ def _blurred(file: MappedFile, verify: bool) -> BlurredEncoding:
 
 
 def _plain(file: MappedFile, verify: bool) -> Encoding:
-    rows, inverted = (file.sparse_rows(f"encoded/{name}") for name in _PLAIN)
+    rows = file.sparse_rows("encoded/rows")
+    inverted = file.sparse_rows("encoded/inverted", inverted=True)
     if verify and not (_have_norm_one(rows) and _have_norm_one(inverted, by_column=True)):
         raise InputError("encodings weigh more than they can")
     return Encoding(rows=rows, inverted=inverted)
@@ -393,13 +344,3 @@ def _summed(encodings: SparseRows, of: Callable[[torch.Tensor], torch.Tensor], b
         owners = some.columns.long() if by_column else start + torch.repeat_interleave(some.counts)
         sums.index_add_(0, owners, of(some.weights))
     return sums
-
-
-def _put_encoded(file: Any, encoded: Encoding) -> None:
-    for name in _BLURRED if isinstance(encoded, BlurredEncoding) else _PLAIN:
-        values = getattr(encoded, name)
-        parts = {"": values}
-        if isinstance(values, SparseRows):
-            parts = {f"/{part}": getattr(values, part) for part in SparseRows.ARRAYS}
-        for part, numbers in parts.items():
-            put(file, f"encoded/{name}{part}", numbers.cpu().numpy())

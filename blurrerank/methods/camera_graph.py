@@ -96,6 +96,11 @@ class CameraGraph(PropagationRanker):
         joined, near = graph.by_camera(self.ki, self.ko), graph.by_camera(self.k2i, self.k2o)
         return Encoding(rows=self.propagated(graph, joined.items, near, self.rounds, self.one_sided))
 
+    def extend(self, encoding: Encoding, graph: NeighbourGraph) -> Encoding:
+        """Join neighbours, and average; `one_sided` does not count."""
+        joined, near = graph.by_camera(self.ki, self.ko), graph.by_camera(self.k2i, self.k2o)
+        return self.continued(encoding, graph, joined.items, near, self.rounds)
+
     def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
         """Return the mean neighbourhood of the probe's nearest items."""
         assert probes.within is not None

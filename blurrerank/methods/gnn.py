@@ -64,6 +64,12 @@ class GraphNeuralNetwork(PropagationRanker):
         rounds = 2 if self.k2 > 1 else 0
         return Encoding(rows=self.propagated(graph, graph.lists[:, : self.k1], near, rounds).unit())
 
+    def extend(self, encoding: Encoding, graph: NeighbourGraph) -> Encoding:
+        """Join neighbours, and average."""
+        near = NeighbourLists(graph.lists[:, : self.k2], graph.similarities[:, : self.k2])
+        rounds = 2 if self.k2 > 1 else 0
+        return self.continued(encoding, graph, graph.lists[:, : self.k1], near, rounds)
+
     def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
         """Return the mean neighbourhood of the probe's nearest items."""
         assert probes.near is not None

@@ -37,7 +37,7 @@ from ..errors import ParameterError
 from ..graph.encoding import BlurredEncoding, Encoding, Probes
 from ..graph.neighbour_graph import NeighbourGraph, sort_items
 from ..graph.neighbourhoods import Neighbourhoods
-from ..graph.sparse_rows import WHOLE, SparseRows
+from ..graph.sparse_rows import WHOLE, SparseRows, stacked
 from .kinds.base import DEFAULT_DEPTH, GraphRanker
 from .kinds.parameters import ranged
 
@@ -121,6 +121,36 @@ class KReciprocalOnline(GraphRanker):
             reach=reach,
             halves=halves,
             encodings=encodings,
+        )
+
+    def extend(self, encoding: Encoding, graph: NeighbourGraph) -> BlurredEncoding:
+        """Blur, find k-reciprocal neighbours and encode, where an item of before has the neighbours it had."""
+        assert isinstance(encoding, BlurredEncoding)
+        own = graph.blurred(self.blur, self.sigma)
+        groups, weights = torch.cat([encoding.group, own.group]), torch.cat([encoding.blur, own.weights])
+        others, itself = graph.lists[:, 1:].long(), graph.lists[:, :1].long()
+        blurred = graph.cosine_at(groups[others]).mul_(weights[others]).sum(dim=2)
+        nearest, nearness = sort_items(others, blurred, self._depth)
+        reach = nearness[:, self.k1 - 1].clone()
+        needed = torch.cat([encoding.reach, reach])
+
+        def reciprocal(count: int) -> SparseRows:
+            listed = nearest[:, :count]
+            chosen = nearness[:, :count] > needed[listed]
+            lists = torch.cat([itself, listed], dim=1).to(groups.dtype)
+            chunk = encoding.encodings.chunk_bytes
+            return SparseRows.from_lists(lists, torch.cat([itself >= 0, chosen], dim=1), chunk)
+
+        halves = reciprocal(round(self.k1 / 2))
+        encodings = reciprocal(self.k1).expanded(stacked([encoding.halves, halves])).uniform()
+        averaged = encodings
+        if self.k2 > 1:
+            listed = torch.cat([itself, nearest[:, : self.k2 - 1]], dim=1)
+            shares = torch.full_like(listed, WHOLE)
+            shares[:, 1:] = self._shares(nearness)
+            averaged = stacked([encoding.encodings, encodings]).averaged(listed, shares)
+        return BlurredEncoding(
+            rows=averaged, group=own.group, blur=own.weights, reach=reach, halves=halves, encodings=encodings
         )
 
     def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:

@@ -40,8 +40,48 @@ _SAMPLE = 1 << 16
 _LISTED = 512
 # Candidates whose neighbours are looked at too.
 _HEADS = 32
+# Rows that were added to be projected at a time.
+_ADDED_ROWS = 1 << 14
 # Bytes of products at a time while probes are projected.
 _PROJECTED_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A FAISS index of consecutive rows.
+
+    Attributes:
+        index: the FAISS index.
+        first: the number of its first row.
+        count: how many of its rows are to be found.
+        selector: FAISS's own way to say which these are; None if all are.
+    """
+
+    index: Any
+    first: int
+    count: int
+    selector: Any = None
+
+    @classmethod
+    def of(cls, faiss: Any, index: Any, first: int, gone: torch.Tensor | None) -> _Part:
+        """The part that begins with row `first`."""
+        size = int(index.ntotal)
+        if gone is None or not bool(gone[first : first + size].any()):
+            return cls(index, first, size)
+        there = ~gone[first : first + size].numpy()
+        bits = np.packbits(there, bitorder="little")
+        return cls(index, first, int(there.sum()), faiss.IDSelectorBitmap(bits))
+
+    def search(self, rows: NDArray[np.float32], count: int, settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(p, n) scores and row numbers, -inf and -1 past the end."""
+        if self.selector is not None:
+            settings.sel = self.selector
+        scores, found = self.index.search(rows, min(count, int(self.index.ntotal)), params=settings)
+        items = torch.from_numpy(found)
+        past = items < 0
+        return torch.from_numpy(scores).masked_fill(past, -torch.inf), items.add_(self.first).masked_fill(
+            past, -1
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +94,20 @@ class ApproximateSearch:
         stored: (B,) uint8, the FAISS index of the projected rows; mapped, where it comes from a file.
         effort: how much is looked at for a probe unless somebody says: candidates of a graph (efSearch), or
             clusters (nprobe).
+        added: (A, D) float32, unit rows that follow those of the FAISS index; all of them are looked at.
+        gone: (N,) bool, the rows that are not to be found; None if all are.
     """
 
     kind: str
     axes: torch.Tensor
     stored: NDArray[np.uint8]
     effort: int
-    _index: Any = field(init=False, repr=False)
+    added: torch.Tensor | None = None
+    gone: torch.Tensor | None = None
+    _parts: list[_Part] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Open the FAISS index where it lies.
+        """Open the FAISS index where it lies, and index what was added.
 
         Raises:
             InputError: if FAISS cannot read it.
@@ -75,7 +119,19 @@ class ApproximateSearch:
             found = faiss.read_index(reader)
         except RuntimeError as error:
             raise InputError(f"FAISS cannot read its search index: {faiss_reason(error)}") from None
-        object.__setattr__(self, "_index", found)
+        parts = [_Part.of(faiss, found, 0, self.gone)]
+        if self.added is not None and len(self.added):
+            more = faiss.IndexScalarQuantizer(
+                self.axes.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+            )
+            for some in torch.split(self.added, _ADDED_ROWS):
+                more.add((some @ self.axes).numpy())
+            parts.append(_Part.of(faiss, more, found.ntotal, self.gone))
+        object.__setattr__(self, "_parts", parts)
+
+    @property
+    def _index(self) -> Any:
+        return self._parts[0].index
 
     @classmethod
     def build(
@@ -124,13 +180,17 @@ class ApproximateSearch:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the FAISS index."""
-        return hashlib.sha256(self.stored.data).hexdigest()
+        """SHA-256 of the FAISS index, and of what was added to it or is gone."""
+        found = hashlib.sha256(self.stored.data)
+        for part in (self.added, self.gone):
+            if part is not None:
+                found.update(part.contiguous().numpy().data)
+        return found.hexdigest()
 
     def listed(self, effort: int | None = None, least: int = 1) -> int:
         """Return how many candidates a probe gets, at most; arguments are as for `find`."""
         asked = (effort or self.effort) if self.kind == "hnsw" else _LISTED
-        return min(max(asked, least), int(self._index.ntotal))
+        return min(max(asked, least), sum(part.count for part in self._parts))
 
     def find(self, rows: torch.Tensor, effort: int | None = None, *, least: int = 1) -> torch.Tensor:
         """Return candidates for some rows, each by itself: the same in any company.
@@ -148,15 +208,20 @@ class ApproximateSearch:
             settings = faiss.SearchParametersHNSW(efSearch=max(effort, count))
         else:
             settings = faiss.SearchParametersIVF(nprobe=effort)
+        projected, found = self._projected(rows).numpy(), []
         with threads_as_torch(faiss):
-            _, found = self._index.search(self._projected(rows).numpy(), count, params=settings)
-        return torch.from_numpy(found)
+            for part, asked in zip(self._parts, (settings, faiss.SearchParameters()), strict=False):
+                found.append(part.search(projected, count, asked))
+        scores, items = (torch.cat(some, dim=1) for some in zip(*found, strict=True))
+        if len(found) > 1:
+            items = items.gather(1, scores.argsort(dim=1, descending=True, stable=True))
+        return items[:, :count]
 
     def check(self, size: int, dim: int) -> None:
         """Check that searching cannot leave the rows that there are.
 
         Args:
-            size: G, how many items it must have.
+            size: how many items it must have, without those that were added.
             dim: D, the dimensions of these.
 
         Raises:
@@ -238,7 +303,10 @@ class SearchedLists:
         for lists in self.near:
             theirs = lists[heads.clamp_min(0)].long()
             parts.append(theirs.masked_fill(heads.unsqueeze(2) < 0, -1).flatten(1))
-        every = torch.cat(parts, dim=1).sort(dim=1, descending=True).values
+        every = torch.cat(parts, dim=1)
+        if self.search.gone is not None:
+            every.masked_fill_(self.search.gone[every.clamp_min(0)], -1)
+        every = every.sort(dim=1, descending=True).values
         every[:, 1:].masked_fill_(every[:, 1:] == every[:, :-1], -1)
         return every.sort(dim=1, descending=True).values
 

@@ -248,12 +248,13 @@ class UnitRows:
 
     def spans(self, spans: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
         """The rows of each `(start, stop)` in turn; those that are read from disk, one step ahead."""
-        alone = self.sides[0] if len(self.sides) == 1 and self.sides[0].unit else None
         if self._rows is not None:
             yield from (self.rows(start, stop) for start, stop in spans)
             return
-        if alone is not None and alone.block(0, 1).device == self.device:
-            yield from (alone.block(start, stop) for start, stop in spans)
+        if all(side.unit and side.block(0, 1).device == self.device for side in self.sides):
+            for start, stop in spans:
+                parts = self._stored(start, stop)
+                yield parts[0] if len(parts) == 1 else torch.cat(parts)
             return
         pieces = [list(self._pieces(start, stop)) for start, stop in spans]
         reads = [partial(side.block, first, last) for some in pieces for side, first, last in some]
@@ -270,6 +271,16 @@ class UnitRows:
                     unit_rows(found, self.device, out=into)
                 to += last - first
             yield rows
+
+    def _stored(self, start: int, stop: int) -> list[torch.Tensor]:
+        """Rows `start:stop` as the sides hold them, not copied, of one side after another."""
+        found, before = [], 0
+        for side in self.sides:
+            first, last = max(start - before, 0), min(stop - before, len(side))
+            if first < last:
+                found.append(side.block(first, last))
+            before += len(side)
+        return found
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Side, int, int]]:
         """What to read of which side for rows `start:stop`."""

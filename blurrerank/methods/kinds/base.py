@@ -211,6 +211,18 @@ class GraphRanker(Ranker, GraphMethod):
     def fit(self, graph: NeighbourGraph) -> Encoding:
         """Return the encodings of the images of `graph`, whose lists are as long as there are images for."""
 
+    def extend(self, encoding: Encoding, graph: NeighbourGraph) -> Encoding | None:
+        """Return the encoding of items that are added to an encoded gallery, which itself stays as it is.
+
+        Args:
+            encoding: of the gallery, with `rows` if `needs_rows`.
+            graph: lists of A items that are added, over all N images, the last of which they are.
+
+        Returns:
+            The same as `fit` returns for the A items alone, over N columns; None from a ranker that cannot.
+        """
+        return None
+
     def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
         """Return a row for each of some probes, from the encoded gallery and the probe alone."""
         raise ParameterError(f"method {self.name} looks at all probes together: it cannot rank them one by one")

@@ -9,7 +9,7 @@ import torch
 from ...data.candidates import Candidates
 from ...graph.encoding import Encoding, Probes
 from ...graph.neighbour_graph import NeighbourGraph, NeighbourLists
-from ...graph.sparse_rows import SparseRows, listed_back, whole_parts
+from ...graph.sparse_rows import SparseRows, listed_back, stacked, whole_parts
 from .base import GraphRanker
 
 
@@ -50,7 +50,34 @@ class PropagationRanker(GraphRanker):
             mutual = torch.cat([found for _, found in blocks])
             edges = torch.where(mutual, edges, edges * one_sided)
         adjacency = SparseRows.from_lists(joined, joined >= 0, graph.chunk_bytes).members()
-        return adjacency.propagated(near.items, edges, rounds)
+        return adjacency.propagated(near.items, edges, rounds, graph.entries)
+
+    def continued(
+        self,
+        encoding: Encoding,
+        graph: NeighbourGraph,
+        joined: torch.Tensor,
+        near: NeighbourLists,
+        rounds: int,
+    ) -> Encoding:
+        """Return the encoding of items that are added, for `extend`.
+
+        A begins with the items that each is joined with. In each round it becomes the mean of the rows over
+        `near`, those of before for the items of before.
+
+        Args:
+            encoding: of the items of before.
+            graph: of A items that are added.
+            joined: (A, k) the images that each is joined with at first, -1 past the end.
+            near: those that are averaged over.
+            rounds: how many times.
+        """
+        assert encoding.rows is not None
+        edges = whole_parts(_edges(near.similarities))
+        rows = SparseRows.from_lists(joined, joined >= 0, encoding.rows.chunk_bytes).members().unit()
+        for _ in range(rounds):
+            rows = stacked([encoding.rows, rows]).averaged(near.items, edges, most=graph.entries).unit()
+        return Encoding(rows=rows)
 
     def mean_of(self, encoding: Encoding, near: Candidates) -> SparseRows:
         """Return A of probes from that of their nearest items."""

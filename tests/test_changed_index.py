@@ -1,0 +1,298 @@
+"""Indexes that are searched approximately and were changed since they were encoded."""
+
+from __future__ import annotations
+
+import os
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, features
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_index import SMALL, check_same_file, same
+from test_index_changes import rows_of
+
+import blurrerank as br
+from blurrerank.files.verified import was_verified
+from blurrerank.index.gallery_index import GalleryIndex
+from blurrerank.index.index_h5 import base_of, is_changed
+
+METHODS = {"k-reciprocal-online": SMALL, "gnn": {}, "camera-graph": {}, "center+camera-graph": {}}
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def changed(folder, arrays, method="k-reciprocal-online", *, first=80, more=40, gone=(), kind="hnsw", **params):
+    """An index of `first` items to which `more` are added, 20 at a time, and from which some are taken."""
+    path = folder / "i.h5"
+    br.build_index(rows_of(arrays, np.arange(first)), path, method, ann=kind, **(params or METHODS[method]))
+    for start in range(first, first + more, 20):
+        br.build_index(rows_of(arrays, np.arange(start, min(start + 20, first + more))), path, append=True)
+    return br.remove_from_index(path, rows=gone) if len(gone) else GalleryIndex.open(path)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data(), st.sampled_from(list(METHODS)), st.sampled_from(["hnsw", "ivf"]))
+def test_any_sequence_of_changes(tmp_path_factory, data, method, kind):
+    """What is there is found, what is gone is not, and compacting gives what building at once gives."""
+    folder, params = tmp_path_factory.mktemp("changes"), METHODS[method]
+    path, steps = folder / "i.h5", "center+" if method.startswith("center") else ""
+    arrays = features(seed=data.draw(st.integers(0, 99)), gallery=90)
+    first = data.draw(st.integers(20, 80))
+    inside, outside = list(range(first)), list(range(first, 90))
+    br.build_index(rows_of(arrays, inside), path, method, ann=kind, effort=99, **params)
+    probe = br.Side(arrays["probe"], cams=arrays["probe_cams"])
+    for _ in range(data.draw(st.integers(1, 4))):
+        if outside and data.draw(st.booleans()):
+            new, outside = outside[:7], outside[7:]
+            br.build_index(rows_of(arrays, new), path, append=True)
+            inside += new
+        elif len(inside) > 20:
+            gone = data.draw(st.sets(st.integers(0, len(inside) - 1), min_size=1, max_size=len(inside) - 15))
+            if data.draw(st.booleans()):
+                br.remove_from_index(path, rows=sorted(gone))
+            else:
+                br.remove_from_index(path, names=[arrays["gallery_names"][inside[row]] for row in gone])
+            outside += [inside[row] for row in gone]
+            inside = [item for row, item in enumerate(inside) if row not in gone]
+        index, left = GalleryIndex.open(path), rows_of(arrays, inside)
+        for name in ("ids", "cams", "names"):
+            np.testing.assert_array_equal(getattr(index.gallery, name), getattr(left, name))
+        assert index.gallery.digest() == left.digest()
+        # All items are candidates here: the lists of cosine are those of a search of what is there.
+        nearest = index.rerank(probe, method=f"{steps}cosine", topn=10)
+        if not steps:
+            expected = np.argsort(-unit(arrays["probe"]) @ unit(arrays["gallery"][inside]).T, kind="stable")
+            np.testing.assert_array_equal(nearest.indices, expected[:, :10])
+        found = index.rerank(probe, topn=len(inside))
+        assert found.gallery_size == len(inside)
+        assert [len(np.unique(row)) for row in found.indices] == [len(inside)] * len(arrays["probe"])
+        alone = index.rerank(br.Side(arrays["probe"][3:4], cams=arrays["probe_cams"][3:4]), topn=len(inside))
+        np.testing.assert_array_equal(alone.indices[0], found.indices[3])
+        np.testing.assert_array_equal(alone.scores[0], found.scores[3])
+    compacted = br.compact_index(path)
+    assert compacted.drift is None
+    assert not base_of(path).exists()
+    if not steps:  # what these know stays as it was
+        anew = br.build_index(
+            rows_of(arrays, inside), folder / "anew.h5", method, ann=kind, effort=99, **params
+        )
+        check_same_file(path, folder / "anew.h5")
+        same(compacted.rerank(probe), anew.rerank(probe))
+
+
+def test_items_are_encoded_against_what_is_there(tmp_path):
+    """gnn, dense: A of an added item is the mean of its neighbours', where those of before stay as they are."""
+    arrays = features(gallery=70)
+    base = br.build_index(rows_of(arrays, np.arange(60)), tmp_path / "i.h5", "gnn", ann="hnsw", effort=99)
+    rows = base.gallery.encoded.rows.to_scipy(60).toarray()
+    index = br.build_index(rows_of(arrays, np.arange(60, 70)), tmp_path / "i.h5", append=True)
+    x = unit(arrays["gallery"].astype(np.float64))
+    lists = np.argsort(-(x[60:] @ x.T), axis=1, kind="stable")
+    method = base.method
+    a = np.zeros((10, 70))
+    np.put_along_axis(a, lists[:, : method.k1], 1, axis=1)
+    every = np.zeros((70, 70))
+    every[:60, :60] = rows
+    for _ in range(2):
+        every[60:] = unit(a)
+        near = lists[:, : method.k2]
+        shares = np.maximum(np.take_along_axis(x[60:] @ x.T, near, axis=1), 0) ** 2
+        a = np.stack([share @ every[items] for share, items in zip(shares, near, strict=True)])
+    found = index.gallery.encoded.rows.to_scipy(70).toarray()
+    np.testing.assert_allclose(found[:60, :60], rows)
+    np.testing.assert_allclose(found[60:], unit(a), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_are_nearly_those_of_a_build(method, tmp_path):
+    data = br.load(ROOT / "examples/omniglot.h5")
+    gallery = data.gallery
+    order = np.random.default_rng(0).permutation(len(gallery))
+    arrays = {"gallery": gallery.features[:][order]}
+    arrays |= {f"gallery_{name}": getattr(gallery, name)[order] for name in ("ids", "cams", "names")}
+    most = len(order) * 9 // 10
+    params = {} if method == "k-reciprocal-online" else METHODS[method]
+    br.build_index(rows_of(arrays, np.arange(most)), tmp_path / "i.h5", method, ann="hnsw", **params)
+    br.build_index(rows_of(arrays, np.arange(most, len(order))), tmp_path / "i.h5", append=True)
+    gone = np.arange(0, len(order), 50)
+    index = br.remove_from_index(tmp_path / "i.h5", rows=gone)
+    drift = index.drift
+    assert (drift.added, drift.removed) == (
+        int((np.arange(most, len(order)) % 50 > 0).sum()),
+        int((gone < most).sum()),
+    )
+    assert 0.1 < drift.share < 1
+    probe = br.Side(data.probe.features[:][::7], data.probe.ids[::7], data.probe.cams[::7])
+
+    def quality(index):
+        found = index.rerank(probe, topn=256)
+        listed = br.Ranking(found.indices, found.scores, gallery_size=len(index))
+        with pytest.warns(br.BlurrerankWarning, match="the shortest list ends at rank 256"):
+            return br.evaluate(listed, br.FeatureSet(probe, index.gallery)).mAP
+
+    before, plain = quality(index), index.rerank(probe, method=f"{steps}cosine", topn=256)
+    after = quality(br.compact_index(tmp_path / "i.h5"))
+    assert before == pytest.approx(after, abs=0.02)
+
+
+def test_an_item_goes_and_comes_back(tmp_path):
+    arrays = features(gallery=100)
+    index = changed(tmp_path, arrays, first=100, more=0, gone=[7, 50])
+    assert index.drift.removed == 2
+    assert 0 < index.drift.stale <= 98
+    back = br.build_index(rows_of(arrays, [50, 7]), tmp_path / "i.h5", append=True)
+    assert (back.drift.added, back.drift.removed) == (2, 2)
+    found = back.rerank(arrays["gallery"][[50, 7]], topn=1)
+    assert found.indices[:, 0].tolist() == [98, 99]
+    gone = br.remove_from_index(tmp_path / "i.h5", rows=[98, 99])
+    assert (gone.drift.added, gone.drift.removed) == (0, 2)
+
+
+def test_who_has_it_open_goes_on(tmp_path):
+    arrays = features(gallery=100)
+    index = changed(tmp_path, arrays, more=0)
+    before = index.rerank(arrays["probe"])
+    changed_once = br.build_index(rows_of(arrays, np.arange(80, 100)), tmp_path / "i.h5", append=True)
+    once = changed_once.rerank(arrays["probe"])
+    br.remove_from_index(tmp_path / "i.h5", rows=range(10))
+    same(index.rerank(arrays["probe"]), before)
+    same(changed_once.rerank(arrays["probe"]), once)
+    br.compact_index(tmp_path / "i.h5")
+    same(changed_once.rerank(arrays["probe"]), once)
+
+
+def test_what_was_encoded_is_not_copied(tmp_path, monkeypatch):
+    arrays = features(gallery=100)
+    changed(tmp_path, arrays, more=0)
+    large = (tmp_path / "i.h5").stat()
+    changed_index = br.remove_from_index(tmp_path / "i.h5", rows=[3])
+    assert (tmp_path / "i.h5.base").stat().st_ino == large.st_ino
+    assert (tmp_path / "i.h5").stat().st_size < large.st_size
+    assert was_verified(tmp_path / "i.h5.base")
+    expected = changed_index.rerank(arrays["probe"])
+    # Where there are no hard links, it is.
+    (tmp_path / "other").mkdir()
+    changed(tmp_path / "other", arrays, more=0)
+
+    def none(*_):
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", none)
+    copied = br.remove_from_index(tmp_path / "other/i.h5", rows=[3])
+    same(copied.rerank(arrays["probe"]), expected)
+
+
+def test_a_link_to_an_index_is_changed_where_it_is(tmp_path):
+    arrays = features(gallery=100)
+    (tmp_path / "here").mkdir()
+    changed(tmp_path / "here", arrays, more=0)
+    (tmp_path / "link.h5").symlink_to("here/i.h5")
+    br.build_index(rows_of(arrays, np.arange(80, 100)), tmp_path / "link.h5", append=True)
+    assert sorted(file.name for file in (tmp_path / "here").iterdir()) == ["i.h5", "i.h5.base"]
+    assert (tmp_path / "link.h5").is_symlink()
+    assert len(GalleryIndex.open(tmp_path / "link.h5")) == 100
+
+
+def test_a_new_index_in_its_place_leaves_nothing_behind(tmp_path):
+    arrays = features(gallery=120)
+    changed(tmp_path, arrays, gone=[1])
+    br.build_index(rows_of(arrays, np.arange(30)), tmp_path / "i.h5", force=True, **SMALL)
+    assert [file.name for file in tmp_path.iterdir()] == ["i.h5"]
+
+
+def test_a_gallery_whose_lists_end_early_is_encoded_anew(tmp_path):
+    arrays = features(gallery=60)
+    br.build_index(rows_of(arrays, np.arange(15)), tmp_path / "i.h5", ann="hnsw", **SMALL)
+    grown = br.build_index(rows_of(arrays, np.arange(15, 60)), tmp_path / "i.h5", append=True)
+    assert grown.drift is None
+    br.build_index(rows_of(arrays, np.arange(60)), tmp_path / "anew.h5", ann="hnsw", **SMALL)
+    check_same_file(tmp_path / "i.h5", tmp_path / "anew.h5")
+
+
+def test_all_that_is_left_can_be_looked_at_when_nothing_was_removed(tmp_path):
+    arrays = features(gallery=120)
+    index = changed(tmp_path, arrays)
+    found = index.rerank(arrays["probe"], effort=120, topn=120)
+    exact = index.rerank(arrays["probe"], exact=True, topn=120)
+    np.testing.assert_allclose(found.scores, exact.scores, atol=3e-6)
+    index = br.remove_from_index(tmp_path / "i.h5", rows=[3])
+    with pytest.raises(br.ParameterError, match=r"items were taken from .*i\.h5 since it was encoded"):
+        index.rerank(arrays["probe"], exact=True)
+    nearest = index.rerank(arrays["probe"], method="cosine", exact=True, topn=119)
+    assert nearest.indices.max() == 118
+
+
+def damage(path, how):
+    with h5py.File(path, "r+") as file:
+        how(file)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (lambda file: file["removed"].write_direct(np.array([999])), "removed does not match its checksum"),
+        (lambda file: file.attrs.modify("stale", 10**6), "its attribute stale has a value that is invalid"),
+        (lambda file: file.attrs.modify("base", np.bytes_(b"1")), "is of changes to another file than"),
+        (lambda file: file.attrs.modify("digest", np.bytes_(b"1")), "its rows are not those of its digest"),
+        (
+            lambda file: file.attrs.modify("method", np.bytes_(b"gnn")),
+            "another checksum than when they were written",
+        ),
+        (lambda file: file.__delitem__("names"), "names do not go on"),
+        (lambda file: file.__delitem__("encoded/rows"), "it has no encoded/rows"),
+        (lambda file: file.attrs.modify("format_version", 9), "has format_version 9"),
+    ],
+)
+def test_damaged_changes_are_told(how, said, tmp_path):
+    changed(tmp_path, features(gallery=120), gone=[5])
+    damage(tmp_path / "i.h5", how)
+    with pytest.raises(br.InputError) as error:
+        GalleryIndex.open(tmp_path / "i.h5")
+    assert said in str(error.value)
+
+
+def test_an_index_without_what_it_is_of(tmp_path):
+    arrays = features(gallery=120)
+    changed(tmp_path, arrays)
+    base = tmp_path / "i.h5.base"
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(br.InputError, match=r"is of changes to .*i\.h5\.base, which is not there"):
+        GalleryIndex.open(tmp_path / "i.h5")
+    br.build_index(rows_of(arrays, np.arange(50)), base, ann="hnsw", **SMALL)
+    with pytest.raises(br.InputError, match="is of changes to another file than"):
+        GalleryIndex.open(tmp_path / "i.h5")
+
+
+def test_on_the_command_line(cli, write, tmp_path):
+    feats = write()
+    assert cli("index", feats, "-o", "i.h5", "--ann", "hnsw")[0] == 0
+    assert cli("index", "-o", "i.h5", "--compact") == (
+        0,
+        "",
+        "i.h5 is as it was encoded: there is nothing to compact\n",
+    )
+    code, out, err = cli("index", "-o", "i.h5", "--remove", "3,17")
+    assert (code, out) == (0, "")
+    lines = err.splitlines()
+    assert lines[0] == "wrote i.h5: 58 gallery items are left"
+    assert lines[1].startswith("since it was encoded, 0 items were added and 2 removed, and ")
+    assert lines[1].endswith("of its neighbour lists are out of date; --compact encodes it anew")
+    assert is_changed(tmp_path / "i.h5")
+    assert cli("info", "i.h5")[0] == 0
+    assert cli("run", "--index", "i.h5", feats, "-o", "r.h5")[0] == 0
+    assert cli("index", "-o", "i.h5", "--compact") == (0, "", "wrote i.h5: 58 gallery items\n")
+    assert not is_changed(tmp_path / "i.h5")
+    code, _, err = cli("index", "-o", "i.h5", "--compact", "--remove", "3")
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        "error: --compact encodes the index as it is: leave --remove out",
+    )
+    code, _, err = cli("index", "-o", "i.h5", "--remove", "3", "--effort", "9")
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        "error: --remove takes from the index as it is: leave --effort out",
+    )
