@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..search.rows import blocks_of
 from .ranges import offsets_of, ranges, split_by_size
 
 ONE = 1 << 30
@@ -28,6 +29,9 @@ WHOLE = 1 << 20
 
 # Bytes worked on at a time, in several arrays: a CPU's share should stay in cache, a GPU wants more.
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+
+# Parts in which rows are cut to few entries while they are made symmetrical.
+_PARTS = 8
 
 # What expanding, averaging and comparing take for each entry: its key or place, its weight, and their copies.
 _ENTRY_BYTES = 64
@@ -113,23 +117,34 @@ class SparseRows:
         offsets, columns, weights = (getattr(self, name).cpu().numpy() for name in self.ARRAYS)
         return csr_array((weights / ONE, columns, offsets), shape=(len(self), width))
 
-    def transposed(self, width: int) -> SparseRows:
-        """Return the transpose, of `width` rows: for each column the rows, ascending, that have it."""
-        columns, weights = torch.empty_like(self.columns), torch.empty_like(self.weights)
-        per_column = torch.zeros(width, dtype=torch.int64, device=self.columns.device)
-        for part in torch.split(self.columns, self._entries_at_a_time):
-            per_column += torch.bincount(part, minlength=width)
+    def transposed(self, width: int, part: slice | None = None) -> SparseRows:
+        """Return the transpose, of `width` rows: for each column the rows, ascending, that have it; or a part.
+
+        Args:
+            width: how many columns there are.
+            part: of which of them; by default of all.
+        """
+        first, last = (0, width) if part is None else (part.start, part.stop)
+        per_column = torch.zeros(last - first, dtype=torch.int64, device=self.columns.device)
+        for some in torch.split(self.columns, self._entries_at_a_time):
+            inside = some if part is None else some[(some >= first) & (some < last)] - first
+            per_column += torch.bincount(inside, minlength=last - first)
         offsets = offsets_of(per_column)
+        columns, weights = (values.new_empty(int(offsets[-1])) for values in (self.columns, self.weights))
         free = offsets[:-1].clone()
         for start, stop in self.blocks():
-            some = self.rows(start, stop)
-            column, order = some.columns.long().sort(stable=True)
-            found = torch.bincount(column, minlength=width)
+            rows = self.rows(start, stop)
+            column, row = rows.columns.long(), start + torch.repeat_interleave(rows.counts)
+            weight = rows.weights
+            if part is not None:
+                chosen = torch.nonzero((column >= first) & (column < last)).flatten()
+                column, row, weight = column[chosen] - first, row[chosen], weight[chosen]
+            column, order = column.sort(stable=True)
+            found = torch.bincount(column, minlength=last - first)
             # The place of an entry among those of its column in this piece.
             nth = torch.arange(len(column), device=column.device) - (found.cumsum(0) - found)[column]
             to = free[column] + nth
-            columns[to] = (start + torch.repeat_interleave(some.counts)).to(columns.dtype)[order]
-            weights[to] = some.weights[order]
+            columns[to], weights[to] = row[order].to(columns.dtype), weight[order]
             free += found
         return replace(self, offsets=offsets, columns=columns, weights=weights)
 
@@ -179,28 +194,36 @@ class SparseRows:
         return replace(self, columns=self.columns + columns)
 
     def symmetrised(self, most: int | None = None) -> SparseRows:
-        """Return the mean of the matrix and its transpose, as `mixed` does. For N rows over N images."""
-        return self.mixed(self.transposed(len(self)), 0.5, most)
-
-    def mixed(self, other: SparseRows, share: float, most: int | None = None) -> SparseRows:
-        """Return (1 - share) of this and `share` of another matrix of N over N images, columns ascending.
+        """Return the mean of the matrix and its transpose, columns ascending. For N rows over N images.
 
         Args:
-            other: the other matrix.
-            share: from 0 to 1.
             most: how many entries of a row to keep, the largest; None keeps all.
         """
+        total = len(self)
+        if most is None:
+            return self.mixed(self.transposed(total), 0.5)
 
         def blocks() -> Iterator[SparseRows]:
-            total, part = len(self), round(share * WHOLE)
-            for start, stop in split_by_size(self.counts + other.counts, self._entries_at_a_time):
-                parts = [rows.rows(start, stop) for rows in (self, other)]
-                keys = [torch.repeat_interleave(rows.counts) * total + rows.columns for rows in parts]
-                values = [parts[0].weights.long() * (WHOLE - part), parts[1].weights.long() * part]
-                found, sums = summed(torch.cat(keys), torch.cat(values))
-                yield self._rows_of(found, total, sums // WHOLE, stop - start)
+            # Where memory is short, there is never the whole transpose.
+            for start, stop in blocks_of(total, max(1, -(-total // _PARTS))):
+                transpose = self.transposed(total, slice(start, stop))
+                yield from self.rows(start, stop)._mixed(transpose, 0.5, total)
 
-        return self._stacked(blocks(), most)
+        return self._stacked(blocks(), total, most)
+
+    def mixed(self, other: SparseRows, share: float) -> SparseRows:
+        """Return (1 - share) of this and `share` of another matrix of N over N images, columns ascending."""
+        return stacked(list(self._mixed(other, share, len(self))))
+
+    def _mixed(self, other: SparseRows, share: float, total: int) -> Iterator[SparseRows]:
+        """The blocks of `mixed`, of rows over `total` columns."""
+        part = round(share * WHOLE)
+        for start, stop in split_by_size(self.counts + other.counts, self._entries_at_a_time):
+            parts = [rows.rows(start, stop) for rows in (self, other)]
+            keys = [torch.repeat_interleave(rows.counts) * total + rows.columns for rows in parts]
+            values = [parts[0].weights.long() * (WHOLE - part), parts[1].weights.long() * part]
+            found, sums = summed(torch.cat(keys), torch.cat(values))
+            yield self._rows_of(found, total, sums // WHOLE, stop - start)
 
     def _rows_of(self, keys: torch.Tensor, total: int, weights: torch.Tensor, count: int) -> SparseRows:
         """So many rows over `total` columns, of entries by ascending keys, row * total + column."""
@@ -208,14 +231,21 @@ class SparseRows:
         columns = (keys % total).to(self.columns.dtype)
         return replace(self, offsets=offsets_of(counts), columns=columns, weights=weights.to(torch.int32))
 
-    def _stacked(self, blocks: Iterable[SparseRows], most: int | None) -> SparseRows:
-        """The rows of blocks one after another, of each the `most` largest entries."""
-        cut = [block if most is None else block.largest(most) for block in blocks]
-        offsets = offsets_of(torch.cat([block.counts for block in cut]))
-        columns = torch.cat([block.columns for block in cut])
-        parts = [block.weights for block in cut]
-        cut.clear()  # not to hold the columns twice while the weights are joined
-        return replace(self, offsets=offsets, columns=columns, weights=torch.cat(parts))
+    def _stacked(self, blocks: Iterable[SparseRows], count: int, most: int | None) -> SparseRows:
+        """The `count` rows of blocks one after another, of each the `most` largest entries."""
+        if most is None:
+            return stacked(list(blocks))
+        # Into one piece, whose pages take no memory before they are written to.
+        columns, weights = self.columns.new_empty(count * most), self.weights.new_empty(count * most)
+        counts, filled = [], 0
+        for block in blocks:
+            cut = block.largest(most)
+            counts.append(cut.counts)
+            end = filled + len(cut.columns)
+            columns[filled:end], weights[filled:end] = cut.columns, cut.weights
+            filled = end
+        offsets = offsets_of(torch.cat(counts))
+        return replace(self, offsets=offsets, columns=columns[:filled], weights=weights[:filled])
 
     def unit(self) -> SparseRows:
         """Return the rows divided by their Euclidean norms; rows of zeros stay so."""
@@ -248,7 +278,10 @@ class SparseRows:
         whole = whole_parts(shares)
         rows = self
         for _ in range(rounds):
-            rows = rows.symmetrised(most).averaged(lists, whole, most=most).unit()
+            # One after another, so that the rows of before go as soon as they may.
+            rows = rows.symmetrised(most)
+            rows = rows.averaged(lists, whole, most=most)
+            rows = rows.unit()
         return rows
 
     def expanded(self, halves: SparseRows) -> SparseRows:
@@ -362,7 +395,7 @@ class SparseRows:
         most: int | None = None,
     ) -> SparseRows:
         """Rows of sums, divided and rounded; see `averaged`."""
-        return self._stacked(self._sums(lists, shares, own, divisors), most)
+        return self._stacked(self._sums(lists, shares, own, divisors), len(lists), most)
 
     def _sums(
         self, lists: torch.Tensor, shares: torch.Tensor, own: SparseRows | None, divisors: torch.Tensor
@@ -475,9 +508,9 @@ class SparseRows:
 
 def stacked(parts: Sequence[SparseRows]) -> SparseRows:
     """Return the rows of several matrices with the same columns, one after another."""
-    counts = torch.cat([part.counts for part in parts])
+    offsets = offsets_of(torch.cat([part.counts for part in parts]))
     columns, weights = (torch.cat([getattr(part, name) for part in parts]) for name in ("columns", "weights"))
-    return replace(parts[0], offsets=offsets_of(counts), columns=columns, weights=weights)
+    return replace(parts[0], offsets=offsets, columns=columns, weights=weights)
 
 
 def whole_parts(shares: torch.Tensor) -> torch.Tensor:
