@@ -191,7 +191,6 @@ def test_what_is_wrong_with_a_file_is_said_once(write, tmp_path):
 def test_wrong_usage_and_what_needs_one_process_are_said_once(write, tmp_path):
     feats = write()
     for options, why in (
-        (("--index", "gallery.index.h5"), "an index is read by one process: start this without torchrun"),
         (("--candidates", "lists.npz"), "candidates are re-ranked in one process: start this without torchrun"),
     ):
         done = forked_together(2, "run", feats, *options, cwd=tmp_path)
@@ -201,6 +200,88 @@ def test_wrong_usage_and_what_needs_one_process_are_said_once(write, tmp_path):
     for rank, lines in enumerate((1, 0)):
         done = shell("run", feats, "--nope", env=os.environ | torchruns | {"RANK": str(rank)})
         assert (done.returncode, len(said(done.stderr))) == (2, lines), done.stderr
+
+
+INDEXES = {
+    "k-reciprocal-online": ("--pool", 20, "--k1", 6, "--k2", 3, "--blur", 4),
+    "gnn": (),
+    "center+camera-graph": (),
+}
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("ann", [(), ("--ann", "hnsw"), ("--ann", "ivf")], ids=["exact", "hnsw", "ivf"])
+@pytest.mark.parametrize("method", INDEXES)
+def test_indexes_are_built_and_asked_together(method, ann, processes, write, tmp_path):
+    feats = write("feats.h5", **features(probes=33, gallery=407, dim=24))
+    how = ("--method", method, *INDEXES[method], *ann)
+    assert forked("index", feats, "-o", "alone.h5", *how, cwd=tmp_path).returncode == 0
+    done = forked_together(processes, "index", feats, "-o", "index.h5", *how, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("wrote") for line in done.stderr.splitlines()) == 1
+    assert (tmp_path / "index.h5").read_bytes() == (tmp_path / "alone.h5").read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+    if ann:  # as one that was changed, which is of what it was encoded with and of more
+        more = write("more.h5", **features(seed=1, probes=33, gallery=40, dim=24))
+        for change in ((more, "--append"), ("--remove", "3-40")):
+            changed = forked("index", *change, "-o", "index.h5", cwd=tmp_path)
+            assert changed.returncode == 0, changed.stderr
+    for asked in ((), ("--method", "center+cosine" if "center" in method else "lbr"), ("--search", "exact")):
+        if ann and asked[:1] == ("--search",):
+            continue  # not of an index from which items were taken
+        run = ("run", feats, "--index", "index.h5", *asked, "--depth", 30, "--force")
+        alone = forked(*run, "-o", "a.h5", cwd=tmp_path)
+        assert alone.returncode == 0, alone.stderr
+        done = forked_together(processes, *run, "-o", "b.h5", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, alone.stdout), done.stderr
+        assert (tmp_path / "b.h5").read_bytes() == (tmp_path / "a.h5").read_bytes()
+
+
+def test_fewer_probes_than_processes(write, tmp_path):
+    feats = write("feats.h5", **features(probes=2, gallery=300))
+    for ann in ((), ("--ann", "hnsw")):
+        assert forked("index", feats, "-o", "i.h5", *ann, "--force", cwd=tmp_path).returncode == 0
+        run = ("run", feats, "--index", "i.h5", "--force")
+        assert forked(*run, "-o", "a.h5", cwd=tmp_path).returncode == 0
+        done = forked_together(3, *run, "-o", "b.h5", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "b.h5").read_bytes() == (tmp_path / "a.h5").read_bytes()
+
+
+def test_what_one_process_does_with_an_index(write, tmp_path):
+    feats = write("feats.h5", **features(gallery=100))
+    assert forked("index", feats, "-o", "i.h5", cwd=tmp_path).returncode == 0
+    before = (tmp_path / "i.h5").read_bytes()
+    for arguments, why in (
+        (("index", feats, "-o", "i.h5", "--append"), "an index is added to in one process"),
+        (("index", "-o", "i.h5", "--remove", "3"), "--remove is done in one process"),
+        (("index", "-o", "i.h5", "--compact"), "--compact is done in one process"),
+        (("run", "-", "--index", "i.h5"), "probes that arrive are answered by one process"),
+        (("index", feats, "-o", "i.h5"), "i.h5 exists: pass --force"),
+    ):
+        done = forked_together(2, *arguments, cwd=tmp_path)
+        assert done.returncode != 0
+        (line,) = said(done.stderr)
+        assert line.startswith(f"error: {why}")
+        assert (tmp_path / "i.h5").read_bytes() == before
+
+
+@pytest.mark.parametrize("ann", [(), ("--ann", "hnsw")], ids=["exact", "hnsw"])
+@pytest.mark.parametrize("moment", ["all_gather", "barrier"])
+def test_a_process_that_is_killed_leaves_no_index(moment, ann, write, tmp_path):
+    feats = write(**features(probes=40, gallery=500))
+    done = together(3, CASES, "--die", moment, "index", feats, "-o", "lists.h5", *ann, cwd=tmp_path)
+    check_lost(done.stderr, done.returncode, tmp_path)
+
+
+def test_a_process_that_is_killed_while_an_index_answers(write, tmp_path):
+    feats = write(**features(probes=40, gallery=500))
+    for name, ann in (("feats.exact", ()), ("feats.hnsw", ("--ann", "hnsw"))):
+        assert forked("index", feats, "-o", name, *ann, cwd=tmp_path).returncode == 0
+        done = together(
+            2, CASES, "--die", "all_gather", "run", feats, "--index", name, "-o", "lists.h5", cwd=tmp_path
+        )
+        check_lost(done.stderr, done.returncode, tmp_path)
 
 
 def check_lost(stderr: str, code: int, folder: Path) -> None:

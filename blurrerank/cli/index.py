@@ -10,6 +10,7 @@ import click
 
 from .method_options import MethodCommand, given_parameters, method_option, preset_option
 from .options import FILE, Runtime, calibrate_option, load_calibration, precision_option, runtime_options
+from .together import of_process, together
 
 if TYPE_CHECKING:
     from ..index.gallery_index import GalleryIndex
@@ -102,18 +103,16 @@ def index(
     blurrerank index -o gallery.index.h5 --compact
     blurrerank index feats.h5 --method center+camera-graph --calibrate earlier.h5
     blurrerank index feats.h5 --ann hnsw
+    torchrun --nproc-per-node 2 -m blurrerank index feats.h5
     """
     from ..errors import ParameterError
-    from ..files import load_side
-    from ..index.building import build_index, check_method, partial_of
-    from ..methods import text_of
 
-    runtime.start()
-    if append and force:
-        raise ParameterError("--append adds to the index and --force replaces it: choose one")
     given = given_parameters({"preset": preset, **params})
     change = "--compact" if compact else "--remove"
-    if compact or remove is not None or remove_names is not None:
+    changes = compact or remove is not None or remove_names is not None
+    if append and force:
+        raise ParameterError("--append adds to the index and --force replaces it: choose one")
+    if changes:
         others = {
             "GALLERY": gallery,
             "--method": method,
@@ -132,21 +131,48 @@ def index(
             raise ParameterError(f"{change} {does}: leave {other} out")
         if output is None:
             raise ParameterError(f"{change} needs the index: name it with -o")
-        how: Any = {
+    elif gallery is None:
+        raise click.UsageError("Missing argument 'GALLERY'.")
+    with together(runtime.device) as group:
+        runtime = of_process(runtime, group)
+        runtime.start()
+        how: dict[str, Any] = {
             "device": runtime.device,
             "memory": runtime.memory,
             "precision": precision,
-            "progress": runtime.progress("indexing"),
+            "progress": runtime.progress("indexing") if group is None or group.rank == 0 else None,
         }
+        if changes and group is not None:
+            raise ParameterError(f"{change} is done in one process: start this without torchrun")
         if compact:
+            assert output is not None
             _compact(output, how, runtime)
-        else:
+        elif changes:
+            assert output is not None
             _remove(output, remove, remove_names, how, runtime)
-        return
-    if gallery is None:
-        raise click.UsageError("Missing argument 'GALLERY'.")
-    check_method(method, append=append, **given)
-    if effort is not None and ann is None:
+        else:
+            assert gallery is not None
+            asked = {"ann": ann, "effort": effort, "append": append, "force": force, "group": group}
+            _build(gallery, output, method, calibrate, how | asked, given, runtime)
+
+
+def _build(
+    gallery: str,
+    output: str | None,
+    method: str | None,
+    calibrate: str | None,
+    how: dict[str, Any],
+    given: dict[str, Any],
+    runtime: Runtime,
+) -> None:
+    """Index a gallery, or add to an index."""
+    from ..errors import ParameterError
+    from ..files import load_side
+    from ..index.building import build_index, check_method, partial_of
+    from ..methods import text_of
+
+    check_method(method, append=how["append"], **given)
+    if how["effort"] is not None and how["ann"] is None:
         raise ParameterError("--effort is that of an approximate search: it needs --ann")
     if output == "-":
         raise ParameterError("an index is no stream: name a file with -o")
@@ -161,15 +187,8 @@ def index(
             path,
             method,
             calibration=load_calibration(calibrate, runtime),
-            ann=ann,
-            effort=effort,
-            append=append,
-            force=force,
-            device=runtime.device,
-            memory=runtime.memory,
-            precision=precision,
-            progress=runtime.progress("indexing"),
             notify=runtime.note,
+            **how,
             **given,
         )
     except (KeyboardInterrupt, SystemExit):
@@ -177,10 +196,10 @@ def index(
         if left.exists():
             runtime.note(f"note: {left} has what was found so far; the same command goes on")
         raise
-    if built.approximation is not None:
+    if built.approximation is not None and built.drift is None:
         for kind, share in built.approximation.recall.items():
             lists = "neighbour lists" if kind == "nearest" else f"neighbour lists {kind} cameras"
-            runtime.note(f"{ann}: {lists} hold {share:.2%} of the exact ones")
+            runtime.note(f"{built.approximation.search.kind}: {lists} hold {share:.2%} of the exact ones")
     runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}, for {text_of(built.method)}")
     _tell_drift(built, runtime)
 

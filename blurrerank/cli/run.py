@@ -39,7 +39,7 @@ from .options import (
 )
 from .serving import answer_stream
 from .tables import method_label, metrics_table, print_json
-from .together import together
+from .together import of_process, together
 
 if TYPE_CHECKING:
     from ..compute.processes import Group
@@ -145,14 +145,7 @@ def run(runtime: Runtime, **arguments: Any) -> None:
     options = RunOptions(**{name: arguments.pop(name) for name in names})
     method = options.method or chosen_method()
     with together(runtime.device) as group:
-        if group is not None:
-            silent = group.rank > 0
-            runtime = replace(
-                runtime,
-                device=group.device,
-                quiet=runtime.quiet or silent,
-                verbose=runtime.verbose and not silent,
-            )
+        runtime = of_process(runtime, group)
         _run(group, runtime, replace(options, method=method), given_parameters(arguments))
 
 
@@ -267,8 +260,8 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         )
     # What is wrong with a method is told before anything is read.
     chosen = checked(options.method, preset=options.preset, online=options.online, **given)
-    if group is not None and index is not None:
-        raise ParameterError("an index is read by one process: start this without torchrun")
+    if group is not None and options.feats == "-":
+        raise ParameterError("probes that arrive are answered by one process: start this without torchrun")
     if group is not None and not source.exact:
         raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
     if index is not None and options.gallery is not None:
@@ -367,15 +360,18 @@ def _load(
     """The features that FEATS, --gallery and --index name."""
     from ..errors import ParameterError
     from ..files import load, load_sharded, load_side
+    from ..index.sharing import shared
 
     feats, gallery = options.feats, options.gallery
     by_track = options.by == "track"
     if by_track and (group is not None or indexed is not None):
         raise ParameterError("--by track averages features in one process and without --index: leave it out")
+    if indexed is not None:
+        probe = load_side(feats, "probe", memory=runtime.memory)
+        exact = options.source.search == "exact" or indexed.approximation is None
+        return indexed.features(probe) if group is None or not exact else shared(indexed, probe, group)
     if group is not None:
         return load_sharded(feats, gallery, group=group, memory=runtime.memory)
-    if indexed is not None:
-        return indexed.features(load_side(feats, "probe", memory=runtime.memory))
     data = load(
         feats, gallery, memory=runtime.memory, notify=runtime.note, similarities=True, matrix=options.matrix
     )

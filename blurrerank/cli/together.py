@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import BlurrerankError
@@ -13,6 +14,7 @@ from . import signals
 
 if TYPE_CHECKING:
     from ..compute.processes import Group
+    from .options import Runtime
 
 
 class EndedError(BlurrerankError):
@@ -27,6 +29,19 @@ class EndedError(BlurrerankError):
 def is_first() -> bool:
     """Return whether this process is the only one, or the first one that `torchrun` started."""
     return "MASTER_ADDR" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+def of_process(runtime: Runtime, group: Group | None) -> Runtime:
+    """Return what a process uses, of which only the first speaks."""
+    if group is None:
+        return runtime
+    silent = group.rank > 0
+    return replace(
+        runtime,
+        device=group.device,
+        quiet=runtime.quiet or silent,
+        verbose=runtime.verbose and not silent,
+    )
 
 
 @contextmanager

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..compute.processes import Group
 from ..errors import InputError
@@ -33,6 +35,17 @@ class ShardedGallery(Side):
 
     shard: Side = field(kw_only=True)
     group: Group = field(kw_only=True)
+
+    @classmethod
+    def of(cls, side: Side, group: Group) -> ShardedGallery:
+        """Share a gallery that every process can read."""
+        shard = side.part(group.share(len(side)))
+        return cls(side.features, side.ids, side.cams, side.names, label=side.label, shard=shard, group=group)
+
+    def row_digests(self) -> NDArray[np.uint8]:
+        """Return those of all rows, in every process."""
+        mine = torch.from_numpy(self.shard.row_digests().copy())
+        return self.group.all_gather(mine).numpy()
 
     def digest(self) -> str:
         """Return the same digest as for an unsharded gallery on the first process, and "" on the others."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -33,6 +33,24 @@ class FeatureArray(Protocol):
 
     def __getitem__(self, rows: slice, /) -> Any:
         """Return rows as an array or a tensor."""
+
+
+class FeatureRows:
+    """Consecutive rows of features, read when they are asked for.
+
+    Args:
+        features: (N, D).
+        rows: which of them.
+    """
+
+    def __init__(self, features: FeatureArray, rows: slice) -> None:
+        self._features, self._first = features, rows.start
+        self.shape = (rows.stop - rows.start, *features.shape[1:])
+        self.dtype = features.dtype
+
+    def __getitem__(self, rows: slice) -> Any:
+        start, stop, _ = rows.indices(self.shape[0])
+        return self._features[self._first + start : self._first + stop]
 
 
 class Source(Protocol):
@@ -111,6 +129,16 @@ class Side:
         found = torch.from_numpy(native if native.flags.writeable else native.copy())
         self.check()
         return found
+
+    def part(self, rows: slice) -> Any:
+        """Return some rows, with their labels; features on disk stay there."""
+        held = isinstance(self.features, np.ndarray | torch.Tensor)
+        parts: dict[str, Any] = {
+            name: None if getattr(self, name) is None else getattr(self, name)[rows]
+            for name in ("ids", "cams", "names", "tracks")
+        }
+        features = self.features[rows] if held else FeatureRows(self.features, rows)
+        return replace(self, features=features, first=self.first + rows.start, **parts)
 
     def blocks(self, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield all rows in order, `rows` at a time, as (index of the first row, block)."""

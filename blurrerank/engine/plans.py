@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..compute.compute import Compute
+from ..compute.processes import Group
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.similarities import SimilaritySet
@@ -52,10 +53,13 @@ def images_plan(data: FeatureSet, images: int, compute: Compute) -> Plan:
     """Return how work is cut that looks at so many images of `data`; all processes get the same."""
     plan = Plan.of_images(images, images, data.dim, compute)
     plan = replace(plan, probe_batch=plan.gallery_block)
-    if isinstance(data, ShardedSet):
-        plan = plan.agreed(data.group)
-        plan = replace(plan, resident=plan.resident and len(data.shard) <= plan.budget.held_rows // 2)
-    return plan
+    return shared_plan(plan, len(data.shard), data.group) if isinstance(data, ShardedSet) else plan
+
+
+def shared_plan(plan: Plan, held: int, group: Group) -> Plan:
+    """Return the plan that all processes follow, of which this one has so many rows of the gallery."""
+    plan = plan.agreed(group)
+    return replace(plan, resident=plan.resident and held <= plan.budget.held_rows // 2)
 
 
 def _demand(data: FeatureSet, ranker: Ranker, request: Request) -> Demand:

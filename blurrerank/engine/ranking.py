@@ -54,6 +54,7 @@ from .request import (
     setting_of,
 )
 from .retry import halving_the_budget
+from .shares import rank_shares
 from .transforms import apply_fitted
 from .workspace import Workspace, cameras_of, cameras_of_both, open_workspace
 
@@ -126,7 +127,13 @@ def _rank(
     checkpoint: GraphCheckpoint | None,
 ) -> Iterator[RankedBatch]:
     """The batches from `request.first` on, as the budget has it now."""
-    stored = data.gallery.all_stored() if isinstance(request.candidates, SearchedLists) else None
+    searched = isinstance(request.candidates, SearchedLists)
+    if searched and compute.group is not None:
+        yield from rank_shares(
+            data, request, compute, lambda part, asked, alone: _rank(part, ranker, asked, alone, None)
+        )
+        return
+    stored = data.gallery.all_stored() if searched else None
     if stored is not None:
         among = replace(data, gallery=stored[0])
         for batch in _rank(among, ranker, request, compute, checkpoint):

@@ -178,11 +178,11 @@ def rerank_measured(
         for done in checkpoint.done():
             take(done)
             first = done.stop
-    if isinstance(data, ShardedSet):
-        (first,) = data.group.all_reduce_min([first if compute.leads else len(data.probe)])
+    if compute.group is not None:
+        (first,) = compute.group.all_reduce_min([first if compute.leads else len(data.probe)])
     resumed = first
     # Under torchrun all would have to know what one process kept of a graph.
-    graphs = None if isinstance(data, ShardedSet) else checkpoint
+    graphs = None if compute.group is not None else checkpoint
     request = replace(request, whole_rows=finder is not None, first=first)
     for batch in rank_batches(data, method, request, compute, graphs):
         with watch("re-rank"):
@@ -313,6 +313,6 @@ def rerank_to(
             metrics={"before": found.before, "after": found.after} if found.before and found.after else {},
         )
         writer.finish(info)
-        if isinstance(data, ShardedSet):
-            data.group.barrier()  # no file, unless all came to the end
+        if compute.group is not None:
+            compute.group.barrier()  # no file, unless all came to the end
     return Outcome(shown, found.before, found.after, info, found.resumed)

@@ -10,14 +10,14 @@ import torch
 
 from ..compute.compute import Compute
 from ..data.features import FeatureSet
-from ..data.sharded import ShardedSet
+from ..data.sharded import ShardedGallery, ShardedSet
 from ..data.side import Side
 from ..errors import BlurrerankWarning, ParameterError
 from ..methods import FeatureStep
 from ..methods.kinds.steps import Transform
 from ..search.plan import Plan
 from ..search.rows import UnitRows
-from .plans import images_plan
+from .plans import images_plan, shared_plan
 from .request import Request, without_cameras
 from .samples import RowSample
 from .stepped import SteppedSide, held_gallery, room_for, stepped_side, unit, with_sides
@@ -126,7 +126,7 @@ def fit_steps(
     """Fit steps on a gallery that stands, one after another.
 
     Args:
-        gallery: its images, with cameras if a step needs them.
+        gallery: its images, with cameras if a step needs them; it may be cut among processes.
         steps: what to fit.
         calibration: images of cameras that the gallery perhaps lacks.
         compute: how.
@@ -137,20 +137,28 @@ def fit_steps(
     Raises:
         ParameterError: for a step that does not declare what it keeps.
     """
-    sides, fitted = [gallery] if calibration is None else [gallery, calibration], []
+    fitted = []
     for step in steps:
-        plan = Plan.of_images(len(gallery), len(gallery), sides[0].dim, compute)
-        images = [_Images.of(side, step, plan.rows(side)) for side in sides]
-        for known in images[1:]:
-            known.warn_if_useless(step, images[0].cams)
-        found = step.fit(images[0].sample(), [some.sample() for some in images[1:]])
+        plan = Plan.of_images(len(gallery), len(gallery), gallery.dim, compute)
+        every, held, group, here = _cameras_of(gallery, step), gallery, None, slice(0, len(gallery))
+        if isinstance(gallery, ShardedGallery):
+            held, group = gallery.shard, gallery.group
+            plan, here = shared_plan(plan, len(held), group), group.share(len(gallery))
+        items = _Images(held, plan.rows(held), every[here])
+        known = None if calibration is None else _Images.of(calibration, step, plan.rows(calibration))
+        if known is not None:
+            known.warn_if_useless(step, every)
+        sample = RowSample(items.rows, items.cams, every, group)
+        found = step.fit(sample, [] if known is None else [known.sample()])
         if found.keys() != step.keeps.keys():
             raise ParameterError(
                 f"method {step.name} does not say what it keeps, so no index can be built for it"
             )
-        sides = [some.changed(step, found, compute) for some in images]
+        changed = items.changed(step, found, compute)
+        gallery = replace(gallery, shard=changed) if isinstance(gallery, ShardedGallery) else changed
+        calibration = None if known is None else known.changed(step, found, compute)
         fitted.append(found)
-    return sides[0], fitted
+    return gallery, fitted
 
 
 def apply_fitted(

@@ -7,6 +7,7 @@ from itertools import chain
 import torch
 
 from ..compute.compute import Progress
+from ..compute.processes import Group
 from ..data.candidates import Candidates
 from ..data.sort_keys import from_sort_keys, sort_keys
 from ..search.ann import ApproximateSearch
@@ -26,6 +27,7 @@ def find_graph_approximately(
     *,
     cams: torch.Tensor | None = None,
     first: int = 0,
+    group: Group | None = None,
     progress: Progress | None = None,
 ) -> NeighbourGraph:
     """Find near others of every image, or of the last ones, most of them the nearest.
@@ -36,6 +38,7 @@ def find_graph_approximately(
         search: of the same rows.
         cams: (N,) int64 cameras, for lists within and across them.
         first: the first image that a list is found of.
+        group: processes that have all rows, and find a part of the lists each.
         progress: called with (images done, of how many).
 
     Returns:
@@ -56,7 +59,9 @@ def find_graph_approximately(
     }
     # Of all cameras together, the search's own order is good enough to leave the rest out.
     width = search.listed() if cams is not None else 2 * margin(counts["nearest"], total)
-    for to, end in blocks_of(asking, _BLOCK_ROWS):
+    mine = slice(0, asking) if group is None else group.share(asking)
+    for offset, until in blocks_of(mine.stop - mine.start, _BLOCK_ROWS):
+        to, end = mine.start + offset, mine.start + until
         start, stop = first + to, first + end
         rows, itself = images.rows(start, stop), torch.arange(start, stop).unsqueeze(1)
         items = search.find(rows, least=counts["nearest"] + 1)[:, :width]
@@ -71,7 +76,12 @@ def find_graph_approximately(
             kept.items[to:end, : some.indices.shape[1]] = some.indices
             kept.similarities[to:end, : some.indices.shape[1]] = some.scores
         if progress is not None:
-            progress(end, asking)
+            progress(until, mine.stop - mine.start)
+    if group is not None:
+        lists = {
+            name: NeighbourLists(*(group.all_gather(part[mine]) for part in (kept.items, kept.similarities)))
+            for name, kept in lists.items()
+        }
     nearest, itself = lists["nearest"], torch.arange(first, total, dtype=dtype).unsqueeze(1)
     for row in torch.nonzero((nearest.items < 0).any(dim=1)).flatten().tolist():
         best = _compared_with_all(images, first + row, counts["nearest"])

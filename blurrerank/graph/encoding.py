@@ -37,6 +37,11 @@ class Encoding:
         """The inverted lists of all items, to compare rows with."""
         return [lists for lists in (self.inverted, self.added) if lists is not None]
 
+    def part(self, items: slice) -> Any:
+        """Return what compares rows with some gallery items alone, numbered from the first of these."""
+        assert self.inverted is not None
+        return replace(self, inverted=self.inverted.columns_within(items))
+
     def since(self, first: int) -> Any:
         """Return the encoding of the gallery items from `first` on, which were added, with `rows`."""
         assert self.inverted is not None

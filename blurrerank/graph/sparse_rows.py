@@ -189,6 +189,20 @@ class SparseRows:
             parts[first:last] = (some.weights.double() * row * column * ONE).round_()
         return replace(self, weights=parts)
 
+    def columns_within(self, part: slice) -> SparseRows:
+        """Return the entries in some columns alone, numbered from the first of these."""
+
+        def blocks() -> Iterator[SparseRows]:
+            for start, stop in self.blocks():
+                some = self.rows(start, stop)
+                inside = (some.columns >= part.start) & (some.columns < part.stop)
+                counts = torch.zeros(len(some), dtype=torch.int64, device=inside.device)
+                counts.index_add_(0, torch.repeat_interleave(some.counts), inside.long())
+                columns = some.columns[inside] - part.start
+                yield replace(some, offsets=offsets_of(counts), columns=columns, weights=some.weights[inside])
+
+        return stacked(list(blocks()))
+
     def shifted(self, columns: int) -> SparseRows:
         """Return the same entries so many columns further on."""
         return replace(self, columns=self.columns + columns)

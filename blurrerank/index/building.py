@@ -7,6 +7,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import torch
 from numpy.typing import ArrayLike
 
 from ..compute.compute import Compute, Progress
+from ..compute.processes import Group
 from ..data.features import FeatureSet
+from ..data.sharded import ShardedGallery, raise_everywhere
 from ..data.side import Side, cameras_digest, digest_of
-from ..data.validation import find_problems
+from ..data.validation import find_problems, label_problems
 from ..engine.auto import Choice, checked, choose, is_auto
 from ..engine.request import Request, check_calibrates, check_indexes, without_cameras
 from ..engine.transforms import fit_steps
@@ -53,6 +56,7 @@ def build_index(
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
     checkpoint_seconds: float = 60.0,
+    group: Group | None = None,
     **params: Any,
 ) -> GalleryIndex:
     """Index a gallery, or add to one that is indexed.
@@ -82,6 +86,8 @@ def build_index(
         progress: called with (images done, images in all).
         notify: called with what was chosen and why, if anything is `auto`.
         checkpoint_seconds: how often to write what is known.
+        group: the processes that build it together, all of which read the gallery, and see the index that the
+            first writes; nothing is kept of what they know. The index is that of one process.
         **params: parameters of the method; in a chain, such as `center.shrink`.
 
     Raises:
@@ -95,19 +101,24 @@ def build_index(
         raise ParameterError("effort is that of an approximate search: name one with ann, or leave it out")
     if ann is not None and append:
         raise ParameterError("an index that is added to is searched as before: leave ann out")
+    if append and group is not None:
+        raise ParameterError("an index is added to in one process: start this without torchrun")
     path = Path(path)
-    compute = Compute.choose(device, memory, precision=precision, progress=progress)
+    compute = Compute.choose(device, memory, precision=precision, progress=progress, group=group)
     gallery = as_side(gallery, "gallery")
-    check_target(path, force=force or append)
-    check_readable(path)
-    if path.exists() and not append and not index_h5.is_index(path):
-        raise OutputError(f"{path} is no index, and is not replaced by one: choose another name")
-    with index_h5.changing(path, force=force or append) as temporary:
+    writing: AbstractContextManager[Path | None] = nullcontext()
+    if compute.leads:
+        check_target(path, force=force or append)
+        check_readable(path)
+        if path.exists() and not append and not index_h5.is_index(path):
+            raise OutputError(f"{path} is no index, and is not replaced by one: choose another name")
+        writing = index_h5.changing(path, force=force or append)
+    with writing as temporary:
         before = _stamp(path)
         old = GalleryIndex.open(path, device=device) if append else None
-        problems = find_problems(gallery, None if old is None else old.gallery)
-        if problems:
-            raise InputError(problems)
+        _check(gallery, old, group)
+        if group is not None and ann is None:
+            gallery = ShardedGallery.of(gallery, group)
         if old is None:
             choice = _chosen(method or KReciprocalOnline.name, gallery, calibration, compute, params)
             chosen, calibration = choice.method, choice.request.calibration
@@ -127,19 +138,38 @@ def build_index(
             raise without_cameras(f"{gallery.label} has no cameras", ranker.name)
         check_memory(memory, gallery.dim)
         left = _Left(path, _basis(items, calibration), ranker.neighbours(), checkpoint_seconds)
-        if old is None or not grow(old, items, temporary, compute):
+        if old is None or temporary is None or not grow(old, items, temporary, compute):
             done = None if old is None else _basis(replace(items, labels=Labels.of(old.gallery)), calibration)
-            left_over = left.read(force=force, done=done)
+            left_over = left.read(force=force, done=done) if group is None else None
             if left_over is not None:
                 items = replace(items, known=left_over)
             if old is None and chosen.feature_steps:
                 items = _stepped(items, gallery, calibration, compute)
-            encode(items, temporary, compute, keep=left.write)
-        if _stamp(path) != before:
+            # All processes would have to know what one of them keeps.
+            encode(items, temporary, compute, keep=left.write if group is None else None)
+        if compute.leads and _stamp(path) != before:
             left.remove()  # what comes now begins with other items
             raise OutputError(f"{path} was written by another process meanwhile: run this again")
-    left.remove()
+        if group is not None:
+            group.barrier()  # no index, unless all came to the end
+    if compute.leads:
+        left.remove()
+    if group is not None:
+        group.barrier()  # it is there
     return GalleryIndex.open(path, device=device, verify=False)
+
+
+def _check(gallery: Side, old: GalleryIndex | None, group: Group | None) -> None:
+    """Raise `InputError` for features or labels that cannot be used; each process looks at a part of them."""
+    if group is None:
+        problems = find_problems(gallery, None if old is None else old.gallery)
+        if problems:
+            raise InputError(problems)
+        return
+    flat = len(gallery.features.shape) == 2
+    part = gallery.part(group.share(len(gallery))) if flat else gallery
+    values = find_problems(replace(part, ids=None, cams=None, names=None, tracks=None), None)
+    raise_everywhere(label_problems(gallery) + (values if len(part) or not len(gallery) else []), group)
 
 
 def check_method(text: str | None, *, append: bool = False, preset: str | None = None, **params: Any) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from ..compute.compute import Compute
+from ..data.sharded import ShardedGallery
 from ..data.side import Side
+from ..engine.plans import shared_plan
 from ..engine.request import check_indexes
 from ..errors import ParameterError
 from ..graph.approximate import find_graph_approximately, recall_of
@@ -18,6 +20,8 @@ from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod
 from ..search.ann import ApproximateSearch
 from ..search.plan import Plan
+from ..search.rows import UnitRows
+from ..search.sharded_rows import ShardedImages
 from .contents import Approximation, Labels
 from .write_h5 import write
 
@@ -48,18 +52,19 @@ class Items:
     effort: int | None = None
 
 
-def encode(items: Items, path: Path, compute: Compute, *, keep: Keep | None = None) -> None:
+def encode(items: Items, path: Path | None, compute: Compute, *, keep: Keep | None = None) -> None:
     """Find the neighbours of items, encode them, and write the index.
+
+    Of processes, each finds the neighbours of some items, and all encode all of them.
 
     Args:
         items: what it is made of.
-        path: a new file.
+        path: a new file; None in a process that does not write.
         compute: how.
         keep: called now and then with what is known; see `find_graph`.
     """
     ranker, labels = check_indexes(items.method), items.labels
-    count = len(labels.digests)
-    images = Plan.of_images(count, count, items.sides[0].dim, compute).rows(*items.sides)
+    count, images = len(labels.digests), _images(items, compute)
     cams = torch.from_numpy(labels.cams) if ranker.needs_cameras and labels.cams is not None else None
     approximation = None
     if items.ann is None:
@@ -67,9 +72,9 @@ def encode(items: Items, path: Path, compute: Compute, *, keep: Keep | None = No
             images, ranker.list_sizes(), cams=cams, progress=compute.progress, known=items.known, keep=keep
         )
     else:
-        search = ApproximateSearch.build(images, items.ann, items.effort)
+        search = ApproximateSearch.build(images, items.ann, items.effort, group=compute.group)
         graph = find_graph_approximately(
-            images, ranker.list_sizes(), search, cams=cams, progress=compute.progress
+            images, ranker.list_sizes(), search, cams=cams, group=compute.group, progress=compute.progress
         )
         # Propagated rows have hundreds of entries, and what they reach grows with the square of that.
         graph = replace(graph, entries=_ENTRIES if ranker.compares == "dot" else None)
@@ -79,7 +84,21 @@ def encode(items: Items, path: Path, compute: Compute, *, keep: Keep | None = No
         assert encoded.rows is not None
         encoded = replace(encoded, rows=encoded.rows.largest(graph.entries))
     encoded = encoded.invert(slice(0, count), keep_rows=ranker.needs_rows)
-    write(path, images, labels, items.method, graph, encoded, items.fitted, approximation)
+    if path is not None:
+        write(path, images, labels, items.method, graph, encoded, items.fitted, approximation)
+    elif isinstance(images, ShardedImages):
+        for _ in images.blocks():
+            pass  # the first process writes them, and has some of them from here
+
+
+def _images(items: Items, compute: Compute) -> UnitRows:
+    """The rows of all items; of a gallery that is cut among processes, from the one that has each."""
+    count, gallery = len(items.labels.digests), items.sides[0]
+    plan = Plan.of_images(count, count, gallery.dim, compute)
+    if not isinstance(gallery, ShardedGallery):
+        return plan.rows(*items.sides)
+    plan = shared_plan(plan, len(gallery.shard), gallery.group)
+    return ShardedImages(None, gallery, plan.rows(gallery.shard), gallery.group)
 
 
 def check_memory(memory: int | None, dim: int) -> None:

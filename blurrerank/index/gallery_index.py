@@ -60,6 +60,11 @@ class IndexedSide(Side):
     stored: IndexedSide | None = None
     kept: torch.Tensor | None = None
 
+    def part(self, rows: slice) -> IndexedSide:
+        """See `Side.part`."""
+        part: IndexedSide = super().part(rows)
+        return replace(part, digests=self.digests[rows])
+
     def all_stored(self) -> tuple[Side, torch.Tensor] | None:
         """See `Side.all_stored`."""
         return None if self.stored is None or self.kept is None else (self.stored, self.kept)

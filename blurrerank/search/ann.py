@@ -12,7 +12,6 @@ Neighbor Search", TPAMI 2011, section 4, for the inverted file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..compute.processes import Group
 from ..data.checks import check_count
 from ..errors import InputError, ParameterError
 from .approximate import faiss_reason, load_faiss, threads_as_torch
@@ -140,7 +140,7 @@ class ApproximateSearch:
         kind: str,
         effort: int | None = None,
         *,
-        advance: Callable[[int], None] = lambda done: None,
+        group: Group | None = None,
     ) -> ApproximateSearch:
         """Index rows.
 
@@ -148,7 +148,7 @@ class ApproximateSearch:
             images: N rows.
             kind: one of `KINDS`.
             effort: see the class; by default 256 candidates, or a sixteenth of the clusters and at least 8.
-            advance: called with how many rows are indexed.
+            group: processes that have all rows; the first indexes them for all.
 
         Raises:
             BlurrerankError: if FAISS is not installed.
@@ -166,17 +166,19 @@ class ApproximateSearch:
         # Numbers of 8 bits are read faster, and find as much: exact similarities come afterwards.
         factory = f"HNSW{_LINKS}_SQ8" if kind == "hnsw" else f"IVF{clusters},SQ8"
         index = faiss.index_factory(axes.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        effort = effort or (256 if kind == "hnsw" else max(8, clusters // 16))
+        if group is not None and group.rank:
+            return cls(kind, axes, _told(None, group), effort)
         with threads_as_torch(faiss):
             if kind == "hnsw":
                 index.hnsw.efConstruction = _CONSTRUCTION
             else:
                 faiss.extract_index_ivf(index).cp.min_points_per_centroid = 1
             index.train((sample @ axes).numpy())
-            for start, block in images.blocks():
+            for _, block in images.blocks():
                 index.add((block @ axes).numpy())
-                advance(start + len(block))
-        effort = effort or (256 if kind == "hnsw" else max(8, clusters // 16))
-        return cls(kind, axes, faiss.serialize_index(index), effort)
+        stored = faiss.serialize_index(index)
+        return cls(kind, axes, stored if group is None else _told(stored, group), effort)
 
     @property
     def digest(self) -> str:
@@ -309,6 +311,13 @@ class SearchedLists:
         every = every.sort(dim=1, descending=True).values
         every[:, 1:].masked_fill_(every[:, 1:] == every[:, :-1], -1)
         return every.sort(dim=1, descending=True).values
+
+
+def _told(stored: NDArray[np.uint8] | None, group: Group) -> NDArray[np.uint8]:
+    """The bytes of the first process, in all."""
+    size = group.broadcast(torch.tensor([0 if stored is None else len(stored)]), 0)
+    values = torch.empty(int(size), dtype=torch.uint8) if stored is None else torch.from_numpy(stored)
+    return group.broadcast(values, 0).numpy()
 
 
 def _axes(sample: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,59 @@
+"""An index that several processes answer from, each with its part of the gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..compute.processes import Group
+from ..data.sharded import ShardedGallery, ShardedSet
+from ..data.side import Side
+from ..graph.encoding import Encoding
+from ..methods import FeatureStep, GraphRanker
+from .gallery_index import GalleryIndex, IndexedSide
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _SharedIndex(ShardedGallery):
+    """The gallery of an index, and what is known of it where this process scores its part.
+
+    Attributes:
+        index: the whole gallery.
+        encoding: what compares rows with the items of this process.
+    """
+
+    index: IndexedSide
+    encoding: Encoding
+
+    def encoded_for(self, method: GraphRanker) -> Encoding | None:
+        """See `IndexedSide.encoded_for`; here it compares with the items of this process."""
+        return None if self.index.encoded_for(method) is None else self.encoding
+
+    def fitted_for(self, steps: Sequence[FeatureStep]) -> Sequence[Mapping[str, torch.Tensor]] | None:
+        """See `IndexedSide.fitted_for`."""
+        return self.index.fitted_for(steps)
+
+
+def shared(index: GalleryIndex, probe: Side, group: Group) -> ShardedSet:
+    """Return probes and the gallery of an index, of which each process scores its part.
+
+    Args:
+        index: one that compares everything with everything, which all processes have open.
+        probe: the probes.
+        group: the processes.
+    """
+    side, here = index.gallery, group.share(len(index))
+    gallery = _SharedIndex(
+        side.features,
+        side.ids,
+        side.cams,
+        side.names,
+        label=side.label,
+        shard=side.part(here),
+        group=group,
+        index=side,
+        encoding=side.encoded.part(here),
+    )
+    return ShardedSet(probe, gallery)
