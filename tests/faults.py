@@ -57,7 +57,8 @@ TRIES = 5
 class Command:
     """One that writes a file.
 
-    `first` writes what is there before, if anything; `again` is what a user does after an interruption.
+    `first` writes what is there before, if anything; `again` is what a user does after an interruption. What is
+    there before may get a second name, `base`.
     """
 
     name: str
@@ -65,10 +66,12 @@ class Command:
     arguments: tuple[str, ...]
     first: tuple[str, ...] = ()
     again: tuple[str, ...] = ("--force",)
+    base: str | None = None
 
 
 RUN = ("run", "feats.h5", "-q", "--memory", "600KiB")
 INDEX = ("index", "gallery.h5", "-o", "out.index.h5", "-q", "--pool", "15")
+NEAR = (*INDEX, "--ann", "hnsw")
 COMMANDS = [
     Command("run, h5", "out.h5", (*RUN, "-o", "out.h5"), again=("--resume", "--force")),
     Command(
@@ -112,6 +115,22 @@ COMMANDS = [
         ("index", "-o", "out.index.h5", "-q", "--remove", "3,17,40-69"),
         first=INDEX,
         again=(),
+    ),
+    Command(
+        "index --append, approximate",
+        "out.index.h5",
+        ("index", "more.h5", "-o", "out.index.h5", "-q", "--append"),
+        first=NEAR,
+        again=(),
+        base="out.index.h5.base",
+    ),
+    Command(
+        "index --remove, approximate",
+        "out.index.h5",
+        ("index", "-o", "out.index.h5", "-q", "--remove", "3,17,40-69"),
+        first=NEAR,
+        again=(),
+        base="out.index.h5.base",
     ),
     Command("convert", "out.h5", ("convert", "dump.npz", "out.h5", "-q")),
     Command("report", "out.html", ("report", "lists.h5", "feats.h5", "-o", "out.html", "-q")),
@@ -277,7 +296,7 @@ class Bench:
 
 def left(folder: Path, source: Path, command: Command) -> list[str]:
     """What lies in a folder beside input and output."""
-    mine = {command.target, *(file.name for file in source.iterdir())}
+    mine = {command.target, command.base, *(file.name for file in source.iterdir())}
     return sorted(file.name for file in folder.iterdir() if file.name not in mine)
 
 
@@ -306,6 +325,10 @@ def kill(bench: Bench, command: Command, rng: random.Random) -> str:
         found = content(folder / command.target)
         where = f"{how.name} after {moment:.3f} of {known.seconds:.3f} s"
         assert found in (known.before, known.after), f"{where}: {command.target} is neither old nor new"
+        if command.base is not None and found == known.after:
+            assert content(folder / command.base) == known.before, (
+                f"{where}: {command.base} is not the old file"
+            )
         assert code in (0, -how, 128 + how) or (code == 1 and how != signal.SIGKILL), f"{where}: {code} {lines}"
         wrong = problem(lines, code)
         assert wrong is None, f"{where}: {wrong}"

@@ -101,6 +101,11 @@ READERS = [
         ("near.index.h5", "clusters.index.h5"),
         ("run", "--index", "{}", "side.h5", "-o", "out.h5", "--force"),
     ),
+    Reader(
+        "index, changes",
+        ("grown.index.h5", "shrunk.index.h5"),
+        ("run", "--index", "{}", "side.h5", "-o", "out.h5", "--force"),
+    ),
     Reader("index, partial", ("new.h5.partial",), ("index", "feats.h5", "-o", "new.h5", "--pool", "15")),
     Reader(
         "sweep", ("sweep.json", "sweep.csv"), ("sweep", "feats.h5", "-o", "{}", "--topn", "5", "--sigma", "0.1")
@@ -153,7 +158,10 @@ def material(folder: Path) -> None:
                 group.create_dataset("images", data=pictures, **options)
     with h5py.File("side.h5", "w") as file:
         file["features"], file["ids"] = arrays["gallery"], arrays["gallery_ids"]
-
+    with h5py.File("more.h5", "w") as file:
+        file["features"] = arrays["gallery"][:9, ::-1]
+        for label in ("ids", "cams", "names"):
+            file[label] = arrays[f"gallery_{label}"][:9].tolist()
     for name, options in (
         ("latest.h5", {}),
         ("latest.packed.h5", {"compression": "gzip", "chunks": "one", "shuffle": True}),
@@ -196,6 +204,10 @@ def material(folder: Path) -> None:
     run("index", "feats.h5", "-o", "gallery.index.h5", "--pool", "15", "-q")
     run("index", "feats.h5", "-o", "near.index.h5", "--pool", "15", "--ann", "hnsw", "-q")
     run("index", "feats.h5", "-o", "clusters.index.h5", "--method", "gnn", "--ann", "ivf", "-q")
+    for name, method in (("grown", "k-reciprocal-online:pool=15"), ("shrunk", "gnn")):
+        run("index", "feats.h5", "-o", f"{name}.index.h5", "--method", method, "--ann", "hnsw", "-q")
+    run("index", "more.h5", "-o", "grown.index.h5", "--append", "-q")
+    run("index", "-o", "shrunk.index.h5", "--remove", "3,7-9", "-q")
     index = br.GalleryIndex.open("gallery.index.h5")
     from blurrerank.files.neighbours_h5 import write_partial
 

@@ -34,7 +34,7 @@ def changed(folder, arrays, method="k-reciprocal-online", *, first=80, more=40, 
     return br.remove_from_index(path, rows=gone) if len(gone) else GalleryIndex.open(path)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data(), st.sampled_from(list(METHODS)), st.sampled_from(["hnsw", "ivf"]))
 def test_any_sequence_of_changes(tmp_path_factory, data, method, kind):
     """What is there is found, what is gone is not, and compacting gives what building at once gives."""

@@ -72,5 +72,5 @@ def test_of_writers_that_meet_one_wins():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is told by Linux")
 def test_damaged_files_are_read_or_refused_in_one_line():
-    told = cases("fuzzing.py", "--cases", 20)
-    assert sum(counts.get("read", 0) for counts in told["outcomes"].values()) > 100
+    told = cases("fuzzing.py", "--cases", 10)
+    assert sum(counts.get("read", 0) for counts in told["outcomes"].values()) > 50

@@ -23,7 +23,7 @@ def rows_of(arrays, rows):
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data(), st.sampled_from(list(METHODS)))
 def test_any_sequence_of_changes_gives_what_building_at_once_gives(tmp_path_factory, data, method):
     folder, params = tmp_path_factory.mktemp("changes"), METHODS[method]
