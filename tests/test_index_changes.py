@@ -78,22 +78,6 @@ def test_what_steps_know_stays_as_it_was(change, tmp_path):
     assert found.gallery_size == len(left)
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-def test_an_index_that_is_searched_approximately_changes(kind, tmp_path):
-    arrays = features(gallery=120)
-    built = br.build_index(rows_of(arrays, np.arange(100)), tmp_path / "i.h5", ann=kind, effort=99, **SMALL)
-    grown = br.build_index(rows_of(arrays, np.arange(100, 120)), tmp_path / "i.h5", append=True)
-    assert grown.approximation.search.kind == kind
-    assert grown.approximation.search.effort == 99
-    left = br.remove_from_index(tmp_path / "i.h5", rows=[0, 5, 119])
-    stays = [row for row in range(120) if row not in (0, 5, 119)]
-    anew = br.build_index(rows_of(arrays, stays), tmp_path / "anew.h5", ann=kind, effort=99, **SMALL)
-    check_same_file(tmp_path / "i.h5", tmp_path / "anew.h5")
-    same(left.rerank(arrays["probe"]), anew.rerank(arrays["probe"]))
-    assert len(built) == 100  # who has the old one open keeps it
-    assert built.rerank(arrays["probe"]).gallery_size == 100
-
-
 def test_readers_go_on_with_the_index_that_they_have_open(tmp_path):
     arrays = features()
     index = br.build_index(side(arrays), tmp_path / "i.h5", **SMALL)

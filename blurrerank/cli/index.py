@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     auto=True,
 )
 @preset_option
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="METHOD",
+    help="A further method that the index is to answer with, from the same neighbour lists, with parameters as "
+    "in gnn:k1=20; may be given again.",
+)
 @calibrate_option
 @click.option(
     "--ann",
@@ -76,6 +83,7 @@ def index(
     output: str | None,
     method: str | None,
     preset: str | None,
+    also: tuple[str, ...],
     calibrate: str | None,
     ann: str | None,
     effort: int | None,
@@ -103,6 +111,7 @@ def index(
     blurrerank index -o gallery.index.h5 --compact
     blurrerank index feats.h5 --method center+camera-graph --calibrate earlier.h5
     blurrerank index feats.h5 --ann hnsw
+    blurrerank index feats.h5 --method center+camera-graph --also center+gnn
     torchrun --nproc-per-node 2 -m blurrerank index feats.h5
     """
     from ..errors import ParameterError
@@ -116,6 +125,7 @@ def index(
         others = {
             "GALLERY": gallery,
             "--method": method,
+            "--also": also,
             "--calibrate": calibrate,
             "--ann": ann,
             "--effort": effort,
@@ -152,7 +162,14 @@ def index(
             _remove(output, remove, remove_names, how, runtime)
         else:
             assert gallery is not None
-            asked = {"ann": ann, "effort": effort, "append": append, "force": force, "group": group}
+            asked = {
+                "also": also,
+                "ann": ann,
+                "effort": effort,
+                "append": append,
+                "force": force,
+                "group": group,
+            }
             _build(gallery, output, method, calibrate, how | asked, given, runtime)
 
 
@@ -171,7 +188,7 @@ def _build(
     from ..index.building import build_index, check_method, partial_of
     from ..methods import text_of
 
-    check_method(method, append=how["append"], **given)
+    check_method(method, append=how["append"], also=how["also"], **given)
     if how["effort"] is not None and how["ann"] is None:
         raise ParameterError("--effort is that of an approximate search: it needs --ann")
     if output == "-":
@@ -200,7 +217,8 @@ def _build(
         for kind, share in built.approximation.recall.items():
             lists = "neighbour lists" if kind == "nearest" else f"neighbour lists {kind} cameras"
             runtime.note(f"{built.approximation.search.kind}: {lists} hold {share:.2%} of the exact ones")
-    runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}, for {text_of(built.method)}")
+    served = " and ".join(map(text_of, built.methods))
+    runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}, for {served}")
     _tell_drift(built, runtime)
 
 

@@ -104,6 +104,7 @@ def _index_lines(described: dict[str, Any]) -> str:
         f"index of {' x '.join(map(str, side['features']))}, {described['bytes'] / 2**20:.1f} MiB, "
         "checksums verified",
         f"for {method_label(described['method'], described['params'])}",
+        *(f"and {method}" for method in described["also"]),
     ]
     if described["search"]:
         search = described["search"]
@@ -111,6 +112,12 @@ def _index_lines(described: dict[str, Any]) -> str:
         lines.append(
             f"searched approximately: {search['kind']}, effort {search['effort']}; recall of neighbour lists "
             f"{recall}"
+        )
+    if described["drift"]:
+        drift = described["drift"]
+        lines.append(
+            f"changed since it was encoded: {drift['added']} items added, {drift['removed']} removed; "
+            f"{drift['stale']} of {drift['encoded']} neighbour lists are out of date"
         )
     labels = ("identities", "junk", "distractors", "cameras")
     lines += [f"{name}: {side[name]}" for name in labels if name in side]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +29,13 @@ from ..files.access import check_readable
 from ..files.neighbours_h5 import read_partial, write_partial
 from ..files.targets import check_target
 from ..graph.neighbour_graph import NeighbourGraph
-from ..methods import AUTO, GraphRanker, create, without_auto
+from ..methods import AUTO, AnyMethod, GraphRanker, create, without_auto
 from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.steps import Transform
 from . import index_h5
 from .changing import added
 from .contents import Labels
-from .encoding import Items, check_memory, encode
+from .encoding import Items, check_memory, encode, sizes_for
 from .gallery_index import GalleryIndex, as_side, step_names
 from .growing import grow
 
@@ -45,6 +45,7 @@ def build_index(
     path: str | Path,
     method: str | None = None,
     *,
+    also: Sequence[str] = (),
     calibration: Side | None = None,
     ann: str | None = None,
     effort: int | None = None,
@@ -69,6 +70,8 @@ def build_index(
         path: the index.
         method: a graph ranker that works online, a chain of steps such as `center` and one, or `auto`, which
             chooses for the gallery; by default `k-reciprocal-online`, or that of the index that is added to.
+        also: further rankers that the index serves, from the same neighbour lists, with parameters as in
+            `gnn:k1=20`; with feature steps, chains of the same ones.
         calibration: earlier images of cameras that the gallery lacks, unlabelled, for steps such as `center`.
         ann: search approximately, here and for probes: `hnsw`, a graph of near items, or `ivf`, clusters; needs
             FAISS. By default everything is compared with everything.
@@ -96,7 +99,7 @@ def build_index(
             index, or a budget too small.
         OutputError: if the index cannot be written there.
     """
-    check_method(method, append=append, **params)
+    check_method(method, append=append, also=also, **params)
     if effort is not None and ann is None:
         raise ParameterError("effort is that of an approximate search: name one with ann, or leave it out")
     if ann is not None and append:
@@ -124,20 +127,20 @@ def build_index(
             chosen, calibration = choice.method, choice.request.calibration
             if notify is not None and choice.reason:
                 notify(f"auto: {choice.reason}")
-            ranker = check_indexes(chosen)
             if calibration is not None:
                 check_calibrates(chosen, calibration, gallery.dim, online=True)
-            items = Items([gallery], Labels.of(gallery), chosen, ann=ann, effort=effort)
+            methods = _together(chosen, also)
+            items = Items([gallery], Labels.of(gallery), methods, ann=ann, effort=effort)
         else:
             chosen = old.method_for(method, **params)
-            ranker = check_indexes(chosen)
             if calibration is not None:
                 raise ParameterError("an index was calibrated when it was built, or not at all: build another")
             items = added(old, gallery, chosen, compute)
-        if ranker.needs_cameras and items.labels.cams is None:
-            raise without_cameras(f"{gallery.label} has no cameras", ranker.name)
+        for ranker in items.rankers:
+            if ranker.needs_cameras and items.labels.cams is None:
+                raise without_cameras(f"{gallery.label} has no cameras", ranker.name)
         check_memory(memory, gallery.dim)
-        left = _Left(path, _basis(items, calibration), ranker.neighbours(), checkpoint_seconds)
+        left = _Left(path, _basis(items, calibration), sizes_for(items.rankers).nearest, checkpoint_seconds)
         if old is None or temporary is None or not grow(old, items, temporary, compute):
             done = None if old is None else _basis(replace(items, labels=Labels.of(old.gallery)), calibration)
             left_over = left.read(force=force, done=done) if group is None else None
@@ -172,7 +175,34 @@ def _check(gallery: Side, old: GalleryIndex | None, group: Group | None) -> None
     raise_everywhere(label_problems(gallery) + (values if len(part) or not len(gallery) else []), group)
 
 
-def check_method(text: str | None, *, append: bool = False, preset: str | None = None, **params: Any) -> None:
+def _together(method: AnyMethod, also: Sequence[str]) -> tuple[AnyMethod, ...]:
+    """A method and others by name, which one index serves.
+
+    Raises:
+        ParameterError: for others with other feature steps, or rankers that are named twice.
+    """
+    methods = [method]
+    for text in also:
+        other = create(text)
+        check_indexes(other)
+        if other.feature_steps != method.feature_steps:
+            steps = step_names(method.feature_steps)
+            must = f"begin with {steps}, and with its parameters" if steps else "have no feature steps"
+            raise ParameterError(f"{text} cannot share an index with {method.name}: it must {must}")
+        if any(other.ranker.name == one.ranker.name for one in methods):
+            raise ParameterError(f"an index serves {other.ranker.name} once: name it once")
+        methods.append(other)
+    return tuple(methods)
+
+
+def check_method(
+    text: str | None,
+    *,
+    append: bool = False,
+    also: Sequence[str] = (),
+    preset: str | None = None,
+    **params: Any,
+) -> None:
     """Check the method of an index before there is a gallery; arguments are as for `build_index`.
 
     Raises:
@@ -180,6 +210,10 @@ def check_method(text: str | None, *, append: bool = False, preset: str | None =
             `auto`.
     """
     text = text or KReciprocalOnline.name
+    if append and also:
+        raise ParameterError("an index that is added to serves what it was built for: leave --also out")
+    for other in also:
+        check_indexes(create(other))
     if append and is_auto(text, params):
         raise ParameterError("an index that is added to keeps its method: leave --method and auto out")
     if text != AUTO:
@@ -262,24 +296,25 @@ class _Left:
 
 def _basis(items: Items, calibration: Side | None) -> str:
     """A digest of what the neighbour lists of an index follow from, but for their length."""
-    method, labels = items.method, items.labels
+    method, labels = items.methods[0], items.labels
     digest, steps = digest_of(labels.digests), method.feature_steps
     about: list[Any] = [digest, [(step.name, step.params()) for step in steps]]
     if calibration is not None:
         about += [calibration.digest(), calibration.cameras_digest()]
-    if method.needs_cameras:
-        about += [cameras_digest(labels.cams), check_indexes(method).camera_neighbours()]
+    if items.needs_cameras:
+        sizes = sizes_for(items.rankers)
+        about += [cameras_digest(labels.cams), (sizes.within, sizes.across)]
     if items.fitted:
         parts = [part.cpu().numpy() for known in items.fitted for part in known.values()]
         about.append([hashlib.sha256(part.tobytes()).hexdigest() for part in parts])
-    if not steps and not method.needs_cameras:
+    if not steps and not items.needs_cameras:
         return digest
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _stepped(items: Items, gallery: Side, calibration: Side | None, compute: Compute) -> Items:
     """The items with the features that the steps of their method give, and what these know of the gallery."""
-    transforms = [step for step in items.method.feature_steps if isinstance(step, Transform)]
+    transforms = [step for step in items.methods[0].feature_steps if isinstance(step, Transform)]
     stepped, fitted = fit_steps(gallery, transforms, calibration, compute)
     if stepped.dim != gallery.dim:
         raise ParameterError(

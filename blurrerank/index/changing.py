@@ -43,6 +43,12 @@ class _LeftSide(Side):
 def added(old: GalleryIndex, gallery: Side, method: AnyMethod, compute: Compute) -> Items:
     """Return the items of an index and further ones, with the features that its steps give these.
 
+    Args:
+        old: the index.
+        gallery: the further items.
+        method: one of the index, with parameters that may be others than it has.
+        compute: how.
+
     Raises:
         InputError: for labels that only one of them has, or rows that are all there already.
     """
@@ -52,7 +58,8 @@ def added(old: GalleryIndex, gallery: Side, method: AnyMethod, compute: Compute)
         gallery = apply_fitted(FeatureSet(gallery, old.gallery), steps, fitted, compute).probe
     ann, effort = _search_of(old)
     known = old.near if ann is None else None
-    return Items([old.gallery, gallery], labels, method, fitted, known=known, ann=ann, effort=effort)
+    methods = tuple(method if one.name == method.name else one for one in old.methods)
+    return Items([old.gallery, gallery], labels, methods, fitted, known=known, ann=ann, effort=effort)
 
 
 def remove_from_index(
@@ -150,7 +157,7 @@ def _encode_left(old: GalleryIndex, stays: NDArray[np.int64], temporary: Path, c
         digests=labels.digests,
     )
     ann, effort = _search_of(old)
-    encode(Items([left], labels, old.method, gallery.fitted, ann=ann, effort=effort), temporary, compute)
+    encode(Items([left], labels, old.methods, gallery.fitted, ann=ann, effort=effort), temporary, compute)
 
 
 def _search_of(index: GalleryIndex) -> tuple[str | None, int | None]:

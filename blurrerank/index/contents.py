@@ -78,7 +78,7 @@ class Approximation:
     Attributes:
         search: what finds candidates.
         recall: the measured share of the exact lists that the neighbour lists have, for each kind of list.
-        entries: how many entries the rows of the encoding are cut to, if they are.
+        entries: how many entries rows that are compared by their products are cut to, if there are any.
     """
 
     search: ApproximateSearch
@@ -99,7 +99,7 @@ class Changes:
         features: (A, D) float32, L2-normalised, of the items that were added.
         labels: theirs.
         near: who is near them; items are numbered as they are stored, those that were added last.
-        encoded: their encoding, with `rows`.
+        encoded: their encodings, with `rows`, one for each method of the index.
         removed: (R,) int64, ascending, the items that were taken from it, as they are stored.
         drift: how much of the rest a build would find differently.
     """
@@ -107,7 +107,7 @@ class Changes:
     features: torch.Tensor
     labels: Labels
     near: NeighbourGraph
-    encoded: Encoding
+    encoded: tuple[Encoding, ...]
     removed: torch.Tensor
     drift: Drift
 
@@ -149,9 +149,9 @@ class Stored:
         features: (N, D) float32, L2-normalised, of all items that are stored.
         labels: theirs.
         digest: `Side.digest()` of the features as they came, of the items that are there.
-        method: what it was encoded for.
+        methods: what it was encoded for, the usual one first.
         near: who is near whom.
-        encoded: what the method made of it.
+        encoded: what each of them made of it.
         fitted: what each feature step knows of it.
         sources: the files from which all of this is mapped.
         approximation: how it is searched, if not everything is.
@@ -162,9 +162,9 @@ class Stored:
     features: torch.Tensor
     labels: Labels
     digest: str
-    method: AnyMethod
+    methods: tuple[AnyMethod, ...]
     near: NeighbourGraph
-    encoded: Encoding
+    encoded: tuple[Encoding, ...]
     fitted: Sequence[Mapping[str, torch.Tensor]]
     sources: tuple[Source, ...]
     approximation: Approximation | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -15,9 +15,10 @@ from ..engine.plans import shared_plan
 from ..engine.request import check_indexes
 from ..errors import ParameterError
 from ..graph.approximate import find_graph_approximately, recall_of
+from ..graph.encoding import Encoding
 from ..graph.find import Keep, find_graph
-from ..graph.neighbour_graph import NeighbourGraph
-from ..methods import AnyMethod
+from ..graph.neighbour_graph import ListSizes, NeighbourGraph
+from ..methods import AnyMethod, GraphRanker
 from ..search.ann import ApproximateSearch
 from ..search.plan import Plan
 from ..search.rows import UnitRows
@@ -36,7 +37,7 @@ class Items:
     Attributes:
         sides: the features, as the feature steps of the method gave them.
         labels: of all of them.
-        method: what they are encoded for.
+        methods: what they are encoded for, the usual one first; all with the same feature steps.
         fitted: what each feature step knows of the gallery.
         known: the neighbours of the first items, if they are known.
         ann: how the index is searched approximately; None if everything is compared with everything.
@@ -45,11 +46,27 @@ class Items:
 
     sides: Sequence[Side]
     labels: Labels
-    method: AnyMethod
+    methods: tuple[AnyMethod, ...]
     fitted: Sequence[Mapping[str, torch.Tensor]] = ()
     known: NeighbourGraph | None = None
     ann: str | None = None
     effort: int | None = None
+
+    @property
+    def rankers(self) -> list[GraphRanker]:
+        """What encodes them."""
+        return [check_indexes(method) for method in self.methods]
+
+    @property
+    def needs_cameras(self) -> bool:
+        """Whether any of these looks at cameras."""
+        return any(ranker.needs_cameras for ranker in self.rankers)
+
+
+def sizes_for(rankers: Sequence[GraphRanker]) -> ListSizes:
+    """Return how long lists are that serve all of some rankers."""
+    sizes = [ranker.list_sizes() for ranker in rankers]
+    return ListSizes(*(max(getattr(size, field.name) for size in sizes) for field in fields(ListSizes)))
 
 
 def encode(items: Items, path: Path | None, compute: Compute, *, keep: Keep | None = None) -> None:
@@ -63,32 +80,36 @@ def encode(items: Items, path: Path | None, compute: Compute, *, keep: Keep | No
         compute: how.
         keep: called now and then with what is known; see `find_graph`.
     """
-    ranker, labels = check_indexes(items.method), items.labels
-    count, images = len(labels.digests), _images(items, compute)
-    cams = torch.from_numpy(labels.cams) if ranker.needs_cameras and labels.cams is not None else None
+    rankers, labels = items.rankers, items.labels
+    images, sizes = _images(items, compute), sizes_for(rankers)
+    cams = torch.from_numpy(labels.cams) if items.needs_cameras and labels.cams is not None else None
     approximation = None
     if items.ann is None:
-        graph = find_graph(
-            images, ranker.list_sizes(), cams=cams, progress=compute.progress, known=items.known, keep=keep
-        )
+        graph = find_graph(images, sizes, cams=cams, progress=compute.progress, known=items.known, keep=keep)
     else:
         search = ApproximateSearch.build(images, items.ann, items.effort, group=compute.group)
         graph = find_graph_approximately(
-            images, ranker.list_sizes(), search, cams=cams, group=compute.group, progress=compute.progress
+            images, sizes, search, cams=cams, group=compute.group, progress=compute.progress
         )
         # Propagated rows have hundreds of entries, and what they reach grows with the square of that.
-        graph = replace(graph, entries=_ENTRIES if ranker.compares == "dot" else None)
-        approximation = Approximation(search, recall_of(graph, images), graph.entries)
-    encoded = ranker.fit(graph)
-    if graph.entries is not None:  # a ranker may cut its rows on the way, or leave that to be done here
-        assert encoded.rows is not None
-        encoded = replace(encoded, rows=encoded.rows.largest(graph.entries))
-    encoded = encoded.invert(slice(0, count), keep_rows=ranker.needs_rows)
+        entries = _ENTRIES if any(ranker.compares == "dot" for ranker in rankers) else None
+        approximation = Approximation(search, recall_of(graph, images), entries)
+    encoded = tuple(_encoded(ranker, graph, approximation) for ranker in rankers)
     if path is not None:
-        write(path, images, labels, items.method, graph, encoded, items.fitted, approximation)
+        write(path, images, labels, items.methods, graph, encoded, items.fitted, approximation)
     elif isinstance(images, ShardedImages):
         for _ in images.blocks():
             pass  # the first process writes them, and has some of them from here
+
+
+def _encoded(ranker: GraphRanker, graph: NeighbourGraph, approximation: Approximation | None) -> Encoding:
+    """What a ranker makes of the lists it asks for."""
+    entries = approximation.entries if approximation is not None and ranker.compares == "dot" else None
+    found = ranker.fit(replace(graph.cut(ranker.list_sizes()), entries=entries))
+    if entries is not None:  # a ranker may cut its rows on the way, or leave that to be done here
+        assert found.rows is not None
+        found = replace(found, rows=found.rows.largest(entries))
+    return found.invert(slice(0, len(graph)), keep_rows=ranker.needs_rows)
 
 
 def _images(items: Items, compute: Compute) -> UnitRows:

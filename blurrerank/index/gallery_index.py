@@ -43,8 +43,8 @@ class IndexedSide(Side):
     Attributes:
         digests: `row_digests()` of the features as they came.
         stored_digest: `digest()`, which need not be found out again for each probe.
-        method: what it was encoded for.
-        encoded: what that method's ranker made of it.
+        methods: what it was encoded for, the usual one first.
+        encoded: what the ranker of each made of it.
         fitted: what each of its feature steps knows of the gallery.
         stored: the side that search and encoding are of, if some of its items are gone.
         kept: (G,) int64, which of its items these are.
@@ -54,8 +54,8 @@ class IndexedSide(Side):
 
     digests: NDArray[np.uint8]
     stored_digest: str
-    method: AnyMethod
-    encoded: Encoding
+    methods: tuple[AnyMethod, ...]
+    encoded: tuple[Encoding, ...]
     fitted: Sequence[Mapping[str, torch.Tensor]] = ()
     stored: IndexedSide | None = None
     kept: torch.Tensor | None = None
@@ -83,15 +83,16 @@ class IndexedSide(Side):
         Raises:
             ParameterError: if it was encoded with other parameters.
         """
-        if method.name != self.method.ranker.name:
+        found = {one.ranker.name: number for number, one in enumerate(self.methods)}.get(method.name)
+        if found is None:
             return None
         if self.stored is not None:
             raise ParameterError(
                 f"items were taken from {self.label} since it was encoded, so not all of it can be looked at: "
                 "leave exact search out, or encode it anew with `index --compact`"
             )
-        _check_same(self.label, self.method.ranker, method.params())
-        return self.encoded
+        _check_same(self.label, self.methods[found].ranker, method.params())
+        return self.encoded[found]
 
     def fitted_for(self, steps: Sequence[FeatureStep]) -> Sequence[Mapping[str, torch.Tensor]] | None:
         """What feature steps know of the gallery; None if it has the features that it came with.
@@ -99,7 +100,7 @@ class IndexedSide(Side):
         Raises:
             ParameterError: for other steps than those that gave its features.
         """
-        own = self.method.feature_steps
+        own = self.methods[0].feature_steps
         if own and tuple(steps) != own:
             raise ParameterError(
                 f"{self.label} has the features that {step_names(own)} gave: a method must begin with it, and "
@@ -115,7 +116,7 @@ class GalleryIndex:
     Attributes:
         path: the file.
         gallery: the gallery as the right side of a `FeatureSet`; `features` are L2-normalised.
-        method: the method it was encoded for, with its parameters.
+        methods: what it was encoded for, with parameters; the first answers unless another is named.
         near: each item's nearest others.
         approximation: how it is searched, and how good its neighbour lists are, if that is approximate.
         drift: how far it is from one that is built anew, if it was changed since it was encoded.
@@ -130,7 +131,7 @@ class GalleryIndex:
 
     path: Path
     gallery: IndexedSide
-    method: AnyMethod
+    methods: tuple[AnyMethod, ...]
     near: NeighbourGraph
     approximation: Approximation | None = None
     drift: Drift | None = None
@@ -166,15 +167,15 @@ class GalleryIndex:
             label=str(path),
             sources=() if where.type == "cuda" else stored.sources,
             stored_digest=stored.digest,
-            method=stored.method,
-            encoded=stored.encoded.to(where),
+            methods=stored.methods,
+            encoded=tuple(encoded.to(where) for encoded in stored.encoded),
             fitted=stored.fitted,
         )
         if stored.gone is not None:
             kept = torch.nonzero(~stored.gone).flatten()
             left, features = stored.labels.at(kept.numpy()), Chosen(stored.features, kept)
             gallery = replace(gallery, features=features, **_labels(left), stored=gallery, kept=kept)
-        return cls(path, gallery, stored.method, stored.near, stored.approximation, stored.drift)
+        return cls(path, gallery, stored.methods, stored.near, stored.approximation, stored.drift)
 
     def __len__(self) -> int:
         return len(self.gallery)
@@ -182,6 +183,11 @@ class GalleryIndex:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.method.params().items())
         return f"GalleryIndex({len(self)} x {self.dim}, {self.method.name}({settings}))"
+
+    @property
+    def method(self) -> AnyMethod:
+        """The method that answers unless another is named."""
+        return self.methods[0]
 
     @property
     def dim(self) -> int:
@@ -306,13 +312,14 @@ class GalleryIndex:
                 "features"
             )
         if isinstance(ranker, GraphRanker):
-            known = self.method.ranker
+            known = {one.ranker.name: one.ranker for one in self.methods}.get(ranker.name)
             if not ranker.online:
                 raise ParameterError(
                     f"method {name} looks at all probes together, which no index answers: run it on features"
                 )
-            if ranker.name != known.name:
-                raise ParameterError(f"{self.path} was built for {known.name}, not {ranker.name}")
+            if known is None:
+                built = " and ".join(one.ranker.name for one in self.methods)
+                raise ParameterError(f"{self.path} was built for {built}, not {ranker.name}")
             settings = {name: getattr(ranker, name) for name in ranked if name != "preset"}
             if preset := ranked.get("preset", preset):
                 settings = {**ranker.presets[preset], **settings}

@@ -16,14 +16,14 @@ import torch
 
 from ..compute.compute import Compute
 from ..data.side import Side, digest_of
-from ..engine.request import check_indexes
+from ..errors import ParameterError
 from ..files.hdf5 import attributes, open_hdf5
 from ..graph.approximate import find_graph_approximately
 from ..graph.neighbour_graph import CAMERA_LISTS
 from ..search.plan import Plan
 from ..search.rows import UnitRows, blocks_of
 from .contents import Changes, Drift, Labels
-from .encoding import Items
+from .encoding import Items, sizes_for
 from .gallery_index import GalleryIndex
 from .index_h5 import base_of, is_changed
 from .write_h5 import write_changes
@@ -52,9 +52,11 @@ def grow(old: GalleryIndex, items: Items, temporary: Path, compute: Compute) -> 
         False, and nothing is written, where all items are to be encoded: if the index compares everything with
         everything, has lists that would be longer with the new items, or a ranker that cannot encode these.
     """
-    if old.approximation is None or old.near.sizes != check_indexes(old.method).list_sizes():
+    if old.approximation is None or old.near.sizes != sizes_for(items.rankers):
         return False
-    changes = _grown(old, items.sides[-1], items.labels.at(slice(len(old), None)), compute)
+    if items.methods != old.methods:
+        raise ParameterError(f"{old.path} keeps its parameters until it is built anew: leave other ones out")
+    changes = _grown(old, items, compute)
     if changes is not None:
         _write(old, changes, temporary)
     return changes is not None
@@ -74,17 +76,17 @@ def shrink(old: GalleryIndex, leaves: torch.Tensor, temporary: Path) -> None:
     _write(old, replace(changes, drift=_drift(old, changes)), temporary)
 
 
-def _grown(old: GalleryIndex, items: Side, labels: Labels, compute: Compute) -> Changes | None:
-    """The changes of an index with further items; None if its ranker cannot encode them."""
-    ranker, stored = check_indexes(old.method), old.stored
-    plan = Plan.of_images(len(items), len(items), items.dim, compute)
-    rows = UnitRows(items, device=plan.device, block=plan.gallery_block, resident=True)
+def _grown(old: GalleryIndex, items: Items, compute: Compute) -> Changes | None:
+    """The changes of an index with further items; None if a ranker cannot encode them."""
+    stored, side, labels = old.stored, items.sides[-1], items.labels.at(slice(len(old), None))
+    plan = Plan.of_images(len(side), len(side), side.dim, compute)
+    rows = UnitRows(side, device=plan.device, block=plan.gallery_block, resident=True)
     new = rows.rows(0, len(rows))
     images = UnitRows(
         stored, _UnitSide(new), device=plan.device, block=plan.gallery_block, resident=False, budget=plan.budget
     )
     cams = None
-    if ranker.needs_cameras:
+    if items.needs_cameras:
         assert stored.cams is not None
         assert labels.cams is not None
         cams = torch.from_numpy(np.concatenate([stored.cams, labels.cams]))
@@ -94,17 +96,21 @@ def _grown(old: GalleryIndex, items: Side, labels: Labels, compute: Compute) -> 
     added = torch.cat([before.features, new])
     search = replace(old.stored_search, added=added, gone=gone if len(before.removed) else None)
     lists = find_graph_approximately(
-        images, ranker.list_sizes(), search, cams=cams, first=len(stored), progress=compute.progress
+        images, old.near.sizes, search, cams=cams, first=len(stored), progress=compute.progress
     )
-    encoded = ranker.extend(stored.encoded, replace(lists, entries=stored.encoded.entries))
-    if encoded is None:
-        return None
+    encoded = []
+    for ranker, known, own in zip(items.rankers, stored.encoded, before.encoded, strict=True):
+        asked = replace(lists.cut(ranker.list_sizes()), entries=known.entries)
+        found = ranker.extend(known, asked)
+        if found is None:
+            return None
+        encoded.append(own.followed_by(found))
     changes = replace(
         before,
         features=added,
         labels=before.labels.followed_by(labels),
         near=before.near.followed_by(lists),
-        encoded=before.encoded.followed_by(encoded),
+        encoded=tuple(encoded),
     )
     return replace(changes, drift=_drift(old, changes))
 
@@ -118,7 +124,7 @@ def _write(old: GalleryIndex, changes: Changes, temporary: Path) -> None:
     encoded = old.stored.digests[: changes.drift.encoded]
     digests = np.concatenate([encoded, changes.labels.digests])
     left = np.delete(digests, changes.removed.numpy(), axis=0)
-    write_changes(temporary, stated, old.method, digest_of(left), changes)
+    write_changes(temporary, stated, old.methods, digest_of(left), changes)
     if not changed:
         _link(old.path, base, temporary)
 
@@ -142,7 +148,7 @@ def _changes(old: GalleryIndex) -> Changes:
         stored.block(since.start, since.stop),
         Labels.of(stored).at(since),
         old.near.at(since),
-        stored.encoded.since(drift.encoded),
+        tuple(encoded.since(drift.encoded) for encoded in stored.encoded),
         torch.empty(0, dtype=torch.int64) if gone is None else torch.nonzero(gone).flatten(),
         drift,
     )

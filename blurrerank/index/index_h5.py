@@ -22,7 +22,7 @@ are `rows` and `inverted`, likewise sparse rows. With lists by camera, `neighbou
     search/faiss                (B,) uint8: the FAISS index of the projected rows
 
 and the root attribute `search` (JSON): its kind, the effort that is usual, the recall of the neighbour lists,
-and how many entries the rows of the encoding are cut to, if they are. The lists are approximate then, with -1
+and how many entries the rows of encodings are cut to, if they are. The lists are approximate then, with -1
 where one ends early, and `lowest` is -1. Columns and lists are int64 in a gallery of 2^31 items. Root
 attributes: `format`, `format_version`, `method`, `params` (JSON), `digest` of the gallery, `crc32` of these
 three, `versions` (JSON). Every dataset of numbers is stored in one piece, so that it can be mapped into memory,
@@ -41,6 +41,9 @@ and of the items that were removed
 
 The root attribute `base` is the `crc32` of the base, `digest` that of the rows that there are now, and `stale`
 how many of the base's neighbour lists would be others if they were found now.
+
+An index that serves several rankers has the encodings for the others in `also/0/...`, `also/1/...`, likewise,
+and their names and parameters in the root attribute `also` (JSON), a pair for each.
 
 While an index is built, `NAME.partial` holds what is known so far: `neighbours` of the first items, with the
 root attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` and `digest`.
@@ -71,7 +74,7 @@ from ..files.targets import replacing
 from ..files.verified import remember, state_of, was_verified
 from ..graph.encoding import BlurredEncoding, Encoding
 from ..graph.sparse_rows import ONE, SparseRows
-from ..methods import AnyMethod, create
+from ..methods import AnyMethod, GraphRanker, create
 from ..methods.kinds.steps import Transform
 from ..search.ann import KINDS, ApproximateSearch
 from ..search.approximate import load_faiss
@@ -83,6 +86,9 @@ BLURRED = ("group", "blur", "reach", "halves", "encodings", "inverted")
 """The parts of an encoding by similarities to blurred items, in the order in which they are written."""
 PLAIN = ("rows", "inverted")
 """The parts of any other."""
+
+CHECKED = ("method", "params", "digest", "search", "base", "also")
+"""The root attributes that the checksum is of."""
 
 # Rows measured at a time.
 _ROWS = 4096
@@ -118,6 +124,11 @@ def changing(path: Path, *, force: bool = True) -> Iterator[Path]:
         base_of(path).unlink(missing_ok=True)
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return the files of an index: itself, and what it is changes to."""
+    return [path, base_of(path)] if is_changed(path) else [path]
+
+
 def is_changed(path: Path) -> bool:
     """Return whether the index at `path` is one of changes to another file."""
     return _stated(path).get("format") == CHANGES
@@ -138,8 +149,7 @@ def read(path: Path, *, verify: bool = True) -> Stored:
     Raises:
         InputError: if it is none, is of a newer version or of a method that is not known, or is damaged.
     """
-    files = [path, base_of(path)] if is_changed(path) else [path]
-    return guarded(lambda: _read(path, verify and not trying()), *files)
+    return guarded(lambda: _read(path, verify and not trying()), *files_of(path))
 
 
 @contextmanager
@@ -178,18 +188,17 @@ def _read(path: Path, verify: bool) -> Stored:
         there = digests if gone is None else digests[~gone.numpy()]
         if (verify or changes is not None) and not trying() and digest_of(there) != digest:
             raise InputError("its rows are not those of its digest")
-        encoded = _blurred(file, verify) if file.has("encoded/group") else _plain(file, verify)
-        method = _method(file)
-        if changes is not None and not trying():
-            encoded = replace(encoded, added=_added(changes))
+        methods, near = _methods(file), file.neighbours()
+        method = methods[0]
+        if changes is not None:
             _check_attributes(changes)
-        near, ranker = file.neighbours(), check_indexes(method)
-        if not near.serves(ranker.list_sizes()):
-            raise InputError(f"its neighbour lists are shorter than those of {ranker.name}")
-        if isinstance(encoded, BlurredEncoding) != ranker.blurs:
-            raise InputError(f"its encodings are not those of {ranker.name}")
-        if method.needs_cameras and labels.cams is None:
-            raise InputError(f"it has no cams, which {method.name} needs")
+        for one in methods:
+            if not near.serves(check_indexes(one).list_sizes()):
+                raise InputError(f"its neighbour lists are shorter than those of {one.ranker.name}")
+            if one.needs_cameras and labels.cams is None:
+                raise InputError(f"it has no cams, which {one.name} needs")
+            if one.feature_steps != method.feature_steps:
+                raise InputError(f"{one.name} has other feature steps than {method.name}")
         steps = [step for step in method.feature_steps if isinstance(step, Transform)]
         if file.has(f"steps/{len(steps)}"):
             raise InputError(f"it has more feature steps than {method.name}")
@@ -197,10 +206,12 @@ def _read(path: Path, verify: bool) -> Stored:
         found = _approximation(file, features, gone, path)
         if changes is not None and found is None and not trying():
             raise InputError("it has changes and no search, which only an approximate index has")
-        if found is not None:
-            encoded = replace(encoded, entries=found.entries)
+        encoded = tuple(
+            _encoding(file, changes, encoded_at(number), check_indexes(one), found, verify)
+            for number, one in enumerate(methods)
+        )
         sources = (file.source,) if changes is None else (file.source, changes.source)
-        return Stored(features, labels, digest, method, near, encoded, fitted, sources, found, gone, drift)
+        return Stored(features, labels, digest, methods, near, encoded, fitted, sources, found, gone, drift)
 
 
 def _changed(changes: MappedFile, total: int) -> tuple[torch.Tensor | None, Drift]:
@@ -217,9 +228,31 @@ def _changed(changes: MappedFile, total: int) -> tuple[torch.Tensor | None, Drif
     return gone if bool(gone.any()) else None, Drift.of(gone, int(stale), encoded)
 
 
-def _added(changes: MappedFile) -> SparseRows:
+def encoded_at(number: int) -> str:
+    """Return the group that the encoding for a method is in, by its number."""
+    return "encoded" if not number else f"also/{number - 1}"
+
+
+def _encoding(
+    file: MappedFile,
+    changes: MappedFile | None,
+    group: str,
+    ranker: GraphRanker,
+    found: Approximation | None,
+    verify: bool,
+) -> Encoding:
+    """What a ranker made of the gallery, and of what was added to it."""
+    if file.has(f"{group}/group") != ranker.blurs:
+        raise InputError(f"its encodings are not those of {ranker.name}")
+    encoded: Encoding = (_blurred if ranker.blurs else _plain)(file, group, verify)
+    if found is not None and ranker.compares == "dot":
+        encoded = replace(encoded, entries=found.entries)
+    return encoded if changes is None or trying() else replace(encoded, added=_added(changes, group))
+
+
+def _added(changes: MappedFile, group: str) -> SparseRows:
     """The inverted lists of items that were added."""
-    rows = changes.sparse_rows("encoded/rows")
+    rows = changes.sparse_rows(f"{group}/rows")
     if not (_have_norm_one(rows) or _weigh_one(rows)):
         raise InputError("encodings weigh more than they can")
     return rows.transposed(changes.total).shifted(changes.before)
@@ -227,19 +260,19 @@ def _added(changes: MappedFile) -> SparseRows:
 
 def _check_attributes(file: MappedFile) -> None:
     """Raise `InputError` if the attributes are not as they were written."""
-    stated = [file.attrs.get(name) for name in ("method", "params", "digest", "search", "base")]
+    stated = [file.attrs.get(name) for name in CHECKED]
     if checksum(*(None if text is None else str(text) for text in stated)) != file.attrs.get("crc32"):
         raise InputError("its attributes have another checksum than when they were written")
 
 
-def _method(file: MappedFile) -> AnyMethod:
+def _methods(file: MappedFile) -> tuple[AnyMethod, ...]:
     """What the index was built for."""
-    name, settings = str(file.attrs["method"]), str(file.attrs["params"])
     _check_attributes(file)
-    params = json.loads(settings)
-    if not isinstance(params, dict):
-        raise InputError("its params are no JSON object")
-    return create(name, **params)
+    stated = [[str(file.attrs["method"]), json.loads(str(file.attrs["params"]))]]
+    stated += json.loads(str(file.attrs.get("also", "[]")))
+    if not all(isinstance(name, str) and isinstance(params, dict) for name, params in stated):
+        raise InputError("its methods are no names with parameters")
+    return tuple(create(name, **params) for name, params in stated)
 
 
 def _approximation(
@@ -296,24 +329,24 @@ def _stated(path: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _blurred(file: MappedFile, verify: bool) -> BlurredEncoding:
-    halves, encodings = (file.sparse_rows(f"encoded/{name}") for name in BLURRED[3:5])
-    inverted = file.sparse_rows("encoded/inverted", inverted=True)
+def _blurred(file: MappedFile, at: str, verify: bool) -> BlurredEncoding:
+    halves, encodings = (file.sparse_rows(f"{at}/{name}") for name in BLURRED[3:5])
+    inverted = file.sparse_rows(f"{at}/inverted", inverted=True)
     if verify and not (_weigh_one(encodings) and _weigh_one(inverted, by_column=True)):
         raise InputError("encodings weigh more than they can")
     return BlurredEncoding(
-        group=file.take("encoded/group", ("G", "B"), within=file.items),
-        blur=file.take("encoded/blur", ("G", "B"), np.float32, within=(0, _MOST_BLUR)),
-        reach=file.take("encoded/reach", ("G",), np.float32, within=(-np.inf, np.inf)),
+        group=file.take(f"{at}/group", ("G", "B"), within=file.items),
+        blur=file.take(f"{at}/blur", ("G", "B"), np.float32, within=(0, _MOST_BLUR)),
+        reach=file.take(f"{at}/reach", ("G",), np.float32, within=(-np.inf, np.inf)),
         halves=halves,
         encodings=encodings,
         inverted=inverted,
     )
 
 
-def _plain(file: MappedFile, verify: bool) -> Encoding:
-    rows = file.sparse_rows("encoded/rows")
-    inverted = file.sparse_rows("encoded/inverted", inverted=True)
+def _plain(file: MappedFile, at: str, verify: bool) -> Encoding:
+    rows = file.sparse_rows(f"{at}/rows")
+    inverted = file.sparse_rows(f"{at}/inverted", inverted=True)
     if verify and not (_have_norm_one(rows) and _have_norm_one(inverted, by_column=True)):
         raise InputError("encodings weigh more than they can")
     return Encoding(rows=rows, inverted=inverted)

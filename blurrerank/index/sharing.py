@@ -21,15 +21,17 @@ class _SharedIndex(ShardedGallery):
 
     Attributes:
         index: the whole gallery.
-        encoding: what compares rows with the items of this process.
+        encodings: for each method, what compares rows with the items of this process.
     """
 
     index: IndexedSide
-    encoding: Encoding
+    encodings: tuple[Encoding, ...]
 
     def encoded_for(self, method: GraphRanker) -> Encoding | None:
         """See `IndexedSide.encoded_for`; here it compares with the items of this process."""
-        return None if self.index.encoded_for(method) is None else self.encoding
+        found = self.index.encoded_for(method)
+        whole = [encoded is found for encoded in self.index.encoded]
+        return self.encodings[whole.index(True)] if found is not None else None
 
     def fitted_for(self, steps: Sequence[FeatureStep]) -> Sequence[Mapping[str, torch.Tensor]] | None:
         """See `IndexedSide.fitted_for`."""
@@ -54,6 +56,6 @@ def shared(index: GalleryIndex, probe: Side, group: Group) -> ShardedSet:
         shard=side.part(here),
         group=group,
         index=side,
-        encoding=side.encoded.part(here),
+        encodings=tuple(encoded.part(here) for encoded in side.encoded),
     )
     return ShardedSet(probe, gallery)

@@ -22,16 +22,16 @@ from ..graph.sparse_rows import SparseRows
 from ..methods import AnyMethod
 from ..search.rows import UnitRows
 from .contents import Approximation, Changes, Labels
-from .index_h5 import BLURRED, CHANGES, FORMAT, PLAIN, checksum
+from .index_h5 import BLURRED, CHANGES, CHECKED, FORMAT, PLAIN, checksum, encoded_at
 
 
 def write(
     path: Path,
     rows: UnitRows,
     labels: Labels,
-    method: AnyMethod,
+    methods: Sequence[AnyMethod],
     near: NeighbourGraph,
-    encoded: Encoding,
+    encoded: Sequence[Encoding],
     fitted: Sequence[Mapping[str, torch.Tensor]] = (),
     approximation: Approximation | None = None,
 ) -> None:
@@ -41,13 +41,13 @@ def write(
         path: a new file.
         rows: the features, normalised.
         labels: what to record of them.
-        method: what it was encoded for.
+        methods: what it was encoded for, the usual one first.
         near: who is near whom.
-        encoded: what the method made of it.
+        encoded: what each of them made of it.
         fitted: what each of its feature steps knows of it.
         approximation: how it is searched, if not everything is.
     """
-    settings, digest = json.dumps(method.params()), digest_of(labels.digests)
+    stated, digest = _stated(methods), digest_of(labels.digests)
     searched = None if approximation is None else approximation.describe()
     with new_hdf5(path) as file:
         features = file.create_dataset("features", (len(rows), rows.dim), np.float32)
@@ -59,61 +59,57 @@ def write(
         features.attrs["crc32"] = written
         _put_labels(file, labels)
         put_neighbours(file, near)
-        _put_encoded(file, encoded, BLURRED if isinstance(encoded, BlurredEncoding) else PLAIN)
+        for number, one in enumerate(encoded):
+            _put_encoded(file, encoded_at(number), one, BLURRED if isinstance(one, BlurredEncoding) else PLAIN)
         for number, found in enumerate(fitted):
             for name, known in found.items():
                 put(file, f"steps/{number}/{name}", known.cpu().numpy())
         if approximation is not None:
             put(file, "search/axes", approximation.search.axes.numpy())
             put(file, "search/faiss", approximation.search.stored)
-        about: dict[str, str | int] = {} if searched is None else {"search": searched}
-        describe(
-            file,
-            about
-            | {
-                "format": FORMAT,
-                "format_version": VERSION,
-                "method": method.name,
-                "params": settings,
-                "digest": digest,
-                "crc32": checksum(method.name, settings, digest, searched),
-                "versions": json.dumps(versions()),
-            },
-        )
+        _describe(file, FORMAT, stated | {"digest": digest, "search": searched})
 
 
-def write_changes(path: Path, base: str, method: AnyMethod, digest: str, changes: Changes) -> None:
+def write_changes(path: Path, base: str, methods: Sequence[AnyMethod], digest: str, changes: Changes) -> None:
     """Write an index of changes to another.
 
     Args:
         path: a new file.
         base: the attribute `crc32` of the other.
-        method: what that was encoded for.
+        methods: what that was encoded for.
         digest: of the rows that there are now.
         changes: what was added and removed.
     """
-    settings = json.dumps(method.params())
     with new_hdf5(path) as file:
         put(file, "features", changes.features.numpy())
         _put_labels(file, changes.labels)
         put_neighbours(file, changes.near)
-        parts = BLURRED[:-1] if isinstance(changes.encoded, BlurredEncoding) else ()
-        _put_encoded(file, changes.encoded, ("rows", *parts))
+        for number, one in enumerate(changes.encoded):
+            parts = BLURRED[:-1] if isinstance(one, BlurredEncoding) else ()
+            _put_encoded(file, encoded_at(number), one, ("rows", *parts))
         put(file, "removed", changes.removed.numpy())
-        describe(
-            file,
-            {
-                "format": CHANGES,
-                "format_version": VERSION,
-                "method": method.name,
-                "params": settings,
-                "digest": digest,
-                "base": base,
-                "stale": changes.drift.stale,
-                "crc32": checksum(method.name, settings, digest, base),
-                "versions": json.dumps(versions()),
-            },
-        )
+        _describe(file, CHANGES, _stated(methods) | {"digest": digest, "base": base})
+        describe(file, {"stale": changes.drift.stale})
+
+
+def _stated(methods: Sequence[AnyMethod]) -> dict[str, str | None]:
+    """The attributes that name methods."""
+    first, *others = methods
+    also = json.dumps([[method.name, method.params()] for method in others]) if others else None
+    return {"method": first.name, "params": json.dumps(first.params()), "also": also}
+
+
+def _describe(file: Any, form: str, stated: Mapping[str, str | None]) -> None:
+    """Write the attributes, of `stated` those that there are."""
+    known = {name: text for name, text in stated.items() if text is not None}
+    crc32 = checksum(*(stated.get(name) for name in CHECKED))
+    about: dict[str, str | int] = {
+        "format": form,
+        "format_version": VERSION,
+        "crc32": crc32,
+        "versions": json.dumps(versions()),
+    }
+    describe(file, known | about)
 
 
 def _put_labels(file: Any, labels: Labels) -> None:
@@ -126,11 +122,11 @@ def _put_labels(file: Any, labels: Labels) -> None:
         names.attrs["crc32"] = checksum_of(labels.names)
 
 
-def _put_encoded(file: Any, encoded: Encoding, names: Sequence[str]) -> None:
+def _put_encoded(file: Any, group: str, encoded: Encoding, names: Sequence[str]) -> None:
     for name in names:
         values = getattr(encoded, name)
         parts = {"": values}
         if isinstance(values, SparseRows):
             parts = {f"/{part}": getattr(values, part) for part in SparseRows.ARRAYS}
         for part, numbers in parts.items():
-            put(file, f"encoded/{name}{part}", numbers.cpu().numpy())
+            put(file, f"{group}/{name}{part}", numbers.cpu().numpy())

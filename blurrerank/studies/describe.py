@@ -23,7 +23,8 @@ from ..files.foreign.traps import label_doubts, side_doubts
 from ..files.loading import inspect
 from ..graph.neighbourhoods import Neighbourhoods
 from ..index.gallery_index import GalleryIndex
-from ..methods import create
+from ..index.index_h5 import files_of
+from ..methods import create, text_of
 from .cameras import camera_bias
 
 # Images whose neighbours are looked for without being asked.
@@ -96,7 +97,8 @@ def describe_index(path: str | Path) -> dict[str, Any]:
     Returns:
         A dictionary ready for JSON: `gallery`, as from `describe`; `method`, `params`, `digest`; `calibrated`,
         the cameras that the gallery lacks and a feature step knows; `search`, None or the kind, the usual
-        effort and the recall of an approximate search; and `bytes`, the size of the file.
+        effort and the recall of an approximate search; `also`, further methods; `drift`, None or what was
+        changed since it was encoded; and `bytes`, the size of its files.
 
     Raises:
         InputError: if it is not an index, or is damaged.
@@ -110,11 +112,13 @@ def describe_index(path: str | Path) -> dict[str, Any]:
         "gallery": _side(index.gallery, None),
         "search": found
         and {"kind": found.search.kind, "effort": found.search.effort, "recall": dict(found.recall)},
+        "drift": None if index.drift is None else asdict(index.drift),
+        "also": [text_of(method) for method in index.methods[1:]],
         "method": index.method.name,
         "params": index.method.params(),
         "digest": index.gallery.digest(),
         "calibrated": [] if cams is None else np.setdiff1d(np.concatenate([cams[:0], *known]), cams).tolist(),
-        "bytes": Path(path).stat().st_size,
+        "bytes": sum(file.stat().st_size for file in files_of(Path(path))),
     }
 
 
