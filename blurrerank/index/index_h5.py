@@ -271,7 +271,7 @@ def _methods(file: MappedFile) -> tuple[AnyMethod, ...]:
     stated = [[str(file.attrs["method"]), json.loads(str(file.attrs["params"]))]]
     stated += json.loads(str(file.attrs.get("also", "[]")))
     if not all(isinstance(name, str) and isinstance(params, dict) for name, params in stated):
-        raise InputError("its methods are no names with parameters")
+        raise InputError("its params are no JSON object")
     return tuple(create(name, **params) for name, params in stated)
 
 

@@ -280,7 +280,7 @@ class UnitRows:
             if first < last:
                 found.append(side.block(first, last))
             before += len(side)
-        return found
+        return found or [self.sides[0].block(0, 0)]
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Side, int, int]]:
         """What to read of which side for rows `start:stop`."""
