@@ -179,6 +179,9 @@ class Side:
         """
         return None
 
+    def let_go(self) -> None:
+        """Say that the features are not needed for a while, where they can be read again."""
+
     def scan_rows(self) -> int:
         """Return how many rows to read at a time in a pass over the features."""
         return max(1, _SCAN_BYTES // (8 * max(1, self.dim)))

@@ -89,7 +89,7 @@ def _step_by_graph(data: FeatureSet, step: GraphStep, compute: Compute, *, onlin
             mixed, rows = _sums(some, work, probes), _rows(work, torch.arange(begin, end), probes)
             new = unit(step.combine(rows, mixed, name), rows)
             store = room_for(last - first, new.shape[1], compute) if store is None else store
-            store[begin - first : end - first] = new.cpu()
+            store.rows[begin - first : end - first] = new.cpu()
         assert store is not None  # processes without a gallery item take turns too
         found[name] = stepped_side(side, store)
     return with_sides(data, **found)
@@ -132,7 +132,7 @@ def _step_gallery(data: FeatureSet, step: ListStep, compute: Compute) -> Feature
         table, places = work.gallery.gather(graph.lists[first:last].long())
         near = table[places]
         rows = _mix(step, near[:, 0], near, graph.similarities[first:last])
-        store[first - columns.start : last - columns.start] = rows.cpu()
+        store.rows[first - columns.start : last - columns.start] = rows.cpu()
     return with_sides(data, gallery=stepped_side(held, store))
 
 
@@ -147,7 +147,7 @@ def _step_probes(data: FeatureSet, step: ListStep, compute: Compute) -> FeatureS
         for start, stop in blocks_of(len(batch.probe), _images_at_a_time(plan, count, data.dim)):
             table, places = work.gallery.gather(batch.found.indices[start:stop])
             rows = _mix(step, batch.probe[start:stop], table[places], batch.found.scores[start:stop])
-            store[batch.start + start : batch.start + stop] = rows.cpu()
+            store.rows[batch.start + start : batch.start + stop] = rows.cpu()
     return with_sides(data, probe=stepped_side(data.probe, store))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,24 @@ from ..search.rows import unit_rows
 _LEAST_NORM = 1e-6
 
 
+@dataclass(frozen=True, eq=False)
+class Room:
+    """Where new features are.
+
+    Attributes:
+        rows: (N, D) float32.
+        mapping: the file they are in, if that is not memory alone.
+    """
+
+    rows: torch.Tensor
+    mapping: mmap.mmap | None = None
+
+    def let_go(self) -> None:
+        """Let the pages of the file go from memory; those that are asked for come back."""
+        if self.mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapping.madvise(mmap.MADV_DONTNEED)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SteppedSide(Side):
     """New features, L2-normalised, with the labels and the digest of the side that they were made from."""
@@ -26,6 +45,11 @@ class SteppedSide(Side):
     unit = True
 
     origin: Side
+    room: Room
+
+    def let_go(self) -> None:
+        """See `Side.let_go`."""
+        self.room.let_go()
 
     def row_digests(self) -> NDArray[np.uint8]:
         """Return those of the features as they came."""
@@ -54,19 +78,20 @@ def with_sides(data: FeatureSet, probe: Side | None = None, gallery: Side | None
     return replace(data, probe=probe or data.probe, gallery=gallery or data.gallery)
 
 
-def room_for(rows: int, dim: int, compute: Compute) -> torch.Tensor:
+def room_for(rows: int, dim: int, compute: Compute) -> Room:
     """Return room for (rows, dim) float32."""
     if 4 * rows * dim <= compute.memory // 4:
-        return torch.empty(rows, dim)
+        return Room(torch.empty(rows, dim))
     with tempfile.TemporaryFile() as file:  # mapped, it stays until the last user lets go of it
         file.truncate(4 * rows * dim)
-        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, dim)))
+        mapping = mmap.mmap(file.fileno(), 4 * rows * dim)
+    return Room(torch.frombuffer(mapping, dtype=torch.float32).view(rows, dim), mapping)
 
 
-def stepped_side(side: Side, rows: torch.Tensor) -> SteppedSide:
+def stepped_side(side: Side, room: Room) -> SteppedSide:
     """Return the labels of `side` with other features."""
     return SteppedSide(
-        rows,
+        room.rows,
         side.ids,
         side.cams,
         side.names,
@@ -74,4 +99,5 @@ def stepped_side(side: Side, rows: torch.Tensor) -> SteppedSide:
         first=side.first,
         sources=side.sources,
         origin=side,
+        room=room,
     )

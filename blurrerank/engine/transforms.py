@@ -20,7 +20,7 @@ from ..search.rows import UnitRows
 from .plans import images_plan, shared_plan
 from .request import Request, without_cameras
 from .samples import RowSample
-from .stepped import SteppedSide, held_gallery, room_for, stepped_side, unit, with_sides
+from .stepped import Room, SteppedSide, held_gallery, room_for, stepped_side, unit, with_sides
 from .workspace import cameras_of_both
 
 # Below so many images, what they have in common is as much what they show as what their camera does to them.
@@ -60,8 +60,8 @@ class _Images:
             cams = self.cams[start : start + len(block)].to(block.device) if step.needs_cameras else None
             new = unit(step.apply(block, cams, fitted), block)
             store = room_for(len(self.side), new.shape[1], compute) if store is None else store
-            store[start : start + len(block)] = new.cpu()
-        return stepped_side(self.side, torch.empty(0, self.side.dim) if store is None else store)
+            store.rows[start : start + len(block)] = new.cpu()
+        return stepped_side(self.side, Room(torch.empty(0, self.side.dim)) if store is None else store)
 
     def warn_if_useless(self, step: Transform, cams: torch.Tensor) -> None:
         """Warn of calibration features whose cameras are all among the gallery's `cams`."""

@@ -13,6 +13,7 @@ from ..data.sharded import ShardedGallery
 from ..data.side import Side
 from ..engine.plans import shared_plan
 from ..engine.request import check_indexes
+from ..engine.stepped import room_for, stepped_side
 from ..errors import ParameterError
 from ..graph.approximate import find_graph_approximately, recall_of
 from ..graph.encoding import Encoding
@@ -94,6 +95,8 @@ def encode(items: Items, path: Path | None, compute: Compute, *, keep: Keep | No
         # Propagated rows have hundreds of entries, and what they reach grows with the square of that.
         entries = _ENTRIES if any(ranker.compares == "dot" for ranker in rankers) else None
         approximation = Approximation(search, recall_of(graph, images), entries)
+        for side in images.sides:
+            side.let_go()
     encoded = tuple(_encoded(ranker, graph, approximation) for ranker in rankers)
     if path is not None:
         write(path, images, labels, items.methods, graph, encoded, items.fitted, approximation)
@@ -113,13 +116,29 @@ def _encoded(ranker: GraphRanker, graph: NeighbourGraph, approximation: Approxim
 
 
 def _images(items: Items, compute: Compute) -> UnitRows:
-    """The rows of all items; of a gallery that is cut among processes, from the one that has each."""
+    """The rows of all items.
+
+    Of a gallery that is cut among processes, they come from the one that has each. For an approximate search,
+    all of them are at hand.
+    """
     count, gallery = len(items.labels.digests), items.sides[0]
     plan = Plan.of_images(count, count, gallery.dim, compute)
+    if items.ann is not None:
+        return replace(plan, resident=False).rows(*(_at_hand(side, plan, compute) for side in items.sides))
     if not isinstance(gallery, ShardedGallery):
         return plan.rows(*items.sides)
     plan = shared_plan(plan, len(gallery.shard), gallery.group)
     return ShardedImages(None, gallery, plan.rows(gallery.shard), gallery.group)
+
+
+def _at_hand(side: Side, plan: Plan, compute: Compute) -> Side:
+    """A side with normalised rows, in memory or in a file that is mapped into it."""
+    if side.unit and isinstance(side.features, torch.Tensor):
+        return side
+    room = room_for(len(side), side.dim, compute)
+    for start, block in replace(plan, resident=False).rows(side).blocks():
+        room.rows[start : start + len(block)] = block.cpu()
+    return stepped_side(side, room)
 
 
 def check_memory(memory: int | None, dim: int) -> None:
