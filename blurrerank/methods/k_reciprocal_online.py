@@ -28,12 +28,13 @@ al., ICCV 2019, arXiv:1811.11405; how they are put together here is this project
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
 from ..errors import ParameterError
+from ..graph.added import added_to
 from ..graph.encoding import BlurredEncoding, Encoding, Probes
 from ..graph.neighbour_graph import NeighbourGraph, sort_items
 from ..graph.neighbourhoods import Neighbourhoods
@@ -91,8 +92,7 @@ class KReciprocalOnline(GraphRanker):
 
     def notes(self, probes: int, gallery: int) -> list[str]:
         """A neighbourhood larger than the gallery."""
-        too_long = self.pool > gallery
-        return [f"pool {self.pool} is capped at the gallery's {gallery} items"] if too_long else []
+        return [f"pool {self.pool} is capped at the gallery's {gallery} items"] if self.pool > gallery else []
 
     def workspace_bytes(self, listed: int) -> int:
         """Return what the similarities to the groups of the candidates take."""
@@ -104,54 +104,19 @@ class KReciprocalOnline(GraphRanker):
         others = graph.lists.shape[1] - 1
         near = graph.reordered(graph.similarities_to(blurred), min(self._depth, others))
         nearness = near.similarities[:, 1:]
-        reach = nearness.new_full((len(graph),), -torch.inf)
-        if others >= self.k1:
-            reach = nearness[:, self.k1 - 1].clone()
+        none = nearness.new_full((len(graph),), -torch.inf)
+        reach = none if others < self.k1 else nearness[:, self.k1 - 1].clone()
         halves = near.reciprocal(round(self.k1 / 2))
-        encodings = near.reciprocal(self.k1).expanded(halves).uniform()
-        averaged = encodings
-        if self.k2 > 1:
-            shares = torch.full_like(near.lists[:, : self.k2], WHOLE, dtype=torch.int64)
-            shares[:, 1:] = self._shares(nearness)
-            averaged = encodings.averaged(near.lists[:, : self.k2], shares)
-        return BlurredEncoding(
-            rows=averaged,
-            group=blurred.group,
-            blur=blurred.weights,
-            reach=reach,
-            halves=halves,
-            encodings=encodings,
-        )
+        own = near.reciprocal(self.k1).expanded(halves).uniform()
+        rows, group, blur = self._mean(own, near.lists, nearness), blurred.group, blurred.weights
+        return BlurredEncoding(rows=rows, group=group, blur=blur, reach=reach, halves=halves, encodings=own)
 
     def extend(self, encoding: Encoding, graph: NeighbourGraph) -> BlurredEncoding:
-        """Blur, find k-reciprocal neighbours and encode, where an item of before has the neighbours it had."""
+        """Blur, find k-reciprocal neighbours, encode; items of before have the neighbours that they had."""
         assert isinstance(encoding, BlurredEncoding)
-        own = graph.blurred(self.blur, self.sigma)
-        groups, weights = torch.cat([encoding.group, own.group]), torch.cat([encoding.blur, own.weights])
-        others, itself = graph.lists[:, 1:].long(), graph.lists[:, :1].long()
-        blurred = graph.cosine_at(groups[others]).mul_(weights[others]).sum(dim=2)
-        nearest, nearness = sort_items(others, blurred, self._depth)
-        reach = nearness[:, self.k1 - 1].clone()
-        needed = torch.cat([encoding.reach, reach])
-
-        def reciprocal(count: int) -> SparseRows:
-            listed = nearest[:, :count]
-            chosen = nearness[:, :count] > needed[listed]
-            lists = torch.cat([itself, listed], dim=1).to(groups.dtype)
-            chunk = encoding.encodings.chunk_bytes
-            return SparseRows.from_lists(lists, torch.cat([itself >= 0, chosen], dim=1), chunk)
-
-        halves = reciprocal(round(self.k1 / 2))
-        encodings = reciprocal(self.k1).expanded(stacked([encoding.halves, halves])).uniform()
-        averaged = encodings
-        if self.k2 > 1:
-            listed = torch.cat([itself, nearest[:, : self.k2 - 1]], dim=1)
-            shares = torch.full_like(listed, WHOLE)
-            shares[:, 1:] = self._shares(nearness)
-            averaged = stacked([encoding.encodings, encodings]).averaged(listed, shares)
-        return BlurredEncoding(
-            rows=averaged, group=own.group, blur=own.weights, reach=reach, halves=halves, encodings=encodings
-        )
+        found, near = added_to(encoding, graph, graph.blurred(self.blur, self.sigma), self.k1, self._depth)
+        every = stacked([encoding.encodings, found.encodings])
+        return replace(found, rows=self._mean(every, near.lists, near.similarities[:, 1:]))
 
     def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
         """Return V' of each probe."""
@@ -165,8 +130,6 @@ class KReciprocalOnline(GraphRanker):
         reciprocal = nearness[:, : self.k1] > encoding.reach[first]
         chunk = encoding.encodings.chunk_bytes
         own = SparseRows.from_lists(first, reciprocal, chunk).expanded(encoding.halves).uniform()
-        if self.k2 == 1:
-            return own
         return encoding.encodings.averaged(nearest[:, : self.k2 - 1], self._shares(nearness), own)
 
     def score(self, overlap: torch.Tensor, probes: Probes) -> torch.Tensor:
@@ -175,6 +138,12 @@ class KReciprocalOnline(GraphRanker):
         jaccard = overlap.div_(2 - overlap).mul_(1 - self.lambda_value)
         transition = (probes.cosine - probes.near.scores[:, :1]).div_(self.sigma).exp_()
         return jaccard.add_(transition, alpha=self.lambda_value)
+
+    def _mean(self, encodings: SparseRows, lists: torch.Tensor, nearness: torch.Tensor) -> SparseRows:
+        """V' of images, each the first of its own list."""
+        shares = torch.full_like(lists[:, : self.k2], WHOLE, dtype=torch.int64)
+        shares[:, 1:] = self._shares(nearness)
+        return encodings.averaged(lists[:, : self.k2], shares)
 
     @property
     def _depth(self) -> int:
