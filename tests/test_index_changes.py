@@ -103,7 +103,7 @@ def test_readers_go_on_with_the_index_that_they_have_open(tmp_path):
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ({}, "nothing is named: say which rows or names to remove"),
+        ({}, "nothing is named: say which rows, names or tracks to remove"),
         ({"rows": [60]}, "i.h5 has no row 60: it has 60 items, counted from 0"),
         ({"rows": [-1]}, "i.h5 has no row -1: it has 60 items, counted from 0"),
         ({"rows": range(60)}, "i.h5 would be left: delete the file instead"),
@@ -121,6 +121,28 @@ def test_what_cannot_be_removed_is_told(named, said, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["i.h5"]
 
 
+@pytest.mark.parametrize("ann", [None, "hnsw"])
+@pytest.mark.parametrize("kind", [int, str])
+def test_tracks_are_kept_and_removed(kind, ann, tmp_path):
+    arrays = features()
+    tracks = np.array([kind(row // 5) for row in range(60)], dtype=np.int64 if kind is int else object)
+
+    def some(rows):
+        return br.Side(arrays["gallery"][rows], tracks=tracks[rows])
+
+    br.build_index(some(slice(0, 50)), tmp_path / "i.h5", ann=ann, **SMALL)
+    br.build_index(some(slice(50, 60)), tmp_path / "i.h5", append=True)
+    np.testing.assert_array_equal(GalleryIndex.open(tmp_path / "i.h5").gallery.tracks, tracks)
+    left = br.remove_from_index(tmp_path / "i.h5", tracks=["3", "11"])
+    stays = [row for row in range(60) if row // 5 not in (3, 11)]
+    np.testing.assert_array_equal(left.gallery.tracks, tracks[stays])
+    assert left.gallery.digest() == some(stays).digest()
+    with pytest.raises(br.InputError, match="has no track 3; nothing was removed"):
+        br.remove_from_index(tmp_path / "i.h5", tracks=["3"])
+    with pytest.raises(br.InputError, match=r"has tracks and .* has none"):
+        br.build_index(arrays["probe"], tmp_path / "i.h5", append=True)
+
+
 def test_an_index_without_names_says_so(tmp_path):
     br.build_index(features()["gallery"], tmp_path / "i.h5", **SMALL)
     with pytest.raises(br.InputError, match="has no names: remove items by row"):
@@ -134,6 +156,9 @@ def test_on_the_command_line(cli, write, tmp_path):
     (tmp_path / "names.txt").write_text("g000\ng001\n\n")
     code, _, err = cli("index", "-o", "i.h5", "--remove-names", tmp_path / "names.txt")
     assert (code, err) == (0, "wrote i.h5: 47 gallery items are left\n")
+    (tmp_path / "tracks.txt").write_text("7")
+    code, _, err = cli("index", "-o", "i.h5", "--remove-tracks", tmp_path / "tracks.txt")
+    assert (code, err) == (1, "error: i.h5 has no tracks: remove items by row\n")
     names = GalleryIndex.open("i.h5").gallery.names
     assert "g003" not in names
     assert names[0] == "g002"

@@ -70,6 +70,12 @@ if TYPE_CHECKING:
     help="Likewise, items by name: a text file with a name on each line.",
 )
 @click.option(
+    "--remove-tracks",
+    type=FILE,
+    metavar="FILE",
+    help="Likewise, all items of tracks: a text file with a track on each line.",
+)
+@click.option(
     "--compact",
     is_flag=True,
     help="Encode the index that is there anew, if it was changed: one with --ann is changed beside what it was "
@@ -90,6 +96,7 @@ def index(
     append: bool,
     remove: str | None,
     remove_names: str | None,
+    remove_tracks: str | None,
     compact: bool,
     force: bool,
     precision: str,
@@ -118,7 +125,8 @@ def index(
 
     given = given_parameters({"preset": preset, **params})
     change = "--compact" if compact else "--remove"
-    changes = compact or remove is not None or remove_names is not None
+    removed = {"--remove": remove, "--remove-names": remove_names, "--remove-tracks": remove_tracks}
+    changes = compact or any(value is not None for value in removed.values())
     if append and force:
         raise ParameterError("--append adds to the index and --force replaces it: choose one")
     if changes:
@@ -131,8 +139,7 @@ def index(
             "--effort": effort,
             "--append": append,
             "--force": force,
-            "--remove": compact and remove,
-            "--remove-names": compact and remove_names,
+            **(removed if compact else {}),
             **given,
         }
         other = next((name for name, value in others.items() if value), None)
@@ -159,7 +166,7 @@ def index(
             _compact(output, how, runtime)
         elif changes:
             assert output is not None
-            _remove(output, remove, remove_names, how, runtime)
+            _remove(output, remove, remove_names, remove_tracks, how, runtime)
         else:
             assert gallery is not None
             asked = {
@@ -244,25 +251,35 @@ def _compact(path: str, how: dict[str, Any], runtime: Runtime) -> None:
     runtime.note(f"wrote {path}: {len(built)} gallery items")
 
 
-def _remove(path: str, rows: str | None, names: str | None, how: dict[str, Any], runtime: Runtime) -> None:
+def _remove(
+    path: str,
+    rows: str | None,
+    names: str | None,
+    tracks: str | None,
+    how: dict[str, Any],
+    runtime: Runtime,
+) -> None:
     """Take items from an index."""
-    from ..errors import InputError
     from ..index.changing import remove_from_index
 
-    called: list[str] = []
-    if names is not None:
-        try:
-            called = Path(names).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{names} is no text file of names: {error}") from None
     left = remove_from_index(
-        path,
-        rows=_rows(rows or ""),
-        names=[name for name in called if name],
-        **how,
+        path, rows=_rows(rows or ""), names=_lines(names, "names"), tracks=_lines(tracks, "tracks"), **how
     )
     runtime.note(f"wrote {path}: {len(left)} gallery items are left")
     _tell_drift(left, runtime)
+
+
+def _lines(path: str | None, what: str) -> list[str]:
+    """The lines of a text file, without those that are empty."""
+    from ..errors import InputError
+
+    if path is None:
+        return []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no text file of {what}: {error}") from None
+    return [line for line in lines if line]
 
 
 def _rows(text: str) -> list[int]:

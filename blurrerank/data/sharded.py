@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,8 @@ class ShardedGallery(Side):
     def of(cls, side: Side, group: Group) -> ShardedGallery:
         """Share a gallery that every process can read."""
         shard = side.part(group.share(len(side)))
-        return cls(side.features, side.ids, side.cams, side.names, label=side.label, shard=shard, group=group)
+        labels: dict[str, Any] = {name: getattr(side, name) for name in ("ids", "cams", "names", "tracks")}
+        return cls(side.features, **labels, label=side.label, shard=shard, group=group)
 
     def row_digests(self) -> NDArray[np.uint8]:
         """Return those of all rows, in every process."""

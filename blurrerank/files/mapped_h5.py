@@ -190,20 +190,29 @@ class MappedFile:
 
     def names(self) -> NDArray[Any] | None:
         """Return the names of the gallery, or None."""
-        if not self.has("names"):
+        return self._texts("names") if self.has("names") else None
+
+    def tracks(self) -> NDArray[Any] | None:
+        """Return the tracks of the gallery, int64 or text, or None."""
+        if not self.has("tracks"):
             return None
-        stored = self._dataset("names")
-        names = decoded(read_values(stored, "names"), "names")
-        if names.shape != (self.size,):
-            raise InputError(f"names are {names.shape}")
-        if self._verify and checksum_of(names) != attributes(stored).get("crc32"):
-            raise InputError("names do not match their checksum")
+        if self._dataset("tracks").dtype == np.int64:
+            return self.take("tracks", ("G",), np.int64).numpy()
+        return self._texts("tracks")
+
+    def _texts(self, name: str) -> NDArray[Any]:
+        """A dataset of text, one for each item."""
+        stored = self._dataset(name)
+        texts = decoded(read_values(stored, name), name)
+        if texts.shape != (self.size,):
+            raise InputError(f"{name} are {texts.shape}")
+        if self._verify and checksum_of(texts) != attributes(stored).get("crc32"):
+            raise InputError(f"{name} do not match their checksum")
         if self._after is None:
-            return names
-        others = self._after.names()
-        if others is None:
-            raise InputError("names do not go on")
-        return np.concatenate([names, others])
+            return texts
+        if not self._after.has(name):
+            raise InputError(f"{name} do not go on")
+        return np.concatenate([texts, self._after._texts(name)])
 
     def neighbours(self) -> NeighbourGraph:
         """Return the neighbour lists."""

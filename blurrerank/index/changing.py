@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,7 @@ def remove_from_index(
     *,
     rows: Sequence[int] = (),
     names: Sequence[str] = (),
+    tracks: Sequence[str] = (),
     device: str = "auto",
     memory: int | None = None,
     precision: str = "auto",
@@ -83,20 +84,21 @@ def remove_from_index(
         path: the index.
         rows: gallery rows, as the index counts them now.
         names: names of items; all that are called so.
+        tracks: tracks, as text; all their items.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget in bytes, by default 2 GiB, beside lists and encodings.
         precision: see `build_index`.
         progress: called with (images done, images in all).
 
     Raises:
-        InputError: for rows or names that the index has not, or a damaged index.
+        InputError: for rows, names or tracks that the index has not, or a damaged index.
         ParameterError: if nothing is named, or nothing would be left, or for a budget that is too small.
         OutputError: if the index cannot be written.
     """
     path, compute = Path(path), Compute.choose(device, memory, precision=precision, progress=progress)
     with index_h5.changing(path) as temporary:
         old = GalleryIndex.open(path, device=device)
-        stays = _stays(old, rows, names)
+        stays = _stays(old, rows, {"names": names, "tracks": tracks})
         check_memory(memory, old.dim)
         if old.approximation is None:
             _encode_left(old, stays, temporary, compute)
@@ -152,6 +154,7 @@ def _encode_left(old: GalleryIndex, stays: NDArray[np.int64], temporary: Path, c
         labels.ids,
         labels.cams,
         labels.names,
+        tracks=labels.tracks,
         label=str(old.path),
         sources=gallery.sources,
         digests=labels.digests,
@@ -167,23 +170,27 @@ def _search_of(index: GalleryIndex) -> tuple[str | None, int | None]:
     return index.approximation.search.kind, index.approximation.search.effort
 
 
-def _stays(index: GalleryIndex, rows: Sequence[int], names: Sequence[str]) -> NDArray[np.int64]:
+def _stays(index: GalleryIndex, rows: Sequence[int], named: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
     """(N,) the rows that stay."""
     size, leaves = len(index), np.zeros(len(index), dtype=bool)
-    if not len(rows) and not len(names):
-        raise ParameterError("nothing is named: say which rows or names to remove")
+    if not len(rows) and not any(map(len, named.values())):
+        raise ParameterError("nothing is named: say which rows, names or tracks to remove")
     for row in rows:
         if not 0 <= row < size:
             raise InputError(f"{index.path} has no row {row}: it has {size} items, counted from 0")
         leaves[row] = True
-    if len(names):
-        own = index.gallery.names
+    for kind, wanted in named.items():
+        own = getattr(index.gallery, kind)
+        if not len(wanted):
+            continue
         if own is None:
-            raise InputError(f"{index.path} has no names: remove items by row")
-        found = np.isin(own, np.asarray(names, dtype=object))
-        missing = set(names).difference(own[found])
+            raise InputError(f"{index.path} has no {kind}: remove items by row")
+        own = own.astype(str).astype(object)
+        found = np.isin(own, np.asarray(wanted, dtype=object))
+        missing = set(wanted).difference(own[found])
         if missing:
-            raise InputError(f"{index.path} has no item called {min(missing)}; nothing was removed")
+            what = "item called" if kind == "names" else "track"
+            raise InputError(f"{index.path} has no {what} {min(missing)}; nothing was removed")
         leaves |= found
     if leaves.all():
         raise ParameterError(f"nothing of {index.path} would be left: delete the file instead")

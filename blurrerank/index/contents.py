@@ -19,6 +19,9 @@ from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod
 from ..search.ann import ApproximateSearch
 
+KINDS = ("ids", "cams", "names", "tracks")
+"""Labels that an index keeps, if there are any."""
+
 
 @dataclass(frozen=True, eq=False)
 class Labels:
@@ -28,15 +31,16 @@ class Labels:
     ids: NDArray[Any] | None
     cams: NDArray[Any] | None
     names: NDArray[Any] | None
+    tracks: NDArray[Any] | None = None
 
     @classmethod
     def of(cls, side: Side) -> Labels:
         """Those of a side."""
-        return cls(side.row_digests(), side.ids, side.cams, side.names)
+        return cls(side.row_digests(), side.ids, side.cams, side.names, side.tracks)
 
     def at(self, rows: NDArray[Any] | slice) -> Labels:
         """Those of some rows."""
-        parts = {name: getattr(self, name) for name in ("ids", "cams", "names")}
+        parts = {name: getattr(self, name) for name in KINDS}
         chosen = {name: None if part is None else part[rows] for name, part in parts.items()}
         return Labels(self.digests[rows], **chosen)
 
@@ -47,7 +51,7 @@ class Labels:
             InputError: if only one of them has a kind of labels, or if the features of all new rows are here
                 already; if those of some are, it warns.
         """
-        for name in ("ids", "cams", "names"):
+        for name in KINDS:
             before, after = getattr(self, name), getattr(new, name)
             if (before is None) != (after is None):
                 has, lacks = (where, new_where) if after is None else (new_where, where)
@@ -63,7 +67,7 @@ class Labels:
 
     def followed_by(self, new: Labels) -> Labels:
         """These and those of further rows, which have the same kinds."""
-        parts = {name: (getattr(self, name), getattr(new, name)) for name in ("ids", "cams", "names")}
+        parts = {name: (getattr(self, name), getattr(new, name)) for name in KINDS}
         joined = {
             name: None if before is None else np.concatenate([before, after])
             for name, (before, after) in parts.items()

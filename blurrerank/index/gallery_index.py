@@ -28,7 +28,7 @@ from ..methods.kinds.base import Method
 from ..methods.kinds.camera_head import CameraHeadRanker
 from ..search.ann import ApproximateSearch, SearchedLists
 from . import index_h5
-from .contents import Approximation, Drift, Labels
+from .contents import KINDS, Approximation, Drift, Labels
 
 # Neighbours of a candidate that are candidates too.
 _EXPANDED = 16
@@ -355,7 +355,7 @@ class Chosen:
 
 def _labels(labels: Labels) -> dict[str, Any]:
     """The arguments of `IndexedSide` that are labels."""
-    return {name: getattr(labels, name) for name in ("ids", "cams", "names", "digests")}
+    return {name: getattr(labels, name) for name in (*KINDS, "digests")}
 
 
 def as_side(values: ArrayLike | torch.Tensor | Side, label: str) -> Side:

@@ -4,6 +4,7 @@
     digests                     (G, 16) uint8: the start of the SHA-256 of each row as it came
     ids, cams                   (G,) int64, optional
     names                       (G,) utf-8 strings, optional
+    tracks                      (G,) int64 or utf-8 strings, optional
     neighbours/lists            (G, K) int32: each item itself, then its nearest by cosine similarity
     neighbours/similarities     (G, K) float32
     neighbours/lowest           (G,) float32: similarity to the farthest
@@ -182,7 +183,7 @@ def _read(path: Path, verify: bool) -> Stored:
         if verify and not _are_unit(features):
             raise InputError("features has rows that are not normalised")
         digests = file.take("digests", ("G", 16), np.uint8).numpy()
-        labels = Labels(digests, file.labels("ids"), file.labels("cams"), file.names())
+        labels = Labels(digests, file.labels("ids"), file.labels("cams"), file.names(), file.tracks())
         gone, drift = (None, None) if changes is None else _changed(changes, file.total)
         digest = str((changes or file).attrs["digest"])
         there = digests if gone is None else digests[~gone.numpy()]

@@ -117,9 +117,13 @@ def _put_labels(file: Any, labels: Labels) -> None:
     for name in ("ids", "cams"):
         if getattr(labels, name) is not None:
             put(file, name, getattr(labels, name))
-    if labels.names is not None:
-        names = file.create_dataset("names", data=list(labels.names), dtype=h5py.string_dtype())
-        names.attrs["crc32"] = checksum_of(labels.names)
+    for name in ("names", "tracks"):
+        values = getattr(labels, name)
+        if values is not None and values.dtype.kind in "iu":
+            put(file, name, values.astype(np.int64))
+        elif values is not None:
+            texts = file.create_dataset(name, data=list(values), dtype=h5py.string_dtype())
+            texts.attrs["crc32"] = checksum_of(values)
 
 
 def _put_encoded(file: Any, group: str, encoded: Encoding, names: Sequence[str]) -> None:
