@@ -42,17 +42,27 @@ bench: install
 	$(BIN)/blurrerank bench build/market1501.h5 --methods lbr,k-reciprocal --reference
 
 # Single probes against an index: exactly at 20 thousand gallery items, approximately at a million, where looking
-# at all items stands beside it. The indexes are kept in build.
+# at all items stands beside it; then a thousand items are added to the million, and a thousand taken away. The
+# indexes are kept in build.
 ONLINE := --probes 1000 --cams 16 --junk 0 --dim 256 --dtype float16
 
+bench-online: SHELL := bash
 bench-online: install
 	mkdir -p build
 	test -e build/online-20k.h5 || $(BIN)/blurrerank synth build/online-20k.h5 $(ONLINE) --gallery 20000 --ids 2000 --distractors 1000
 	test -e build/online-1m.h5 || $(BIN)/blurrerank synth build/online-1m.h5 $(ONLINE) --gallery 1000000 --ids 100000 --distractors 50000
 	test -e build/online-20k.index.h5 || $(BIN)/blurrerank index build/online-20k.h5 -o build/online-20k.index.h5
 	$(BIN)/blurrerank bench build/online-20k.h5 --index build/online-20k.index.h5
-	test -e build/online-1m.index.h5 || $(BIN)/blurrerank index build/online-1m.h5 -o build/online-1m.index.h5 --ann hnsw --memory 4GiB
-	$(BIN)/blurrerank bench build/online-1m.h5 --index build/online-1m.index.h5 --methods k-reciprocal-online --effort 256,512,1024 --repeats 1 --memory 4GiB
+	test -e build/online-more.h5 || $(BIN)/blurrerank synth build/online-more.h5 $(ONLINE) --gallery 1000 --ids 100 --distractors 50 --seed 1
+	for method in k-reciprocal-online center+camera-graph; do \
+	    index=build/online-1m.$$method.index.h5; \
+	    test -e $$index || time $(BIN)/blurrerank index build/online-1m.h5 -o $$index --method $$method --ann hnsw || exit; \
+	    $(BIN)/blurrerank bench build/online-1m.h5 --index $$index --methods $$method --effort 256,512,1024 --repeats 1 || exit; \
+	    cp $$index build/online-changed.index.h5 || exit; \
+	    time $(BIN)/blurrerank index build/online-more.h5 -o build/online-changed.index.h5 --append || exit; \
+	    time $(BIN)/blurrerank index -o build/online-changed.index.h5 --remove 0-999 || exit; \
+	    rm build/online-changed.index.h5*; \
+	done
 
 # Where the defaults of k-reciprocal-online come from, on features of one's own: make tune-online FEATS=feats.h5
 FEATS := examples/omniglot.h5

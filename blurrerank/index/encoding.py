@@ -124,7 +124,9 @@ def _images(items: Items, compute: Compute) -> UnitRows:
     count, gallery = len(items.labels.digests), items.sides[0]
     plan = Plan.of_images(count, count, gallery.dim, compute)
     if items.ann is not None:
-        return replace(plan, resident=False).rows(*(_at_hand(side, plan, compute) for side in items.sides))
+        sides = [_at_hand(side, plan, compute) for side in items.sides]
+        # One side that is at hand is held without a copy.
+        return replace(plan, resident=plan.resident or len(sides) == 1).rows(*sides)
     if not isinstance(gallery, ShardedGallery):
         return plan.rows(*items.sides)
     plan = shared_plan(plan, len(gallery.shard), gallery.group)
