@@ -15,6 +15,7 @@ from test_index_changes import rows_of
 
 import blurrerank as br
 from blurrerank.files.verified import was_verified
+from blurrerank.index import index_h5
 from blurrerank.index.gallery_index import GalleryIndex
 from blurrerank.index.index_h5 import base_of, is_changed
 
@@ -107,6 +108,94 @@ def test_items_are_encoded_against_what_is_there(tmp_path):
     np.testing.assert_allclose(found[60:], unit(a), atol=1e-5)
 
 
+def test_items_are_encoded_by_camera_against_what_is_there(tmp_path):
+    """Likewise camera-graph, after some items are gone: these are in no new list."""
+    arrays, gone = features(gallery=90), np.arange(0, 40, 3)
+    how = {"ki": 4, "ko": 5, "k2i": 3, "k2o": 2, "rounds": 2}
+    br.build_index(
+        rows_of(arrays, np.arange(80)), tmp_path / "i.h5", "camera-graph", ann="hnsw", effort=99, **how
+    )
+    base = br.remove_from_index(tmp_path / "i.h5", rows=gone)
+    rows = base.stored.encoded[0].rows.to_scipy(80).toarray()
+    index = br.build_index(rows_of(arrays, np.arange(80, 90)), tmp_path / "i.h5", append=True)
+    x, cams = unit(arrays["gallery"].astype(np.float64)), arrays["gallery_cams"]
+    cosine = x[80:] @ x.T
+    cosine[:, gone] = -9
+    own = cams[80:, None] == cams[None]
+
+    def lists(within, across):
+        """Of each added item, itself and its nearest of its camera, and the nearest of others."""
+        found = []
+        for item, (similar, alike) in enumerate(zip(cosine, own, strict=True)):
+            near = np.argsort(-np.where(alike, similar, -9), kind="stable")
+            others = np.argsort(-np.where(alike, -9, similar), kind="stable")
+            assert near[0] == 80 + item
+            found.append(np.concatenate([near[:within], others[:across]]))
+        return np.array(found)
+
+    a = np.zeros((10, 90))
+    np.put_along_axis(a, lists(4, 5), 1, axis=1)
+    every, near = np.zeros((90, 90)), lists(3, 2)
+    every[:80, :80] = rows
+    shares = np.maximum(np.take_along_axis(cosine, near, axis=1), 0) ** 2
+    for _ in range(2):
+        every[80:] = unit(a)
+        a = np.stack([share @ every[items] for share, items in zip(shares, near, strict=True)])
+    found = index.stored.encoded[0].rows.to_scipy(90).toarray()
+    np.testing.assert_allclose(found[80:], unit(a), atol=1e-5)
+
+
+def test_items_are_encoded_by_reciprocity_against_what_is_there(tmp_path):
+    """Likewise k-reciprocal-online, by the definition, one item after another."""
+    arrays, gone = features(gallery=100), np.arange(0, 30, 3)
+    k1, k2, size, pool, sigma = 6, 3, 4, 20, 0.1
+    br.build_index(rows_of(arrays, np.arange(90)), tmp_path / "i.h5", ann="hnsw", effort=99, **SMALL)
+    before = br.remove_from_index(tmp_path / "i.h5", rows=gone).stored.encoded[0]
+    index = br.build_index(rows_of(arrays, np.arange(90, 100)), tmp_path / "i.h5", append=True)
+    after = index.stored.encoded[0]
+    x = unit(arrays["gallery"].astype(np.float64))
+    cosine = x[90:] @ x.T
+    cosine[:, gone] = -9
+    groups, blur = before.group.tolist(), before.blur.double().tolist()
+    lists = {}
+    for item in range(90, 100):
+        order = np.argsort(-cosine[item - 90], kind="stable").tolist()
+        order.remove(item)
+        lists[item] = order[:pool]
+        members = [item, *order[: size - 1]]
+        shares = np.exp((x[members] @ x[item]) / sigma)
+        shares /= shares.sum()
+        groups.append(members)
+        blur.append((shares / np.linalg.norm(shares @ x[members])).tolist())
+    half, reach = round(k1 / 2), {k1: before.reach.tolist(), round(k1 / 2): before.reach.tolist()}
+    near = {}
+    for item, others in lists.items():
+        to = {j: float(np.dot(blur[j], x[groups[j]] @ x[item])) for j in others}
+        near[item] = sorted(to.items(), key=lambda pair: (-pair[1], pair[0]))
+        for count in reach:
+            reach[count].append(near[item][count - 1][1])
+
+    def reciprocal(item, count):
+        return {item, *(j for j, b in near[item][:count] if b > reach[count][j])}
+
+    halves = {j: set(before.halves.rows(j, j + 1).columns.tolist()) for j in range(90)}
+    halves |= {item: reciprocal(item, half) for item in near}
+    encodings = np.zeros((100, 100))
+    encodings[:90, :90] = before.encodings.to_scipy(90).toarray()
+    for item in near:
+        members = reciprocal(item, k1)
+        grown = [halves[j] for j in members if 3 * len(halves[j] & members) > 2 * len(halves[j])]
+        everyone = sorted(members.union(*grown))
+        encodings[item, everyone] = 1 / len(everyone)
+    expected = np.zeros((10, 100))
+    for item, found in near.items():
+        first = found[: k2 - 1]
+        shares = [1, *(np.exp((b - first[0][1]) / sigma) for _, b in first)]
+        expected[item - 90] = np.average(encodings[[item, *(j for j, _ in first)]], axis=0, weights=shares)
+    added = after.added.transposed(100).rows(90, 100).to_scipy(100).toarray()
+    np.testing.assert_allclose(added, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_answers_are_nearly_those_of_a_build(method, tmp_path):
     data = br.load(ROOT / "examples/omniglot.h5")
@@ -125,7 +214,7 @@ def test_answers_are_nearly_those_of_a_build(method, tmp_path):
         int((np.arange(most, len(order)) % 50 > 0).sum()),
         int((gone < most).sum()),
     )
-    assert 0.1 < drift.share < 1
+    assert 0.1 < drift.stale / drift.encoded < 1
     probe = br.Side(data.probe.features[:][::7], data.probe.ids[::7], data.probe.cams[::7])
 
     def quality(index):
@@ -186,6 +275,78 @@ def test_what_was_encoded_is_not_copied(tmp_path, monkeypatch):
     same(copied.rerank(arrays["probe"]), expected)
 
 
+def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
+    arrays = features(gallery=100)
+    changed(tmp_path, arrays, more=0)
+    (tmp_path / "i.h5.base").write_text("mine")
+    with pytest.raises(br.OutputError, match=r"i\.h5\.base exists, and .*i\.h5 needs that name"):
+        br.remove_from_index(tmp_path / "i.h5", rows=[3])
+    br.build_index(rows_of(arrays, np.arange(30)), tmp_path / "i.h5", force=True, **SMALL)
+    assert (tmp_path / "i.h5.base").read_text() == "mine"
+    assert len(GalleryIndex.open(tmp_path / "i.h5")) == 30
+
+
+def test_a_second_name_that_was_left_is_used_or_removed(tmp_path):
+    """As by a process that is killed before the changes take the place of the index."""
+    arrays = features(gallery=100)
+    changed(tmp_path, arrays, more=0)
+    os.link(tmp_path / "i.h5", tmp_path / "i.h5.base")
+    assert len(br.remove_from_index(tmp_path / "i.h5", rows=[3])) == 79
+    changed_to = br.compact_index(tmp_path / "i.h5")
+    assert len(changed_to) == 79
+    os.link(tmp_path / "i.h5", tmp_path / "i.h5.base")
+    br.build_index(rows_of(arrays, np.arange(30)), tmp_path / "i.h5", force=True, **SMALL)
+    assert [file.name for file in tmp_path.iterdir()] == ["i.h5"]
+
+
+def test_an_index_that_is_compacted_while_it_is_opened(tmp_path, monkeypatch):
+    arrays = features(gallery=100)
+    changed(tmp_path, arrays, more=0, gone=[3])
+    once = index_h5.files_of
+
+    def compacting(path):
+        found = once(path)
+        monkeypatch.setattr(index_h5, "files_of", once)
+        br.compact_index(tmp_path / "i.h5")
+        return found
+
+    monkeypatch.setattr(index_h5, "files_of", compacting)
+    assert len(GalleryIndex.open(tmp_path / "i.h5")) == 79
+
+
+def test_few_that_are_left_are_encoded_anew(tmp_path):
+    arrays = features(gallery=100)
+    left = changed(tmp_path, arrays, more=0, gone=range(70))
+    assert left.drift is not None
+    index = br.build_index(rows_of(arrays, np.arange(80, 100)), tmp_path / "i.h5", append=True)
+    assert index.drift is None
+    br.build_index(rows_of(arrays, np.arange(70, 100)), tmp_path / "anew.h5", ann="hnsw", **SMALL)
+    check_same_file(tmp_path / "i.h5", tmp_path / "anew.h5")
+
+
+def test_a_copy_may_be_read_by_those_who_could_read_the_index(tmp_path, monkeypatch):
+    arrays = features(gallery=100)
+    changed(tmp_path, arrays, more=0)
+    (tmp_path / "i.h5").chmod(0o600)
+
+    def none(*_):
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", none)
+    br.remove_from_index(tmp_path / "i.h5", rows=[3])
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("i.h5", "i.h5.base")] == [0o600, 0o600]
+
+
+def test_bench_of_an_index_from_which_items_were_removed(cli, write):
+    feats = write(**features(gallery=100))
+    assert cli("index", feats, "-o", "i.h5", "--ann", "hnsw")[0] == 0
+    assert cli("index", "-o", "i.h5", "--remove", "3")[0] == 0
+    code, out, _ = cli("bench", feats, "--index", "i.h5", "--effort", "20,99", "--repeats", 1, "-q")
+    assert code == 0
+    assert "all items" not in out
+    assert "overlap" not in out
+
+
 def test_a_link_to_an_index_is_changed_where_it_is(tmp_path):
     arrays = features(gallery=100)
     (tmp_path / "here").mkdir()
@@ -235,13 +396,16 @@ def damage(path, how):
     ("how", "said"),
     [
         (lambda file: file["removed"].write_direct(np.array([999])), "removed does not match its checksum"),
-        (lambda file: file.attrs.modify("stale", 10**6), "its attribute stale has a value that is invalid"),
-        (lambda file: file.attrs.modify("base", np.bytes_(b"1")), "is of changes to another file than"),
+        (
+            lambda file: file.attrs.modify("stale", np.bytes_(b"1000000")),
+            "its attributes have another checksum",
+        ),
+        (lambda file: file.attrs.modify("base", np.bytes_(b"1")), "is not the file that"),
         (
             lambda file: file.attrs.modify("method", np.bytes_(b"gnn")),
             "another checksum than when they were written",
         ),
-        (lambda file: file.__delitem__("names"), "names do not go on"),
+        (lambda file: file.__delitem__("names"), "it has no names, and its base has"),
         (lambda file: file.__delitem__("encoded/rows"), "it has no encoded/rows"),
         (lambda file: file.attrs.modify("format_version", 9), "has format_version 9"),
     ],
@@ -259,10 +423,10 @@ def test_an_index_without_what_it_is_of(tmp_path):
     changed(tmp_path, arrays)
     base = tmp_path / "i.h5.base"
     base.rename(tmp_path / "elsewhere")
-    with pytest.raises(br.InputError, match=r"is of changes to .*i\.h5\.base, which is not there"):
+    with pytest.raises(br.InputError, match=r"holds changes to .*i\.h5\.base, which is missing"):
         GalleryIndex.open(tmp_path / "i.h5")
     br.build_index(rows_of(arrays, np.arange(50)), base, ann="hnsw", **SMALL)
-    with pytest.raises(br.InputError, match="is of changes to another file than"):
+    with pytest.raises(br.InputError, match="is not the file that"):
         GalleryIndex.open(tmp_path / "i.h5")
 
 
@@ -278,13 +442,16 @@ def test_on_the_command_line(cli, write, tmp_path):
     assert (code, out) == (0, "")
     lines = err.splitlines()
     assert lines[0] == "wrote i.h5: 58 gallery items are left"
-    assert lines[1].startswith("since it was encoded, 0 items were added and 2 removed, and ")
+    assert lines[1].startswith("0 items added and 2 removed since it was encoded; at least ")
     assert lines[1].endswith("of its neighbour lists are out of date; --compact encodes it anew")
+    assert lines[1].removesuffix("; --compact encodes it anew") in cli("info", "i.h5")[1].splitlines()
     assert is_changed(tmp_path / "i.h5")
     assert cli("info", "i.h5")[0] == 0
     assert cli("run", "--index", "i.h5", feats, "-o", "r.h5")[0] == 0
     assert cli("index", "-o", "i.h5", "--compact") == (0, "", "wrote i.h5: 58 gallery items\n")
     assert not is_changed(tmp_path / "i.h5")
+    code, _, err = cli("index", "-o", "missing.h5", "--compact")
+    assert (code, len(err.splitlines())) == (1, 1)
     code, _, err = cli("index", "-o", "i.h5", "--compact", "--remove", "3")
     assert (code, err.splitlines()[-1]) == (
         2,

@@ -222,7 +222,7 @@ INDEXES = {
     ],
 )
 def test_indexes_are_built_and_asked_together(method, ann, processes, write, tmp_path):
-    feats = write("feats.h5", **features(probes=33, gallery=407, dim=24))
+    feats = write("feats.h5", **features(probes=600, gallery=407, dim=24))
     how = ("--method", method, *INDEXES[method], *ann)
     assert forked("index", feats, "-o", "alone.h5", *how, cwd=tmp_path).returncode == 0
     done = forked_together(processes, "index", feats, "-o", "index.h5", *how, cwd=tmp_path)
@@ -230,20 +230,31 @@ def test_indexes_are_built_and_asked_together(method, ann, processes, write, tmp
     assert sum(line.startswith("wrote") for line in done.stderr.splitlines()) == 1
     assert (tmp_path / "index.h5").read_bytes() == (tmp_path / "alone.h5").read_bytes()
     assert not list(tmp_path.glob("*.partial"))
+    head = ("--method", "center+cosine" if "center" in method else "lbr")
+    asking = [(), head, ("--search", "exact")]
     if ann:  # as one that was changed, which is of what it was encoded with and of more
         more = write("more.h5", **features(seed=1, probes=33, gallery=40, dim=24))
-        for change in ((more, "--append"), ("--remove", "3-40")):
-            changed = forked("index", *change, "-o", "index.h5", cwd=tmp_path)
-            assert changed.returncode == 0, changed.stderr
-    for asked in ((), ("--method", "center+cosine" if "center" in method else "lbr"), ("--search", "exact")):
-        if ann and asked[:1] == ("--search",):
-            continue  # not of an index from which items were taken
+        asking = [(), head, (more, "--append"), ("--search", "exact"), ("--remove", "3-40"), (), head]
+    for asked in asking:
+        if asked[-1:] in (("--append",), ("3-40",)):
+            change = forked("index", *asked, "-o", "index.h5", cwd=tmp_path)
+            assert change.returncode == 0, change.stderr
+            continue
         run = ("run", feats, "--index", "index.h5", *asked, "--depth", 30, "--force")
         alone = forked(*run, "-o", "a.h5", cwd=tmp_path)
         assert alone.returncode == 0, alone.stderr
         done = forked_together(processes, *run, "-o", "b.h5", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (0, alone.stdout), done.stderr
         assert (tmp_path / "b.h5").read_bytes() == (tmp_path / "a.h5").read_bytes()
+
+
+def test_steps_that_change_the_dimensions_are_refused_together(write, tmp_path):
+    feats = write("feats.h5", **features(probes=9, gallery=100))
+    how = ("index", feats, "-o", "i.h5", "--method", "whiten:dim=4+gnn")
+    alone = forked(*how, cwd=tmp_path)
+    done = forked_together(2, *how, cwd=tmp_path)
+    assert done.returncode == alone.returncode != 0
+    assert said(done.stderr) == said(alone.stderr)
 
 
 def test_fewer_probes_than_processes(write, tmp_path):

@@ -254,3 +254,15 @@ def test_reciprocal_neighbours_list_each_other(arrays, count):
     )
     found = graph.reciprocal(count).uniform().to_scipy(len(rows)).toarray() > 0
     np.testing.assert_array_equal(found, expected)
+
+
+@given(st.integers(0, 99), st.integers(1, 9), st.integers(1, 40))
+def test_rows_that_are_cut_while_they_are_made_symmetrical(seed, most, size):
+    rng = np.random.default_rng(seed)
+    dense = rng.random((size, size)) * (rng.random((size, size)) < 0.4)
+    lists = torch.arange(size).expand(size, -1)
+    chosen = torch.from_numpy(dense > 0)
+    rows = SparseRows.from_lists(lists, chosen).shared(torch.from_numpy(dense[dense > 0]))
+    whole, cut = rows.symmetrised().largest(most), rows.symmetrised(most)
+    for name in SparseRows.ARRAYS:
+        assert torch.equal(getattr(whole, name), getattr(cut, name))

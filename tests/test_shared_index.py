@@ -50,6 +50,18 @@ def test_each_answers_as_from_its_own(steps, ann, first, tmp_path):
         check_same_file(path, tmp_path / "anew.h5")
 
 
+def test_one_looks_at_no_more_for_others(tmp_path):
+    """With little effort not all items are candidates: each has nearly those of an index of its own."""
+    arrays = features(gallery=400, dim=16)
+    gallery = rows_of(arrays, np.arange(400))
+    index = br.build_index(gallery, tmp_path / "i.h5", RANKERS[0], also=RANKERS[1:], ann="hnsw", effort=20)
+    for name in RANKERS:
+        own = br.build_index(gallery, tmp_path / "own.h5", name, ann="hnsw", effort=20, force=True)
+        found, alone = index.rerank(probes(arrays), method=own.method.name), own.rerank(probes(arrays))
+        shared = [len(np.intersect1d(*lists)) / 50 for lists in zip(found.indices, alone.indices, strict=True)]
+        assert np.mean(shared) > 0.9
+
+
 def test_an_interrupted_build_goes_on(tmp_path):
     arrays = features(gallery=100)
     how = {"also": RANKERS[1:], "checkpoint_seconds": 0.0}

@@ -207,7 +207,8 @@ def _build(
             raise ParameterError(f"{path} is named twice, as an input and as the index")
     try:
         built = build_index(
-            load_side(gallery, "gallery", memory=runtime.memory),
+            # An approximate build keeps normalised rows: what they are made of is read in passes, and not kept.
+            load_side(gallery, "gallery", memory=1 if how["ann"] else runtime.memory),
             path,
             method,
             calibration=load_calibration(calibrate, runtime),
@@ -231,12 +232,8 @@ def _build(
 
 def _tell_drift(index: GalleryIndex, runtime: Runtime) -> None:
     """Say how far an index that was changed is from one that is built anew."""
-    drift = index.drift
-    if drift is not None:
-        runtime.note(
-            f"since it was encoded, {drift.added} items were added and {drift.removed} removed, and "
-            f"{drift.share:.2%} of its neighbour lists are out of date; --compact encodes it anew"
-        )
+    if index.drift is not None:
+        runtime.note(f"{index.drift}; --compact encodes it anew")
 
 
 def _compact(path: str, how: dict[str, Any], runtime: Runtime) -> None:
@@ -244,11 +241,12 @@ def _compact(path: str, how: dict[str, Any], runtime: Runtime) -> None:
     from ..index.changing import compact_index
     from ..index.index_h5 import is_changed
 
-    if not is_changed(Path(path)):
-        runtime.note(f"{path} is as it was encoded: there is nothing to compact")
-        return
+    changed = is_changed(Path(path))
     built = compact_index(path, **how)
-    runtime.note(f"wrote {path}: {len(built)} gallery items")
+    if changed:
+        runtime.note(f"wrote {path}: {len(built)} gallery items")
+    else:
+        runtime.note(f"{path} is as it was encoded: there is nothing to compact")
 
 
 def _remove(

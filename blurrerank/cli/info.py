@@ -114,11 +114,7 @@ def _index_lines(described: dict[str, Any]) -> str:
             f"{recall}"
         )
     if described["drift"]:
-        drift = described["drift"]
-        lines.append(
-            f"changed since it was encoded: {drift['added']} items added, {drift['removed']} removed; "
-            f"{drift['stale']} of {drift['encoded']} neighbour lists are out of date"
-        )
+        lines.append(described["drift"]["summary"])
     labels = ("identities", "junk", "distractors", "cameras")
     lines += [f"{name}: {side[name]}" for name in labels if name in side]
     if described["calibrated"]:

@@ -56,10 +56,10 @@ def show_latencies(
     else:
         chosen = [index.method_for(name) for name in split_methods(methods)]
     efforts = _efforts(effort) if approximate else []
+    # Where items were taken from an index, not all of it can be looked at.
+    whole: list[dict[str, Any]] = [{"exact": approximate}] if index.gallery.all_stored() is None else []
     asked = [
-        contender
-        for method in chosen
-        for contender in (Asked(method, exact=approximate), *(Asked(method, effort=one) for one in efforts))
+        Asked(method, **how) for method in chosen for how in (*whole, *({"effort": one} for one in efforts))
     ]
     found = latency(
         index,
@@ -91,7 +91,8 @@ def show_latencies(
         usual = index.approximation.search.effort
         for one, row in zip(found, figures, strict=True):
             row["looks_at"] = "all items" if one.asked.exact else f"effort {one.asked.effort or usual}"
-            row["overlap"] = one.overlap(exact[one.asked.method])
+            if exact:
+                row["overlap"] = one.overlap(exact[one.asked.method])
             if data.has_ids:
                 with warnings.catch_warnings():  # to this depth, as the head says
                     warnings.simplefilter("ignore", BlurrerankWarning)

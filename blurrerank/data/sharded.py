@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..compute.processes import Group
 from ..errors import InputError
 from .features import FeatureSet
-from .side import Side
+from .side import LABELS, Side
 from .validation import find_problems, label_problems
 
 # Row digests sent at a time, 16 bytes each.
@@ -41,8 +41,14 @@ class ShardedGallery(Side):
     def of(cls, side: Side, group: Group) -> ShardedGallery:
         """Share a gallery that every process can read."""
         shard = side.part(group.share(len(side)))
-        labels: dict[str, Any] = {name: getattr(side, name) for name in ("ids", "cams", "names", "tracks")}
+        labels: dict[str, Any] = {name: getattr(side, name) for name in LABELS}
         return cls(side.features, **labels, label=side.label, shard=shard, group=group)
+
+    def with_rows(self, shard: Side) -> ShardedGallery:
+        """Return the same with new features, which may have other dimensions, of this process's rows."""
+        own = torch.tensor([shard.dim if len(shard) else 0])
+        dim = int(self.group.all_reduce(own, "max"))
+        return replace(self, shard=shard, features=torch.empty(len(self), dim, device="meta"))
 
     def row_digests(self) -> NDArray[np.uint8]:
         """Return those of all rows, in every process."""

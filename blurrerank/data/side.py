@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from .labels import beyond_int64
 
+LABELS = ("ids", "cams", "names", "tracks")
+"""What may be known of each row beside its features."""
+
 # Bytes read at a time, as float64, for validation and digests.
 _SCAN_BYTES = 4 << 20
 
@@ -134,8 +137,7 @@ class Side:
         """Return some rows, with their labels; features on disk stay there."""
         held = isinstance(self.features, np.ndarray | torch.Tensor)
         parts: dict[str, Any] = {
-            name: None if getattr(self, name) is None else getattr(self, name)[rows]
-            for name in ("ids", "cams", "names", "tracks")
+            name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in LABELS
         }
         features = self.features[rows] if held else FeatureRows(self.features, rows)
         return replace(self, features=features, first=self.first + rows.start, **parts)

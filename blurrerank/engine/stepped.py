@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from ..compute.compute import Compute
 from ..data.features import FeatureSet
 from ..data.sharded import ShardedSet
 from ..data.side import Side
+from ..errors import OutputError
 from ..search.rows import unit_rows
 
 # New features shorter than this are rounding: what they are a sum of cancels out.
@@ -79,12 +81,27 @@ def with_sides(data: FeatureSet, probe: Side | None = None, gallery: Side | None
 
 
 def room_for(rows: int, dim: int, compute: Compute) -> Room:
-    """Return room for (rows, dim) float32."""
+    """Return room for (rows, dim) float32: in memory, or above a quarter of the budget in a temporary file.
+
+    Raises:
+        OutputError: if there is no room for the file.
+    """
     if 4 * rows * dim <= compute.memory // 4:
         return Room(torch.empty(rows, dim))
+    size = 4 * rows * dim
     with tempfile.TemporaryFile() as file:  # mapped, it stays until the last user lets go of it
-        file.truncate(4 * rows * dim)
-        mapping = mmap.mmap(file.fileno(), 4 * rows * dim)
+        try:
+            # A mapping beyond what the disk has room for would end the process when it is written to.
+            os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(
+                size
+            )
+        except OSError as error:
+            where = tempfile.gettempdir()
+            raise OutputError(
+                f"{where} has no room for {size:,} bytes of features: {error.strerror}; free some, raise "
+                "--memory, or name another folder with TMPDIR"
+            ) from error
+        mapping = mmap.mmap(file.fileno(), size)
     return Room(torch.frombuffer(mapping, dtype=torch.float32).view(rows, dim), mapping)
 
 
@@ -99,5 +116,6 @@ def stepped_side(side: Side, room: Room) -> SteppedSide:
         first=side.first,
         sources=side.sources,
         origin=side,
+        tracks=side.tracks,
         room=room,
     )

@@ -155,7 +155,7 @@ def fit_steps(
                 f"method {step.name} does not say what it keeps, so no index can be built for it"
             )
         changed = items.changed(step, found, compute)
-        gallery = replace(gallery, shard=changed) if isinstance(gallery, ShardedGallery) else changed
+        gallery = gallery.with_rows(changed) if isinstance(gallery, ShardedGallery) else changed
         calibration = None if known is None else known.changed(step, found, compute)
         fitted.append(found)
     return gallery, fitted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import zlib
@@ -92,6 +93,16 @@ class MappedFile:
         after._before = self.size
         self._after = after
 
+    def identity(self) -> str:
+        """Return what is the same for the same content: SHA-256 of the checksums."""
+        sums = [f"{self.attrs.get('crc32')}"]
+
+        def note(name: str, item: Any) -> None:
+            sums.append(f"{name} {attributes(item).get('crc32')}")
+
+        self._file.visititems(note)
+        return hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
     @property
     def before(self) -> int:
         """How many items come before those of this file."""
@@ -155,7 +166,7 @@ class MappedFile:
         """The values of a dataset and others, in one piece."""
         others = after.numpy()
         if others.shape[1:] != values.shape[1:] or others.dtype != values.dtype:
-            raise InputError(f"{dataset.name} goes on as {others.dtype} {others.shape}")
+            raise InputError(f"its {dataset.name} is {others.dtype} {others.shape}, unlike that of its base")
         if not len(others):
             return values
         shape, offset = (len(values) + len(others), *values.shape[1:]), dataset.id.get_offset()
@@ -211,7 +222,7 @@ class MappedFile:
         if self._after is None:
             return texts
         if not self._after.has(name):
-            raise InputError(f"{name} do not go on")
+            raise InputError(f"it has no {name}, and its base has")
         return np.concatenate([texts, self._after._texts(name)])
 
     def neighbours(self) -> NeighbourGraph:

@@ -18,7 +18,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -108,7 +108,9 @@ def _resolved(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path]:
+def replacing(
+    path: Path, *, force: bool, resume: bool = False, then: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """Yield a temporary path that is renamed to `path` if the block succeeds, and removed otherwise.
 
     It is in `work_folder(path)`, where the block may store further files with the prefix `KEPT`; these remain
@@ -120,6 +122,7 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
         path: the file.
         force: replace an existing file.
         resume: keep the partial results of an interrupted run for the block; otherwise they are removed.
+        then: called when the file is there, before anybody else may replace it.
 
     Raises:
         OutputError: as `check_target`; if `path` was created meanwhile; if writing fails, as on a full disk.
@@ -151,12 +154,38 @@ def replacing(path: Path, *, force: bool, resume: bool = False) -> Iterator[Path
                 # The names in the folder too; not all systems know how to flush one.
                 with suppress(OSError), _opened(target.parent, os.O_RDONLY) as number:
                     os.fsync(number)
+                then()
             except BaseException:
                 _clear(folder, temporary.name, keep=True)
                 raise
             _clear(folder, temporary.name, keep=False)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def second_name(path: Path, name: Path, temporary: Path) -> None:
+    """Give the file at `path` a second name, or make a copy of that name where files cannot have two.
+
+    Args:
+        path: the file.
+        name: the other name, in the same folder.
+        temporary: what `replacing` yields, for `path`.
+
+    Raises:
+        OutputError: if another file has the name.
+    """
+    source, link = _resolved(path), temporary.with_name(f"{temporary.name}-link")
+    if os.path.lexists(name) and not os.path.samestat(name.lstat(), source.lstat()):
+        raise OutputError(f"{name} exists, and {path} needs that name for what it holds now: move it away")
+    try:
+        os.link(source, link)
+    except OSError:  # a file system without hard links, or a rule against them
+        with source.open("rb") as old, open(link, "xb", opener=opener) as new:
+            shutil.copyfileobj(old, new, 1 << 20)
+            new.flush()
+            _set_owner_and_mode(new.fileno(), source, 0o600)
+            os.fsync(new.fileno())
+    os.replace(link, name)
 
 
 def opener(path: str | Path, flags: int) -> int:

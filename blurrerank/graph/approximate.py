@@ -84,7 +84,7 @@ def find_graph_approximately(
         }
     nearest, itself = lists["nearest"], torch.arange(first, total, dtype=dtype).unsqueeze(1)
     for row in torch.nonzero((nearest.items < 0).any(dim=1)).flatten().tolist():
-        best = _compared_with_all(images, first + row, counts["nearest"])
+        best = _compared_with_all(images, first + row, counts["nearest"], search.gone)
         nearest.items[row], nearest.similarities[row] = best.indices[0], best.scores[0]
     return NeighbourGraph(
         torch.cat([itself, nearest.items], dim=1),
@@ -97,9 +97,11 @@ def find_graph_approximately(
     )
 
 
-def _compared_with_all(images: UnitRows, item: int, count: int) -> Candidates:
-    """The nearest others of an image for which the search found too few."""
+def _compared_with_all(images: UnitRows, item: int, count: int, gone: torch.Tensor | None) -> Candidates:
+    """The nearest others of an image, of those that are not gone, for which the search found too few."""
     rows, cosine = _all_products(images, torch.tensor([item]))
+    if gone is not None:
+        cosine.masked_fill_(gone, -torch.inf)
     some = cosine.topk(min(margin(count, len(images)), len(images) - 1)).indices
     keys = sort_keys(listed_scores(rows, some, images), some).topk(count, dim=1).values
     return Candidates(*from_sort_keys(keys))

@@ -39,8 +39,10 @@ class Encoding:
 
     def part(self, items: slice) -> Any:
         """Return what compares rows with some gallery items alone, numbered from the first of these."""
-        assert self.inverted is not None
-        return replace(self, inverted=self.inverted.columns_within(items))
+        inverted, added = (
+            None if lists is None else lists.columns_within(items) for lists in (self.inverted, self.added)
+        )
+        return replace(self, inverted=inverted, added=added)
 
     def since(self, first: int) -> Any:
         """Return the encoding of the gallery items from `first` on, which were added, with `rows`."""
@@ -62,6 +64,13 @@ class Encoding:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         shared = ("inverted", "added", "asking", "columns", "entries")
         return {name: part for name, part in parts.items() if name not in shared and part is not None}
+
+    def cut_rows(self, entries: int | None) -> Any:
+        """Return the same with the `entries` largest of each row, before they are inverted; None keeps all."""
+        if entries is None:
+            return self
+        assert self.rows is not None
+        return replace(self, rows=self.rows.largest(entries))
 
     def cut(self, rows: SparseRows) -> SparseRows:
         """Return rows of probes with as many entries as those of the images may have."""

@@ -94,9 +94,14 @@ class NeighbourGraph:
         return len(self.lists)
 
     @property
+    def columns(self) -> int:
+        """How many images there are to be listed; more than lists, where these are of the last images alone."""
+        return len(self) if self.images is None else len(self.images)
+
+    @property
     def first(self) -> int:
-        """Which of `images` the first list is of: not 0 where the lists are of the last of them alone."""
-        return 0 if self.images is None else len(self.images) - len(self)
+        """Which of the images the first list is of."""
+        return self.columns - len(self)
 
     @property
     def chunk_bytes(self) -> int:
@@ -282,10 +287,16 @@ class NeighbourGraph:
         counts = torch.full((len(self),), others.shape[1], device=others.device)
         return pair_similarities(self.images, rows, counts, others.flatten()).view_as(others)
 
-    def cosine_at(self, items: torch.Tensor) -> torch.Tensor:
-        """Return (N, ...) float32, the cosine similarity of the image of each list to `items`, (N, ...)."""
+    def cosine_at(self, items: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Return (n, ...) float32, the cosine similarities of the images of n lists to `items`, (n, ...).
+
+        Args:
+            items: of all images.
+            start: the first of the lists.
+        """
         assert isinstance(self.images, UnitRows)
-        rows = self.images.rows(self.first, len(self.images))
+        first = self.first + start
+        rows = self.images.rows(first, first + len(items))
         return listed_scores(rows, items.flatten(1).long(), self.images).view(items.shape)
 
     def reordered(self, similarities: torch.Tensor, depth: int) -> NeighbourGraph:

@@ -375,6 +375,7 @@ class SparseRows:
         own: SparseRows | None = None,
         *,
         most: int | None = None,
+        width: int = 0,
     ) -> SparseRows:
         """Return the mean of the rows that each list names: local query expansion. For N rows over N images.
 
@@ -383,6 +384,7 @@ class SparseRows:
             shares: (n, k) int64, the weight of each in the mean, from 0 to `WHOLE`; by default all the same.
             own: n rows that take part too, with weight `WHOLE`, unless they are empty.
             most: how many entries of a row to keep, the largest; None keeps all.
+            width: how many columns there are; 0 is as many as rows.
 
         Returns:
             n rows, columns ascending.
@@ -393,7 +395,7 @@ class SparseRows:
         divisors = shares.sum(dim=1)
         if own is not None:
             divisors = divisors + WHOLE * (own.counts > 0)
-        return self._combined(lists, shares, own, divisors.clamp_min_(1), most)
+        return self._combined(lists, shares, own, divisors.clamp_min_(1), most, width)
 
     def totals(self, lists: torch.Tensor) -> SparseRows:
         """Return the sum of the rows that each list names, as `averaged` returns their mean."""
@@ -407,15 +409,22 @@ class SparseRows:
         own: SparseRows | None,
         divisors: torch.Tensor,
         most: int | None = None,
+        width: int = 0,
     ) -> SparseRows:
         """Rows of sums, divided and rounded; see `averaged`."""
-        return self._stacked(self._sums(lists, shares, own, divisors), len(lists), most)
+        blocks = self._sums(lists, shares, own, divisors, width or len(self))
+        return self._stacked(blocks, len(lists), most)
 
     def _sums(
-        self, lists: torch.Tensor, shares: torch.Tensor, own: SparseRows | None, divisors: torch.Tensor
+        self,
+        lists: torch.Tensor,
+        shares: torch.Tensor,
+        own: SparseRows | None,
+        divisors: torch.Tensor,
+        total: int,
     ) -> Iterator[SparseRows]:
-        """The blocks of `_combined`."""
-        total, number = len(self), lists.shape[1]
+        """The blocks of `_combined`, with `total` columns."""
+        number = lists.shape[1]
         listed = lists >= 0
         counts = self.counts_of(lists.clamp_min(0).flatten().long()).mul_(listed.flatten()).view(lists.shape)
         sizes = counts.sum(dim=1)
@@ -525,6 +534,34 @@ def stacked(parts: Sequence[SparseRows]) -> SparseRows:
     offsets = offsets_of(torch.cat([part.counts for part in parts]))
     columns, weights = (torch.cat([getattr(part, name) for part in parts]) for name in ("columns", "weights"))
     return replace(parts[0], offsets=offsets, columns=columns, weights=weights)
+
+
+def picked(parts: Sequence[SparseRows], lists: torch.Tensor) -> tuple[SparseRows, torch.Tensor]:
+    """Return the rows that lists name among those of several matrices one after another, and lists of these.
+
+    Args:
+        parts: matrices with the same columns.
+        lists: (n, k) int32 or int64, rows of all of them; -1 pads.
+
+    Returns:
+        Each row once, in a matrix of them alone, and (n, k) int64 which of its rows are named.
+    """
+    distinct, places = torch.unique(lists.clamp_min(0).long(), return_inverse=True)
+    found, before = [], 0
+    for part in parts:
+        rows = distinct[(distinct >= before) & (distinct < before + len(part))] - before
+        counts = part.counts_of(rows)
+        _, entries = ranges(part.offsets[rows], counts)
+        found.append(
+            replace(
+                part,
+                offsets=offsets_of(counts),
+                columns=part.columns[entries],
+                weights=part.weights[entries],
+            )
+        )
+        before += len(part)
+    return stacked(found), places.masked_fill(lists < 0, -1)
 
 
 def whole_parts(shares: torch.Tensor) -> torch.Tensor:

@@ -141,7 +141,8 @@ def build_index(
                 raise without_cameras(f"{gallery.label} has no cameras", ranker.name)
         check_memory(memory, gallery.dim)
         left = _Left(path, _basis(items, calibration), sizes_for(items.rankers).nearest, checkpoint_seconds)
-        if old is None or temporary is None or not grow(old, items, temporary, compute):
+        grown = old is not None and temporary is not None and grow(old, items, temporary, compute)
+        if not grown:
             done = None if old is None else _basis(replace(items, labels=Labels.of(old.gallery)), calibration)
             left_over = left.read(force=force, done=done) if group is None else None
             if left_over is not None:

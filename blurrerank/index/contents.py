@@ -12,15 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.side import Side, Source
+from ..data.side import LABELS, Side, Source
 from ..errors import BlurrerankWarning, InputError
 from ..graph.encoding import Encoding
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod
 from ..search.ann import ApproximateSearch
-
-KINDS = ("ids", "cams", "names", "tracks")
-"""Labels that an index keeps, if there are any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +37,7 @@ class Labels:
 
     def at(self, rows: NDArray[Any] | slice) -> Labels:
         """Those of some rows."""
-        parts = {name: getattr(self, name) for name in KINDS}
+        parts = {name: getattr(self, name) for name in LABELS}
         chosen = {name: None if part is None else part[rows] for name, part in parts.items()}
         return Labels(self.digests[rows], **chosen)
 
@@ -51,7 +48,7 @@ class Labels:
             InputError: if only one of them has a kind of labels, or if the features of all new rows are here
                 already; if those of some are, it warns.
         """
-        for name in KINDS:
+        for name in LABELS:
             before, after = getattr(self, name), getattr(new, name)
             if (before is None) != (after is None):
                 has, lacks = (where, new_where) if after is None else (new_where, where)
@@ -67,7 +64,7 @@ class Labels:
 
     def followed_by(self, new: Labels) -> Labels:
         """These and those of further rows, which have the same kinds."""
-        parts = {name: (getattr(self, name), getattr(new, name)) for name in KINDS}
+        parts = {name: (getattr(self, name), getattr(new, name)) for name in LABELS}
         joined = {
             name: None if before is None else np.concatenate([before, after])
             for name, (before, after) in parts.items()
@@ -124,7 +121,7 @@ class Drift:
         added: items that were added since it was encoded, and are there.
         removed: items that it was encoded with, and that were taken from it.
         stale: items in whose neighbour lists a build would find some of the first, or not find some of the
-            second.
+            second; at least so many.
         encoded: items that it was encoded with.
     """
 
@@ -139,10 +136,11 @@ class Drift:
         lost = int(gone[encoded:].sum())
         return cls(len(gone) - encoded - lost, int(gone[:encoded].sum()), stale, encoded)
 
-    @property
-    def share(self) -> float:
-        """The share of stale lists."""
-        return self.stale / self.encoded
+    def __str__(self) -> str:
+        return (
+            f"{self.added} items added and {self.removed} removed since it was encoded; at least "
+            f"{self.stale / self.encoded:.2%} of its neighbour lists are out of date"
+        )
 
 
 @dataclass(frozen=True)

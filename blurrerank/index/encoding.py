@@ -109,10 +109,9 @@ def _encoded(ranker: GraphRanker, graph: NeighbourGraph, approximation: Approxim
     """What a ranker makes of the lists it asks for."""
     entries = approximation.entries if approximation is not None and ranker.compares == "dot" else None
     found = ranker.fit(replace(graph.cut(ranker.list_sizes()), entries=entries))
-    if entries is not None:  # a ranker may cut its rows on the way, or leave that to be done here
-        assert found.rows is not None
-        found = replace(found, rows=found.rows.largest(entries))
-    return found.invert(slice(0, len(graph)), keep_rows=ranker.needs_rows)
+    # A ranker may cut its rows on the way, or leave that to be done here.
+    cut: Encoding = found.cut_rows(entries)
+    return cut.invert(slice(0, len(graph)), keep_rows=ranker.needs_rows)
 
 
 def _images(items: Items, compute: Compute) -> UnitRows:

@@ -16,7 +16,7 @@ from ..compute.device import pick_device
 from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.ranking import Ranking
-from ..data.side import Side
+from ..data.side import LABELS, Side, digest_of
 from ..engine.request import Request
 from ..engine.rerank import rank
 from ..errors import InputError, ParameterError
@@ -28,7 +28,7 @@ from ..methods.kinds.base import Method
 from ..methods.kinds.camera_head import CameraHeadRanker
 from ..search.ann import ApproximateSearch, SearchedLists
 from . import index_h5
-from .contents import KINDS, Approximation, Drift, Labels
+from .contents import Approximation, Drift, Labels
 
 # Neighbours of a candidate that are candidates too.
 _EXPANDED = 16
@@ -63,7 +63,8 @@ class IndexedSide(Side):
     def part(self, rows: slice) -> IndexedSide:
         """See `Side.part`."""
         part: IndexedSide = super().part(rows)
-        return replace(part, digests=self.digests[rows])
+        digests = self.digests[rows]
+        return replace(part, digests=digests, stored_digest=digest_of(digests), stored=None, kept=None)
 
     def all_stored(self) -> tuple[Side, torch.Tensor] | None:
         """See `Side.all_stored`."""
@@ -117,7 +118,7 @@ class GalleryIndex:
         path: the file.
         gallery: the gallery as the right side of a `FeatureSet`; `features` are L2-normalised.
         methods: what it was encoded for, with parameters; the first answers unless another is named.
-        near: each item's nearest others.
+        near: the nearest others of each item that is stored, those that were taken from the index among them.
         approximation: how it is searched, and how good its neighbour lists are, if that is approximate.
         drift: how far it is from one that is built anew, if it was changed since it was encoded.
 
@@ -269,10 +270,12 @@ class GalleryIndex:
             if effort is not None:
                 raise ParameterError("all items are looked at, which takes no effort: leave it out")
             return Request(depth, online=True)
+        ranker = method.ranker
         near = self.near
+        if isinstance(ranker, GraphRanker):  # what others that the index serves ask for is not looked at
+            near = near.cut(ranker.list_sizes())
         by_camera = [kind.items for kind in (near.within, near.across) if kind is not None]
         lists = tuple(items[:, :_EXPANDED] for items in (near.lists[:, 1:], *by_camera))
-        ranker = method.ranker
         neighbours = ranker.neighbours() if isinstance(ranker, GraphRanker) else 0
         least = max(depth or 0, method.depth(len(self)), neighbours)
         found = SearchedLists(self.approximation.search, effort, least, lists)
@@ -355,7 +358,7 @@ class Chosen:
 
 def _labels(labels: Labels) -> dict[str, Any]:
     """The arguments of `IndexedSide` that are labels."""
-    return {name: getattr(labels, name) for name in (*KINDS, "digests")}
+    return {name: getattr(labels, name) for name in (*LABELS, "digests")}
 
 
 def as_side(values: ArrayLike | torch.Tensor | Side, label: str) -> Side:

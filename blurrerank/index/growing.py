@@ -6,9 +6,7 @@ found any more. What a build would do otherwise is counted, and done by `compact
 
 from __future__ import annotations
 
-import os
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,8 @@ import torch
 from ..compute.compute import Compute
 from ..data.side import Side, digest_of
 from ..errors import ParameterError
-from ..files.hdf5 import attributes, open_hdf5
+from ..files.mapped_h5 import opened_mapped
+from ..files.targets import second_name
 from ..graph.approximate import find_graph_approximately
 from ..graph.neighbour_graph import CAMERA_LISTS
 from ..search.plan import Plan
@@ -25,7 +24,7 @@ from ..search.rows import UnitRows, blocks_of
 from .contents import Changes, Drift, Labels
 from .encoding import Items, sizes_for
 from .gallery_index import GalleryIndex
-from .index_h5 import base_of, is_changed
+from .index_h5 import FORMAT, base_of, is_changed
 from .write_h5 import write_changes
 
 # Neighbour lists looked through at a time.
@@ -50,9 +49,11 @@ def grow(old: GalleryIndex, items: Items, temporary: Path, compute: Compute) -> 
 
     Returns:
         False, and nothing is written, where all items are to be encoded: if the index compares everything with
-        everything, has lists that would be longer with the new items, or a ranker that cannot encode these.
+        everything, has lists that would be longer with the new items, fewer items left than a list names, or
+        a ranker that cannot encode what is added.
     """
-    if old.approximation is None or old.near.sizes != sizes_for(items.rankers):
+    sizes = sizes_for(items.rankers)
+    if old.approximation is None or old.near.sizes != sizes or len(old) <= max(astuple(sizes)):
         return False
     if items.methods != old.methods:
         raise ParameterError(f"{old.path} keeps its parameters until it is built anew: leave other ones out")
@@ -104,7 +105,7 @@ def _grown(old: GalleryIndex, items: Items, compute: Compute) -> Changes | None:
         found = ranker.extend(known, asked)
         if found is None:
             return None
-        encoded.append(own.followed_by(found))
+        encoded.append(own.followed_by(found.cut_rows(known.entries)))
     changes = replace(
         before,
         features=added,
@@ -118,25 +119,14 @@ def _grown(old: GalleryIndex, items: Items, compute: Compute) -> Changes | None:
 def _write(old: GalleryIndex, changes: Changes, temporary: Path) -> None:
     """Write changes; what the index was encoded with gets the second name by which they find it."""
     base, changed = base_of(old.path), is_changed(old.path)
-    large = base if changed else old.path
-    with open_hdf5(large) as file:
-        stated = str(attributes(file)["crc32"])
+    with opened_mapped(base if changed else old.path, FORMAT, verify=False) as file:
+        identity = file.identity()
     encoded = old.stored.digests[: changes.drift.encoded]
     digests = np.concatenate([encoded, changes.labels.digests])
     left = np.delete(digests, changes.removed.numpy(), axis=0)
-    write_changes(temporary, stated, old.methods, digest_of(left), changes)
+    write_changes(temporary, identity, old.methods, digest_of(left), changes)
     if not changed:
-        _link(old.path, base, temporary)
-
-
-def _link(path: Path, base: Path, temporary: Path) -> None:
-    """Give the file at `path` its second name."""
-    link = temporary.with_name(f"{temporary.name}-base")
-    try:
-        os.link(os.path.realpath(path), link)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, link)
-    os.replace(link, base)
+        second_name(old.path, base, temporary)
 
 
 def _changes(old: GalleryIndex) -> Changes:
@@ -155,7 +145,10 @@ def _changes(old: GalleryIndex) -> Changes:
 
 
 def _drift(old: GalleryIndex, changes: Changes) -> Drift:
-    """How far the changes take an index from one that is built anew."""
+    """How far the changes take an index from one that is built anew, at least.
+
+    Of the items that an added one belongs in the lists of, those are counted that are in its own.
+    """
     count, added = changes.drift.encoded, len(changes.features)
     gone = torch.zeros(count + added, dtype=torch.bool)
     gone[changes.removed] = True

@@ -26,8 +26,8 @@ and the root attribute `search` (JSON): its kind, the effort that is usual, the 
 and how many entries the rows of encodings are cut to, if they are. The lists are approximate then, with -1
 where one ends early, and `lowest` is -1. Columns and lists are int64 in a gallery of 2^31 items. Root
 attributes: `format`, `format_version`, `method`, `params` (JSON), `digest` of the gallery, `crc32` of these
-three, `versions` (JSON). Every dataset of numbers is stored in one piece, so that it can be mapped into memory,
-and all datasets have an attribute `crc32`.
+and of those below, `versions` (JSON). Every dataset of numbers is stored in one piece, so that it can be mapped
+into memory, and all datasets have an attribute `crc32`.
 
 What is added to an index with approximate search, or taken from it, changes it in this way: the file gets a
 second name, `NAME.base`, and one of format `blurrerank-index-changes` takes its place. This has `features`,
@@ -40,8 +40,8 @@ and of the items that were removed
 
     removed                     (R,) int64, ascending: their numbers as they are stored
 
-The root attribute `base` is the `crc32` of the base, `digest` that of the rows that there are now, and `stale`
-how many of the base's neighbour lists would be others if they were found now.
+The root attribute `base` is a digest of the checksums of the base, `digest` that of the rows that there are
+now, and `stale` how many of the base's neighbour lists, at least, would be others if they were found now.
 
 An index that serves several rankers has the encodings for the others in `also/0/...`, `also/1/...`, likewise,
 and their names and parameters in the root attribute `also` (JSON), a pair for each.
@@ -56,7 +56,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,13 @@ BLURRED = ("group", "blur", "reach", "halves", "encodings", "inverted")
 PLAIN = ("rows", "inverted")
 """The parts of any other."""
 
-CHECKED = ("method", "params", "digest", "search", "base", "also")
+CHECKED = ("method", "params", "digest", "search", "also", "base", "stale")
 """The root attributes that the checksum is of."""
 
 # Rows measured at a time.
 _ROWS = 4096
+# How often to open an index that is replaced meanwhile.
+_ATTEMPTS = 3
 # A weight of blurring is at most 1, divided by a norm of at least 1e-6.
 _MOST_BLUR = 1.01e6
 
@@ -112,17 +114,23 @@ def base_of(path: Path) -> Path:
 def changing(path: Path, *, force: bool = True) -> Iterator[Path]:
     """Yield a temporary path that takes the place of an index, or of nothing; see `replacing`.
 
-    A base that no index looks for any more is removed.
+    A base that no index needs any more is removed.
     """
-    with replacing(path, force=force) as temporary:
+    base = base_of(path)
+
+    def settle() -> None:
+        if is_changed(path):
+            if verified:  # what was known of it goes with its name
+                remember(base, state_of(base))
+        elif ours:
+            base.unlink(missing_ok=True)
+
+    with replacing(path, force=force, then=settle) as temporary:
         changed = is_changed(path)
-        verified = was_verified(base_of(path) if changed else path)
+        # Whoever was interrupted may have left a second name of the index as it is.
+        left = base.is_file() and path.is_file() and base.samefile(path)
+        ours, verified = changed or left, was_verified(base if changed else path)
         yield temporary
-    if is_changed(path):
-        if verified:  # what was known of it goes with its name
-            remember(base_of(path), state_of(base_of(path)))
-    elif changed:
-        base_of(path).unlink(missing_ok=True)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -150,7 +158,22 @@ def read(path: Path, *, verify: bool = True) -> Stored:
     Raises:
         InputError: if it is none, is of a newer version or of a method that is not known, or is damaged.
     """
-    return guarded(lambda: _read(path, verify and not trying()), *files_of(path))
+    for _ in range(_ATTEMPTS):
+        before = _state(path)
+        try:
+            return guarded(lambda: _read(path, verify and not trying()), *files_of(path))
+        except InputError:
+            if _state(path) == before:
+                raise
+    raise InputError(f"{path} is replaced again and again: try again when it is not")
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What changes when the file at `path` is replaced."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 @contextmanager
@@ -164,14 +187,14 @@ def _opened(path: Path, verify: bool) -> Iterator[tuple[MappedFile, MappedFile |
         return
     base = base_of(path)
     if not base.is_file():
-        raise InputError(f"{path} is of changes to {base}, which is not there: the two belong together")
+        raise InputError(f"{path} holds changes to {base}, which is missing: keep both in one folder")
     # What changes is small, and read through each time.
     with (
         opened_mapped(path, CHANGES, verify=not trying()) as changes,
         opened_mapped(base, FORMAT, verify=verify) as whole,
     ):
-        if changes.attrs.get("base") != f"{whole.attrs.get('crc32')}":
-            raise InputError(f"{path} is of changes to another file than {base}")
+        if str(changes.attrs.get("base")) != whole.identity():
+            raise InputError(f"{base} is not the file that {path} holds changes to")
         with telling_of_damage(path, CHANGES):
             whole.continued_by(changes)
             yield whole, changes
@@ -219,14 +242,15 @@ def _changed(changes: MappedFile, total: int) -> tuple[torch.Tensor | None, Drif
     """(N,) bool, the items that are gone, None if none are; and how far the index is from one built anew."""
     removed = changes.take("removed", ("removed",), np.int64, within=(0, total - 1))
     gone, encoded = torch.zeros(total, dtype=torch.bool), changes.before
-    stale = changes.attrs.get("stale")
-    if not isinstance(stale, int | np.integer) or not 0 <= stale <= encoded:
+    stated = str(changes.attrs.get("stale"))
+    stale = int(stated) if stated.isdecimal() else -1
+    if not 0 <= stale <= encoded:
         raise InputError("its attribute stale has a value that is invalid")
     if not trying():
         gone[removed] = True
     if bool(gone.all()):
         raise InputError("nothing of it is left")
-    return gone if bool(gone.any()) else None, Drift.of(gone, int(stale), encoded)
+    return gone if bool(gone.any()) else None, Drift.of(gone, stale, encoded)
 
 
 def encoded_at(number: int) -> str:

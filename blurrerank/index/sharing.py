@@ -21,17 +21,16 @@ class _SharedIndex(ShardedGallery):
 
     Attributes:
         index: the whole gallery.
-        encodings: for each method, what compares rows with the items of this process.
+        here: the items of this process.
     """
 
     index: IndexedSide
-    encodings: tuple[Encoding, ...]
+    here: slice
 
     def encoded_for(self, method: GraphRanker) -> Encoding | None:
         """See `IndexedSide.encoded_for`; here it compares with the items of this process."""
         found = self.index.encoded_for(method)
-        whole = [encoded is found for encoded in self.index.encoded]
-        return self.encodings[whole.index(True)] if found is not None else None
+        return None if found is None else found.part(self.here)
 
     def fitted_for(self, steps: Sequence[FeatureStep]) -> Sequence[Mapping[str, torch.Tensor]] | None:
         """See `IndexedSide.fitted_for`."""
@@ -42,7 +41,7 @@ def shared(index: GalleryIndex, probe: Side, group: Group) -> ShardedSet:
     """Return probes and the gallery of an index, of which each process scores its part.
 
     Args:
-        index: one that compares everything with everything, which all processes have open.
+        index: one of which everything can be looked at, and which all processes have open.
         probe: the probes.
         group: the processes.
     """
@@ -53,9 +52,10 @@ def shared(index: GalleryIndex, probe: Side, group: Group) -> ShardedSet:
         side.cams,
         side.names,
         label=side.label,
+        tracks=side.tracks,
         shard=side.part(here),
         group=group,
         index=side,
-        encodings=tuple(encoded.part(here) for encoded in side.encoded),
+        here=here,
     )
     return ShardedSet(probe, gallery)

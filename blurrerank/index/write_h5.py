@@ -75,7 +75,7 @@ def write_changes(path: Path, base: str, methods: Sequence[AnyMethod], digest: s
 
     Args:
         path: a new file.
-        base: the attribute `crc32` of the other.
+        base: the `identity` of the other.
         methods: what that was encoded for.
         digest: of the rows that there are now.
         changes: what was added and removed.
@@ -88,8 +88,8 @@ def write_changes(path: Path, base: str, methods: Sequence[AnyMethod], digest: s
             parts = BLURRED[:-1] if isinstance(one, BlurredEncoding) else ()
             _put_encoded(file, encoded_at(number), one, ("rows", *parts))
         put(file, "removed", changes.removed.numpy())
-        _describe(file, CHANGES, _stated(methods) | {"digest": digest, "base": base})
-        describe(file, {"stale": changes.drift.stale})
+        about = {"digest": digest, "base": base, "stale": str(changes.drift.stale)}
+        _describe(file, CHANGES, _stated(methods) | about)
 
 
 def _stated(methods: Sequence[AnyMethod]) -> dict[str, str | None]:

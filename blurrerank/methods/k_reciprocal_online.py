@@ -38,7 +38,7 @@ from ..graph.added import added_to
 from ..graph.encoding import BlurredEncoding, Encoding, Probes
 from ..graph.neighbour_graph import NeighbourGraph, sort_items
 from ..graph.neighbourhoods import Neighbourhoods
-from ..graph.sparse_rows import WHOLE, SparseRows, stacked
+from ..graph.sparse_rows import WHOLE, SparseRows, picked
 from .kinds.base import DEFAULT_DEPTH, GraphRanker
 from .kinds.parameters import ranged
 
@@ -108,15 +108,15 @@ class KReciprocalOnline(GraphRanker):
         reach = none if others < self.k1 else nearness[:, self.k1 - 1].clone()
         halves = near.reciprocal(round(self.k1 / 2))
         own = near.reciprocal(self.k1).expanded(halves).uniform()
-        rows, group, blur = self._mean(own, near.lists, nearness), blurred.group, blurred.weights
+        rows, group, blur = self._mean(own, near), blurred.group, blurred.weights
         return BlurredEncoding(rows=rows, group=group, blur=blur, reach=reach, halves=halves, encodings=own)
 
     def extend(self, encoding: Encoding, graph: NeighbourGraph) -> BlurredEncoding:
         """Blur, find k-reciprocal neighbours, encode; items of before have the neighbours that they had."""
         assert isinstance(encoding, BlurredEncoding)
         found, near = added_to(encoding, graph, graph.blurred(self.blur, self.sigma), self.k1, self._depth)
-        every = stacked([encoding.encodings, found.encodings])
-        return replace(found, rows=self._mean(every, near.lists, near.similarities[:, 1:]))
+        some, lists = picked([encoding.encodings, found.encodings], near.lists[:, : self.k2])
+        return replace(found, rows=self._mean(some, replace(near, lists=lists)))
 
     def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
         """Return V' of each probe."""
@@ -139,11 +139,12 @@ class KReciprocalOnline(GraphRanker):
         transition = (probes.cosine - probes.near.scores[:, :1]).div_(self.sigma).exp_()
         return jaccard.add_(transition, alpha=self.lambda_value)
 
-    def _mean(self, encodings: SparseRows, lists: torch.Tensor, nearness: torch.Tensor) -> SparseRows:
+    def _mean(self, encodings: SparseRows, near: NeighbourGraph) -> SparseRows:
         """V' of images, each the first of its own list."""
-        shares = torch.full_like(lists[:, : self.k2], WHOLE, dtype=torch.int64)
-        shares[:, 1:] = self._shares(nearness)
-        return encodings.averaged(lists[:, : self.k2], shares)
+        lists = near.lists[:, : self.k2]
+        shares = torch.full_like(lists, WHOLE, dtype=torch.int64)
+        shares[:, 1:] = self._shares(near.similarities[:, 1:])
+        return encodings.averaged(lists, shares, width=near.columns)
 
     @property
     def _depth(self) -> int:

@@ -162,13 +162,15 @@ class ApproximateSearch:
         table, places = images.gather(torch.from_numpy(evenly_spread(size, _SAMPLE)))
         sample = table[places]
         axes = _axes(sample)
+        if group is not None:
+            axes = group.broadcast(axes, 0)  # other processors may round them otherwise
         clusters = max(1, min(int(4 * size**0.5), len(sample) // 39))
         # Numbers of 8 bits are read faster, and find as much: exact similarities come afterwards.
         factory = f"HNSW{_LINKS}_SQ8" if kind == "hnsw" else f"IVF{clusters},SQ8"
         index = faiss.index_factory(axes.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         effort = effort or (256 if kind == "hnsw" else max(8, clusters // 16))
         if group is not None and group.rank:
-            return cls(kind, axes, _told(None, group), effort)
+            return cls(kind, axes, _of_first(None, group), effort)
         with threads_as_torch(faiss):
             if kind == "hnsw":
                 index.hnsw.efConstruction = _CONSTRUCTION
@@ -178,7 +180,7 @@ class ApproximateSearch:
             for _, block in images.blocks():
                 index.add((block @ axes).numpy())
         stored = faiss.serialize_index(index)
-        return cls(kind, axes, stored if group is None else _told(stored, group), effort)
+        return cls(kind, axes, stored if group is None else _of_first(stored, group), effort)
 
     @property
     def digest(self) -> str:
@@ -313,7 +315,7 @@ class SearchedLists:
         return every.sort(dim=1, descending=True).values
 
 
-def _told(stored: NDArray[np.uint8] | None, group: Group) -> NDArray[np.uint8]:
+def _of_first(stored: NDArray[np.uint8] | None, group: Group) -> NDArray[np.uint8]:
     """The bytes of the first process, in all."""
     size = group.broadcast(torch.tensor([0 if stored is None else len(stored)]), 0)
     values = torch.empty(int(size), dtype=torch.uint8) if stored is None else torch.from_numpy(stored)

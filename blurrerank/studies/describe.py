@@ -112,7 +112,7 @@ def describe_index(path: str | Path) -> dict[str, Any]:
         "gallery": _side(index.gallery, None),
         "search": found
         and {"kind": found.search.kind, "effort": found.search.effort, "recall": dict(found.recall)},
-        "drift": None if index.drift is None else asdict(index.drift),
+        "drift": None if index.drift is None else asdict(index.drift) | {"summary": str(index.drift)},
         "also": [text_of(method) for method in index.methods[1:]],
         "method": index.method.name,
         "params": index.method.params(),

@@ -9,7 +9,7 @@ import torch
 from ...data.candidates import Candidates
 from ...graph.encoding import Encoding, Probes
 from ...graph.neighbour_graph import NeighbourGraph, NeighbourLists
-from ...graph.sparse_rows import SparseRows, listed_back, stacked, whole_parts
+from ...graph.sparse_rows import SparseRows, listed_back, picked, whole_parts
 from .base import GraphRanker
 
 
@@ -76,7 +76,8 @@ class PropagationRanker(GraphRanker):
         edges = whole_parts(_edges(near.similarities))
         rows = SparseRows.from_lists(joined, joined >= 0, encoding.rows.chunk_bytes).members().unit()
         for _ in range(rounds):
-            rows = stacked([encoding.rows, rows]).averaged(near.items, edges, most=graph.entries).unit()
+            some, lists = picked([encoding.rows, rows], near.items)
+            rows = some.averaged(lists, edges, most=graph.entries, width=graph.columns).unit()
         return Encoding(rows=rows)
 
     def mean_of(self, encoding: Encoding, near: Candidates) -> SparseRows:
