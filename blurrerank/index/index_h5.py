@@ -341,8 +341,9 @@ def method_of(path: Path) -> str | None:
 
 def _stated(path: Path) -> Mapping[str, Any]:
     """The attributes of a file, if it is of HDF5 and they can be read."""
-    if not path.is_file() or not h5py.is_hdf5(path):
-        return {}
+    with suppress(OSError):  # whoever reads it says why it cannot be read
+        if not path.is_file() or not h5py.is_hdf5(path):
+            return {}
 
     def read() -> Mapping[str, Any]:
         with open_hdf5(path) as file:
