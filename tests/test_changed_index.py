@@ -286,6 +286,29 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
     assert len(GalleryIndex.open(tmp_path / "i.h5")) == 30
 
 
+def test_what_an_index_was_encoded_with_is_not_changed(tmp_path):
+    arrays = features(gallery=100)
+    changed(tmp_path, arrays, more=0, gone=[1])
+    before = (tmp_path / "i.h5.base").read_bytes()
+    with pytest.raises(br.OutputError, match=r"i\.h5\.base belongs to .*i\.h5, which holds changes to it"):
+        br.remove_from_index(tmp_path / "i.h5.base", rows=[3])
+    with pytest.raises(br.OutputError, match=r"i\.h5\.base belongs to"):
+        br.build_index(rows_of(arrays, np.arange(30)), tmp_path / "i.h5.base", force=True, **SMALL)
+    assert (tmp_path / "i.h5.base").read_bytes() == before
+
+
+def test_the_same_features_by_another_name_are_added(tmp_path):
+    arrays = features(gallery=100)
+    changed(tmp_path, arrays, more=0)
+    again = rows_of(arrays, np.arange(3))
+    with pytest.raises(br.InputError, match="there is nothing to append"):
+        br.build_index(again, tmp_path / "i.h5", append=True)
+    renamed = br.Side(again.features, again.ids, again.cams, np.array(["x", "y", "z"], dtype=object))
+    with pytest.warns(br.BlurrerankWarning, match="the features of 3 of 3 rows .* are in .* already"):
+        index = br.build_index(renamed, tmp_path / "i.h5", append=True)
+    assert index.gallery.names[-3:].tolist() == ["x", "y", "z"]
+
+
 def test_a_second_name_that_was_left_is_used_or_removed(tmp_path):
     """As by a process that is killed before the changes take the place of the index."""
     arrays = features(gallery=100)
@@ -425,7 +448,8 @@ def test_an_index_without_what_it_is_of(tmp_path):
     base.rename(tmp_path / "elsewhere")
     with pytest.raises(br.InputError, match=r"holds changes to .*i\.h5\.base, which is missing"):
         GalleryIndex.open(tmp_path / "i.h5")
-    br.build_index(rows_of(arrays, np.arange(50)), base, ann="hnsw", **SMALL)
+    br.build_index(rows_of(arrays, np.arange(50)), tmp_path / "other.h5", ann="hnsw", **SMALL)
+    (tmp_path / "other.h5").rename(base)
     with pytest.raises(br.InputError, match="is not the file that"):
         GalleryIndex.open(tmp_path / "i.h5")
 
@@ -443,7 +467,7 @@ def test_on_the_command_line(cli, write, tmp_path):
     lines = err.splitlines()
     assert lines[0] == "wrote i.h5: 58 gallery items are left"
     assert lines[1].startswith("0 items added and 2 removed since it was encoded; at least ")
-    assert lines[1].endswith("of its neighbour lists are out of date; --compact encodes it anew")
+    assert lines[1].endswith("of the other neighbour lists are out of date; --compact encodes it anew")
     assert lines[1].removesuffix("; --compact encodes it anew") in cli("info", "i.h5")[1].splitlines()
     assert is_changed(tmp_path / "i.h5")
     assert cli("info", "i.h5")[0] == 0

@@ -106,8 +106,16 @@ def test_readers_go_on_with_the_index_that_they_have_open(tmp_path):
         ({}, "nothing is named: say which rows, names or tracks to remove"),
         ({"rows": [60]}, "i.h5 has no row 60: it has 60 items, counted from 0"),
         ({"rows": [-1]}, "i.h5 has no row -1: it has 60 items, counted from 0"),
-        ({"rows": range(60)}, "i.h5 would be left: delete the file instead"),
-        ({"names": ["g001", "nobody"]}, "i.h5 has no item called nobody; nothing was removed"),
+        ({"rows": range(60)}, "i.h5 would be left: delete it instead"),
+        ({"names": ["g001", "nobody"]}, "i.h5 has no item called 'nobody'; nothing was removed"),
+        ({"rows": [True, False]}, "rows are bool (2,): pass a list of row numbers"),
+        ({"rows": [2.0]}, "rows are float64 (1,): pass a list of row numbers"),
+        ({"rows": [[1, 2]]}, "rows are int64 (1, 2): pass a list of row numbers"),
+        ({"names": "g001"}, "names is one text: pass a list of names"),
+        (
+            {"names": ["a", "b"]},
+            "i.h5 has no item called 'a', nor 1 others that are named; nothing was removed",
+        ),
         ({"rows": [1], "memory": 10}, "a memory budget of 10 bytes is too small"),
     ],
 )
@@ -137,7 +145,7 @@ def test_tracks_are_kept_and_removed(kind, ann, tmp_path):
     stays = [row for row in range(60) if row // 5 not in (3, 11)]
     np.testing.assert_array_equal(left.gallery.tracks, tracks[stays])
     assert left.gallery.digest() == some(stays).digest()
-    with pytest.raises(br.InputError, match="has no track 3; nothing was removed"):
+    with pytest.raises(br.InputError, match="has no track '3'; nothing was removed"):
         br.remove_from_index(tmp_path / "i.h5", tracks=["3"])
     with pytest.raises(br.InputError, match=r"has tracks and .* has none"):
         br.build_index(arrays["probe"], tmp_path / "i.h5", append=True)
@@ -156,6 +164,10 @@ def test_on_the_command_line(cli, write, tmp_path):
     (tmp_path / "names.txt").write_text("g000\ng001\n\n")
     code, _, err = cli("index", "-o", "i.h5", "--remove-names", tmp_path / "names.txt")
     assert (code, err) == (0, "wrote i.h5: 47 gallery items are left\n")
+    code, _, err = cli("index", "-o", "i.h5", "--remove", "3,0-99999999999")
+    assert (code, err) == (1, "error: i.h5 has no row 47: it has 47 items, counted from 0\n")
+    code, _, err = cli("index", "-o", "i.h5", "--remove-names", "missing.txt")
+    assert (code, err) == (1, "error: missing.txt: No such file or directory\n")
     (tmp_path / "tracks.txt").write_text("7")
     code, _, err = cli("index", "-o", "i.h5", "--remove-tracks", tmp_path / "tracks.txt")
     assert (code, err) == (1, "error: i.h5 has no tracks: remove items by row\n")
@@ -172,6 +184,7 @@ def test_on_the_command_line(cli, write, tmp_path):
             ["-o", "i.h5", "--remove", "3-x"],
             "--remove is row numbers and ranges such as 3,17,100-199, not '3-x'",
         ),
+        (["-o", "i.h5", "--remove", "5,7-3"], "--remove 7-3 goes backwards: write 3-7"),
         (["--remove", "3"], "--remove needs the index: name it with -o"),
         (["FEATS", "-o", "i.h5", "--remove", "3"], "--remove takes from the index as it is: leave GALLERY out"),
         (["-o", "i.h5", "--remove", "3", "--k1", "3"], "--remove takes from the index as it is: leave k1 out"),

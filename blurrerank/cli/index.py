@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     method="k-reciprocal-online",
     short_help="Index a gallery, so that probes can be answered as they come.",
 )
-@click.argument("gallery", type=FILE, metavar="GALLERY", required=False)
+@click.argument("gallery", type=FILE, metavar="[GALLERY]", required=False)
 @click.option(
     "-o",
     "--output",
@@ -260,9 +260,9 @@ def _remove(
     """Take items from an index."""
     from ..index.changing import remove_from_index
 
-    left = remove_from_index(
-        path, rows=_rows(rows or ""), names=_lines(names, "names"), tracks=_lines(tracks, "tracks"), **how
-    )
+    numbers = _rows(rows or "", Path(path))
+    named = {"names": _lines(names, "names"), "tracks": _lines(tracks, "tracks")}
+    left = remove_from_index(path, rows=numbers, **named, **how)
     runtime.note(f"wrote {path}: {len(left)} gallery items are left")
     _tell_drift(left, runtime)
 
@@ -270,28 +270,35 @@ def _remove(
 def _lines(path: str | None, what: str) -> list[str]:
     """The lines of a text file, without those that are empty."""
     from ..errors import InputError
+    from ..files.access import check_readable
 
     if path is None:
         return []
+    check_readable(Path(path))
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no text file of {what}: {error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no UTF-8 text: expected one of the {what} on each line") from None
     return [line for line in lines if line]
 
 
-def _rows(text: str) -> list[int]:
-    """The row numbers of --remove.
+def _rows(text: str, path: Path) -> list[int]:
+    """The row numbers of --remove; of those beyond an index, the first.
 
     Raises:
         ParameterError: for anything else than numbers and ranges of them.
     """
     from ..errors import ParameterError
+    from ..index.index_h5 import stored_items
 
     found: list[int] = []
+    beyond = stored_items(path) if text else 0
     for part in filter(None, text.split(",")):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ParameterError(f"--remove is row numbers and ranges such as 3,17,100-199, not {part!r}")
-        found += range(int(first), int(last or first) + 1)
+        start, stop = int(first), int(last or first)
+        if stop < start:
+            raise ParameterError(f"--remove {part} goes backwards: write {last}-{first}")
+        found += range(start, min(stop, beyond) + 1) if start <= beyond else [start]
     return found

@@ -119,7 +119,8 @@ def _index_lines(described: dict[str, Any]) -> str:
     lines += [f"{name}: {side[name]}" for name in labels if name in side]
     if described["calibrated"]:
         lines.append(f"calibrated for other cameras: {', '.join(map(str, described['calibrated']))}")
-    return "\n".join([*lines, f"names: {'yes' if side['names'] else '-'}", f"digest: {described['digest']}"])
+    lines += [f"names: {'yes' if side['names'] else '-'}", f"tracks: {side.get('tracks', '-')}"]
+    return "\n".join([*lines, f"digest: {described['digest']}"])
 
 
 def _features(side: dict[str, Any]) -> str:

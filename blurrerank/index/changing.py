@@ -173,12 +173,18 @@ def _search_of(index: GalleryIndex) -> tuple[str | None, int | None]:
 def _stays(index: GalleryIndex, rows: Sequence[int], named: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
     """(N,) the rows that stay."""
     size, leaves = len(index), np.zeros(len(index), dtype=bool)
-    if not len(rows) and not any(map(len, named.values())):
+    for kind, wanted in named.items():
+        if isinstance(wanted, str):
+            raise ParameterError(f"{kind} is one text: pass a list of {kind}")
+    numbers = np.asarray(rows)
+    if not numbers.size and not any(map(len, named.values())):
         raise ParameterError("nothing is named: say which rows, names or tracks to remove")
-    for row in rows:
-        if not 0 <= row < size:
-            raise InputError(f"{index.path} has no row {row}: it has {size} items, counted from 0")
-        leaves[row] = True
+    if numbers.size and (numbers.dtype.kind not in "iu" or numbers.ndim != 1):
+        raise ParameterError(f"rows are {numbers.dtype} {numbers.shape}: pass a list of row numbers")
+    wrong = numbers[(numbers < 0) | (numbers >= size)] if numbers.size else numbers
+    if wrong.size:
+        raise InputError(f"{index.path} has no row {wrong[0]}: it has {size} items, counted from 0")
+    leaves[numbers.astype(np.int64)] = True
     for kind, wanted in named.items():
         own = getattr(index.gallery, kind)
         if not len(wanted):
@@ -190,8 +196,9 @@ def _stays(index: GalleryIndex, rows: Sequence[int], named: Mapping[str, Sequenc
         missing = set(wanted).difference(own[found])
         if missing:
             what = "item called" if kind == "names" else "track"
-            raise InputError(f"{index.path} has no {what} {min(missing)}; nothing was removed")
+            others = f", nor {len(missing) - 1} others that are named" if len(missing) > 1 else ""
+            raise InputError(f"{index.path} has no {what} {min(missing)!r}{others}; nothing was removed")
         leaves |= found
     if leaves.all():
-        raise ParameterError(f"nothing of {index.path} would be left: delete the file instead")
+        raise ParameterError(f"nothing of {index.path} would be left: delete it instead")
     return np.flatnonzero(~leaves)

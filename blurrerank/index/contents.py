@@ -45,22 +45,31 @@ class Labels:
         """These and those of further rows; messages call the two `where` and `new_where`.
 
         Raises:
-            InputError: if only one of them has a kind of labels, or if the features of all new rows are here
-                already; if those of some are, it warns.
+            InputError: if only one of them has a kind of labels, or if all new rows are here already, with the
+                same labels; if the features of some are, it warns.
         """
         for name in LABELS:
             before, after = getattr(self, name), getattr(new, name)
             if (before is None) != (after is None):
                 has, lacks = (where, new_where) if after is None else (new_where, where)
                 raise InputError(f"{has} has {name} and {lacks} has none: they cannot be joined")
-        here = {row.tobytes() for row in self.digests}
-        twice = sum(row.tobytes() in here for row in new.digests)
-        if twice == len(new.digests):
+        added = [row.tobytes() for row in new.digests]
+        here: dict[bytes, set[tuple[Any, ...]]] = {digest: set() for digest in added}
+        for row, digest in enumerate(map(bytes, self.digests)):
+            if digest in here:
+                here[digest] = {*here[digest], self._labels_at(row)}
+        if all(new._labels_at(row) in here[digest] for row, digest in enumerate(added)):
             raise InputError(f"every row of {new_where} is in {where} already: there is nothing to append")
+        twice = sum(bool(here[digest]) for digest in added)
         if twice:
-            repeated = f"{twice} of {len(new.digests)} rows of {new_where} are in {where} already"
+            repeated = f"the features of {twice} of {len(added)} rows of {new_where} are in {where} already"
             warnings.warn(f"{repeated}; they are in the index twice now", BlurrerankWarning, stacklevel=3)
         return self.followed_by(new)
+
+    def _labels_at(self, row: int) -> tuple[Any, ...]:
+        """What is known of a row beside its features."""
+        parts = (getattr(self, name) for name in LABELS)
+        return tuple(None if part is None else part[row] for part in parts)
 
     def followed_by(self, new: Labels) -> Labels:
         """These and those of further rows, which have the same kinds."""
@@ -137,9 +146,10 @@ class Drift:
         return cls(len(gone) - encoded - lost, int(gone[:encoded].sum()), stale, encoded)
 
     def __str__(self) -> str:
+        left = max(1, self.encoded - self.removed)
         return (
             f"{self.added} items added and {self.removed} removed since it was encoded; at least "
-            f"{self.stale / self.encoded:.2%} of its neighbour lists are out of date"
+            f"{self.stale / left:.2%} of the other neighbour lists are out of date"
         )
 
 

@@ -296,6 +296,10 @@ class GalleryIndex:
         name = self.method.name if name is None else name
         method, own = create(name, preset=preset, **params), self.method.feature_steps
         *stepped, ranked = settings_of(name, params)[1]
+        if isinstance(method.ranker, GraphRanker) and not method.ranker.online:
+            raise ParameterError(
+                f"method {name} looks at all probes together, which no index answers: run it on features"
+            )
         if [step.name for step in method.feature_steps] != [step.name for step in own]:
             if not own:
                 raise ParameterError(
@@ -316,10 +320,6 @@ class GalleryIndex:
             )
         if isinstance(ranker, GraphRanker):
             known = {one.ranker.name: one.ranker for one in self.methods}.get(ranker.name)
-            if not ranker.online:
-                raise ParameterError(
-                    f"method {name} looks at all probes together, which no index answers: run it on features"
-                )
             if known is None:
                 built = " and ".join(one.ranker.name for one in self.methods)
                 raise ParameterError(f"{self.path} was built for {built}, not {ranker.name}")
@@ -369,6 +369,8 @@ def as_side(values: ArrayLike | torch.Tensor | Side, label: str) -> Side:
     """
     if isinstance(values, Side):
         return values
+    if isinstance(values, str | Path):
+        raise InputError(f"{values} is a path: pass what is in it, such as br.load(path).{label}")
     if isinstance(values, FeatureSet):
         raise InputError(f"a FeatureSet has two sides: pass its {label}")
     try:

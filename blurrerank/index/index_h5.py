@@ -67,9 +67,9 @@ import torch
 
 from ..data.side import digest_of
 from ..engine.request import check_indexes
-from ..errors import InputError
+from ..errors import InputError, OutputError
 from ..files.guard import guarded, trying
-from ..files.hdf5 import attributes, open_hdf5
+from ..files.hdf5 import attributes, member, open_hdf5
 from ..files.mapped_h5 import OFF, MappedFile, opened_mapped, reading_mapped, telling_of_damage
 from ..files.targets import replacing
 from ..files.verified import remember, state_of, was_verified
@@ -116,7 +116,9 @@ def changing(path: Path, *, force: bool = True) -> Iterator[Path]:
 
     A base that no index needs any more is removed.
     """
-    base = base_of(path)
+    base, of = base_of(path), path.with_name(path.name.removesuffix(".base"))
+    if of != path and is_changed(of):
+        raise OutputError(f"{path} belongs to {of}, which holds changes to it: change {of} instead")
 
     def settle() -> None:
         if is_changed(path):
@@ -131,6 +133,24 @@ def changing(path: Path, *, force: bool = True) -> Iterator[Path]:
         left = base.is_file() and path.is_file() and base.samefile(path)
         ours, verified = changed or left, was_verified(base if changed else path)
         yield temporary
+
+
+def stored_items(path: Path) -> int:
+    """Return how many items the files of an index store, those that were taken from it among them.
+
+    Raises:
+        InputError: if they cannot be read.
+    """
+
+    def read() -> int:
+        total = 0
+        for file in files_of(path):
+            with open_hdf5(file) as opened:
+                features = member(opened, "features")
+                total += len(features) if isinstance(features, h5py.Dataset) else 0
+        return total
+
+    return guarded(read, *files_of(path))
 
 
 def files_of(path: Path) -> list[Path]:
