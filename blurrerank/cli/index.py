@@ -261,7 +261,7 @@ def _remove(
     from ..index.changing import remove_from_index
 
     numbers = _rows(rows or "", Path(path))
-    named = {"names": _lines(names, "names"), "tracks": _lines(tracks, "tracks")}
+    named: dict[str, Any] = {"names": _lines(names, "names"), "tracks": _lines(tracks, "tracks")}
     left = remove_from_index(path, rows=numbers, **named, **how)
     runtime.note(f"wrote {path}: {len(left)} gallery items are left")
     _tell_drift(left, runtime)
