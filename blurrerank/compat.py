@@ -21,6 +21,7 @@ from .engine.ranking import rank_batches
 from .engine.request import Request
 from .engine.rerank import rerank
 from .errors import InputError
+from .graph.comparison import compared
 from .graph.neighbour_graph import NeighbourGraph
 from .graph.sparse_rows import CHUNK_BYTES, SparseRows
 from .methods import create
@@ -356,7 +357,7 @@ def _final(
     inverted = encodings.rows(probes, number).transposed(number)
     final = np.empty((probes, number - probes), dtype=np.float32)
     for start, stop in blocks_of(probes, step):
-        overlap = encodings.rows(start, stop).overlaps([inverted], number - probes)
+        overlap = compared(encodings.rows(start, stop), [inverted], number - probes, "overlap")
         base = normalised(start, stop)[:, probes:]
         final[start:stop] = method.blend(overlap, base).cpu().numpy()
     return final

@@ -72,6 +72,10 @@ class Command:
 RUN = ("run", "feats.h5", "-q", "--memory", "600KiB")
 INDEX = ("index", "gallery.h5", "-o", "out.index.h5", "-q", "--pool", "15")
 NEAR = (*INDEX, "--ann", "hnsw")
+CHANGES = {
+    "index --append": ("index", "more.h5", "-o", "out.index.h5", "-q", "--append"),
+    "index --remove": ("index", "-o", "out.index.h5", "-q", "--remove", "3,17,40-69"),
+}
 COMMANDS = [
     Command("run, h5", "out.h5", (*RUN, "-o", "out.h5"), again=("--resume", "--force")),
     Command(
@@ -102,35 +106,10 @@ COMMANDS = [
         again=("--resume", "--force"),
     ),
     Command("index", "out.index.h5", INDEX),
-    Command(
-        "index --append",
-        "out.index.h5",
-        ("index", "more.h5", "-o", "out.index.h5", "-q", "--append"),
-        first=INDEX,
-        again=(),
-    ),
-    Command(
-        "index --remove",
-        "out.index.h5",
-        ("index", "-o", "out.index.h5", "-q", "--remove", "3,17,40-69"),
-        first=INDEX,
-        again=(),
-    ),
-    Command(
-        "index --append, approximate",
-        "out.index.h5",
-        ("index", "more.h5", "-o", "out.index.h5", "-q", "--append"),
-        first=NEAR,
-        again=(),
-        base="out.index.h5.base",
-    ),
-    Command(
-        "index --remove, approximate",
-        "out.index.h5",
-        ("index", "-o", "out.index.h5", "-q", "--remove", "3,17,40-69"),
-        first=NEAR,
-        again=(),
-        base="out.index.h5.base",
+    *(
+        Command(f"{name}{kind}", "out.index.h5", arguments, first=built, again=(), base=base)
+        for kind, built, base in (("", INDEX, None), (", approximate", NEAR, "out.index.h5.base"))
+        for name, arguments in CHANGES.items()
     ),
     Command("convert", "out.h5", ("convert", "dump.npz", "out.h5", "-q")),
     Command("report", "out.html", ("report", "lists.h5", "feats.h5", "-o", "out.html", "-q")),

@@ -17,7 +17,7 @@ import blurrerank as br
 from blurrerank.files.verified import was_verified
 from blurrerank.index import index_h5
 from blurrerank.index.gallery_index import GalleryIndex
-from blurrerank.index.index_h5 import base_of, is_changed
+from blurrerank.index.index_files import base_of, is_changed
 
 METHODS = {"k-reciprocal-online": SMALL, "gnn": {}, "camera-graph": {}, "center+camera-graph": {}}
 

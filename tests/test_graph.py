@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 from blurrerank.files.neighbours_h5 import read_partial, write_partial
+from blurrerank.graph.comparison import compared
 from blurrerank.graph.find import find_graph
 from blurrerank.graph.neighbour_graph import ListSizes
 from blurrerank.graph.sparse_rows import ONE, SparseRows
@@ -211,7 +212,7 @@ def test_sparse_rows_are_a_matrix(matrix):
 def test_overlaps_are_sums_of_minima(matrices):
     (one, rows), (other, others) = matrices
     expected = np.minimum(one[:, None], other[None]).sum(axis=2) / ONE
-    found = rows.overlaps([others.transposed(other.shape[1])], len(other))
+    found = compared(rows, [others.transposed(other.shape[1])], len(other), "overlap")
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 

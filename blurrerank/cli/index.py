@@ -239,7 +239,7 @@ def _tell_drift(index: GalleryIndex, runtime: Runtime) -> None:
 def _compact(path: str, how: dict[str, Any], runtime: Runtime) -> None:
     """Encode an index anew."""
     from ..index.changing import compact_index
-    from ..index.index_h5 import is_changed
+    from ..index.index_files import is_changed
 
     changed = is_changed(Path(path))
     built = compact_index(path, **how)
@@ -289,7 +289,7 @@ def _rows(text: str, path: Path) -> list[int]:
         ParameterError: for anything else than numbers and ranges of them.
     """
     from ..errors import ParameterError
-    from ..index.index_h5 import stored_items
+    from ..index.index_files import stored_items
 
     found: list[int] = []
     beyond = stored_items(path) if text else 0

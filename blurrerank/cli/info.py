@@ -22,7 +22,7 @@ def info(ctx: click.Context, feats: str, gallery: str | None, as_json: bool, run
     FEATS may also be an index, which is then verified completely. Exits with 1 if there are problems.
     """
     from ..files.access import check_readable
-    from ..index.index_h5 import is_index
+    from ..index.index_files import is_index
     from ..studies.describe import describe, describe_index
 
     runtime.start()

@@ -88,7 +88,7 @@ class MethodCommand(click.Command):
             return given["--method"]
         listed = "--candidates" in given or given.get("--search") == "faiss"
         if self._with_index and "--index" in given and not listed:
-            from ..index.index_h5 import method_of
+            from ..index.index_files import method_of
 
             with suppress(BlurrerankError, OSError):  # what is wrong with it is told when it is opened
                 found = method_of(Path(given["--index"]))

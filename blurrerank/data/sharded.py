@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..compute.processes import Group
 from ..errors import InputError
 from .features import FeatureSet
-from .side import LABELS, Side
+from .side import Side
 from .validation import find_problems, label_problems
 
 # Row digests sent at a time, 16 bytes each.
@@ -38,11 +38,10 @@ class ShardedGallery(Side):
     group: Group = field(kw_only=True)
 
     @classmethod
-    def of(cls, side: Side, group: Group) -> ShardedGallery:
-        """Share a gallery that every process can read."""
+    def of(cls, side: Side, group: Group, **own: Any) -> ShardedGallery:
+        """Share a gallery that every process can read; `own` are further attributes of a subclass."""
         shard = side.part(group.share(len(side)))
-        labels: dict[str, Any] = {name: getattr(side, name) for name in LABELS}
-        return cls(side.features, **labels, label=side.label, shard=shard, group=group)
+        return cls(side.features, **side.labels, label=side.label, shard=shard, group=group, **own)
 
     def with_rows(self, shard: Side) -> ShardedGallery:
         """Return the same with new features, which may have other dimensions, of this process's rows."""

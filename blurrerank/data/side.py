@@ -133,11 +133,16 @@ class Side:
         self.check()
         return found
 
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What is known of the rows beside their features, by the names in `LABELS`; None where nothing is."""
+        return {name: getattr(self, name) for name in LABELS}
+
     def part(self, rows: slice) -> Any:
         """Return some rows, with their labels; features on disk stay there."""
         held = isinstance(self.features, np.ndarray | torch.Tensor)
         parts: dict[str, Any] = {
-            name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in LABELS
+            name: None if values is None else values[rows] for name, values in self.labels.items()
         }
         features = self.features[rows] if held else FeatureRows(self.features, rows)
         return replace(self, features=features, first=self.first + rows.start, **parts)

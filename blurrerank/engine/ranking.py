@@ -25,6 +25,7 @@ from ..data.side import digest_of
 from ..data.similarities import SimilaritySet
 from ..data.sort_keys import from_sort_keys
 from ..errors import InputError, ParameterError
+from ..graph.comparison import compared
 from ..graph.encoding import Encoding, Probes
 from ..graph.find import Keep, find_graph
 from ..graph.given import graph_of_similarities
@@ -417,7 +418,6 @@ class _Fitted:
                     )
                     probes = replace(probes, within=within, across=across)
                 rows = self.encoding.cut(ranker.encode_probes(self.encoding, probes))
-            compare = rows.dots if ranker.compares == "dot" else rows.overlaps
-            overlap = compare(self.encoding.lists, seen.shape[1])
+            overlap = compared(rows, self.encoding.lists, seen.shape[1], ranker.compares)
             scores[start:stop] = checked_result(ranker, "score", ranker.score(overlap, probes), seen)
         return scores

@@ -16,6 +16,7 @@ from ..compute.compute import Compute
 from ..data.candidates import Candidates
 from ..data.features import FeatureSet
 from ..data.sort_keys import NOBODY, from_sort_keys, sort_keys
+from ..graph.comparison import reached
 from ..graph.encoding import Encoding, Probes
 from ..graph.ranges import ranges
 from ..methods import GraphRanker
@@ -136,20 +137,20 @@ class _Scorer:
         """The same as `rank`, of probes with lists of one length."""
         size, listed = len(self._gallery), found.indices >= 0
         rows = self._encoding.cut(self._ranker.encode_probes(self._encoding, probes))
-        reached, overlap = rows.reached(self._encoding.lists, size, self._ranker.compares)
+        found_keys, overlap = reached(rows, self._encoding.lists, size, self._ranker.compares)
         first = torch.arange(len(queries), device=queries.device).unsqueeze(1) * size
         keys = torch.where(listed, first + found.indices, -1)
-        near = self._score(_looked_up(keys, reached, overlap), found.scores, probes)
+        near = self._score(_looked_up(keys, found_keys, overlap), found.scores, probes)
         near = near.masked_fill(~listed, -torch.inf)
         # Of the others, those are left out that would not be shown even if they were as near as the last item
         # that the search found by itself.
         floor = near.new_full((len(near), 1), -torch.inf)
         if near.shape[1] >= shown:
             floor = near.topk(shown, dim=1).values[:, -1:]
-        new = ~torch.isin(reached, keys.flatten())
+        new = ~torch.isin(found_keys, keys.flatten())
         if self._gone is not None:
-            new &= ~self._gone[reached % size]
-        items, overlap = _padded(reached[new], overlap[new], size, len(queries))
+            new &= ~self._gone[found_keys % size]
+        items, overlap = _padded(found_keys[new], overlap[new], size, len(queries))
         last = found.scores[:, self._depth - 1 : self._depth]
         nearest = torch.where(last == -torch.inf, _MOST_COSINE, last) if last.shape[1] else _MOST_COSINE
         most = self._score(overlap, torch.zeros_like(overlap) + nearest, probes)

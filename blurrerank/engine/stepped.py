@@ -92,9 +92,10 @@ def room_for(rows: int, dim: int, compute: Compute) -> Room:
     with tempfile.TemporaryFile() as file:  # mapped, it stays until the last user lets go of it
         try:
             # A mapping beyond what the disk has room for would end the process when it is written to.
-            os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(
-                size
-            )
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
         except OSError as error:
             where = tempfile.gettempdir()
             raise OutputError(
@@ -109,13 +110,10 @@ def stepped_side(side: Side, room: Room) -> SteppedSide:
     """Return the labels of `side` with other features."""
     return SteppedSide(
         room.rows,
-        side.ids,
-        side.cams,
-        side.names,
+        **side.labels,
         label=side.label,
         first=side.first,
         sources=side.sources,
         origin=side,
-        tracks=side.tracks,
         room=room,
     )

@@ -18,7 +18,8 @@ from ..search.given_similarities import SimilarityRows
 from ..search.rows import UnitRows, blocks_of
 from .blurred import BlurredRows
 from .pairs import pair_similarities
-from .sparse_rows import CHUNK_BYTES, SparseRows, reciprocal_neighbours
+from .reciprocal import reciprocal_neighbours
+from .sparse_rows import CHUNK_BYTES, SparseRows
 
 CAMERA_LISTS = ("within", "across")
 """Kinds of lists by camera: of the own one, and of all others."""

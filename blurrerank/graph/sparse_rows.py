@@ -5,14 +5,14 @@ are the same in every order, so that results depend neither on how the work is c
 GPU adds.
 
 Sources: Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017,
-arXiv:1701.08398, sections 3.3 to 3.5, for `expanded`, `averaged` and `overlaps`; Zhang, Jiang, Zheng, Tan,
+arXiv:1701.08398, sections 3.3 and 3.4, for `expanded` and `averaged`; Zhang, Jiang, Zheng, Tan,
 Ding, Yang, "Understanding Image Retrieval Re-Ranking: A Graph Neural Network Perspective", arXiv:2012.07620,
 for `propagated`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -100,7 +100,7 @@ class SparseRows:
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Yield consecutive `(start, stop)` of rows, to work on within `chunk_bytes`."""
-        return split_by_size(self.counts, self._entries_at_a_time)
+        return split_by_size(self.counts, self.entries_at_a_time)
 
     def to(self, device: torch.device) -> SparseRows:
         """Return the same on `device`; what is there already is shared."""
@@ -126,7 +126,7 @@ class SparseRows:
         """
         first, last = (0, width) if part is None else (part.start, part.stop)
         per_column = torch.zeros(last - first, dtype=torch.int64, device=self.columns.device)
-        for some in torch.split(self.columns, self._entries_at_a_time):
+        for some in torch.split(self.columns, self.entries_at_a_time):
             inside = some if part is None else some[(some >= first) & (some < last)] - first
             per_column += torch.bincount(inside, minlength=last - first)
         offsets = offsets_of(per_column)
@@ -232,7 +232,7 @@ class SparseRows:
     def _mixed(self, other: SparseRows, share: float, total: int) -> Iterator[SparseRows]:
         """The blocks of `mixed`, of rows over `total` columns."""
         part = round(share * WHOLE)
-        for start, stop in split_by_size(self.counts + other.counts, self._entries_at_a_time):
+        for start, stop in split_by_size(self.counts + other.counts, self.entries_at_a_time):
             parts = [rows.rows(start, stop) for rows in (self, other)]
             keys = [torch.repeat_interleave(rows.counts) * total + rows.columns for rows in parts]
             values = [parts[0].weights.long() * (WHOLE - part), parts[1].weights.long() * part]
@@ -314,7 +314,7 @@ class SparseRows:
         owner = torch.repeat_interleave(self.counts)
         sizes.scatter_add_(0, owner, halves.counts_of(self.columns.long()))
         counts, columns = [], []
-        for start, stop in split_by_size(sizes, self._entries_at_a_time):
+        for start, stop in split_by_size(sizes, self.entries_at_a_time):
             some = self.rows(start, stop)
             candidates = some.columns.long()
             image = torch.repeat_interleave(some.counts)
@@ -430,7 +430,7 @@ class SparseRows:
         sizes = counts.sum(dim=1)
         if own is not None:
             sizes += own.counts
-        for start, stop in split_by_size(sizes, self._entries_at_a_time):
+        for start, stop in split_by_size(sizes, self.entries_at_a_time):
             some = lists[start:stop].clamp_min(0).flatten().long()
             entry, place = ranges(self.offsets[some], counts[start:stop].flatten())
             keys = entry.div(number, rounding_mode="floor").mul_(total).add_(self.columns[place])
@@ -445,87 +445,9 @@ class SparseRows:
             means = (found + whole // 2).div_(whole, rounding_mode="floor")
             yield self._rows_of(distinct, total, means, stop - start)
 
-    def reached(
-        self, lists: Sequence[SparseRows], width: int, compares: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the rows of another matrix that have columns in common with these, and how they compare.
-
-        Args:
-            lists: the transpose of the other matrix, or several that make it up together.
-            width: G, how many rows the other matrix has.
-            compares: `overlap` or `dot`; see `overlaps` and `dots`.
-
-        Returns:
-            (t,) int64, p * G + g for row p of this matrix and g of the other, ascending; and (t,) float32.
-        """
-        combine = torch.mul if compares == "dot" else torch.minimum
-        parts = list(self._shared(lists, width, combine, torch.int64))
-        if not parts:
-            return self.offsets.new_empty(0), self.offsets.new_empty(0, dtype=torch.float32)
-        keys, sums = summed(*(torch.cat(some) for some in zip(*parts, strict=True)))
-        if compares == "dot":
-            return keys, sums.double().div_(ONE**2).float()
-        return keys, sums * (1 / ONE)
-
-    def overlaps(self, lists: Sequence[SparseRows], width: int) -> torch.Tensor:
-        """Return sum_j min(v_pj, w_gj) of every row p of this matrix with every row g of another.
-
-        Args:
-            lists: the transpose of the other matrix, whose rows are the columns of both; or several that make
-                it up together.
-            width: G, how many rows the other matrix has.
-
-        Returns:
-            (p, G) float32, 0 to 1 but for the rounding of the weights.
-        """
-        return self._compared(lists, width, torch.minimum, torch.int32) * (1 / ONE)
-
-    def dots(self, lists: Sequence[SparseRows], width: int) -> torch.Tensor:
-        """Return sum_j v_pj w_gj of every row p of this matrix with every row g of another.
-
-        Args:
-            lists: the transpose of the other matrix, whose rows are the columns of both; or several that make
-                it up together.
-            width: G, how many rows the other matrix has.
-
-        Returns:
-            (p, G) float32. Sums must stay below 8, as they do where the rows' norms are 1.
-        """
-        return self._compared(lists, width, torch.mul, torch.int64).double().div_(ONE**2).float()
-
-    def _compared(
-        self,
-        lists: Sequence[SparseRows],
-        width: int,
-        combine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """(p, G) sums of `combine` over the columns that rows of both matrices have."""
-        found = torch.zeros(len(self) * width, dtype=dtype, device=self.columns.device)
-        for at, shared in self._shared(lists, width, combine, dtype):
-            found.scatter_add_(0, at, shared)
-        return found.view(len(self), width)
-
-    def _shared(
-        self,
-        lists: Sequence[SparseRows],
-        width: int,
-        combine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        dtype: torch.dtype,
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Pieces of (t,) places p * width + g in a matrix of both, and what to add there."""
-        row, _ = ranges(self.offsets[:-1], self.counts)
-        columns = self.columns.long()
-        for inverted in lists:
-            starts, counts = inverted.offsets[columns], inverted.counts_of(columns)
-            for first, last in split_by_size(counts, self._entries_at_a_time):
-                owner, place = ranges(starts[first:last], counts[first:last])
-                mine, theirs = self.weights[first:last][owner], inverted.weights[place]
-                shared = combine(mine.to(dtype), theirs.to(dtype))
-                yield (row[first:last] * width)[owner].add_(inverted.columns[place]), shared
-
     @property
-    def _entries_at_a_time(self) -> int:
+    def entries_at_a_time(self) -> int:
+        """Entries to work on at a time within `chunk_bytes`."""
         return max(1, self.chunk_bytes // _ENTRY_BYTES)
 
 
@@ -573,37 +495,3 @@ def summed(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torc
     """Return the distinct keys, ascending, and the sum of the values of each, all int64."""
     distinct, which = torch.unique(keys, return_inverse=True)
     return distinct, torch.zeros_like(distinct).scatter_add_(0, which, values)
-
-
-def reciprocal_neighbours(lists: torch.Tensor, back: torch.Tensor, *, chunk_bytes: int) -> SparseRows:
-    """Return those of each image's list that have the image in theirs, with weights 0.
-
-    Args:
-        lists: (N, K) int32 or int64, each image itself and its nearest others; -1 pads.
-        back: (N, L) likewise, the lists in which the image must be.
-        chunk_bytes: bytes to work with at a time.
-    """
-    counts, columns = [], []
-    for some, found in listed_back(lists, back, chunk_bytes=chunk_bytes):
-        counts.append(found.sum(dim=1))
-        columns.append(some[found])
-    members = torch.cat(columns)
-    weights = torch.zeros_like(members, dtype=torch.int32)
-    return SparseRows(offsets_of(torch.cat(counts)), members, weights, chunk_bytes)
-
-
-def listed_back(
-    lists: torch.Tensor, back: torch.Tensor, *, chunk_bytes: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield some rows of `lists`, and likewise bool: which of them have the image in their list in `back`.
-
-    Args:
-        lists: (N, K) int32 or int64, -1 pads.
-        back: (N, L) likewise.
-        chunk_bytes: bytes to work with at a time.
-    """
-    step = max(1, chunk_bytes // (8 * lists.shape[1] * back.shape[1]))
-    for start in range(0, len(lists), step):
-        some = lists[start : start + step]
-        itself = torch.arange(start, start + len(some), device=lists.device).view(-1, 1, 1)
-        yield some, (back[some.long()] == itself).any(dim=2) & (some >= 0)

@@ -32,7 +32,7 @@ from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AUTO, AnyMethod, GraphRanker, create, without_auto
 from ..methods.k_reciprocal_online import KReciprocalOnline
 from ..methods.kinds.steps import Transform
-from . import index_h5
+from . import index_files
 from .changing import added
 from .contents import Labels
 from .encoding import Items, check_memory, encode, sizes_for
@@ -113,11 +113,11 @@ def build_index(
     if compute.leads:
         check_target(path, force=force or append)
         check_readable(path)
-        if path.exists() and not append and not index_h5.is_index(path):
+        if path.exists() and not append and not index_files.is_index(path):
             raise OutputError(f"{path} is no index, and is not replaced by one: choose another name")
-        writing = index_h5.changing(path, force=force or append)
+        writing = index_files.changing(path, force=force or append)
     with writing as temporary:
-        before = _stamp(path)
+        before = index_files.stamp(path)
         old = GalleryIndex.open(path, device=device) if append else None
         _check(gallery, old, group)
         if group is not None and ann is None:
@@ -151,7 +151,7 @@ def build_index(
                 items = _stepped(items, gallery, calibration, compute)
             # All processes would have to know what one of them keeps.
             encode(items, temporary, compute, keep=left.write if group is None else None)
-        if compute.leads and _stamp(path) != before:
+        if compute.leads and index_files.stamp(path) != before:
             left.remove()  # what comes now begins with other items
             raise OutputError(f"{path} was written by another process meanwhile: run this again")
         if group is not None:
@@ -185,7 +185,6 @@ def _together(method: AnyMethod, also: Sequence[str]) -> tuple[AnyMethod, ...]:
     methods = [method]
     for text in also:
         other = create(text)
-        check_indexes(other)
         if other.feature_steps != method.feature_steps:
             steps = step_names(method.feature_steps)
             must = f"begin with {steps}, and with its parameters" if steps else "have no feature steps"
@@ -323,8 +322,3 @@ def _stepped(items: Items, gallery: Side, calibration: Side | None, compute: Com
             "takes probes of as many as it keeps: leave it out"
         )
     return replace(items, sides=[stepped], fitted=fitted)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when the file at `path` is replaced."""
-    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None

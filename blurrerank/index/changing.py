@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,32 +11,15 @@ from numpy.typing import NDArray
 
 from ..compute.compute import Compute, Progress
 from ..data.features import FeatureSet
-from ..data.side import Side, digest_of
+from ..data.side import Side
 from ..engine.transforms import apply_fitted
 from ..errors import InputError, ParameterError
 from ..methods import AnyMethod
-from . import index_h5
+from . import index_files
 from .contents import Labels
 from .encoding import Items, check_memory, encode
-from .gallery_index import Chosen, GalleryIndex
+from .gallery_index import Chosen, GalleryIndex, UnitSide
 from .growing import shrink
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _LeftSide(Side):
-    """Items of an index that stay: normalised features, and the digests of the rows as they came."""
-
-    unit = True
-
-    digests: NDArray[np.uint8]
-
-    def row_digests(self) -> NDArray[np.uint8]:
-        """Return those of the rows as they came."""
-        return self.digests
-
-    def digest(self) -> str:
-        """Return the SHA-256 over the rows as they came."""
-        return digest_of(self.digests)
 
 
 def added(old: GalleryIndex, gallery: Side, method: AnyMethod, compute: Compute) -> Items:
@@ -96,7 +78,7 @@ def remove_from_index(
         OutputError: if the index cannot be written.
     """
     path, compute = Path(path), Compute.choose(device, memory, precision=precision, progress=progress)
-    with index_h5.changing(path) as temporary:
+    with index_files.changing(path) as temporary:
         old = GalleryIndex.open(path, device=device)
         stays = _stays(old, rows, {"names": names, "tracks": tracks})
         check_memory(memory, old.dim)
@@ -137,7 +119,7 @@ def compact_index(
     if old.drift is None:
         return old
     check_memory(memory, old.dim)
-    with index_h5.changing(path) as temporary:
+    with index_files.changing(path) as temporary:
         old = GalleryIndex.open(path, device=device)  # as it is now that no one else changes it
         _encode_left(old, np.arange(len(old)), temporary, compute)
     return GalleryIndex.open(path, device=device, verify=False)
@@ -149,16 +131,7 @@ def _encode_left(old: GalleryIndex, stays: NDArray[np.int64], temporary: Path, c
     labels = Labels.of(gallery).at(stays)
     features = old.stored.block(0, len(old.stored))
     kept = torch.from_numpy(stays) if gallery.kept is None else gallery.kept[stays]
-    left = _LeftSide(
-        Chosen(features, kept),
-        labels.ids,
-        labels.cams,
-        labels.names,
-        tracks=labels.tracks,
-        label=str(old.path),
-        sources=gallery.sources,
-        digests=labels.digests,
-    )
+    left = UnitSide(Chosen(features, kept), label=str(old.path), sources=gallery.sources)
     ann, effort = _search_of(old)
     encode(Items([left], labels, old.methods, gallery.fitted, ann=ann, effort=effort), temporary, compute)
 

@@ -57,7 +57,7 @@ class Labels:
         here: dict[bytes, set[tuple[Any, ...]]] = {digest: set() for digest in added}
         for row, digest in enumerate(map(bytes, self.digests)):
             if digest in here:
-                here[digest] = {*here[digest], self._labels_at(row)}
+                here[digest].add(self._labels_at(row))
         if all(new._labels_at(row) in here[digest] for row, digest in enumerate(added)):
             raise InputError(f"every row of {new_where} is in {where} already: there is nothing to append")
         twice = sum(bool(here[digest]) for digest in added)

@@ -20,7 +20,6 @@ from ..data.side import LABELS, Side, digest_of
 from ..engine.request import Request
 from ..engine.rerank import rank
 from ..errors import InputError, ParameterError
-from ..files.verified import remember, state_of, was_verified
 from ..graph.encoding import Encoding
 from ..graph.neighbour_graph import NeighbourGraph
 from ..methods import AnyMethod, Chain, FeatureStep, GraphRanker, HeadRanker, Ranker, create, settings_of
@@ -153,13 +152,7 @@ class GalleryIndex:
         """
         where = pick_device(device)
         path = Path(path)
-        large = index_h5.base_of(path) if index_h5.is_changed(path) else path
-        if verify is None:
-            verify = not was_verified(large)
-        state = state_of(large) if verify and large.is_file() else None
         stored = index_h5.read(path, verify=verify)
-        if state is not None:
-            remember(large, state)
         if stored.approximation is not None and where.type != "cpu":
             raise ParameterError(f"{path} is searched approximately, which is done on the CPU: use device cpu")
         gallery = IndexedSide(
@@ -337,6 +330,13 @@ class GalleryIndex:
             InputError: for features that cannot be compared with these.
         """
         return FeatureSet(as_side(probe, "probe"), self.gallery)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitSide(Side):
+    """Rows that are normalised; what is known of them is kept elsewhere."""
+
+    unit = True
 
 
 class Chosen:

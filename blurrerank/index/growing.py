@@ -6,14 +6,14 @@ found any more. What a build would do otherwise is counted, and done by `compact
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..compute.compute import Compute
-from ..data.side import Side, digest_of
+from ..data.side import digest_of
 from ..errors import ParameterError
 from ..files.mapped_h5 import opened_mapped
 from ..files.targets import second_name
@@ -23,19 +23,12 @@ from ..search.plan import Plan
 from ..search.rows import UnitRows, blocks_of
 from .contents import Changes, Drift, Labels
 from .encoding import Items, sizes_for
-from .gallery_index import GalleryIndex
-from .index_h5 import FORMAT, base_of, is_changed
+from .gallery_index import GalleryIndex, UnitSide
+from .index_files import FORMAT, base_of, is_changed
 from .write_h5 import write_changes
 
 # Neighbour lists looked through at a time.
 _ROWS = 1 << 16
-
-
-@dataclass(frozen=True, eq=False)
-class _UnitSide(Side):
-    """Rows that are normalised."""
-
-    unit = True
 
 
 def grow(old: GalleryIndex, items: Items, temporary: Path, compute: Compute) -> bool:
@@ -84,7 +77,7 @@ def _grown(old: GalleryIndex, items: Items, compute: Compute) -> Changes | None:
     rows = UnitRows(side, device=plan.device, block=plan.gallery_block, resident=True)
     new = rows.rows(0, len(rows))
     images = UnitRows(
-        stored, _UnitSide(new), device=plan.device, block=plan.gallery_block, resident=False, budget=plan.budget
+        stored, UnitSide(new), device=plan.device, block=plan.gallery_block, resident=False, budget=plan.budget
     )
     cams = None
     if items.needs_cameras:

@@ -53,25 +53,23 @@ root attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` 
 from __future__ import annotations
 
 import json
-import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 
 from ..data.side import digest_of
 from ..engine.request import check_indexes
-from ..errors import InputError, OutputError
+from ..errors import InputError
 from ..files.guard import guarded, trying
-from ..files.hdf5 import attributes, member, open_hdf5
+from ..files.hdf5 import attributes, open_hdf5
 from ..files.mapped_h5 import OFF, MappedFile, opened_mapped, reading_mapped, telling_of_damage
-from ..files.targets import replacing
 from ..files.verified import remember, state_of, was_verified
 from ..graph.encoding import BlurredEncoding, Encoding
 from ..graph.sparse_rows import ONE, SparseRows
@@ -80,9 +78,8 @@ from ..methods.kinds.steps import Transform
 from ..search.ann import KINDS, ApproximateSearch
 from ..search.approximate import load_faiss
 from .contents import Approximation, Drift, Labels, Stored
+from .index_files import CHANGES, FORMAT, base_of, files_of, stamp
 
-FORMAT = "blurrerank-index"
-CHANGES = "blurrerank-index-changes"
 BLURRED = ("group", "blur", "reach", "halves", "encodings", "inverted")
 """The parts of an encoding by similarities to blurred items, in the order in which they are written."""
 PLAIN = ("rows", "inverted")
@@ -104,96 +101,32 @@ def checksum(*texts: str | None) -> int:
     return zlib.crc32(" ".join(filter(None, texts)).encode())
 
 
-def base_of(path: Path) -> Path:
-    """Return where the index is that an index of changes at `path` is of."""
-    real = Path(os.path.realpath(path))
-    return real.with_name(f"{real.name}.base")
-
-
-@contextmanager
-def changing(path: Path, *, force: bool = True) -> Iterator[Path]:
-    """Yield a temporary path that takes the place of an index, or of nothing; see `replacing`.
-
-    A base that no index needs any more is removed.
-    """
-    base, of = base_of(path), path.with_name(path.name.removesuffix(".base"))
-    if of != path and is_changed(of):
-        raise OutputError(f"{path} belongs to {of}, which holds changes to it: change {of} instead")
-
-    def settle() -> None:
-        if is_changed(path):
-            if verified:  # what was known of it goes with its name
-                remember(base, state_of(base))
-        elif ours:
-            base.unlink(missing_ok=True)
-
-    with replacing(path, force=force, then=settle) as temporary:
-        changed = is_changed(path)
-        # Whoever was interrupted may have left a second name of the index as it is.
-        left = base.is_file() and path.is_file() and base.samefile(path)
-        ours, verified = changed or left, was_verified(base if changed else path)
-        yield temporary
-
-
-def stored_items(path: Path) -> int:
-    """Return how many items the files of an index store, those that were taken from it among them.
-
-    Raises:
-        InputError: if they cannot be read.
-    """
-
-    def read() -> int:
-        total = 0
-        for file in files_of(path):
-            with open_hdf5(file) as opened:
-                features = member(opened, "features")
-                total += len(features) if isinstance(features, h5py.Dataset) else 0
-        return total
-
-    return guarded(read, *files_of(path))
-
-
-def files_of(path: Path) -> list[Path]:
-    """Return the files of an index: itself, and what it is changes to."""
-    return [path, base_of(path)] if is_changed(path) else [path]
-
-
-def is_changed(path: Path) -> bool:
-    """Return whether the index at `path` is one of changes to another file."""
-    return _stated(path).get("format") == CHANGES
-
-
-def is_index(path: Path) -> bool:
-    """Whether this is an index, sound or not."""
-    return method_of(path) is not None
-
-
-def read(path: Path, *, verify: bool = True) -> Stored:
+def read(path: Path, *, verify: bool | None = None) -> Stored:
     """Map an index into memory.
 
     Args:
         path: the file.
-        verify: read all of it and compare checksums.
+        verify: read all of it and compare checksums; by default the first time that this user reads it, and
+            again when it was changed.
 
     Raises:
         InputError: if it is none, is of a newer version or of a method that is not known, or is damaged.
     """
     for _ in range(_ATTEMPTS):
-        before = _state(path)
+        before, files = stamp(path), files_of(path)
+        large = files[-1]
+        full = not was_verified(large) if verify is None else verify
+        state = state_of(large) if full and large.is_file() else None
         try:
-            return guarded(lambda: _read(path, verify and not trying()), *files_of(path))
+            stored = guarded(partial(_read, path, full), *files)
         except InputError:
-            if _state(path) == before:
+            if stamp(path) == before:
                 raise
+            continue
+        if state is not None:
+            remember(large, state)
+        return stored
     raise InputError(f"{path} is replaced again and again: try again when it is not")
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    """What changes when the file at `path` is replaced."""
-    with suppress(OSError):
-        found = path.stat()
-        return found.st_ino, found.st_mtime_ns
-    return None
 
 
 @contextmanager
@@ -221,6 +154,7 @@ def _opened(path: Path, verify: bool) -> Iterator[tuple[MappedFile, MappedFile |
 
 
 def _read(path: Path, verify: bool) -> Stored:
+    verify = verify and not trying()
     with _opened(path, verify) as (file, changes):
         features = file.take("features", ("G", "D"), np.float32)
         if verify and not _are_unit(features):
@@ -351,28 +285,6 @@ def _searched(file: MappedFile) -> dict[str, Any]:
     if about["kind"] not in KINDS or not whole or not isinstance(about["recall"], dict):
         raise InputError("its attribute search has values that are invalid")
     return about
-
-
-def method_of(path: Path) -> str | None:
-    """Return the method that an index was built for, without looking at the rest of it; None if it is none."""
-    stated = _stated(path)
-    return str(stated.get("method")) if stated.get("format") in (FORMAT, CHANGES) else None
-
-
-def _stated(path: Path) -> Mapping[str, Any]:
-    """The attributes of a file, if it is of HDF5 and they can be read."""
-    with suppress(OSError):  # whoever reads it says why it cannot be read
-        if not path.is_file() or not h5py.is_hdf5(path):
-            return {}
-
-    def read() -> Mapping[str, Any]:
-        with open_hdf5(path) as file:
-            return attributes(file)
-
-    try:
-        return guarded(read, path)
-    except InputError:
-        return {}
 
 
 def _blurred(file: MappedFile, at: str, verify: bool) -> BlurredEncoding:

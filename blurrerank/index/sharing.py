@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -21,16 +21,19 @@ class _SharedIndex(ShardedGallery):
 
     Attributes:
         index: the whole gallery.
-        here: the items of this process.
     """
 
     index: IndexedSide
-    here: slice
+    _parts: dict[str, Encoding] = field(default_factory=dict, init=False, repr=False)
 
     def encoded_for(self, method: GraphRanker) -> Encoding | None:
         """See `IndexedSide.encoded_for`; here it compares with the items of this process."""
         found = self.index.encoded_for(method)
-        return None if found is None else found.part(self.here)
+        if found is None:
+            return None
+        if method.name not in self._parts:  # taken once out of all that the index has
+            self._parts[method.name] = found.part(self.group.share(len(self)))
+        return self._parts[method.name]
 
     def fitted_for(self, steps: Sequence[FeatureStep]) -> Sequence[Mapping[str, torch.Tensor]] | None:
         """See `IndexedSide.fitted_for`."""
@@ -45,17 +48,4 @@ def shared(index: GalleryIndex, probe: Side, group: Group) -> ShardedSet:
         probe: the probes.
         group: the processes.
     """
-    side, here = index.gallery, group.share(len(index))
-    gallery = _SharedIndex(
-        side.features,
-        side.ids,
-        side.cams,
-        side.names,
-        label=side.label,
-        tracks=side.tracks,
-        shard=side.part(here),
-        group=group,
-        index=side,
-        here=here,
-    )
-    return ShardedSet(probe, gallery)
+    return ShardedSet(probe, _SharedIndex.of(index.gallery, group, index=index.gallery))

@@ -22,7 +22,8 @@ from ..graph.sparse_rows import SparseRows
 from ..methods import AnyMethod
 from ..search.rows import UnitRows
 from .contents import Approximation, Changes, Labels
-from .index_h5 import BLURRED, CHANGES, CHECKED, FORMAT, PLAIN, checksum, encoded_at
+from .index_files import CHANGES, FORMAT
+from .index_h5 import BLURRED, CHECKED, PLAIN, checksum, encoded_at
 
 
 def write(

@@ -30,7 +30,7 @@ import torch
 
 from ..data.candidates import Candidates
 from ..graph.encoding import Encoding, Probes
-from ..graph.neighbour_graph import NeighbourGraph
+from ..graph.neighbour_graph import NeighbourGraph, NeighbourLists
 from ..graph.neighbourhoods import Neighbourhoods
 from ..graph.sparse_rows import SparseRows
 from .kinds.parameters import ranged
@@ -91,15 +91,14 @@ class CameraGraph(PropagationRanker):
         """As many as either list asks for."""
         return max(self.ki - 1, self.k2i - 1, 1), max(self.ko, self.k2o)
 
+    def lists_of(self, graph: NeighbourGraph) -> tuple[torch.Tensor, NeighbourLists, int]:
+        """Return those within and across cameras, and the rounds."""
+        joined, near = graph.by_camera(self.ki, self.ko), graph.by_camera(self.k2i, self.k2o)
+        return joined.items, near, self.rounds
+
     def fit(self, graph: NeighbourGraph) -> Encoding:
         """Join neighbours, and average."""
-        joined, near = graph.by_camera(self.ki, self.ko), graph.by_camera(self.k2i, self.k2o)
-        return Encoding(rows=self.propagated(graph, joined.items, near, self.rounds, self.one_sided))
-
-    def extend(self, encoding: Encoding, graph: NeighbourGraph) -> Encoding:
-        """Join neighbours, and average; `one_sided` does not count."""
-        joined, near = graph.by_camera(self.ki, self.ko), graph.by_camera(self.k2i, self.k2o)
-        return self.continued(encoding, graph, joined.items, near, self.rounds)
+        return Encoding(rows=self.propagated(graph, self.one_sided))
 
     def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
         """Return the mean neighbourhood of the probe's nearest items."""

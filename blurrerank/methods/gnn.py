@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from ..graph.encoding import Encoding, Probes
 from ..graph.neighbour_graph import NeighbourGraph, NeighbourLists
 from ..graph.sparse_rows import SparseRows
@@ -58,17 +60,14 @@ class GraphNeuralNetwork(PropagationRanker):
         """As many as either list asks for, and one for a probe."""
         return max(self.k1 - 1, self.k2 - 1, 1)
 
+    def lists_of(self, graph: NeighbourGraph) -> tuple[torch.Tensor, NeighbourLists, int]:
+        """Return the first k1 and the first k2, and no rounds where there is nothing to average."""
+        near = NeighbourLists(graph.lists[:, : self.k2], graph.similarities[:, : self.k2])
+        return graph.lists[:, : self.k1], near, 2 if self.k2 > 1 else 0
+
     def fit(self, graph: NeighbourGraph) -> Encoding:
         """Join neighbours, and average."""
-        near = NeighbourLists(graph.lists[:, : self.k2], graph.similarities[:, : self.k2])
-        rounds = 2 if self.k2 > 1 else 0
-        return Encoding(rows=self.propagated(graph, graph.lists[:, : self.k1], near, rounds).unit())
-
-    def extend(self, encoding: Encoding, graph: NeighbourGraph) -> Encoding:
-        """Join neighbours, and average."""
-        near = NeighbourLists(graph.lists[:, : self.k2], graph.similarities[:, : self.k2])
-        rounds = 2 if self.k2 > 1 else 0
-        return self.continued(encoding, graph, graph.lists[:, : self.k1], near, rounds)
+        return Encoding(rows=self.propagated(graph).unit())
 
     def encode_probes(self, encoding: Encoding, probes: Probes) -> SparseRows:
         """Return the mean neighbourhood of the probe's nearest items."""

@@ -23,7 +23,7 @@ from ..files.foreign.traps import label_doubts, side_doubts
 from ..files.loading import inspect
 from ..graph.neighbourhoods import Neighbourhoods
 from ..index.gallery_index import GalleryIndex
-from ..index.index_h5 import files_of
+from ..index.index_files import files_of
 from ..methods import create, text_of
 from .cameras import camera_bias
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from ...data.candidates import Candidates
 from ...graph.encoding import Encoding, Probes
 from ...graph.neighbour_graph import NeighbourGraph, NeighbourLists
-from ...graph.sparse_rows import SparseRows, listed_back, picked, whole_parts
+from ...graph.reciprocal import listed_back
+from ...graph.sparse_rows import SparseRows, picked, whole_parts
 from .base import GraphRanker
 
 
@@ -27,23 +29,21 @@ class PropagationRanker(GraphRanker):
 
     lambda_value: float
 
-    def propagated(
-        self,
-        graph: NeighbourGraph,
-        joined: torch.Tensor,
-        near: NeighbourLists,
-        rounds: int,
-        one_sided: float = 1.0,
-    ) -> SparseRows:
+    @abstractmethod
+    def lists_of(self, graph: NeighbourGraph) -> tuple[torch.Tensor, NeighbourLists, int]:
+        """Return the images that each is joined with at first, those it is averaged over, and how many times.
+
+        Lists are (N, k), -1 past the end.
+        """
+
+    def propagated(self, graph: NeighbourGraph, one_sided: float = 1.0) -> SparseRows:
         """Return A of all images.
 
         Args:
             graph: of N images.
-            joined: (N, k) the images that each is joined with at first, -1 past the end.
-            near: those that are averaged over.
-            rounds: how many times.
             one_sided: what the edge to an item weighs that does not list the image in turn, against 1.
         """
+        joined, near, rounds = self.lists_of(graph)
         edges = _edges(near.similarities)
         if one_sided < 1:
             blocks = listed_back(near.items, near.items, chunk_bytes=graph.chunk_bytes)
@@ -52,27 +52,10 @@ class PropagationRanker(GraphRanker):
         adjacency = SparseRows.from_lists(joined, joined >= 0, graph.chunk_bytes).members()
         return adjacency.propagated(near.items, edges, rounds, graph.entries)
 
-    def continued(
-        self,
-        encoding: Encoding,
-        graph: NeighbourGraph,
-        joined: torch.Tensor,
-        near: NeighbourLists,
-        rounds: int,
-    ) -> Encoding:
-        """Return the encoding of items that are added, for `extend`.
-
-        A begins with the items that each is joined with. In each round it becomes the mean of the rows over
-        `near`, those of before for the items of before.
-
-        Args:
-            encoding: of the items of before.
-            graph: of A items that are added.
-            joined: (A, k) the images that each is joined with at first, -1 past the end.
-            near: those that are averaged over.
-            rounds: how many times.
-        """
+    def extend(self, encoding: Encoding, graph: NeighbourGraph) -> Encoding:
+        """Join neighbours, and average, over the rows that items of before have; `one_sided` does not count."""
         assert encoding.rows is not None
+        joined, near, rounds = self.lists_of(graph)
         edges = whole_parts(_edges(near.similarities))
         rows = SparseRows.from_lists(joined, joined >= 0, encoding.rows.chunk_bytes).members().unit()
         for _ in range(rounds):
