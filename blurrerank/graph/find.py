@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 
@@ -19,11 +18,12 @@ from ..search.rows import UnitRows, blocks_of, warn_of_reads
 from .neighbour_graph import CAMERA_LISTS, ListSizes, NeighbourGraph, NeighbourLists
 from .resolve import images_at_a_time, resolve_lists, resolve_lowest
 from .running_lists import Pairs, RunningLists
+from .tile import Block, offer
 
 log = logging.getLogger(__name__)
 
-# Rows on a side of a block of similarities: a CPU should keep the block in cache, a GPU wants more.
-_BLOCK_ROWS = {"cpu": 4096, "cuda": 8192}
+# Rows on a side of a tile of products: a CPU should keep it in cache, a GPU wants more.
+_BLOCK_ROWS = {"cpu": 2048, "cuda": 8192}
 # Candidates for the farthest image.
 _FARTHEST = 8
 
@@ -59,21 +59,6 @@ def find_graph(
     return search.graph(len(images))
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Images that meet others together.
-
-    Attributes:
-        images: (n,) int64, which ones.
-        rows: (n, D) their factors.
-        spans: where those of each camera are.
-    """
-
-    images: torch.Tensor
-    rows: torch.Tensor
-    spans: Mapping[int, slice] = field(default_factory=dict)
-
-
 class _Search:
     """The candidates of all images, and how they come about."""
 
@@ -94,14 +79,13 @@ class _Search:
                 for name, count, same in (("within", sizes.within, True), ("across", sizes.across, False))
                 if count
             }
-        self.pairs = {name: pairs for name, (_, pairs) in kinds.items()}
         self.running = {
-            name: RunningLists(images, margin(min(count, total - 1), total - 1))
-            for name, (count, _) in kinds.items()
+            name: RunningLists(images, margin(min(count, total - 1), total - 1), pairs)
+            for name, (count, pairs) in kinds.items()
         }
-        self.farthest = RunningLists(images, min(_FARTHEST, total), largest=False)
+        self.farthest = RunningLists(images, min(_FARTHEST, total), Pairs(), largest=False)
         self.errors = torch.zeros(total, device=device)
-        widths = [running.keys.shape[1] for running in (*self.running.values(), self.farthest)]
+        widths = [running.width for running in (*self.running.values(), self.farthest)]
         self.step = images_at_a_time(images.budget.working_bytes, max(widths))
         if not images.resident:
             # A stripe reads what was before it, and each part of the lists everything, twice for each kind.
@@ -144,12 +128,7 @@ class _Search:
                     if first < top:
                         continue
                     if images.is_assigned_here(tiles):
-                        tile = product(one.rows, other.rows)
-                        # A copy always: the tile is used up first.
-                        turned = tile.T.clone(memory_format=torch.contiguous_format) if first > top else None
-                        self._meet(one, tile, other)
-                        if turned is not None:
-                            self._meet(other, turned, one)
+                        self._meet(one, product(one.rows, other.rows), other)
                     tiles += 1
                     done += (bottom - top) * (until - first) * (1 + (first > top))
                 progress(done // total, total)
@@ -158,40 +137,18 @@ class _Search:
         for running in (*self.running.values(), self.farthest):
             running.merge_processes(images)
 
-    def _block(self, some: Rounded, first: int) -> _Block:
-        """Consecutive images from `first` on, those of a camera side by side if cameras matter."""
+    def _block(self, some: Rounded, first: int) -> Block:
+        """Consecutive images from `first` on; if cameras matter, the groups of a tile are of one each."""
         images = torch.arange(first, first + len(some.rows), device=self.images.device)
-        if len(self.running) == 1:
-            return _Block(images, some.rows)
-        assert self.cams is not None
-        cams, order = self.cams[images].sort(stable=True)
-        found, counts = torch.unique_consecutive(cams, return_counts=True)
-        ends = [0, *counts.cumsum(0).tolist()]
-        spans = {cam: slice(*span) for cam, span in zip(found.tolist(), pairwise(ends), strict=True)}
-        return _Block(images[order], some.rows[order], spans)
+        block = Block(images, some.rows)
+        return block if self.cams is None else block.by_camera(self.cams)
 
-    def _meet(self, block: _Block, tile: torch.Tensor, others: _Block) -> None:
-        """Take note of the products of the images of a block with `others`; the tile is used up."""
-        self.farthest.update(block.images, tile, others.images)
+    def _meet(self, block: Block, products: torch.Tensor, others: Block) -> None:
+        """Take note of the products of the images of two blocks, which are used up."""
+        offer(products, block, others, [self.farthest])
         if block is others:
-            tile.fill_diagonal_(-torch.inf)
-        self.running["nearest"].update(block.images, tile, others.images)
-        if len(self.running) == 1:
-            return
-        shared = [(rows, others.spans[cam]) for cam, rows in block.spans.items() if cam in others.spans]
-        if "within" in self.running and shared:
-            # Those of the own camera side by side from the left on.
-            width = max(columns.stop - columns.start for _, columns in shared)
-            own = tile.new_full((len(tile), width), -torch.inf)
-            starts = torch.zeros_like(block.images)
-            for rows, columns in shared:
-                own[rows, : columns.stop - columns.start] = tile[rows, columns]
-                starts[rows] = columns.start
-            self.running["within"].update(block.images, own, others.images, starts)
-        if "across" in self.running:
-            for rows, columns in shared:
-                tile[rows, columns] = -torch.inf
-            self.running["across"].update(block.images, tile, others.images)
+            products.fill_diagonal_(-torch.inf)
+        offer(products, block, others, list(self.running.values()))
 
     def graph(self, met: int) -> NeighbourGraph:
         """Return what follows for the first `met` images from the products among them."""
@@ -213,7 +170,7 @@ class _Search:
             for name, count in self._lengths(met):
                 lists, own = found[name], int(name == "nearest")
                 lists.items[some, own:], lists.similarities[some, own:], failed = resolve_lists(
-                    images, some, self.running[name], self.pairs[name], bound[some], (met, count)
+                    images, some, self.running[name], bound[some], (met, count)
                 )
                 unproven += failed
             lowest[some] = resolve_lowest(images, some, self.farthest, bound[some], met)

@@ -28,7 +28,6 @@ def resolve_lists(
     images: UnitRows,
     some: slice,
     running: RunningLists,
-    pairs: Pairs,
     bound: torch.Tensor,
     shape: tuple[int, int],
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -38,7 +37,6 @@ def resolve_lists(
         images: N rows.
         some: which of them.
         running: their candidates.
-        pairs: whom they may be listed with.
         bound: (n,) float32, how far products may be off.
         shape: how many images have been met, and how long the lists are to be.
 
@@ -54,13 +52,13 @@ def resolve_lists(
     at = keys.topk(count, dim=1).indices
     found, similarities = items.gather(1, at), scores.gather(1, at)
     slack = order_error(images.dim)
-    complete = torch.isfinite(scores).sum(dim=1) == pairs.available(met).to(scores.device)[some]
+    complete = torch.isfinite(scores).sum(dim=1) == running.pairs.available(met).to(scores.device)[some]
     most = running.unlisted_score_bound(some) + bound
     failed = torch.nonzero(~complete & (similarities[:, -1] <= most + slack)).flatten()
     step = max(1, min(_EXHAUSTIVE_ROWS, images.budget.working_bytes // (8 * images.dim * (count + 1))))
     for rows in torch.split(failed, step):
         found[rows], similarities[rows] = _search_all(
-            images, some.start + rows, similarities[rows, -1] - slack, pairs, shape
+            images, some.start + rows, similarities[rows, -1] - slack, running.pairs, shape
         )
     return found.masked_fill_(similarities == -torch.inf, -1), similarities, len(failed)
 
@@ -85,7 +83,7 @@ def _score_candidates(
     images: UnitRows, running: RunningLists, some: slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact scores of images' candidates, negative for the farthest and -inf where there is none; the items."""
-    keys = running.keys[some]
+    keys = running.best(some)
     listed = keys != NOBODY
     items = from_sort_keys(keys)[0].masked_fill_(~listed, 0)
     scores = torch.full(keys.shape, -torch.inf, device=keys.device)

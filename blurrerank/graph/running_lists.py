@@ -1,4 +1,8 @@
-"""The best candidates of many images, kept up to date while blocks of products pass by."""
+"""The best candidates of many images, kept up to date while tiles of products pass by.
+
+A list has room for more candidates than it keeps: new ones are put behind it, and only when there is no room
+left is it cut to the best. What does not reach the end of a list is not looked at.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,12 @@ import torch
 
 from ..data.sort_keys import NOBODY, from_sort_keys, sort_keys
 from ..search.precision import ceiling
-from ..search.rows import UnitRows
-from ..search.tiles import greatest
+from ..search.rows import UnitRows, blocks_of
+
+# Room behind a list: a share of it, and at least so much.
+_ROOM_SHARE, _ROOM_LEAST = 0.5, 4
+# Lists cut at a time.
+_CUT_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,16 @@ class Pairs:
             found &= alike if self.same else ~alike
         return found
 
+    def alike(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor | None:
+        """Return bool, which pairs of two different images may be listed; None if all may."""
+        if self.cams is None:
+            return None
+        return (self.cams[images] == self.cams[others]) == self.same
+
+    def may_be(self, *, same: bool) -> bool:
+        """Return whether an image of the own camera may be listed, or one of another."""
+        return self.cams is None or self.same == same
+
     def available(self, met: int) -> torch.Tensor:
         """Return (met,) int64, how many of the first `met` images each of them may be listed with."""
         if self.cams is None:
@@ -50,68 +68,78 @@ class RunningLists:
     Args:
         images: N rows.
         width: candidates for an image.
+        pairs: which images may be listed.
         largest: whether the greatest products count.
     """
 
-    def __init__(self, images: UnitRows, width: int, *, largest: bool = True) -> None:
-        self.keys = torch.full((len(images), width), NOBODY, device=images.device)
-        # The product that ends each list.
-        self._ends = torch.full((len(images),), -torch.inf, device=images.device)
-        self._dtype = images.dtype
+    def __init__(self, images: UnitRows, width: int, pairs: Pairs, *, largest: bool = True) -> None:
+        self.width = width
+        self.pairs = pairs
         self.sign = 1 if largest else -1
+        room = max(_ROOM_LEAST, int(_ROOM_SHARE * width)) if width else 0
+        self._keys = torch.full((len(images), width + room), NOBODY, device=images.device)
+        self._filled = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        self._dtype = images.dtype
+        self.ends = torch.full((len(images),), -torch.inf, device=images.device)
+        """(N,) float32: the product, or minus it, that another one must exceed to be a candidate."""
 
     def start_from(self, similarities: torch.Tensor, items: torch.Tensor) -> None:
         """Begin with (m, w) exact similarities of the first m images to `items`, of which -1 are none."""
         some, width = slice(0, len(items)), items.shape[1]
         keys = sort_keys(self.sign * similarities, items.clamp_min(0))
-        self.keys[some, :width] = keys.masked_fill_(items < 0, NOBODY)
-        self._note_ends(torch.arange(len(items), device=self.keys.device))
+        self._keys[some, :width] = keys.masked_fill_(items < 0, NOBODY)
+        self._filled[some] = width
+        self._cut(torch.arange(len(items), device=keys.device))
 
-    def update(
-        self,
-        images: torch.Tensor,
-        products: torch.Tensor,
-        others: torch.Tensor,
-        starts: torch.Tensor | None = None,
-    ) -> None:
-        """Take note of products.
+    def offer(self, images: torch.Tensor, others: torch.Tensor, products: torch.Tensor) -> None:
+        """Take note of products, negative ones where the smallest count.
 
         Args:
-            images: (n,) int64, whose lists may change.
-            products: (n, m) float32, -inf where there is none.
-            others: (M,) int64, the images that products are with.
-            starts: (n,) int64, which of `others` the first product of each row is with; 0 by default.
+            images: (E,) int64, whose lists may change; equal ones side by side.
+            others: (E,) int64, whom they may list.
+            products: (E,) float32, -inf where there is none.
         """
-        width = self.keys.shape[1]
-        if not width:
-            return
-        best = products.amax(dim=1) if self.sign > 0 else products.amin(dim=1).neg_()
-        some = torch.nonzero(best > self._ends[images]).flatten()
-        if not len(some):
-            return
-        if len(some) < len(products):
-            products = products.index_select(0, some)
-        values, places = greatest(products if self.sign > 0 else -products, min(width, products.shape[1]))
-        if starts is not None:
-            places = places.add_(starts[some].unsqueeze(1)).clamp_max_(len(others) - 1)
-        keys = sort_keys(values.to(torch.float32), others[places])
-        keys.masked_fill_(values == -torch.inf, NOBODY)
-        some = images[some]
-        merged = torch.cat([self.keys[some], keys], dim=1)
-        self.keys[some] = merged.topk(width, dim=1).values
-        self._note_ends(some)
+        alike = self.pairs.alike(images, others)
+        while len(images):
+            reach = products > self.ends[images]
+            if alike is not None:
+                reach, alike = reach & alike, None
+            images, others, products = images[reach], others[reach], products[reach]
+            _, runs = torch.unique_consecutive(images, return_counts=True)
+            before = torch.repeat_interleave(runs.cumsum(0) - runs, runs, output_size=len(images))
+            places = torch.arange(len(images), device=images.device).sub_(before).add_(self._filled[images])
+            fits = places < self._keys.shape[1]
+            some, places = images[fits], places[fits]
+            self._keys[some, places] = sort_keys(products[fits], others[fits])
+            self._filled.index_add_(0, some, torch.ones_like(some))
+            images, others, products = images[~fits], others[~fits], products[~fits]
+            self._cut(torch.unique_consecutive(images))
+
+    def best(self, some: slice) -> torch.Tensor:
+        """Return (n, width) sort keys of the candidates of some images, best first, `NOBODY` after the last."""
+        self._cut(torch.arange(len(self._keys), device=self._keys.device)[some])
+        return self._keys[some, : self.width]
 
     def merge_processes(self, images: UnitRows) -> None:
         """Take the best of what all processes have met."""
-        self.keys = images.merge_top_keys(self.keys)
-        self._note_ends(torch.arange(len(self.keys), device=self.keys.device))
+        for start, stop in blocks_of(len(self._keys), _CUT_ROWS):
+            self.best(slice(start, stop))
+        self._keys[:, : self.width] = images.merge_top_keys(self._keys[:, : self.width].contiguous())
+        self._filled.fill_(self.width)
+        self._cut(torch.arange(len(self._keys), device=self._keys.device))
 
     def unlisted_score_bound(self, some: slice) -> torch.Tensor:
         """Return what no product in exact arithmetic with an image that is not listed exceeds."""
-        return ceiling(self._ends[some], self._dtype)
+        return ceiling(self.ends[some], self._dtype)
 
-    def _note_ends(self, some: torch.Tensor) -> None:
-        if not self.keys.shape[1]:
+    def _cut(self, images: torch.Tensor) -> None:
+        """Keep the best of the lists of some images, and note where these end."""
+        if not self.width:
             return
-        last = self.keys[some].amin(dim=1)
-        self._ends[some] = from_sort_keys(last)[1].masked_fill_(last == NOBODY, -torch.inf)
+        for some in torch.split(images, _CUT_ROWS):
+            best = self._keys[some].topk(self.width, dim=1).values
+            self._keys[some, : self.width] = best
+            self._keys[some, self.width :] = NOBODY
+            self._filled[some] = self._filled[some].clamp_max_(self.width)
+            last = best[:, -1]
+            self.ends[some] = from_sort_keys(last)[1].masked_fill_(last == NOBODY, -torch.inf)
