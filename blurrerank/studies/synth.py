@@ -1,8 +1,9 @@
 """Synthetic features with the sizes and cameras of public data sets, to try out scale, not to support claims.
 
-An identity is a point in a low-dimensional space. Each camera scales and shifts that space in its own way, each
-image adds noise, and a fixed projection maps the result to the dimensions of a real model. Images of one
-identity are thus most similar within a camera, and hard pairs exist for any number of dimensions.
+An identity is a point. Each camera scales and shifts the space in its own way, each image adds noise, and
+everything is shrunk along fixed directions, most of them by much, so that the spectrum is that of features of
+real models. Images of one identity are thus most similar within a camera, and hard pairs exist for any number of
+dimensions.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from ..files.features_h5 import FORMAT, VERSION
 from ..files.sink import new_hdf5
 from ..files.targets import replacing
 
-_LATENT = 48
-_STRETCH, _SHIFT, _NOISE = 0.45, 0.35, 0.8
+# The share of energy, squares of features, in the first so many of the directions: about that of real models.
+_ENERGY = {1 / 16: 0.79, 1 / 8: 0.89, 1 / 4: 0.96, 1 / 2: 0.99, 1: 1.0}
+_STRETCH, _SHIFT, _NOISE = 0.45, 0.35, 0.6
 _BLOCK_ROWS = 1024
 
 
@@ -128,10 +130,11 @@ class _World:
     def __init__(self, size: Size, seed: int) -> None:
         self.size, self.seed = size, seed
         random = np.random.default_rng([seed, 0])
-        self.people = random.standard_normal((size.ids, _LATENT), dtype=np.float32)
-        self.stretch = 1 + _STRETCH * random.standard_normal((size.cams, _LATENT), dtype=np.float32)
-        self.shift = _SHIFT * random.standard_normal((size.cams, _LATENT), dtype=np.float32)
-        self.projection = random.standard_normal((_LATENT, size.dim), dtype=np.float32)
+        self.people = random.standard_normal((size.ids, size.dim), dtype=np.float32)
+        self.stretch = 1 + _STRETCH * random.standard_normal((size.cams, size.dim), dtype=np.float32)
+        self.shift = _SHIFT * random.standard_normal((size.cams, size.dim), dtype=np.float32)
+        directions, _ = np.linalg.qr(random.standard_normal((size.dim, size.dim), dtype=np.float32))
+        self.projection = _lengths(size.dim)[:, None] * directions
         self.labels = np.random.default_rng([seed, 1])
 
     def probe_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -159,8 +162,18 @@ class _World:
         for start in range(0, len(ids), _BLOCK_ROWS):
             random = np.random.default_rng([self.seed, 2, side, start])
             some, seen_by = ids[start : start + _BLOCK_ROWS], cams[start : start + _BLOCK_ROWS] - 1
-            noise = random.standard_normal((2, len(some), _LATENT), dtype=np.float32)
+            noise = random.standard_normal((2, len(some), self.size.dim), dtype=np.float32)
             # Junk and distractors look like identities with a single image.
             looks = np.where((some > DISTRACTOR)[:, None], self.people[some - 1], noise[0])
             latent = looks * self.stretch[seen_by] + self.shift[seen_by] + _NOISE * noise[1]
             yield start, latent @ self.projection
+
+
+def _lengths(dim: int) -> NDArray[np.float32]:
+    """The standard deviation along each of `dim` directions, so that energy is shared as in `_ENERGY`."""
+    # Between the shares that are given energy grows with the logarithm of the number of directions.
+    none = min(-np.log2(2 * dim), -5)
+    shares = np.log2(np.arange(1, dim + 1) / dim)
+    energy = np.interp(shares, [none, *np.log2(list(_ENERGY))], [0, *_ENERGY.values()])
+    lengths: NDArray[np.float32] = np.sqrt(dim * np.diff(energy, prepend=0)).astype(np.float32)
+    return lengths
