@@ -12,8 +12,9 @@ import torch
 
 from ..compute.compute import Progress
 from ..compute.products import full_float32
+from ..search.dimensions import fit_dimensions
 from ..search.exact import margin
-from ..search.precision import Rounded, error_bound, product
+from ..search.precision import Rounded, product
 from ..search.rows import UnitRows, blocks_of, warn_of_reads
 from .neighbour_graph import CAMERA_LISTS, ListSizes, NeighbourGraph, NeighbourLists
 from .resolve import images_at_a_time, resolve_lists, resolve_lowest
@@ -24,8 +25,8 @@ log = logging.getLogger(__name__)
 
 # Rows on a side of a tile of products: a CPU should keep it in cache, a GPU wants more.
 _BLOCK_ROWS = {"cpu": 2048, "cuda": 8192}
-# Candidates for the farthest image.
-_FARTHEST = 8
+# Candidates for the farthest image; more by products that leave something out.
+_FARTHEST, _FARTHEST_ON_BASIS = 8, 32
 
 Keep = Callable[[Callable[[], NeighbourGraph]], None]
 """Called now and then with a function that returns the graph of the images met so far."""
@@ -79,11 +80,16 @@ class _Search:
                 for name, count, same in (("within", sizes.within, True), ("across", sizes.across, False))
                 if count
             }
+        # As many candidates as would do for the longest lists, and the same share of these for the others.
+        longest = min(max(count for count, _ in kinds.values()), total - 1)
+        usual = margin(longest, total - 1)
+        more = fit_dimensions(images, total, longest, usual, halved=True) / max(1, usual)
         self.running = {
-            name: RunningLists(images, margin(min(count, total - 1), total - 1), pairs)
+            name: RunningLists(images, min(total - 1, math.ceil(more * margin(count, total - 1))), pairs)
             for name, (count, pairs) in kinds.items()
         }
-        self.farthest = RunningLists(images, min(_FARTHEST, total), Pairs(), largest=False)
+        farthest = _FARTHEST if images.basis is None else _FARTHEST_ON_BASIS
+        self.farthest = RunningLists(images, min(farthest, total), Pairs(), largest=False)
         self.errors = torch.zeros(total, device=device)
         widths = [running.width for running in (*self.running.values(), self.farthest)]
         self.step = images_at_a_time(images.budget.working_bytes, max(widths))
@@ -145,16 +151,22 @@ class _Search:
 
     def _meet(self, block: Block, products: torch.Tensor, others: Block) -> None:
         """Take note of the products of the images of two blocks, which are used up."""
-        offer(products, block, others, [self.farthest])
         if block is others:
             products.fill_diagonal_(-torch.inf)
         offer(products, block, others, list(self.running.values()))
+        if block is others:
+            products.fill_diagonal_(1)
+        if self.images.basis is not None:  # from the most that a similarity may be to the least
+            products.addcmul_(block.rows[:, -1:], others.rows[:, -1], value=-2)
+        offer(products, block, others, [self.farthest])
 
     def graph(self, met: int) -> NeighbourGraph:
         """Return what follows for the first `met` images from the products among them."""
         images, device = self.images, self.images.device
         errors = self.errors[:met]
-        bound = error_bound(errors, errors.amax(), images.dim, images.dtype)
+        bound = images.product_bound(errors, errors.amax())
+        # The least similarities on a basis come from rounded products, and are rounded again.
+        twice = 0.0 if images.basis is None else 2.0**-8 if images.dtype == torch.bfloat16 else 2.0**-22
         dtype = torch.int32 if len(images) < 2**31 else torch.int64
         unproven = 0
         found: dict[str, NeighbourLists] = {}
@@ -173,7 +185,7 @@ class _Search:
                     images, some, self.running[name], bound[some], (met, count)
                 )
                 unproven += failed
-            lowest[some] = resolve_lowest(images, some, self.farthest, bound[some], met)
+            lowest[some] = resolve_lowest(images, some, self.farthest, bound[some] + twice, met)
         if self.known is not None:
             before = self.known.lowest
             lowest[: len(before)] = torch.minimum(lowest[: len(before)], before)

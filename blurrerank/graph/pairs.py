@@ -45,6 +45,8 @@ def pair_similarities(
     score, dtype = (fine_scores, torch.float64) if fine else (pair_scores, torch.float32)
     found = torch.zeros(len(columns), dtype=dtype, device=images.device)
     ends = offsets_of(counts)
+    # Made once: to have fresh memory for each piece takes longer than all that is done with it.
+    fetched = torch.empty(2, min(step, len(columns)), images.dim, device=images.device)
     width = len(others) if images.resident and len(others) <= held else max(1, held // 4)
     spans = list(split_by_size(counts, step) if images.resident else blocks_of(total, width))
     alike = total > 0 and width >= len(others) and bool((counts == counts[0]).all())
@@ -57,7 +59,8 @@ def pair_similarities(
             if alike and 0 < end - begin <= step:
                 number += 1
                 if images.is_assigned_here(number):
-                    right = block.index_select(0, some).view(stop - start, -1, images.dim)
+                    right = torch.index_select(block, 0, some, out=fetched[0, : len(some)])
+                    right = right.view(stop - start, -1, images.dim)
                     found[begin:end] = score(right, kept.unsqueeze(1)).flatten()
                 continue
             owner = torch.repeat_interleave(counts[start:stop])
@@ -65,7 +68,7 @@ def pair_similarities(
                 number += 1
                 if not images.is_assigned_here(number):
                     continue
-                left = kept.index_select(0, owner[pairs])
-                right = block.index_select(0, some[pairs] - low)
+                left = torch.index_select(kept, 0, owner[pairs], out=fetched[0, : len(pairs)])
+                right = torch.index_select(block, 0, some[pairs] - low, out=fetched[1, : len(pairs)])
                 found[begin + pairs] = score(left, right)
     return images.sum_over_processes(found)

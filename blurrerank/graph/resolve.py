@@ -48,7 +48,7 @@ def resolve_lists(
     scores, items = _score_candidates(images, running, some)
     if not count:
         return items[:, :0], scores[:, :0], 0
-    keys = fine_keys(_refined(images, some, scores, items), items, len(images))
+    keys = fine_keys(_refined(images, some, scores, items, count), items, len(images))
     at = keys.topk(count, dim=1).indices
     found, similarities = items.gather(1, at), scores.gather(1, at)
     slack = order_error(images.dim)
@@ -92,11 +92,15 @@ def _score_candidates(
     return scores, items
 
 
-def _refined(images: UnitRows, some: slice, scores: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """The scores in float64, recomputed where the order of float32 ones is not certain."""
+def _refined(
+    images: UnitRows, some: slice, scores: torch.Tensor, items: torch.Tensor, count: int
+) -> torch.Tensor:
+    """The scores in float64, recomputed where float32 does not tell the first `count` and their order."""
     unsure = torch.zeros_like(scores, dtype=torch.bool)
     ordered, order = scores.sort(dim=1, descending=True)
-    close = ordered[:, :-1] - ordered[:, 1:] <= order_error(images.dim)
+    slack = order_error(images.dim)
+    close = ordered[:, :-1] - ordered[:, 1:] <= slack
+    close &= ordered[:, :-1] >= ordered[:, count - 1 : count] - slack
     unsure[:, :-1] |= close
     unsure[:, 1:] |= close
     unsure = torch.zeros_like(unsure).scatter_(1, order, unsure)

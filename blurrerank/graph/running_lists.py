@@ -136,6 +136,8 @@ class RunningLists:
         """Keep the best of the lists of some images, and note where these end."""
         if not self.width:
             return
+        # A list that was cut, and that nothing was put behind since, is as it should be.
+        images = images[(self._filled[images] > self.width) | (self.ends[images] == -torch.inf)]
         for some in torch.split(images, _CUT_ROWS):
             best = self._keys[some].topk(self.width, dim=1).values
             self._keys[some, : self.width] = best

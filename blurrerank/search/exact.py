@@ -15,6 +15,7 @@ import torch
 from ..compute.compute import Progress
 from ..data.candidates import Candidates
 from ..data.sort_keys import from_sort_keys
+from .dimensions import fit_dimensions
 from .nearest import Near, exhaustive_top_k, nearest, scored
 from .rows import Gatherable, UnitRows, blocks_of
 
@@ -97,7 +98,9 @@ def search(
     """
     topn, whole_rows = query.topn, query.whole_rows or query.depth > query.topn
     width = margin(topn, len(gallery))
-    probes = widened = exhaustive = 0
+    if not whole_rows:
+        width = fit_dimensions(gallery, len(probe) - query.first, topn, width)
+    first, probes, widened, exhaustive = width, 0, 0, 0
     if progress is not None:
         progress(query.first, len(probe))
     for start in range(query.first, len(probe), query.batch):
@@ -120,7 +123,7 @@ def search(
                     lists.place(left, Candidates(*from_sort_keys(keys)), gallery)
             exhaustive += unproven
             if len(failed) > max(_OFTEN * len(queries), 2 * unproven) and gallery.resident:
-                width = min(2 * width, _WIDER * margin(topn, len(gallery)), len(gallery))
+                width = min(2 * width, _WIDER * first, len(gallery))
         yield Batch(start, queries, lists.reranked, lists.found, similarities)
         if progress is not None:
             progress(start + len(queries), len(probe))

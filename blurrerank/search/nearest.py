@@ -28,7 +28,11 @@ CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 
 
 # Products at a time among which `exhaustive_top_k` looks for pairs: bounds its memory when all are in reach.
-_REACH_ELEMENTS = 1 << 18
+_REACH_ELEMENTS = 1 << 22
+# When coarse bounds leave more than this share of the pairs, float32 products say which these are.
+_CROWDED = 0.05
+# How far a bfloat16 product below 2 may be from what it was rounded from.
+_HALF_SPACING = 2.0**-8
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def nearest(
             many queries there are.
     """
     count, step = min(count, len(gallery)), TILE_PROBES[gallery.device.type]
-    mine = rounded(queries, gallery.dtype if similarities is None else torch.float32)
+    mine = gallery.factors_of(queries) if similarities is None else rounded(queries, torch.float32)
     values = indices = None
     error = torch.zeros((), device=gallery.device)
     scratch: torch.Tensor | None = None
@@ -97,7 +101,10 @@ def nearest(
     bound = torch.full((len(queries),), -torch.inf, device=gallery.device)
     if count < len(gallery):
         bound = ceiling(values.amin(dim=1), values.dtype)
-        bound += error_bound(mine.errors, error, gallery.dim, mine.rows.dtype)
+        if similarities is None:
+            bound += gallery.product_bound(mine.errors, error)
+        else:
+            bound += error_bound(mine.errors, 0.0, gallery.dim, torch.float32)
     return Near(indices, bound, kept)
 
 
@@ -163,20 +170,33 @@ def exhaustive_top_k(
     Returns:
         (p, count) keys, best first; `NOBODY` where there are fewer.
     """
-    least = least - error_bound(queries.new_zeros(len(queries)), 0.0, gallery.dim, torch.float32)
+    reached = least - error_bound(queries.new_zeros(len(queries)), 0.0, gallery.dim, torch.float32)
+    mine = gallery.factors_of(queries) if gallery.holds_factors else None
     best = torch.full((len(queries), count), NOBODY, device=queries.device)
     pairs = max(1, CHUNK_BYTES[queries.device.type] // (8 * queries.shape[1]))
     for start, stop in blocks_of(len(gallery) if items is None else items, gallery.block):
         block = gallery.rows(start, stop)
+        theirs = None if mine is None else gallery.factors(start, stop)
         for first, last in blocks_of(len(queries), max(1, _REACH_ELEMENTS // (stop - start))):
             rows = slice(first, last)
-            reach = queries[rows] @ block.T >= least[rows].unsqueeze(1)
+            reach = None
+            if mine is not None and theirs is not None:
+                bound = gallery.product_bound(mine.errors[rows], theirs.errors.amax()) + _HALF_SPACING
+                reach = product(mine.rows[rows], theirs.rows) >= (least[rows] - bound).unsqueeze(1)
+            if reach is None or reach.sum() > _CROWDED * reach.numel():
+                reach = queries[rows] @ block.T >= reached[rows].unsqueeze(1)
             if allowed is not None:
                 reach &= allowed(rows, start, stop)
-            keys = torch.full(reach.shape, NOBODY, device=block.device)
-            for some in torch.split(torch.nonzero(reach), pairs):
-                who, item = some.T
-                keys[who, item] = rank(block[item], queries[rows][who], start + item, len(gallery))
+            who, item = torch.nonzero(reach).unbind(1)
+            if not len(who):
+                continue
+            counts = torch.bincount(who, minlength=len(reach))
+            places = torch.arange(len(who), device=who.device) - (counts.cumsum(0) - counts)[who]
+            keys = torch.full((len(reach), int(counts.max())), NOBODY, device=block.device)
+            for some in torch.split(torch.arange(len(who), device=who.device), pairs):
+                asking, listed = who[some], item[some]
+                found = rank(block[listed], queries[rows][asking], start + listed, len(gallery))
+                keys[asking, places[some]] = found
             best[rows] = torch.cat([best[rows], keys], dim=1).topk(count, dim=1).values
     return best
 

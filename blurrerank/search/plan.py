@@ -58,6 +58,7 @@ class Plan:
         probe_batch: probes carried through the whole pipeline together.
         budget: how many rows may be held, and bytes to work with.
         dtype: what products are computed in where exact scores follow.
+        picks_basis: whether these may take fewer dimensions where that is faster.
     """
 
     device: torch.device
@@ -66,6 +67,7 @@ class Plan:
     probe_batch: int
     budget: RowBudget
     dtype: torch.dtype = torch.float32
+    picks_basis: bool = False
 
     @classmethod
     def fit(cls, data: FeatureSet, demand: Demand, compute: Compute) -> Plan:
@@ -129,7 +131,8 @@ class Plan:
         if compute.precision == "auto" and asking < _FEW_PROBES:
             dtype = torch.float32
         budget = RowBudget(held, memory // 8)
-        return cls(compute.device, images <= held, gallery_block, 1, budget, dtype)
+        auto = compute.precision == "auto"
+        return cls(compute.device, images <= held, gallery_block, 1, budget, dtype, auto)
 
     def agreed(self, group: Group) -> Plan:
         """The plan that all processes of `group` can follow in step."""
@@ -148,6 +151,7 @@ class Plan:
             probe_batch=batch,
             budget=RowBudget(held, working),
             dtype=torch.bfloat16 if low else torch.float32,
+            picks_basis=False,  # each would pick another
         )
 
     def rows(self, *sides: Side) -> UnitRows:
@@ -160,6 +164,7 @@ class Plan:
             dtype=self.dtype,
             keep=sum(map(len, sides)) <= self.budget.held_rows,
             budget=self.budget,
+            picks_basis=self.picks_basis,
         )
 
     def probes(self, side: Side) -> UnitRows:

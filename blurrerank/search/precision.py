@@ -12,6 +12,7 @@ Algorithms", section 3.1), and an output that is rounded too by half the spacing
 from __future__ import annotations
 
 import functools
+import math
 import time
 from dataclasses import dataclass
 
@@ -82,7 +83,13 @@ def product(queries: torch.Tensor, block: torch.Tensor, scratch: torch.Tensor | 
 
 
 def error_bound(
-    errors: torch.Tensor, gallery_error: torch.Tensor | float, dim: int, dtype: torch.dtype
+    errors: torch.Tensor,
+    gallery_error: torch.Tensor | float,
+    dim: int,
+    dtype: torch.dtype,
+    *,
+    width: int | None = None,
+    stretch: float = 0.0,
 ) -> torch.Tensor:
     """How far the product of a query with any gallery row may lie from their exact score.
 
@@ -94,17 +101,20 @@ def error_bound(
         gallery_error: the greatest of the gallery's.
         dim: D, the number of dimensions.
         dtype: what the product was computed in.
+        width: how many terms a product has, if not D; see `basis.Basis`.
+        stretch: how much longer than unit rows those may be that the product is of.
 
     Returns:
         (p,) float32.
     """
     # Norms of unit rows, and the errors, are sums of D numbers in float32 themselves.
-    norm = 1 + (dim + 4) * 2.0**-23
+    norm = 1 + (dim + 4) * 2.0**-23 + stretch
+    terms = (dim if width is None else width) + 1
     mine = errors * norm
     other = gallery_error * norm
     # Tensor cores and AMX cut where others round; four times the roundoff of float32 covers both.
     unit = 2.0**-24 if dtype == torch.float32 else 2.0**-22
-    summed = (dim + 1) * unit / (1 - min(0.5, (dim + 1) * unit))
+    summed = terms * unit / (1 - min(0.5, terms * unit))
     if errors.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
         summed += 2.0**-9  # each factor cut to ten bits
     bound = mine * norm + (norm + mine) * other + summed * (norm + mine) * (norm + other) + summing_error(dim)
@@ -208,22 +218,34 @@ def _wide_output() -> bool:
     return tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 
 
-@functools.cache
 def _gains(device: torch.device) -> bool:
     """Whether a bfloat16 product is faster than a float32 one by more than its candidates cost."""
+    low, full = (seconds_per_term(dtype, device) for dtype in (torch.bfloat16, torch.float32))
+    return low < _TRIAL_GAIN * full
+
+
+def seconds_per_term(dtype: torch.dtype, device: torch.device) -> float:
+    """What a multiplication and an addition of a product take, measured once a process."""
+    return _trial(device)[dtype] / math.prod(_TRIAL)
+
+
+@functools.cache
+def _trial(device: torch.device) -> dict[torch.dtype, float]:
+    """Seconds of a product in either precision, the best of some."""
     probes, gallery, dim = _TRIAL
     times: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     for dtype in (torch.float32, torch.bfloat16) * _TRIAL_TIMES:
         queries, block = (
             torch.full((rows, dim), 0.5, dtype=dtype, device=device) for rows in (probes, gallery)
         )
-        start = _now(device)
+        start = now(device)
         product(queries, block)
-        times[dtype].append(_now(device) - start)
-    return min(times[torch.bfloat16]) < _TRIAL_GAIN * min(times[torch.float32])
+        times[dtype].append(now(device) - start)
+    return {dtype: min(found) for dtype, found in times.items()}
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds, when all work on a device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

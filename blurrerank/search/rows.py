@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ..compute.device import DEFAULT_MEMORY
 from ..data.side import Side
 from ..errors import BlurrerankWarning
-from .precision import Rounded, rounded
+from .basis import Basis
+from .precision import Rounded, error_bound, rounded
 
 # Rows converted at a time, as float32: few enough to stay in cache between being read and being divided.
 _PIECE_BYTES = 4 << 20
@@ -164,6 +165,7 @@ class UnitRows:
         dtype: torch.dtype = torch.float32,
         keep: bool = False,
         budget: RowBudget | None = None,
+        picks_basis: bool = False,
     ) -> None:
         """Prepare `sides` to be read `block` rows at a time; reads them now if they are to be resident.
 
@@ -175,6 +177,7 @@ class UnitRows:
             dtype: what `factors` are in.
             keep: whether to hold `factors` too, where the rows are held.
             budget: for work that looks at all rows; by default they may all be held.
+            picks_basis: whether a search may have products take fewer dimensions, where `factors` are held.
         """
         self.sides = sides
         self.device = device
@@ -182,6 +185,8 @@ class UnitRows:
         self.dtype = dtype
         self.budget = budget or RowBudget(sum(map(len, sides)), DEFAULT_MEMORY // 8)
         self._keep = keep
+        self.picks_basis = picks_basis and resident and keep
+        self._basis: Basis | None = None
         self._factors: Rounded | None = None
         self._rows: torch.Tensor | None = None
         if resident:
@@ -223,10 +228,35 @@ class UnitRows:
         """Rows `start:stop`, (stop - start, D)."""
         return self._read(start, stop) if self._rows is None else self._rows[start:stop]
 
+    @property
+    def holds_factors(self) -> bool:
+        """Whether what products take is made once, and is not the rows themselves."""
+        return self.resident and self._keep and (self.dtype != torch.float32 or self._basis is not None)
+
+    @property
+    def basis(self) -> Basis | None:
+        """What rows are compared on by products; None for all dimensions."""
+        return self._basis
+
+    def compare_on(self, basis: Basis | None) -> None:
+        """Have products take rows on a basis, whose bounds hold for them; rows must be held."""
+        self._basis, self._factors = basis, None
+
+    def factors_of(self, rows: torch.Tensor) -> Rounded:
+        """Any (n, D) float32 unit rows as products with these take them."""
+        return rounded(rows, self.dtype) if self._basis is None else self._basis.factors(rows, self.dtype)
+
+    def product_bound(self, errors: torch.Tensor, others: torch.Tensor | float) -> torch.Tensor:
+        """How far products may lie from exact scores, or on a basis below these; see `error_bound`."""
+        if self._basis is None:
+            return error_bound(errors, others, self.dim, self.dtype)
+        width, stretch = self._basis.width, 3 * self._basis.coordinate_error
+        return error_bound(errors, others, self.dim, self.dtype, width=width, stretch=stretch)
+
     def factors(self, start: int, stop: int, rows: torch.Tensor | None = None) -> Rounded:
         """Rows `start:stop` as products take them; `rows` are these, where they are at hand."""
-        if self._factors is None and self._rows is not None and self._keep and self.dtype != torch.float32:
-            self._factors = rounded(self._rows, self.dtype)
+        if self._factors is None and self._rows is not None and self.holds_factors:
+            self._factors = self.factors_of(self._rows)
         if self._factors is not None:
             return self._factors[start:stop]
         if rows is not None or self.dtype == torch.float32:

@@ -1,8 +1,8 @@
 """Synthetic features with the sizes and cameras of public data sets, to try out scale, not to support claims.
 
 An identity is a point. Each camera scales and shifts the space in its own way, each image adds noise, and
-everything is shrunk along fixed directions, most of them by much, so that the spectrum is that of features of
-real models. Images of one identity are thus most similar within a camera, and hard pairs exist for any number of
+everything is shrunk along fixed directions, most of them much, so that the spectrum is that of features of
+real models. Images of one identity are thus most similar within a camera, and hard pairs exist in any number of
 dimensions.
 """
 
