@@ -18,7 +18,7 @@ from .running_lists import RunningLists
 # Columns whose greatest product is found at once.
 _GROUP = 16
 # Rows in which more than this share of the groups exceeds what is asked for are looked at whole.
-_CROWDED = 0.25
+_CROWDED = 0.5
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,8 @@ def _offer_to_rows(products: torch.Tensor, block: Block, others: Block, lists: S
     if len(crowded):
         reach[crowded] = False
         least[crowded] = torch.inf
-        if products.is_contiguous():
-            whole = products[crowded]
-        else:  # to pick columns as rows would take three times as long
-            whole = products.T.index_select(1, crowded).T.contiguous()
-        _offer_whole(sign * whole, block.images[crowded], others, lists)
+        # Turned first: to pick columns as rows takes ten times as long.
+        _offer_whole(sign * products.contiguous()[crowded], block.images[crowded], others, lists)
     if products.is_contiguous():
         rows, group = torch.nonzero(reach).unbind(1)
     else:
