@@ -80,19 +80,16 @@ class _Search:
                 for name, count, same in (("within", sizes.within, True), ("across", sizes.across, False))
                 if count
             }
-        # As many candidates as would do for the longest lists, and the same share of these for the others.
-        longest = min(max(count for count, _ in kinds.values()), total - 1)
-        usual = margin(longest, total - 1)
-        more = fit_dimensions(images, total, longest, usual, halved=True) / max(1, usual)
-        self.running = {
-            name: RunningLists(images, min(total - 1, math.ceil(more * margin(count, total - 1))), pairs)
-            for name, (count, pairs) in kinds.items()
-        }
+        widths = {name: margin(min(count, total - 1), total - 1) for name, (count, _) in kinds.items()}
+        if len(kinds) == 1:  # the nearest of a camera are not as near, and its sample is small
+            nearest = min(sizes.nearest, total - 1)
+            widths["nearest"] = fit_dimensions(images, total, nearest, widths["nearest"], halved=True)
+        self.running = {name: RunningLists(images, widths[name], pairs) for name, (_, pairs) in kinds.items()}
         farthest = _FARTHEST if images.basis is None else _FARTHEST_ON_BASIS
         self.farthest = RunningLists(images, min(farthest, total), Pairs(), largest=False)
         self.errors = torch.zeros(total, device=device)
-        widths = [running.width for running in (*self.running.values(), self.farthest)]
-        self.step = images_at_a_time(images.budget.working_bytes, max(widths))
+        widest = max(running.width for running in (*self.running.values(), self.farthest))
+        self.step = images_at_a_time(images.budget.working_bytes, widest)
         if not images.resident:
             # A stripe reads what was before it, and each part of the lists everything, twice for each kind.
             parts = (1 + len(self.running)) * math.ceil(total / self.step)

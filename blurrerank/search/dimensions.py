@@ -30,8 +30,9 @@ _GAIN = 0.9
 # About what it takes to keep a candidate while products pass by: once for a batch of probes, or tile after tile
 # where a product serves both of its images.
 _KEPT_SECONDS = {False: 3e-7, True: 2e-6}
-# Share of the lists that need no more candidates than are scored at first.
-_COVERED = 0.98
+# Share of the lists in the sample that need no more candidates than are scored at first, and how many more are
+# scored by fewer dimensions, since the sample is small.
+_COVERED, _SPARE = 0.98, 1.25
 
 
 @full_float32()
@@ -83,7 +84,8 @@ def fit_dimensions(images: UnitRows, asking: int, topn: int, usual: int, *, halv
             cost = (cost + projecting * width) / _GAIN
         told.append(f"{width} {cost:.1f} s, {mean} candidates")
         if cost < best:
-            best, chosen, margin = cost, width, most
+            best, chosen = cost, width
+            margin = most if width == dim else min(number, int(_SPARE * most))
     if chosen < dim:
         images.compare_on(basis.first(chosen - 1))
     log.info(
