@@ -76,6 +76,31 @@ def test_lists_by_camera_are_those_of_brute_force(arrays, nearest, within, acros
         assert bool(torch.isfinite(lists.similarities[~padded]).all())
 
 
+@pytest.mark.parametrize("sorted_by", ["nothing", "nearness"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lists_of_many_images_are_those_of_brute_force(dtype, sorted_by):
+    """Several tiles, of which later ones have little for a list or, worst of all, always something better."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((5000, 16)).astype(np.float32)
+    if sorted_by == "nearness":
+        rows = rows[np.argsort(rows[:, 0] / np.linalg.norm(rows, axis=1))]
+    cams = torch.from_numpy(random.integers(0, 3, len(rows)))
+    images = UnitRows(br.Side(rows), device=CPU, block=1000, resident=True, dtype=dtype)
+    graph = find_graph(images, ListSizes(12, 5, 7), cams=cams)
+    unit = torch.nn.functional.normalize(torch.from_numpy(rows).double())
+    cosine = unit @ unit.T
+    assert torch.allclose(graph.lowest.double(), cosine.amin(dim=1), rtol=0, atol=1e-6)
+    cosine.fill_diagonal_(-2)
+    same = cams[:, None] == cams
+    for lists, allowed in (
+        (graph.kind("nearest"), torch.ones_like(same)),
+        (graph.within, same),
+        (graph.across, ~same),
+    ):
+        expected = cosine.masked_fill(~allowed, -2).topk(lists.items.shape[1], dim=1)
+        assert torch.equal(lists.items.long(), expected.indices)
+
+
 def test_a_graph_goes_on_from_the_first_images(tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((300, 16)).astype(np.float32)
