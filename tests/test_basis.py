@@ -170,9 +170,30 @@ def test_lists_of_a_search_that_picks_its_basis(monkeypatch):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
 def test_a_precision_that_is_asked_for_is_that_of_all_dimensions(precision, monkeypatch):
-    monkeypatch.setattr(dimensions, "_WORTH", 0.0)
-    rows = decaying(300, 128, 2.0)
-    monkeypatch.setattr(UnitRows, "compare_on", lambda *arguments: pytest.fail("a basis was picked"))
-    br.rerank(br.FeatureSet.from_arrays(rows[:50], rows), "lbr", precision=precision)
+    rows = decaying(2000, 128, 2.0)
+    picking(rows, monkeypatch)
+    picked = []
+    keep = UnitRows.compare_on
+    monkeypatch.setattr(UnitRows, "compare_on", lambda rows, basis: (picked.append(basis), keep(rows, basis)))
+    br.rerank(br.FeatureSet.from_arrays(rows[:100], rows), "lbr", precision=precision)
+    assert any(basis is not None for basis in picked) == (precision == "auto")
+
+
+def test_a_basis_is_taken_back_by_a_search_that_wants_none(monkeypatch):
+    images = picking(decaying(2000, 128, 1.0), monkeypatch)
+    fit_dimensions(images, 10**5, 20, 32)
+    assert images.basis is not None
+    monkeypatch.setattr(dimensions, "_WORTH", 1e30)
+    fit_dimensions(images, 1, 20, 32)
+    assert images.basis is None
+    assert images.factors(0, 10).rows.shape == (10, 128)
+
+
+@pytest.mark.parametrize("halved", [True, False])
+def test_candidates_have_an_end_where_all_images_are_alike(halved, monkeypatch):
+    """Memory for them is taken for all images at once."""
+    rows = decaying(2000, 128, 1.0) * 1e-3 + 1
+    images = picking(rows.astype(np.float32), monkeypatch)
+    assert fit_dimensions(images, 10**5, 20, 32, halved=halved) <= 8 * 32

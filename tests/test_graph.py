@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import blurrerank as br
+from blurrerank.data.sort_keys import from_sort_keys
 from blurrerank.files.neighbours_h5 import read_partial, write_partial
 from blurrerank.graph.comparison import compared
 from blurrerank.graph.find import find_graph
 from blurrerank.graph.neighbour_graph import ListSizes
+from blurrerank.graph.running_lists import Pairs, RunningLists
 from blurrerank.graph.sparse_rows import ONE, SparseRows
 from blurrerank.search.rows import RowBudget, UnitRows
 
@@ -99,6 +101,28 @@ def test_lists_of_many_images_are_those_of_brute_force(dtype, sorted_by):
     ):
         expected = cosine.masked_fill(~allowed, -2).topk(lists.items.shape[1], dim=1)
         assert torch.equal(lists.items.long(), expected.indices)
+
+
+def test_lists_that_processes_merge_end_where_the_merged_ones_do():
+    """What another process found pushes out what this one did, which is then not listed any more."""
+
+    class Merging(UnitRows):
+        others: torch.Tensor
+
+        def merge_top_keys(self, keys):
+            return torch.cat([keys, self.others], dim=1).topk(keys.shape[1], dim=1).values
+
+    images = Merging(br.Side(np.eye(20, dtype=np.float32)), device=CPU, block=20, resident=True)
+    mine, theirs = (RunningLists(images, 4, Pairs()) for _ in range(2))
+    products = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    image = torch.zeros(6, dtype=torch.int64)
+    mine.offer(image, torch.arange(1, 7), products)
+    theirs.offer(image, torch.arange(7, 13), products + 0.3)
+    images.others = theirs.best(slice(0, 20))
+    mine.merge_processes(images)
+    items, values = from_sort_keys(mine.best(slice(0, 1)))
+    assert items.tolist() == [[12, 11, 10, 6]]
+    assert mine.unlisted_score_bound(slice(0, 1)).item() == values[0, -1].item() == pytest.approx(0.6)
 
 
 def test_a_graph_goes_on_from_the_first_images(tmp_path):

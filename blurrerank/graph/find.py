@@ -84,6 +84,8 @@ class _Search:
         if len(kinds) == 1:  # the nearest of a camera are not as near, and its sample is small
             nearest = min(sizes.nearest, total - 1)
             widths["nearest"] = fit_dimensions(images, total, nearest, widths["nearest"], halved=True)
+        elif images.picks_basis:
+            images.compare_on(None)
         self.running = {name: RunningLists(images, widths[name], pairs) for name, (_, pairs) in kinds.items()}
         farthest = _FARTHEST if images.basis is None else _FARTHEST_ON_BASIS
         self.farthest = RunningLists(images, min(farthest, total), Pairs(), largest=False)
@@ -105,8 +107,8 @@ class _Search:
         """Let every image meet every other, in stripes: after one, all images up to its end know each other."""
         images, total = self.images, len(self.images)
         held, working = images.budget.held_rows, images.budget.working_bytes
-        # A block of products, what is wanted of its transpose, and what top-n makes of it; and its rows, which
-        # are there as they are stored, in float32 and rounded, when they are read again.
+        # A tile of products, the same turned, and what may enter lists; and the rows of a block, which are
+        # there as they are stored, in float32 and rounded, when they are read again.
         few = working // (16 * images.dim)
         block = max(1, min(_BLOCK_ROWS[images.device.type], int((working / 16) ** 0.5), few, held, total))
         start = 0 if self.known is None else len(self.known)
@@ -141,10 +143,10 @@ class _Search:
             running.merge_processes(images)
 
     def _block(self, some: Rounded, first: int) -> Block:
-        """Consecutive images from `first` on; if cameras matter, the groups of a tile are of one each."""
+        """Consecutive images from `first` on; if cameras matter, in an order in which groups have one each."""
         images = torch.arange(first, first + len(some.rows), device=self.images.device)
         block = Block(images, some.rows)
-        return block if self.cams is None else block.by_camera(self.cams)
+        return block if self.cams is None or len(self.running) == 1 else block.by_camera(self.cams)
 
     def _meet(self, block: Block, products: torch.Tensor, others: Block) -> None:
         """Take note of the products of the images of two blocks, which are used up."""

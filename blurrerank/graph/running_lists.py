@@ -117,7 +117,9 @@ class RunningLists:
 
     def best(self, some: slice) -> torch.Tensor:
         """Return (n, width) sort keys of the candidates of some images, best first, `NOBODY` after the last."""
-        self._cut(torch.arange(len(self._keys), device=self._keys.device)[some])
+        images = torch.arange(len(self._keys), device=self._keys.device)[some]
+        # A list that was cut, and that nothing was put behind since, is as it should be.
+        self._cut(images[(self._filled[images] > self.width) | (self.ends[images] == -torch.inf)])
         return self._keys[some, : self.width]
 
     def merge_processes(self, images: UnitRows) -> None:
@@ -136,8 +138,6 @@ class RunningLists:
         """Keep the best of the lists of some images, and note where these end."""
         if not self.width:
             return
-        # A list that was cut, and that nothing was put behind since, is as it should be.
-        images = images[(self._filled[images] > self.width) | (self.ends[images] == -torch.inf)]
         for some in torch.split(images, _CUT_ROWS):
             best = self._keys[some].topk(self.width, dim=1).values
             self._keys[some, : self.width] = best

@@ -19,6 +19,9 @@ from .running_lists import RunningLists
 _GROUP = 16
 # Rows in which more than this share of the groups exceeds what is asked for are looked at whole.
 _CROWDED = 0.5
+# In how many pieces at least to work where all of a tile is looked at: what is noted of a product takes more
+# memory than the product.
+_PIECES = 32
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,19 @@ def _offer_to_rows(products: torch.Tensor, block: Block, others: Block, lists: S
         reach[crowded] = False
         least[crowded] = torch.inf
         # Turned first: to pick columns as rows takes ten times as long.
-        _offer_whole(sign * products.contiguous()[crowded], block.images[crowded], others, lists)
+        rows_first = products.contiguous()
+        for some in torch.split(crowded, -(-len(products) // _PIECES)):
+            _offer_whole(sign * rows_first[some], block.images[some], others, lists)
+        del rows_first
     if products.is_contiguous():
         rows, group = torch.nonzero(reach).unbind(1)
     else:
         group, rows = torch.nonzero(reach.T).unbind(1)
-    columns = group.unsqueeze(1) + groups * torch.arange(_GROUP, device=group.device)
-    _offer_some(products[rows.unsqueeze(1), columns], rows, columns, least, block, others, lists)
+    members = groups * torch.arange(_GROUP, device=group.device)
+    step = -(-products.numel() // (_PIECES * _GROUP))
+    for some, these in zip(torch.split(rows, step), torch.split(group, step), strict=True):
+        columns = these.unsqueeze(1) + members
+        _offer_some(products[some.unsqueeze(1), columns], some, columns, least, block, others, lists)
     rest = torch.arange(groups * _GROUP, products.shape[1], device=group.device)
     if len(rest):
         rows = torch.arange(len(products), device=group.device)

@@ -22,7 +22,7 @@ from ..compute.products import full_float32
 from .precision import Rounded, rounded
 
 # Rows at a time.
-_ROWS = 8192
+_ROWS = 2048
 # Dimensions added up in one float32 product: the shorter the sums, the less they may be off.
 _SUMMED = 256
 

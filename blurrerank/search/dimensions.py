@@ -33,6 +33,8 @@ _KEPT_SECONDS = {False: 3e-7, True: 2e-6}
 # Share of the lists in the sample that need no more candidates than are scored at first, and how many more are
 # scored by fewer dimensions, since the sample is small.
 _COVERED, _SPARE = 0.98, 1.25
+# How many times as many candidates as usual there may be, for a batch of probes or for all images at once.
+_MOST = {False: 8, True: 4}
 
 
 @full_float32()
@@ -50,7 +52,10 @@ def fit_dimensions(images: UnitRows, asking: int, topn: int, usual: int, *, halv
         How many candidates to score for a list.
     """
     dim, number, device = images.dim, len(images), images.device
-    if not images.picks_basis or device.type != "cpu" or not topn or dim < 4 * max(_SHARES):
+    if not images.picks_basis:
+        return usual
+    images.compare_on(None)  # another search may have picked one
+    if device.type != "cpu" or not topn or dim < 4 * max(_SHARES):
         return usual
     products = asking * number * seconds_per_term(images.dtype, device) / (2 if halved else 1)
     if products * dim < _WORTH:
@@ -83,9 +88,10 @@ def fit_dimensions(images: UnitRows, asking: int, topn: int, usual: int, *, halv
         if share > 1:
             cost = (cost + projecting * width) / _GAIN
         told.append(f"{width} {cost:.1f} s, {mean} candidates")
-        if cost < best:
-            best, chosen = cost, width
-            margin = most if width == dim else min(number, int(_SPARE * most))
+        most = most if width == dim else min(number, int(_SPARE * most))
+        # More candidates would take memory without end; lists that these do not prove are searched for.
+        if cost < best and (width == dim or most <= _MOST[halved] * usual):
+            best, chosen, margin = cost, width, min(most, _MOST[halved] * usual)
     if chosen < dim:
         images.compare_on(basis.first(chosen - 1))
     log.info(

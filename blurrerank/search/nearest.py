@@ -27,8 +27,8 @@ TILE_PROBES = {"cpu": 512, "cuda": 4096}
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 
 
-# Products at a time among which `exhaustive_top_k` looks for pairs: bounds its memory when all are in reach.
-_REACH_ELEMENTS = 1 << 22
+# Products at a time among which `exhaustive_top_k` looks for pairs, and bytes that one takes if it is in reach.
+_REACH_ELEMENTS, _REACH_BYTES = 1 << 22, 64
 # When coarse bounds leave more than this share of the pairs, float32 products say which these are.
 _CROWDED = 0.05
 # How far a bfloat16 product below 2 may be from what it was rounded from.
@@ -172,16 +172,18 @@ def exhaustive_top_k(
     """
     reached = least - error_bound(queries.new_zeros(len(queries)), 0.0, gallery.dim, torch.float32)
     mine = gallery.factors_of(queries) if gallery.holds_factors else None
+    spacing = _HALF_SPACING if gallery.dtype == torch.bfloat16 else 0.0
+    at_once = min(_REACH_ELEMENTS, gallery.budget.working_bytes // _REACH_BYTES)
     best = torch.full((len(queries), count), NOBODY, device=queries.device)
     pairs = max(1, CHUNK_BYTES[queries.device.type] // (8 * queries.shape[1]))
     for start, stop in blocks_of(len(gallery) if items is None else items, gallery.block):
         block = gallery.rows(start, stop)
         theirs = None if mine is None else gallery.factors(start, stop)
-        for first, last in blocks_of(len(queries), max(1, _REACH_ELEMENTS // (stop - start))):
+        for first, last in blocks_of(len(queries), max(1, at_once // (stop - start))):
             rows = slice(first, last)
             reach = None
             if mine is not None and theirs is not None:
-                bound = gallery.product_bound(mine.errors[rows], theirs.errors.amax()) + _HALF_SPACING
+                bound = gallery.product_bound(mine.errors[rows], theirs.errors.amax()) + spacing
                 reach = product(mine.rows[rows], theirs.rows) >= (least[rows] - bound).unsqueeze(1)
             if reach is None or reach.sum() > _CROWDED * reach.numel():
                 reach = queries[rows] @ block.T >= reached[rows].unsqueeze(1)

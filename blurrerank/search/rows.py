@@ -239,8 +239,10 @@ class UnitRows:
         return self._basis
 
     def compare_on(self, basis: Basis | None) -> None:
-        """Have products take rows on a basis, whose bounds hold for them; rows must be held."""
-        self._basis, self._factors = basis, None
+        """Have products take rows on a basis, whose bounds hold for them; rows and factors must be held."""
+        assert basis is None or (self.resident and self._keep)
+        if basis is not self._basis:
+            self._basis, self._factors = basis, None
 
     def factors_of(self, rows: torch.Tensor) -> Rounded:
         """Any (n, D) float32 unit rows as products with these take them."""
