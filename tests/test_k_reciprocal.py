@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, alike, check_lists, exact_sides, features, sides
-from hypothesis import given
+from conftest import ROOT, alike, check_lists, exact_sides, features, sides, spread
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import blurrerank as br
@@ -55,6 +55,8 @@ def test_ties_and_duplicates_equal_the_reference(arrays, params):
 
 @given(sides(), PARAMS)
 def test_any_set_equals_the_reference(arrays, params):
+    # Nearly equal images, which a few rows of two dimensions may be by chance, are refused.
+    assume(not 3e-6 < spread(*arrays) < 3e-5)
     check_against_reference(*arrays, params)
 
 

@@ -7,6 +7,7 @@ then, if that went well, in this process. Where a system has no fork, there is n
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import gc
 import json
@@ -144,6 +145,9 @@ def _confine(memory: int, seconds: int) -> None:
     os.environ.update(dict.fromkeys(("NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "OMP_NUM_THREADS"), "1"))
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # a fork does not have the others
+    # Nor for the 64 MiB of addresses that glibc sets aside for each thread: M_ARENA_MAX is 1.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(-8, 1)
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: seconds}
     statm = Path("/proc/self/statm")
     if statm.exists():
