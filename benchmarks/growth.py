@@ -5,8 +5,7 @@
 For each size features are generated and asked for the lists of 50 of 1,024 probes: by blurrerank's search
 (`cosine`) and local blurring (`lbr`), which normalise features themselves; by torch's float32 product and top-n
 and by FAISS's flat index, which get normalised rows and an index that is built, outside of the time.
-The faster of two turns counts, forwards and backwards. Galleries of more than 5 GB as
-float32 are left out.
+The faster of two turns counts, forwards and backwards. Galleries of more than 5 GB as float32 are left out.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def picking(rows, monkeypatch):
     """Rows that pick their basis, on a machine where products alone take time."""
     monkeypatch.setattr(dimensions, "_WORTH", 0.0)
     monkeypatch.setattr(dimensions, "seconds_per_term", lambda dtype, device: 1.0)
-    monkeypatch.setattr(dimensions, "_seconds_a_candidate", lambda rows: 1e-3)
+    monkeypatch.setattr(dimensions, "_seconds_a_candidate", lambda images, queries: 1e-3)
     side = Side(rows)
     return UnitRows(side, device=CPU, block=512, resident=True, keep=True, picks_basis=True)
 
@@ -153,7 +153,7 @@ def test_features_without_decay_are_compared_in_all_dimensions(monkeypatch, capl
     """Candidates cost what their dimensions do."""
     caplog.set_level(logging.INFO)
     images = picking(decaying(2000, 128, 0.0), monkeypatch)
-    monkeypatch.setattr(dimensions, "_seconds_a_candidate", lambda rows: 128.0)
+    monkeypatch.setattr(dimensions, "_seconds_a_candidate", lambda images, queries: 128.0)
     assert fit_dimensions(images, 10**5, 20, 32) >= 32
     assert images.basis is None
     assert "products of all 128 dimensions" in caplog.text

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import blurrerank as br
 from blurrerank import reference
 from blurrerank.compute.compute import Compute
+from blurrerank.data.ranges import ranges, split_by_size
 from blurrerank.engine.plans import plan_for
 from blurrerank.engine.request import Request
-from blurrerank.graph.ranges import ranges, split_by_size
 from blurrerank.graph.sparse_rows import SparseRows
 from blurrerank.methods import create
 

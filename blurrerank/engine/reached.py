@@ -15,10 +15,10 @@ import torch
 from ..compute.compute import Compute
 from ..data.candidates import Candidates
 from ..data.features import FeatureSet
+from ..data.ranges import ranges
 from ..data.sort_keys import NOBODY, from_sort_keys, sort_keys
 from ..graph.comparison import reached
 from ..graph.encoding import Encoding, Probes
-from ..graph.ranges import ranges
 from ..methods import GraphRanker
 from ..methods.kinds.base import checked_result
 from ..search.ann import SearchedLists

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .ranges import ranges, split_by_size
+from ..data.ranges import ranges, split_by_size
 from .sparse_rows import ONE, SparseRows, summed
 
 

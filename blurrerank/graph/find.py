@@ -14,7 +14,7 @@ from ..compute.compute import Progress
 from ..compute.products import full_float32
 from ..search.dimensions import fit_dimensions
 from ..search.exact import margin
-from ..search.precision import Rounded, product
+from ..search.precision import Rounded, output_error, product
 from ..search.rows import UnitRows, blocks_of, warn_of_reads
 from .neighbour_graph import CAMERA_LISTS, ListSizes, NeighbourGraph, NeighbourLists
 from .resolve import images_at_a_time, resolve_lists, resolve_lowest
@@ -164,8 +164,8 @@ class _Search:
         images, device = self.images, self.images.device
         errors = self.errors[:met]
         bound = images.product_bound(errors, errors.amax())
-        # The least similarities on a basis come from rounded products, and are rounded again.
-        twice = 0.0 if images.basis is None else 2.0**-8 if images.dtype == torch.bfloat16 else 2.0**-22
+        # The least similarities on a basis come from rounded products, and are computed and rounded again.
+        twice = 0.0 if images.basis is None else output_error(images.dtype) + 2.0**-22
         dtype = torch.int32 if len(images) < 2**31 else torch.int64
         unproven = 0
         found: dict[str, NeighbourLists] = {}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from ..data.ranges import offsets_of, split_by_size
 from ..search.given_similarities import SimilarityRows
 from ..search.nearest import CHUNK_BYTES
 from ..search.precision import fine_scores, pair_scores
 from ..search.rows import Rows, UnitRows, blocks_of
-from .ranges import offsets_of, split_by_size
 
 
 def pair_similarities(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .ranges import offsets_of
+from ..data.ranges import offsets_of
 from .sparse_rows import SparseRows
 
 

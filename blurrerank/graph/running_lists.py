@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..data.ranges import ranges
 from ..data.sort_keys import NOBODY, from_sort_keys, sort_keys
 from ..search.precision import ceiling
 from ..search.rows import UnitRows, blocks_of
@@ -105,9 +106,8 @@ class RunningLists:
             if alike is not None:
                 reach, alike = reach & alike, None
             images, others, products = images[reach], others[reach], products[reach]
-            _, runs = torch.unique_consecutive(images, return_counts=True)
-            before = torch.repeat_interleave(runs.cumsum(0) - runs, runs, output_size=len(images))
-            places = torch.arange(len(images), device=images.device).sub_(before).add_(self._filled[images])
+            distinct, runs = torch.unique_consecutive(images, return_counts=True)
+            _, places = ranges(self._filled[distinct], runs)
             fits = places < self._keys.shape[1]
             some, places = images[fits], places[fits]
             self._keys[some, places] = sort_keys(products[fits], others[fits])
@@ -126,9 +126,9 @@ class RunningLists:
         """Take the best of what all processes have met."""
         for start, stop in blocks_of(len(self._keys), _CUT_ROWS):
             self.best(slice(start, stop))
-        self._keys[:, : self.width] = images.merge_top_keys(self._keys[:, : self.width].contiguous())
+        self._keys[:, : self.width] = images.merge_top_keys(self._keys[:, : self.width])
         self._filled.fill_(self.width)
-        self._cut(torch.arange(len(self._keys), device=self._keys.device))
+        self._note_ends(slice(None))
 
     def unlisted_score_bound(self, some: slice) -> torch.Tensor:
         """Return what no product in exact arithmetic with an image that is not listed exceeds."""
@@ -139,9 +139,13 @@ class RunningLists:
         if not self.width:
             return
         for some in torch.split(images, _CUT_ROWS):
-            best = self._keys[some].topk(self.width, dim=1).values
-            self._keys[some, : self.width] = best
+            self._keys[some, : self.width] = self._keys[some].topk(self.width, dim=1).values
             self._keys[some, self.width :] = NOBODY
             self._filled[some] = self._filled[some].clamp_max_(self.width)
-            last = best[:, -1]
+            self._note_ends(some)
+
+    def _note_ends(self, some: slice | torch.Tensor) -> None:
+        """Note where lists end that are cut and have their best candidates first."""
+        if self.width:
+            last = self._keys[some, self.width - 1]
             self.ends[some] = from_sort_keys(last)[1].masked_fill_(last == NOBODY, -torch.inf)

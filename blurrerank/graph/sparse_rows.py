@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..data.ranges import offsets_of, ranges, split_by_size
 from ..search.rows import blocks_of
-from .ranges import offsets_of, ranges, split_by_size
 
 ONE = 1 << 30
 """What the weights of an encoding sum to."""

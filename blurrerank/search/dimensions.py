@@ -7,7 +7,6 @@ two weighs more depends on the spectrum of the features and on how many images a
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import torch
 
@@ -25,6 +24,8 @@ _WORTH = 1.5
 _SHARES = (4, 8, 16)
 # Rows that are looked at, queries among these, and for each direction the rows that it is found with.
 _ROWS, _QUERIES, _ROWS_A_DIRECTION = 16384, 128, 8
+# Queries that scoring is timed with.
+_TIMED = 64
 # What must be left of the cost.
 _GAIN = 0.9
 # About what it takes to keep a candidate while products pass by: once for a batch of probes, or tile after tile
@@ -72,7 +73,7 @@ def fit_dimensions(images: UnitRows, asking: int, topn: int, usual: int, *, halv
     count = min(count, len(rows) // _ROWS_A_DIRECTION)
     # Not with the first rows: of those that a basis is made of it leaves out less than of others.
     basis = leading_directions(rows[-_ROWS_A_DIRECTION * count :], count)
-    each = _seconds_a_candidate(rows)
+    each = _seconds_a_candidate(images, rows[:_TIMED])
     listed = _last_listed(rows, topn / number)
     projecting = number * dim * seconds_per_term(torch.float32, device)
     best, chosen, margin, told = torch.inf, dim, usual, []
@@ -120,25 +121,13 @@ def _within_reach(coordinates: torch.Tensor, last: torch.Tensor, dtype: torch.dt
     return float(found.mean()), float(found.quantile(_COVERED))
 
 
-def _seconds_a_candidate(rows: torch.Tensor) -> float:
-    """What it takes to fetch a row and to score it."""
-    queries = min(64, len(rows))
-    drawn = torch.randint(len(rows), (queries, 128), generator=torch.Generator().manual_seed(0))
-    listed, times = drawn.to(rows.device), []
+def _seconds_a_candidate(images: UnitRows, queries: torch.Tensor) -> float:
+    """What it takes to fetch a row and to score it for one of some queries."""
+    drawn = torch.randint(len(images), (len(queries), 128), generator=torch.Generator().manual_seed(0))
+    listed, times = drawn.to(images.device), []
     for _ in range(3):
-        start = now(rows.device)
-        for _, _ in scored(rows[:queries], listed, _Table(rows), 1):
+        start = now(images.device)
+        for _, _ in scored(queries, listed, images, 1):
             pass
-        times.append(now(rows.device) - start)
+        times.append(now(images.device) - start)
     return min(times) / listed.numel()
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Rows that are gathered by their own numbers."""
-
-    rows: torch.Tensor
-
-    def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `UnitRows.gather`."""
-        return self.rows, indices

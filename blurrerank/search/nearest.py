@@ -14,8 +14,9 @@ import torch
 
 from ..compute.products import full_float32
 from ..data.candidates import Candidates
+from ..data.ranges import ranges
 from ..data.sort_keys import NOBODY, from_sort_keys, sort_keys
-from .precision import ceiling, error_bound, pair_scores, product, rounded
+from .precision import ceiling, error_bound, output_error, pair_scores, product, rounded
 from .rows import Gatherable, PassingRows, UnitRows, blocks_of
 from .tiles import best_keys, greatest, multiply
 
@@ -31,8 +32,6 @@ CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 _REACH_ELEMENTS, _REACH_BYTES = 1 << 22, 64
 # When coarse bounds leave more than this share of the pairs, float32 products say which these are.
 _CROWDED = 0.05
-# How far a bfloat16 product below 2 may be from what it was rounded from.
-_HALF_SPACING = 2.0**-8
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,6 @@ def exhaustive_top_k(
     """
     reached = least - error_bound(queries.new_zeros(len(queries)), 0.0, gallery.dim, torch.float32)
     mine = gallery.factors_of(queries) if gallery.holds_factors else None
-    spacing = _HALF_SPACING if gallery.dtype == torch.bfloat16 else 0.0
     at_once = min(_REACH_ELEMENTS, gallery.budget.working_bytes // _REACH_BYTES)
     best = torch.full((len(queries), count), NOBODY, device=queries.device)
     pairs = max(1, CHUNK_BYTES[queries.device.type] // (8 * queries.shape[1]))
@@ -183,7 +181,8 @@ def exhaustive_top_k(
             rows = slice(first, last)
             reach = None
             if mine is not None and theirs is not None:
-                bound = gallery.product_bound(mine.errors[rows], theirs.errors.amax()) + spacing
+                bound = gallery.product_bound(mine.errors[rows], theirs.errors.amax())
+                bound += output_error(gallery.dtype)
                 reach = product(mine.rows[rows], theirs.rows) >= (least[rows] - bound).unsqueeze(1)
             if reach is None or reach.sum() > _CROWDED * reach.numel():
                 reach = queries[rows] @ block.T >= reached[rows].unsqueeze(1)
@@ -193,7 +192,7 @@ def exhaustive_top_k(
             if not len(who):
                 continue
             counts = torch.bincount(who, minlength=len(reach))
-            places = torch.arange(len(who), device=who.device) - (counts.cumsum(0) - counts)[who]
+            _, places = ranges(torch.zeros_like(counts), counts)
             keys = torch.full((len(reach), int(counts.max())), NOBODY, device=block.device)
             for some in torch.split(torch.arange(len(who), device=who.device), pairs):
                 asking, listed = who[some], item[some]

@@ -127,11 +127,10 @@ class Plan:
         memory = compute.memory
         held = memory * 3 // 8 // (4 * dim)
         gallery_block = compute.block or _block(memory, dim, images <= held, compute.device)
-        dtype = pick_precision(compute.precision, compute.device)
-        if compute.precision == "auto" and asking < _FEW_PROBES:
+        dtype, auto = pick_precision(compute.precision, compute.device), compute.precision == "auto"
+        if auto and asking < _FEW_PROBES:
             dtype = torch.float32
         budget = RowBudget(held, memory // 8)
-        auto = compute.precision == "auto"
         return cls(compute.device, images <= held, gallery_block, 1, budget, dtype, auto)
 
     def agreed(self, group: Group) -> Plan:

@@ -192,6 +192,11 @@ def ceiling(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return wide + torch.ldexp(torch.full_like(wide, 2.0**-9), torch.frexp(wide).exponent)
 
 
+def output_error(dtype: torch.dtype) -> float:
+    """How far any product below 2 may be from what it was before it was rounded to `dtype`; see `ceiling`."""
+    return 2.0**-8 if dtype == torch.bfloat16 else 0.0
+
+
 def pick_precision(precision: str, device: torch.device) -> torch.dtype:
     """The dtype that products are computed in.
 
