@@ -310,18 +310,14 @@ def _vectors(path: Path, name: str, cells: Any) -> Any:
 
 def _arrow(path: Path, head: bytes) -> tuple[str, Any, list[str]]:
     try:
-        from pyarrow import feather, parquet
+        from pyarrow import feather, parquet, set_cpu_count, set_io_thread_count
     except ImportError:
         raise InputError(
             f"{path} needs pyarrow, which is not installed: pip install 'blurrerank[tables]'"
         ) from None
-    if trying():
-        # Its threads, and what its own allocator reserves for each, have no room in a trial.
-        import pyarrow
-
-        pyarrow.set_cpu_count(1)
-        pyarrow.set_io_thread_count(1)
-        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+    if trying():  # whose limits have no room for threads
+        set_cpu_count(1)
+        set_io_thread_count(1)
     is_parquet = head.startswith(b"PAR1")
     if is_parquet:
         with parquet.ParquetFile(path, pre_buffer=False) as file:
