@@ -32,9 +32,10 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The pages that come from the code.
+# The pages that come from the code, and the site, in build/site.
 docs: install
 	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 bench: install
 	mkdir -p build

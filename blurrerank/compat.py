@@ -76,15 +76,16 @@ def re_ranking(*args: Any, **kwargs: Any) -> NDArray[np.float32]:
             distances; names the argument.
         ParameterError: for k1, k2 or lambda_value outside their range.
 
-    >>> import numpy as np
-    >>> probe, gallery = np.eye(2, 3), np.eye(3)
-    >>> re_ranking(probe, gallery, k1=1, k2=1, lambda_value=0.3).round(3).tolist()
-    [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]
-    >>> def distances(a, b):
-    ...     return np.linalg.norm(a[:, None] - b, axis=2)
-    >>> matrices = distances(probe, gallery), distances(probe, probe), distances(gallery, gallery)
-    >>> re_ranking(*matrices, k1=1, k2=1, lambda_value=0.3).round(3).tolist()
-    [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]
+    Examples:
+        >>> import numpy as np
+        >>> probe, gallery = np.eye(2, 3), np.eye(3)
+        >>> re_ranking(probe, gallery, k1=1, k2=1, lambda_value=0.3).round(3).tolist()
+        [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]
+        >>> def distances(a, b):
+        ...     return np.linalg.norm(a[:, None] - b, axis=2)
+        >>> matrices = distances(probe, gallery), distances(probe, probe), distances(gallery, gallery)
+        >>> re_ranking(*matrices, k1=1, k2=1, lambda_value=0.3).round(3).tolist()
+        [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]
     """
     if "g_g_dist" in kwargs or (len(args) > 2 and np.ndim(args[2]) > 0):
         return _from_distances(*args, **kwargs)
@@ -112,9 +113,10 @@ def lbr_distmat(
         InputError: for features that cannot be compared.
         ParameterError: for a parameter outside its range.
 
-    >>> import numpy as np
-    >>> np.argsort(lbr_distmat(np.eye(2, 3), np.eye(3), topn=2), axis=1).tolist()
-    [[0, 1, 2], [1, 0, 2]]
+    Examples:
+        >>> import numpy as np
+        >>> np.argsort(lbr_distmat(np.eye(2, 3), np.eye(3), topn=2), axis=1).tolist()
+        [[0, 1, 2], [1, 0, 2]]
     """
     data = FeatureSet.from_arrays(probFea, galFea)
     full = rerank(data, depth=len(data.gallery), topn=topn, sigma=sigma, device=_device_of(galFea))
@@ -133,11 +135,12 @@ def to_distmat(ranking: Ranking) -> NDArray[np.float32]:
         ranking made with `depth=len(data.gallery)` lists them all. Where float32 has no room after the last
         score, the row counts places from 0 instead.
 
-    >>> import numpy as np
-    >>> lists = np.array([[2, 0, -1]], dtype=np.int32)
-    >>> scores = np.array([[0.75, 0.5, -np.inf]], dtype=np.float32)
-    >>> to_distmat(Ranking(lists, scores, gallery_size=4)).tolist()
-    [[-0.5, 0.5, -0.75, 1.5]]
+    Examples:
+        >>> import numpy as np
+        >>> lists = np.array([[2, 0, -1]], dtype=np.int32)
+        >>> scores = np.array([[0.75, 0.5, -np.inf]], dtype=np.float32)
+        >>> to_distmat(Ranking(lists, scores, gallery_size=4)).tolist()
+        [[-0.5, 0.5, -0.75, 1.5]]
     """
     size = ranking.gallery_size
     matrix = np.empty((len(ranking), size), dtype=np.float32)

@@ -22,10 +22,15 @@ from scipy.io import savemat
 import blurrerank as br
 
 README = (ROOT / "README.md").read_text()
-DOCS = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [page.read_text() for page in PAGES]
 COMMANDS = "run|eval|fuse|bench|sweep|tune|synth|index|info|convert|report|plot|help|completion"
 COMMAND = rf"^    blurrerank ((?:{COMMANDS}) [^|>\n]*)$"
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def blocks_of(page):
+    """The Python programs in a document."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 WITH_EXAMPLES = [
@@ -50,8 +55,8 @@ def test_the_readme_s_table_is_what_the_demo_prints(tmp_path):
     assert (tmp_path / "omniglot.ranking.h5").exists()
 
 
-def test_the_readme_s_recipe_for_one_s_own_features(quick_bench, tmp_path, monkeypatch, cli):
-    recipe = next(block for block in PYTHON_BLOCKS if "import h5py" in block)
+def test_features_of_one_s_own_and_every_command_of_the_documents(quick_bench, tmp_path, monkeypatch, cli):
+    recipe = next(block for block in blocks_of("docs/getting-started.md") if "import h5py" in block)
     arrays = features()
     names = {
         f"{side}_{what}": arrays[f"{side}_{what}"] for side in ("probe", "gallery") for what in ("ids", "cams")
@@ -78,18 +83,24 @@ def test_the_readme_s_recipe_for_one_s_own_features(quick_bench, tmp_path, monke
         assert cli(*line.split(), *once)[0] == 0, line
 
 
-def test_the_readme_s_library_example(monkeypatch):
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_library_examples(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    example = next(block for block in PYTHON_BLOCKS if "br.load" in block)
+    example = next(block for block in blocks_of(page) if "br.load" in block)
     names: dict[str, object] = {}
     exec(example, names)
-    np.testing.assert_array_equal(names["indices"], names["ranking"].indices)
+    assert round(names["metrics"].mAP, 4) == 0.7946
+    if "indices" in names:
+        np.testing.assert_array_equal(names["indices"], names["ranking"].indices)
 
 
 def recipe(beginning):
     """The program in docs/recipes.md that has some line."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
-    return next(block for block in blocks if beginning in block)
+    return next(block for block in blocks_of("docs/recipes.md") if beginning in block)
 
 
 def test_the_recipe_for_wildlife_datasets(tmp_path, monkeypatch):

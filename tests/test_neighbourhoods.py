@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import blurrerank as br
 
-RECIPES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
+RECIPES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/vector-databases.md").read_text(), re.DOTALL)
 
 
 def candidates(seed, longest=20, same=False):

@@ -109,12 +109,13 @@ class FeatureSet:
         Raises:
             InputError: see the class.
 
-        >>> probe, gallery = np.eye(2, 3), np.eye(3)
-        >>> FeatureSet.from_arrays(probe, gallery, probe_ids=[1, 2], gallery_ids=[1, 2, 0])
-        FeatureSet(2 probes x 3 gallery x 3, float64, with ids)
-        >>> FeatureSet.from_arrays(probe, gallery, probe_ids=[1, 2.5])
-        Traceback (most recent call last):
-        blurrerank.errors.InputError: probe/ids has 2.5 in row 1: expected integers
+        Examples:
+            >>> probe, gallery = np.eye(2, 3), np.eye(3)
+            >>> FeatureSet.from_arrays(probe, gallery, probe_ids=[1, 2], gallery_ids=[1, 2, 0])
+            FeatureSet(2 probes x 3 gallery x 3, float64, with ids)
+            >>> FeatureSet.from_arrays(probe, gallery, probe_ids=[1, 2.5])
+            Traceback (most recent call last):
+            blurrerank.errors.InputError: probe/ids has 2.5 in row 1: expected integers
         """
         return cls(
             Side(
@@ -145,9 +146,10 @@ class FeatureSet:
         Raises:
             InputError: if there are no tracks, or images of one differ in identity or camera.
 
-        >>> data = FeatureSet.from_arrays(np.eye(1, 3), np.eye(3), gallery_tracks=["a", "a", "b"])
-        >>> data.by_track().gallery.features.tolist()
-        [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
+        Examples:
+            >>> data = FeatureSet.from_arrays(np.eye(1, 3), np.eye(3), gallery_tracks=["a", "a", "b"])
+            >>> data.by_track().gallery.features.tolist()
+            [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
         """
         both = {"probe": self.probe, "gallery": self.gallery}
         wanted = sides or [name for name, side in both.items() if side.tracks is not None]

@@ -87,12 +87,13 @@ class Ranking:
         Raises:
             InputError: if there are no tracks, or the gallery has another size.
 
-        >>> from .side import Side
-        >>> images = Side(np.eye(3), tracks=np.array([7, 7, 5]))
-        >>> lists = np.array([[1, 0, 2]], np.int32)
-        >>> ranking = Ranking(lists, np.array([[0.9, 0.8, 0.7]], np.float32), gallery_size=3)
-        >>> ranking.by_track(images).indices.tolist()
-        [[0, 1]]
+        Examples:
+            >>> from .side import Side
+            >>> images = Side(np.eye(3), tracks=np.array([7, 7, 5]))
+            >>> lists = np.array([[1, 0, 2]], np.int32)
+            >>> ranking = Ranking(lists, np.array([[0.9, 0.8, 0.7]], np.float32), gallery_size=3)
+            >>> ranking.by_track(images).indices.tolist()
+            [[0, 1]]
         """
         self.check_size(len(self), len(gallery))
         numbers, firsts = numbers_of(gallery)

@@ -152,8 +152,9 @@ class SimilaritySet(FeatureSet):
             InputError: see the class.
             ParameterError: for an unknown kind or label.
 
-        >>> SimilaritySet.from_matrices([[0.9, 0.1]], probe_ids=[1], gallery_ids=[1, 2])
-        SimilaritySet(1 probes x 2 gallery)
+        Examples:
+            >>> SimilaritySet.from_matrices([[0.9, 0.1]], probe_ids=[1], gallery_ids=[1, 2])
+            SimilaritySet(1 probes x 2 gallery)
         """
         if kind not in KINDS:
             raise ParameterError(f"kind {kind!r} is not known: use {' or '.join(KINDS)}")

@@ -76,10 +76,11 @@ def rerank_neighbourhoods(
         InputError: for features that cannot be used or cameras that are missing; names the probe.
         ParameterError: for an unknown method or parameter, or a method that needs the whole gallery.
 
-    >>> import numpy as np
-    >>> found = rerank_neighbourhoods(np.eye(1, 3), np.eye(3)[None, ::-1], topn=2)
-    >>> found.order.tolist()
-    [[2, 0, 1]]
+    Examples:
+        >>> import numpy as np
+        >>> found = rerank_neighbourhoods(np.eye(1, 3), np.eye(3)[None, ::-1], topn=2)
+        >>> found.order.tolist()
+        [[2, 0, 1]]
     """
     chosen = create(method, preset=preset, **params)
     ranker = chosen.ranker

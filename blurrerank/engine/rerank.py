@@ -153,10 +153,11 @@ def local_blurring(
         InputError: for features that cannot be compared.
         ParameterError: for a parameter outside its range.
 
-    >>> import numpy as np
-    >>> near, scores = local_blurring(np.eye(2, 3), np.eye(3), topn=2)
-    >>> near.tolist()
-    [[0, 1], [1, 0]]
+    Examples:
+        >>> import numpy as np
+        >>> near, scores = local_blurring(np.eye(2, 3), np.eye(3), topn=2)
+        >>> near.tolist()
+        [[0, 1], [1, 0]]
     """
     data = FeatureSet.from_arrays(probe, gallery)
     method = LocalBlurring(topn, sigma, probe_in_graph, cosine, steps)

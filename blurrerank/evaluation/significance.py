@@ -82,14 +82,15 @@ def compare(a: Metrics, b: Metrics, *, resamples: int = 10_000, seed: int = 0) -
         InputError: if the metrics differ in protocol, kind of AP, number of probes or depth, or if fewer than
             two probes have a match in both.
 
-    >>> import blurrerank as br
-    >>> data = br.load("examples/omniglot.h5")
-    >>> lbr, cosine = (br.evaluate(br.rerank(data, method), data) for method in ("lbr", "cosine"))
-    >>> found = compare(lbr, cosine)
-    >>> found.difference > 0.04, found.p_value < 0.001, found.probes
-    (True, True, 780)
-    >>> compare(lbr, lbr).p_value
-    1.0
+    Examples:
+        >>> import blurrerank as br
+        >>> data = br.load("examples/omniglot.h5")
+        >>> lbr, cosine = (br.evaluate(br.rerank(data, method), data) for method in ("lbr", "cosine"))
+        >>> found = compare(lbr, cosine)
+        >>> found.difference > 0.04, found.p_value < 0.001, found.probes
+        (True, True, 780)
+        >>> compare(lbr, lbr).p_value
+        1.0
     """
     for what, one, other in (
         ("protocol", a.protocol, b.protocol),
@@ -199,8 +200,9 @@ def intervals_over_identities(
         resamples: number of bootstrap samples.
         seed: seed of the draws.
 
-    >>> intervals_over_identities(np.array([[1.0], [2.0]]), np.array([2, 2]))
-    [Interval(value=0.75, low=0.5, high=1.0)]
+    Examples:
+        >>> intervals_over_identities(np.array([[1.0], [2.0]]), np.array([2, 2]))
+        [Interval(value=0.75, low=0.5, high=1.0)]
     """
     identities = len(counts)
     random, drawn = np.random.default_rng(seed), []

@@ -74,12 +74,13 @@ class NeighbourGraph:
         cams: (N,) int64, the cameras that `within` and `across` are of.
         entries: how many entries the rows of encodings are to have, the largest of each; None keeps all.
 
-    >>> import blurrerank as br
-    >>> graph = br.neighbour_graph(torch.eye(4)[:3] + torch.eye(4)[1:], 1)
-    >>> graph.lists.tolist()
-    [[0, 1], [1, 0], [2, 1]]
-    >>> graph.reciprocal(1).uniform().to_scipy(3).toarray().tolist()
-    [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
+    Examples:
+        >>> import blurrerank as br
+        >>> graph = br.neighbour_graph(torch.eye(4)[:3] + torch.eye(4)[1:], 1)
+        >>> graph.lists.tolist()
+        [[0, 1], [1, 0], [2, 1]]
+        >>> graph.reciprocal(1).uniform().to_scipy(3).toarray().tolist()
+        [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
     """
 
     lists: torch.Tensor

@@ -47,10 +47,11 @@ class SparseRows:
         weights: (T,) int32, in parts of `ONE`; all 0 where only membership is known.
         chunk_bytes: bytes that operations may work with at a time; results inherit it.
 
-    >>> chosen = torch.tensor([[True, True], [True, False]])
-    >>> rows = SparseRows.from_lists(torch.tensor([[0, 2], [1, 0]]), chosen)
-    >>> rows.uniform().to_scipy(3).toarray().tolist()
-    [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]
+    Examples:
+        >>> chosen = torch.tensor([[True, True], [True, False]])
+        >>> rows = SparseRows.from_lists(torch.tensor([[0, 2], [1, 0]]), chosen)
+        >>> rows.uniform().to_scipy(3).toarray().tolist()
+        [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]
     """
 
     ARRAYS: ClassVar[tuple[str, ...]] = ("offsets", "columns", "weights")

@@ -62,9 +62,10 @@ def transition(features: torch.Tensor, sigma: float = 0.1) -> torch.Tensor:
     Raises:
         ParameterError: if sigma is not a finite number above 0.
 
-    >>> two_alike = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    >>> [[round(p, 3) for p in row] for row in transition(two_alike, sigma=0.5).tolist()]
-    [[0.468, 0.468, 0.063], [0.468, 0.468, 0.063], [0.107, 0.107, 0.787]]
+    Examples:
+        >>> two_alike = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> [[round(p, 3) for p in row] for row in transition(two_alike, sigma=0.5).tolist()]
+        [[0.468, 0.468, 0.063], [0.468, 0.468, 0.063], [0.107, 0.107, 0.787]]
     """
     check_sigma(sigma)
     return torch.softmax(cosines(features) / sigma, dim=-1)

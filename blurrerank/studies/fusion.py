@@ -64,11 +64,12 @@ def fuse(
         InputError: for fewer than two rankings, or one of other probes or another gallery.
         ParameterError: for a parameter outside its range.
 
-    >>> data = FeatureSet.from_arrays(np.eye(1, 3), np.eye(3))
-    >>> lists = [np.array([row], np.int32) for row in ([0, 1, 2], [1, 2, 0])]
-    >>> scores = np.array([[0.9, 0.5, 0.1]], np.float32)
-    >>> fuse([Ranking(one, scores, gallery_size=3) for one in lists], data).indices.tolist()
-    [[1, 0, 2]]
+    Examples:
+        >>> data = FeatureSet.from_arrays(np.eye(1, 3), np.eye(3))
+        >>> lists = [np.array([row], np.int32) for row in ([0, 1, 2], [1, 2, 0])]
+        >>> scores = np.array([[0.9, 0.5, 0.1]], np.float32)
+        >>> fuse([Ranking(one, scores, gallery_size=3) for one in lists], data).indices.tolist()
+        [[1, 0, 2]]
     """
     if by not in METHODS:
         raise ParameterError(f"fusion by {by!r} is not known: use {' or '.join(METHODS)}")
