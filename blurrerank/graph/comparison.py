@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from scipy.sparse import csr_array
 
 from ..data.ranges import ranges, split_by_size
 from .sparse_rows import ONE, SparseRows, summed
@@ -28,6 +29,8 @@ def compared(rows: SparseRows, lists: Sequence[SparseRows], width: int, compares
     Returns:
         (p, G) float32; an overlap is 0 to 1, but for the rounding of the weights.
     """
+    if compares == "dot" and rows.columns.device.type == "cpu":
+        return _scaled(_products(rows, lists, width), compares)
     dtype = torch.int64 if compares == "dot" else torch.int32
     sums = torch.zeros(len(rows) * width, dtype=dtype, device=rows.columns.device)
     for at, shared in _shared(rows, lists, width, compares, dtype):
@@ -54,6 +57,25 @@ def reached(
         return rows.offsets.new_empty(0), rows.offsets.new_empty(0, dtype=torch.float32)
     keys, sums = summed(*(torch.cat(some) for some in zip(*parts, strict=True)))
     return keys, _scaled(sums, compares)
+
+
+def _products(rows: SparseRows, lists: Sequence[SparseRows], width: int) -> torch.Tensor:
+    """The sums of `compared` for `dot`, (p, G) int64: on a CPU scipy adds faster than torch scatters."""
+    columns, places = torch.unique(rows.columns.long(), return_inverse=True)
+    mine = _integers(rows.weights, places, rows.offsets, len(columns))
+    products = []
+    for inverted in lists:
+        counts = inverted.counts_of(columns)
+        _, chosen = ranges(inverted.offsets[columns], counts)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        products.append(mine @ _integers(inverted.weights[chosen], inverted.columns[chosen], offsets, width))
+    return torch.from_numpy(sum(products[1:], start=products[0]).toarray())
+
+
+def _integers(weights: torch.Tensor, columns: torch.Tensor, offsets: torch.Tensor, width: int) -> csr_array:
+    """A matrix of whole parts whose products do not overflow."""
+    shape = len(offsets) - 1, width
+    return csr_array((weights.long().numpy(), columns.numpy(), offsets.numpy()), shape=shape)
 
 
 def _scaled(sums: torch.Tensor, compares: str) -> torch.Tensor:
