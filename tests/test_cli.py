@@ -289,7 +289,8 @@ BAD_FILES = {
     ),
     "two problems": (
         {"probe": np.ones(12), "gallery": bad_rows(0, 1)},
-        "error: feats.h5::/probe/features has shape (12,): expected (rows, dimensions); "
+        "error: feats.h5::/probe/features has shape (12,): expected (rows, dimensions); for one image use "
+        "reshape(1, -1); "
         "feats.h5::/gallery/features is all zero in row 1",
     ),
     "float ids": ({"probe_ids": np.ones(12)}, "error: feats.h5::/probe/ids is float64: expected integers"),
