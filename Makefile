@@ -1,34 +1,44 @@
-# One command each: make demo, make test, make lint, make docs, make bench, make bench-online, make faults,
+# One command each: make install, make demo, make test, make lint, make docs, make bench, make bench-online, make faults,
 # make fuzz, make numbers.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format docs bench bench-online tune-online faults fuzz numbers clean
+.PHONY: install dev demo test lint format docs bench bench-online tune-online faults fuzz numbers clean
 
+# What users need.
 install: $(VENV)/installed
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@
+	@echo "Installing blurrerank into $(VENV). The first time takes minutes: torch is large."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[report,plot]'
+	@touch $@
+
+# What the targets below need beside that: linters, test tools, the programs that files are compared with.
+dev: $(VENV)/dev-installed
+
+$(VENV)/dev-installed: $(VENV)/installed
+	@echo "Adding the tools for development to $(VENV)."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
 
 demo: install
-	rm -f omniglot.ranking.h5
+	rm -f omniglot.lbr.ranking.h5
 	$(BIN)/blurrerank run examples/omniglot.h5 --topn 50 --sigma 0.1
 
 # Two processes, each file's tests in one of them; more threads than cores would wait for each other.
-test: install lint
+test: dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: install
+lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: install
+format: dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -48,7 +58,7 @@ bench: install
 ONLINE := --probes 1000 --cams 16 --junk 0 --dim 256 --dtype float16
 
 bench-online: SHELL := bash
-bench-online: install
+bench-online: dev
 	mkdir -p build
 	test -e build/online-20k.h5 || $(BIN)/blurrerank synth build/online-20k.h5 $(ONLINE) --gallery 20000 --ids 2000 --distractors 1000
 	test -e build/online-1m.h5 || $(BIN)/blurrerank synth build/online-1m.h5 $(ONLINE) --gallery 1000000 --ids 100000 --distractors 50000
@@ -68,22 +78,22 @@ bench-online: install
 # Where the defaults of k-reciprocal-online come from, on features of one's own: make tune-online FEATS=feats.h5
 FEATS := examples/omniglot.h5
 
-tune-online: install
+tune-online: dev
 	$(BIN)/python benchmarks/tune_online.py $(FEATS)
 
 # What CI does with few cases, with many: docs/reliability.md tells what came of it.
 CASES := 5000
 SEED := 0
 
-faults: install
+faults: dev
 	$(BIN)/python tests/faults.py kills --cases 240 --seed $(SEED)
 	$(BIN)/python tests/faults.py full-disk --cases 240 --seed $(SEED)
 	$(BIN)/python tests/faults.py meetings --cases 60 --seed $(SEED)
 
-fuzz: install
+fuzz: dev
 	$(BIN)/python tests/fuzzing.py --cases $(CASES) --seed $(SEED)
 
-numbers: install
+numbers: dev
 	CASES=$(CASES) SEED=$(SEED) $(BIN)/python -m pytest tests/test_numbers.py
 
 clean:

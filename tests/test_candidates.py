@@ -292,7 +292,7 @@ def test_a_run_and_eval_agree_under_every_protocol(protocol, cli, write):
     np.save("lists.npy", random_lists(np.random.default_rng(4), 30, 200, 60, ragged=False))
     arguments = ("--protocol", protocol, "--json")
     told = json.loads(cli("run", "feats.h5", "--candidates", "lists.npy", "--depth", "all", *arguments)[1])
-    again = json.loads(cli("eval", "feats.ranking.h5", "feats.h5", *arguments)[1])
+    again = json.loads(cli("eval", "feats.lbr.ranking.h5", "feats.h5", *arguments)[1])
     assert {name: again[name] for name in told["after"]} == pytest.approx(told["after"])
 
 
@@ -484,7 +484,7 @@ def test_broken_files_are_one_line_and_exit_1(name, cli, write):
     assert (code, out) == (1, "")
     assert err.startswith(f"error: {said}")
     assert err.count("\n") == 1
-    assert not Path("feats.ranking.h5").exists()
+    assert not Path("feats.lbr.ranking.h5").exists()
 
 
 @pytest.mark.parametrize("name", ["ann.hdf5", "own.h5", "own.npz", "compressed.npz"])
@@ -701,7 +701,7 @@ def test_factory_strings_that_do_not_work(spec, said, faiss, cli, write):
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {said}")
     assert err.count("\n") == 1
-    assert not Path("feats.ranking.h5").exists()
+    assert not Path("feats.lbr.ranking.h5").exists()
 
 
 def test_nprobe_is_for_ivf(faiss, cli, write):

@@ -59,7 +59,7 @@ def test_importing_the_package_imports_nothing_heavy_until_it_is_used():
 def test_run_prints_metrics_before_and_after_and_writes_the_lists(cli, write):
     feats = write()
     code, out, err = cli("run", feats, "--topn", 20, "--sigma", 0.2)
-    assert (code, err) == (0, "wrote feats.ranking.h5: 12 lists of 20\n")
+    assert (code, err) == (0, "wrote feats.lbr.ranking.h5: 12 lists of 20\n")
     data = br.load(feats)
     before, after = (br.evaluate(br.rerank(data, method, topn=20), data) for method in ("cosine", "lbr"))
     after = br.evaluate(br.rerank(data, topn=20, sigma=0.2), data)
@@ -69,7 +69,7 @@ def test_run_prints_metrics_before_and_after_and_writes_the_lists(cli, write):
         values = (metrics.mAP, metrics.mINP, *(metrics.rank(k) for k in (1, 5, 10, 20)))
         assert row.split() == [*name.split(), *(f"{value:.4f}" for value in values)]
     np.testing.assert_array_equal(
-        br.read_ranking("feats.ranking.h5", data).indices, br.rerank(data, topn=20, sigma=0.2).indices
+        br.read_ranking("feats.lbr.ranking.h5", data).indices, br.rerank(data, topn=20, sigma=0.2).indices
     )
 
 
@@ -289,7 +289,8 @@ BAD_FILES = {
     ),
     "two problems": (
         {"probe": np.ones(12), "gallery": bad_rows(0, 1)},
-        "error: feats.h5::/probe/features has shape (12,): expected (rows, dimensions); "
+        "error: feats.h5::/probe/features has shape (12,): expected (rows, dimensions); for one image use "
+        "reshape(1, -1); "
         "feats.h5::/gallery/features is all zero in row 1",
     ),
     "float ids": ({"probe_ids": np.ones(12)}, "error: feats.h5::/probe/ids is float64: expected integers"),
@@ -318,7 +319,7 @@ def test_bad_files_are_one_line_and_exit_1(case, cli, write, tmp_path):
         assert (code, out) == (1, "")
         assert err.startswith(said)
         assert err.count("\n") == 1
-    assert not (tmp_path / "feats.ranking.h5").exists()
+    assert not (tmp_path / "feats.lbr.ranking.h5").exists()
 
 
 def test_a_truncated_file(cli, write):
@@ -483,7 +484,7 @@ def test_more_than_there_is_is_capped_and_said(cli, write):
     assert err.splitlines() == [
         "note: topn 1000 is capped at the gallery's 60 items",
         "note: depth 2000 is capped at the gallery's 60 items",
-        "wrote feats.ranking.h5: 12 lists of 60",
+        "wrote feats.lbr.ranking.h5: 12 lists of 60",
     ]
 
 
@@ -527,8 +528,24 @@ def test_threads_are_those_asked_for(cli, write, threads):
 def test_the_default_name_is_of_the_format(cli, write):
     feats = write()
     for form in ("trec", "npz"):
-        assert cli("run", feats, "--format", form)[2] == f"wrote feats.ranking.{form}: 12 lists of 50\n"
-        assert cli("eval", f"feats.ranking.{form}", feats)[0] == 0
+        assert cli("run", feats, "--format", form)[2] == f"wrote feats.lbr.ranking.{form}: 12 lists of 50\n"
+        assert cli("eval", f"feats.lbr.ranking.{form}", feats)[0] == 0
+
+
+def test_the_default_name_has_the_methods_and_not_their_parameters(cli, write):
+    feats = write()
+    for method, name in {
+        "lbr": "lbr",
+        "lbr:topn=20": "lbr",
+        "k-reciprocal": "k-reciprocal",
+        "dba:k=4 + lbr:sigma=0.2": "dba+lbr",
+        "center+k-reciprocal:k1=auto": "center+k-reciprocal",
+        "auto": "auto",
+    }.items():
+        code, _, err = cli("run", feats, "--method", method, "--force")
+        assert code == 0, err
+        assert err.splitlines()[-1].startswith(f"wrote feats.{name}.ranking.h5: 12 lists of ")
+    assert cli("run", feats)[2].startswith("error: feats.lbr.ranking.h5 exists: pass --force ")
 
 
 def test_choices_are_those_of_the_library(cli):
@@ -661,7 +678,7 @@ blurrerank.cli.main(["run", "feats.h5"])
     done = (shell if sent == signal.SIGTERM else forked)(program=program, cwd=tmp_path)
     assert done.returncode == code
     ended = "interrupted" if sent == signal.SIGINT else f"terminated by {sent.name}"
-    assert done.stderr == f"note: nothing of feats.ranking.h5 is kept\nerror: {ended}\n"
+    assert done.stderr == f"note: nothing of feats.lbr.ranking.h5 is kept\nerror: {ended}\n"
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
 

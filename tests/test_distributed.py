@@ -185,7 +185,7 @@ def test_what_is_wrong_with_a_file_is_said_once(write, tmp_path):
     for problem in ("NaN or infinity in row 1:", "NaN or infinity in row 58:", "ids has shape (59,)"):
         assert problem in line
     assert "blurrerank/" not in done.stderr.replace(str(tmp_path), ""), "a traceback of ours"
-    assert not (tmp_path / "feats.ranking.h5").exists()
+    assert not (tmp_path / "feats.lbr.ranking.h5").exists()
 
 
 def test_wrong_usage_and_what_needs_one_process_are_said_once(write, tmp_path):

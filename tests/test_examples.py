@@ -52,7 +52,7 @@ def test_the_readme_s_table_is_what_the_demo_prints(tmp_path):
     done = shell("run", ROOT / "examples/omniglot.h5", "--topn", 50, "--sigma", 0.1, cwd=tmp_path)
     assert done.returncode == 0
     assert f"```\n{done.stdout}```" in README
-    assert (tmp_path / "omniglot.ranking.h5").exists()
+    assert (tmp_path / "omniglot.lbr.ranking.h5").exists()
 
 
 def test_features_of_one_s_own_and_every_command_of_the_documents(quick_bench, tmp_path, monkeypatch, cli):

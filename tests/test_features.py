@@ -46,7 +46,10 @@ def spoiled(value, *rows):
             {"gallery": features(dim=7)["gallery"]},
             ["probe has 8 dimensions and gallery has 7: both must come from the same model"],
         ),
-        ({"probe": np.ones(12)}, ["probe/features has shape (12,): expected (rows, dimensions)"]),
+        (
+            {"probe": np.ones(12)},
+            ["probe/features has shape (12,): expected (rows, dimensions); for one image use reshape(1, -1)"],
+        ),
         (
             {"probe": np.ones((0, 8)), "probe_ids": None, "probe_cams": None, "probe_names": None},
             ["probe/features is empty, shape (0, 8): at least one row and one dimension are needed"],
@@ -89,6 +92,87 @@ def spoiled(value, *rows):
 )
 def test_a_problem_is_named_with_side_and_row(changes, expected):
     assert problems(**changes) == expected
+
+
+TO_ARRAYS = "expected a FeatureSet, not {}: pass br.FeatureSet.from_arrays(probe, gallery)"
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda q, g, data: br.rerank(q, g), TO_ARRAYS.format("an array")),
+        (lambda q, g, data: br.rerank(torch.from_numpy(q)), TO_ARRAYS.format("a Tensor")),
+        (lambda q, g, data: br.rerank((q, g)), TO_ARRAYS.format("a tuple")),
+        (
+            lambda q, g, data: br.rerank("feats.h5"),
+            "expected a FeatureSet, not a path: pass br.load('feats.h5')",
+        ),
+        (
+            lambda q, g, data: br.rerank(data, g),
+            "a method is named by text, such as dba:k=4+lbr, not by ndarray",
+        ),
+        (
+            lambda q, g, data: br.rerank(data, "center", calibration=g),
+            "calibration must be a Side with cameras: br.Side(features, cams=cams)",
+        ),
+        (
+            lambda q, g, data: br.evaluate(data, br.rerank(data)),
+            "expected a Ranking, not a FeatureSet: pass the ranking first, then its features",
+        ),
+        (
+            lambda q, g, data: br.evaluate("lists.h5", data),
+            "expected a Ranking, not a path: pass br.read_ranking('lists.h5', data)",
+        ),
+        (
+            lambda q, g, data: br.evaluate(np.zeros((12, 5), int), data),
+            "expected a Ranking, not an array: br.rerank(data) makes one",
+        ),
+        (lambda q, g, data: br.save_features(g, "feats.h5"), TO_ARRAYS.format("an array")),
+        (lambda q, g, data: br.estimate_neighbourhoods(g), TO_ARRAYS.format("an array")),
+        (lambda q, g, data: br.tune(g, "lbr", {"topn": [10]}), TO_ARRAYS.format("an array")),
+        (lambda q, g, data: br.read_ranking("lists.h5", g), TO_ARRAYS.format("an array")),
+        (
+            lambda q, g, data: br.save_ranking(br.rerank(data), "lists.h5", data),
+            "expected a FeatureSet, not a path: pass br.load('lists.h5')",
+        ),
+        (
+            lambda q, g, data: br.load(g),
+            "expected a path, not ndarray: br.FeatureSet.from_arrays(probe, gallery) takes arrays",
+        ),
+        (
+            lambda q, g, data: br.FeatureSet(q, g),
+            "a FeatureSet has two Sides: br.FeatureSet.from_arrays(probe, gallery) takes arrays",
+        ),
+        (
+            lambda q, g, data: br.local_blurring("q.npy", g),
+            "probe is the path 'q.npy': expected an array; br.load(path) reads files",
+        ),
+        (
+            lambda q, g, data: br.neighbour_graph("feats.h5"),
+            "images is the path 'feats.h5': expected an array; br.load(path) reads files",
+        ),
+        (
+            lambda q, g, data: br.local_blurring(q, g[0]),
+            "gallery/features has shape (8,): expected (rows, dimensions); for one image use reshape(1, -1)",
+        ),
+        (
+            lambda q, g, data: br.neighbour_graph(g[0]),
+            "images/features has shape (8,): expected (rows, dimensions); for one image use reshape(1, -1)",
+        ),
+    ],
+)
+def test_a_natural_mistake_is_answered_with_what_to_write_instead(mistake, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arrays = features()
+    with pytest.raises(br.BlurrerankError) as error:
+        mistake(arrays["probe"], arrays["gallery"], br.FeatureSet.from_arrays(**arrays))
+    assert str(error.value) == message
+    assert not list(tmp_path.iterdir())
+
+
+def test_lists_of_different_lengths_are_no_array():
+    with pytest.raises(br.InputError, match="probe is not an array: "):
+        br.FeatureSet.from_arrays([[1.0, 2.0], [3.0]], np.eye(2))
 
 
 def test_values_are_looked_at_in_every_block(monkeypatch):

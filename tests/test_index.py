@@ -315,7 +315,7 @@ def test_an_index_answers_with_its_own_parameters_alone(data, path):
 def test_what_is_no_gallery_is_refused(data, tmp_path):
     with pytest.raises(br.InputError, match="a FeatureSet has two sides: pass its gallery"):
         br.build_index(data, tmp_path / "i.h5")
-    with pytest.raises(br.InputError, match="gallery is no array"):
+    with pytest.raises(br.InputError, match="gallery is not an array"):
         br.build_index([[1.0], [2.0, 3.0]], tmp_path / "i.h5")
     assert len(br.build_index(np.eye(5), tmp_path / "i.h5")) == 5
 

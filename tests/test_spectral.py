@@ -83,3 +83,22 @@ def test_sigma_out_of_range_is_refused(sigma):
             function(torch.eye(3), sigma)
     with pytest.raises(br.ParameterError, match="sigma"):
         br.SpectralFeatureTransform(sigma)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (
+            np.eye(3, dtype=np.float32),
+            "features must be a torch.Tensor, not ndarray: pass torch.as_tensor(features)",
+        ),
+        (torch.eye(3).long(), "features are torch.int64: expected floats; pass features.float()"),
+        (torch.ones(8), "features have shape (8,): expected (..., n, d), a row for each image"),
+    ],
+)
+def test_what_is_no_group_of_features_is_refused(features, message):
+    layer = br.SpectralFeatureTransform()
+    for function in (br.affinity, br.transition, br.spectral_transform, layer):
+        with pytest.raises(br.InputError) as error:
+            function(features)
+        assert str(error.value) == message

@@ -87,8 +87,8 @@ def cli() -> None:
     \b
     blurrerank run feats.h5 --topn 50 --sigma 0.1
     blurrerank convert pytorch_result.mat feats.h5
-    blurrerank eval feats.ranking.h5 feats.h5
-    blurrerank report feats.ranking.h5 feats.h5 -o report.html
+    blurrerank eval feats.lbr.ranking.h5 feats.h5
+    blurrerank report feats.lbr.ranking.h5 feats.h5 -o report.html
     blurrerank bench feats.h5
     blurrerank tune feats.h5 --method center+camera-graph --grid ki=2,4,6
     blurrerank index feats.h5 -o gallery.index.h5

@@ -67,7 +67,7 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
     If FEATS has a matrix in the place of features, such as distmat, and there is no RANKING, that is measured.
 
     \b
-    blurrerank eval feats.ranking.h5 feats.h5 --ap trapezoid
+    blurrerank eval feats.lbr.ranking.h5 feats.h5 --ap trapezoid
     blurrerank eval other.trec feats.h5 --protocol plain
     blurrerank eval distmat.npy feats.h5
     blurrerank eval distances-and-labels.npz

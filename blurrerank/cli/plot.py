@@ -25,8 +25,8 @@ def plot(request: Request, figure: str, runtime: Runtime) -> None:
     The numbers are the same as in `report`. Needs the extra blurrerank[plot], but no display.
 
     \b
-    blurrerank plot feats.ranking.h5 feats.h5 -o figure.pdf
-    blurrerank plot feats.ranking.h5 feats.h5 -o cmc.svg --figure cmc
+    blurrerank plot feats.lbr.ranking.h5 feats.h5 -o figure.pdf
+    blurrerank plot feats.lbr.ranking.h5 feats.h5 -o cmc.svg --figure cmc
     """
     from ..report.plots import check_figure, draw
 

@@ -45,8 +45,8 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
     probes have all of them. Pictures need the extra blurrerank[report].
 
     \b
-    blurrerank report feats.ranking.h5 feats.h5 -o report.html
-    blurrerank report feats.ranking.h5 feats.h5 -o report.html --image-root market/ --sweep sweep.json
+    blurrerank report feats.lbr.ranking.h5 feats.h5 -o report.html
+    blurrerank report feats.lbr.ranking.h5 feats.h5 -o report.html --image-root market/ --sweep sweep.json
     """
     from ..files.images import pillow
     from ..files.rankings import format_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ if TYPE_CHECKING:
     type=FILE,
     metavar="FILE",
     help="Where the lists go; the extension says how: .h5, .trec or .run, .jsonl, .csv, .npz; - is standard "
-    "output.  [default: NAME.ranking.h5 in this folder, for NAME.h5]",
+    "output.  [default: NAME.METHOD.ranking.h5 in this folder, for NAME.h5]",
 )
 @click.option(
     "--format",
@@ -181,8 +182,9 @@ class RunOptions:
 
     @property
     def path(self) -> Path:
-        """The file that lists go to."""
-        return Path(self.output or f"{_file(self.feats).stem}.ranking.{self.format or 'h5'}")
+        """The file that lists go to; by default named after the methods, without their parameters."""
+        methods = re.sub(r":[^+]*|\s", "", self.method or "")
+        return Path(self.output or f"{_file(self.feats).stem}.{methods}.ranking.{self.format or 'h5'}")
 
     def depth_of(self, size: int) -> int | None:
         """How deep lists of so many items are to be; None where nobody said."""

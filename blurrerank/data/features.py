@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import BlurrerankWarning, InputError
+from .arrays import as_array
 from .checks import flat_shape
 from .labels import DISTRACTOR, JUNK
 from .numbering import numbered, unidentified
@@ -42,6 +43,10 @@ class FeatureSet:
 
     def __post_init__(self) -> None:
         """Number labels that are text, and validate both sides."""
+        if not (isinstance(self.probe, Side) and isinstance(self.gallery, Side)):
+            raise InputError(
+                "a FeatureSet has two Sides: br.FeatureSet.from_arrays(probe, gallery) takes arrays"
+            )
         for kind in ("ids", "cams"):
             self._number(kind)
         problems = self._problems()
@@ -119,7 +124,7 @@ class FeatureSet:
         """
         return cls(
             Side(
-                _features(probe),
+                _features(probe, "probe"),
                 labels_of(probe_ids),
                 labels_of(probe_cams),
                 labels_of(probe_names),
@@ -127,7 +132,7 @@ class FeatureSet:
                 tracks=labels_of(probe_tracks),
             ),
             Side(
-                _features(gallery),
+                _features(gallery, "gallery"),
                 labels_of(gallery_ids),
                 labels_of(gallery_cams),
                 labels_of(gallery_names),
@@ -198,8 +203,8 @@ class FeatureSet:
         return digest.hexdigest()
 
 
-def _features(values: ArrayLike | torch.Tensor) -> FeatureArray:
-    found = values if isinstance(values, torch.Tensor) else np.asarray(values)
+def _features(values: ArrayLike | torch.Tensor, name: str) -> FeatureArray:
+    found = as_array(values, name)
     if isinstance(found, torch.Tensor) and found.dtype == torch.bfloat16:
         found = found.float()
     return found.reshape(flat_shape(tuple(found.shape)) or found.shape)

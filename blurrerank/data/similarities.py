@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ParameterError
+from .arrays import as_array
 from .features import FeatureSet, labels_of
 from .side import Side, Source
 from .validation import label_problems
@@ -193,7 +194,7 @@ def _matrix(name: str, values: ArrayLike | torch.Tensor | Matrix | None, kind: s
 
 
 def _array(name: str, values: ArrayLike | torch.Tensor) -> Any:
-    found = values if isinstance(values, torch.Tensor) else np.asanyarray(values)
+    found = as_array(values, name)
     if isinstance(found, torch.Tensor) and found.dtype == torch.bfloat16:
         found = found.float()
     if len(found.shape) != 2 or 0 in found.shape:

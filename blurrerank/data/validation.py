@@ -33,7 +33,8 @@ def _side_problems(side: Side) -> list[str]:
     problems = label_problems(side)
     where, shape = f"{side.label}/features", tuple(side.features.shape)
     if len(shape) != 2:
-        problems.insert(0, f"{where} has shape {shape}: expected (rows, dimensions)")
+        hint = "; for one image use reshape(1, -1)" if len(shape) == 1 else ""
+        problems.insert(0, f"{where} has shape {shape}: expected (rows, dimensions){hint}")
     elif 0 in shape:
         problems.insert(0, f"{where} is empty, shape {shape}: at least one row and one dimension are needed")
     elif not _is_float(side.features.dtype):

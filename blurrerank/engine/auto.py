@@ -56,8 +56,10 @@ def is_auto(text: str, params: Mapping[str, Any] | None = None) -> bool:
     Raises:
         ParameterError: for an unknown method beside a parameter that is `auto`.
     """
-    if not isinstance(text, str) or text == AUTO:
-        return text == AUTO
+    if not isinstance(text, str):
+        return False  # which `create` refuses
+    if text == AUTO:
+        return True
     given = params or {}
     if without_auto(text) == text and not any(_is_word(value) for value in given.values()):
         return False

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..compute.compute import Compute, Progress
+from ..data.arguments import check_features, check_ranking
 from ..data.features import FeatureSet
 from ..data.positions import Positions
 from ..data.ranking import Ranking
@@ -59,8 +60,11 @@ def evaluate(
     check_ap(ap)
     if isinstance(ranking, SimilaritySet):
         data = ranking
+    else:
+        check_ranking(ranking)
     if data is None:
         raise InputError("a ranking has no ids of its own: pass the features that it is of, too")
+    check_features(data)
     if not data.has_ids:
         raise InputError(f"{data.lacking('ids')}: a ranking can be written but not measured")
     compute = Compute.choose(device, memory, progress=progress)

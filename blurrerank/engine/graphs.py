@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from ..compute.compute import Compute, Progress
+from ..data.arrays import as_array
 from ..data.features import FeatureSet
 from ..data.side import Side
 from ..data.validation import find_problems
@@ -57,7 +58,7 @@ def neighbour_graph(
     if isinstance(data, FeatureSet):
         sides = [data.probe, data.gallery]
     else:
-        sides = [data if isinstance(data, Side) else Side(_features(data), label="images")]
+        sides = [data if isinstance(data, Side) else Side(as_array(data, "images"), label="images")]
         problems = find_problems(sides[0], None)
         if problems:
             raise InputError(problems)
@@ -79,7 +80,3 @@ def find_neighbours(sides: Sequence[Side], sizes: ListSizes, compute: Compute) -
     count = sum(map(len, sides))
     images = Plan.of_images(count, count, sides[0].dim, compute).rows(*sides)
     return find_graph(images, sizes, cams=cams, progress=compute.progress)
-
-
-def _features(values: ArrayLike | torch.Tensor) -> np.ndarray | torch.Tensor:
-    return values if isinstance(values, torch.Tensor) else np.asarray(values)

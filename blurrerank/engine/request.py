@@ -149,6 +149,8 @@ def check_calibrates(method: AnyMethod, calibration: Side, dim: int, *, online: 
 
 def check_calibration(calibration: Side, dim: int) -> None:
     """Raise `InputError` for calibration features that those of `dim` dimensions cannot be calibrated by."""
+    if not isinstance(calibration, Side):
+        raise InputError("calibration must be a Side with cameras: br.Side(features, cams=cams)")
     problems = find_problems(calibration, None)
     if not problems and calibration.dim != dim:
         problems = [

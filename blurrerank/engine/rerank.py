@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from ..compute.compute import Compute, Progress
+from ..data.arguments import check_features
 from ..data.features import FeatureSet
 from ..data.given_lists import GivenLists
 from ..data.positions import Positions
@@ -73,10 +74,11 @@ def rerank(
     Raises:
         ParameterError: for an unknown method, preset or parameter, a value outside its range, a method that
             cannot work online or with candidates where that is asked for, or a graph whose lists are too short.
-        InputError: for candidates that are no lists for these probes and this gallery, or a graph of other
-            images; names the probe.
+        InputError: for anything else than a `FeatureSet`, candidates that are no lists for these probes and
+            this gallery, or a graph of other images; names the probe.
         BlurrerankError: for a device that is not available.
     """
+    check_features(data)
     chosen = None if is_auto(method, params) else create(method, preset=preset, **params)
     if candidates is not None:
         candidates = GivenLists.of(candidates, len(data.probe), len(data.gallery))

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ..compute.compute import Compute, Progress
+from ..data.arguments import check_features
 from ..data.features import FeatureSet
 from ..graph.neighbourhoods import EQUAL, Neighbourhoods, SizeEstimate
 from ..methods import create, without_auto
@@ -173,9 +174,11 @@ def estimate_neighbourhoods(
         that it is read from, and whether it is sure.
 
     Raises:
+        InputError: for anything else than a `FeatureSet`.
         BudgetError: for a budget that is too small.
         BlurrerankError: for a device that is not available.
     """
+    check_features(data)
     compute = Compute.choose(device, memory, progress=progress)
     return prepare(data, Request(online=online), compute)[1].near
 

@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.arguments import check_features
 from ..data.features import FeatureSet
 from ..data.given_lists import GivenLists
 from ..errors import BlurrerankWarning, InputError
@@ -49,6 +50,7 @@ def read_candidates(source: str | Path | BinaryIO, data: FeatureSet) -> GivenLis
     Raises:
         InputError: if the file cannot be read or does not fit `data`; names the line or the probe.
     """
+    check_features(data)
     if not isinstance(source, str | Path):
         with tempfile.NamedTemporaryFile() as spooled:
             copyfileobj(source, spooled)

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compute.device import DEFAULT_MEMORY
+from ..data.arguments import check_features
 from ..data.features import FeatureSet
 from ..data.side import Side
 from ..data.similarities import SimilaritySet
@@ -172,8 +173,9 @@ def save_features(data: FeatureSet, path: str | Path, *, force: bool = False, **
 
     Raises:
         OutputError: if it cannot be written there.
-        InputError: for a `SimilaritySet`.
+        InputError: for a `SimilaritySet`, or anything else than a `FeatureSet`.
     """
+    check_features(data)
     if isinstance(data, SimilaritySet):
         raise InputError("there are similarities and no features to save")
     with replacing(Path(path), force=force) as temporary, new_hdf5(temporary) as file:

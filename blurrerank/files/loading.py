@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from ..data.arrays import check_path
 from ..data.features import FeatureSet
 from ..data.similarities import SimilaritySet
 from ..errors import InputError, ParameterError
@@ -38,6 +39,8 @@ def load(
         InputError: listing all problems at once, with path and row; also for files of another tool that could
             be read in two ways.
     """
+    for one in (path,) if gallery is None else (path, gallery):
+        check_path(one, "br.FeatureSet.from_arrays(probe, gallery) takes arrays")
     contents = inspect(path, gallery, memory=memory, similarities=similarities, matrix=matrix)
     if contents.data is None:
         raise InputError(contents.problems)

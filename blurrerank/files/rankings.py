@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..data.arguments import check_features, check_ranking
 from ..data.features import FeatureSet
 from ..data.positions import Positions
 from ..data.ranking import Ranking, nearly_always_rise
@@ -184,9 +185,12 @@ def save_ranking(
         force: replace an existing file.
 
     Raises:
+        InputError: for something else than a `Ranking` and a `FeatureSet`.
         OutputError: if the file cannot be written.
         ParameterError: if the format is unknown.
     """
+    check_ranking(ranking)
+    check_features(data)
     path = Path(path)
     chosen = format_of(path, format)
     with open_ranking(path, data, ranking.depth, format=chosen, method=ranking.method, force=force) as writer:
@@ -221,6 +225,7 @@ def read_ranking(
             scores rise with the rank, as distances do.
         ParameterError: if the format is unknown.
     """
+    check_features(data)
     path = Path(source) if isinstance(source, str | Path) else None
     where = "standard input" if path is None else str(path)
     chosen = format_of(where.removesuffix(".gz"), format)

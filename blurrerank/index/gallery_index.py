@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..compute.compute import Compute
 from ..compute.device import pick_device
+from ..data.arrays import as_array, check_path
 from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.ranking import Ranking
@@ -151,6 +152,7 @@ class GalleryIndex:
             BlurrerankError: for a device that is not available.
         """
         where = pick_device(device)
+        check_path(path, "br.build_index(gallery, path) makes an index of features")
         path = Path(path)
         stored = index_h5.read(path, verify=verify)
         if stored.approximation is not None and where.type != "cpu":
@@ -373,10 +375,7 @@ def as_side(values: ArrayLike | torch.Tensor | Side, label: str) -> Side:
         raise InputError(f"{values} is a path: pass what is in it, such as br.load(path).{label}")
     if isinstance(values, FeatureSet):
         raise InputError(f"a FeatureSet has two sides: pass its {label}")
-    try:
-        features = values if isinstance(values, torch.Tensor) else np.asarray(values)
-    except ValueError as error:
-        raise InputError(f"{label} is no array: {error}") from None
+    features = as_array(values, label)
     return Side(features[None] if len(features.shape) == 1 else features, label=label)
 
 

@@ -351,7 +351,8 @@ def parse_chain(text: str) -> tuple[list[str], list[dict[str, Any]]]:
         ParameterError: for text that does not read so.
     """
     if not isinstance(text, str):
-        raise ParameterError(f"a method is named by text, such as dba:k=4+lbr, not by {text!r}")
+        shown = type(text).__name__ if hasattr(text, "dtype") else repr(text)
+        raise ParameterError(f"a method is named by text, such as dba:k=4+lbr, not by {shown}")
     if "," in text:
         raise ParameterError(
             f"{text}: parts of a chain are joined by +, and parameters follow colons: dba:k=4+lbr"

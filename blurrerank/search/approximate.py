@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..compute.compute import Compute, Progress
+from ..data.arguments import check_features
 from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.given_lists import GivenLists
@@ -79,6 +80,7 @@ def faiss_candidates(
         ParameterError: for a factory string that FAISS does not know or cannot train on this gallery, or a
             number below 1.
     """
+    check_features(data)
     check_count("topn", topn)
     if nprobe is not None:
         check_count("nprobe", nprobe)
@@ -132,6 +134,7 @@ def recall(
         InputError: for lists of other probes or another gallery.
         ParameterError: for a `topn` below 1, or a budget that is too small.
     """
+    check_features(data)
     check_count("topn", topn)
     lists = GivenLists.of(lists, len(data.probe), len(data.gallery))
     topn = min(topn, len(data.gallery))

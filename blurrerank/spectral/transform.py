@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import normalize
 
 from ..data.checks import check_sigma
+from ..errors import InputError
 
 # Transformed features shorter than this are rounding: those they are a mean of cancel each other out.
 _LEAST_NORM = 1e-6
@@ -30,6 +31,20 @@ def cosines(features: torch.Tensor) -> torch.Tensor:
     return unit @ unit.transpose(-2, -1)
 
 
+def _check_groups(features: torch.Tensor) -> None:
+    """Raise `InputError` unless `features` is a tensor of floats with at least two dimensions."""
+    if not isinstance(features, torch.Tensor):
+        raise InputError(
+            f"features must be a torch.Tensor, not {type(features).__name__}: pass torch.as_tensor(features)"
+        )
+    if not features.is_floating_point():
+        raise InputError(f"features are {features.dtype}: expected floats; pass features.float()")
+    if features.ndim < 2:
+        raise InputError(
+            f"features have shape {tuple(features.shape)}: expected (..., n, d), a row for each image"
+        )
+
+
 def affinity(features: torch.Tensor, sigma: float = 0.1) -> torch.Tensor:
     """W = exp(cos / sigma), the weights of the graph; every node is its own neighbour too.
 
@@ -41,8 +56,10 @@ def affinity(features: torch.Tensor, sigma: float = 0.1) -> torch.Tensor:
         (..., n, n), the same dtype, symmetric.
 
     Raises:
+        InputError: for anything else than a tensor of floats with rows.
         ParameterError: if sigma is not a finite number above 0.
     """
+    _check_groups(features)
     check_sigma(sigma)
     return torch.exp(cosines(features) / sigma)
 
@@ -60,6 +77,7 @@ def transition(features: torch.Tensor, sigma: float = 0.1) -> torch.Tensor:
         (..., n, n), the same dtype; rows sum to 1.
 
     Raises:
+        InputError: for anything else than a tensor of floats with rows.
         ParameterError: if sigma is not a finite number above 0.
 
     Examples:
@@ -67,6 +85,7 @@ def transition(features: torch.Tensor, sigma: float = 0.1) -> torch.Tensor:
         >>> [[round(p, 3) for p in row] for row in transition(two_alike, sigma=0.5).tolist()]
         [[0.468, 0.468, 0.063], [0.468, 0.468, 0.063], [0.107, 0.107, 0.787]]
     """
+    _check_groups(features)
     check_sigma(sigma)
     return torch.softmax(cosines(features) / sigma, dim=-1)
 
@@ -104,6 +123,7 @@ def spectral_transform(features: torch.Tensor, sigma: float = 0.1) -> torch.Tens
         (..., n, d), the same dtype; not normalised.
 
     Raises:
+        InputError: for anything else than a tensor of floats with rows.
         ParameterError: if sigma is not a finite number above 0.
     """
     return transition(features, sigma) @ features

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compute.compute import Progress
+from ..data.arguments import check_features, check_ranking
 from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.labels import DISTRACTOR, JUNK
@@ -143,6 +144,8 @@ def before_and_after(
     rules = get_protocol(protocol)
     check_ap(ap)
     check_count("shown", shown)
+    check_ranking(ranking)
+    check_features(data)
     check_made_from(ranking, data)
     measured = {"protocol": protocol, "ap": ap, "device": device, "memory": memory}
     after = evaluate(ranking, data, **measured) if data.has_ids else None  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..data.arguments import check_features, check_ranking
 from ..data.checks import check_count
 from ..data.features import FeatureSet
 from ..data.ranking import Ranking
@@ -73,6 +74,10 @@ def fuse(
     """
     if by not in METHODS:
         raise ParameterError(f"fusion by {by!r} is not known: use {' or '.join(METHODS)}")
+    check_features(data)
+    for one in rankings:
+        if not isinstance(one, SimilaritySet):
+            check_ranking(one)
     if len(rankings) < 2:
         raise InputError("fusion needs two rankings at least")
     shares = [1.0] * len(rankings) if weights is None else [float(weight) for weight in weights]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compute.compute import Compute, Progress
+from ..data.arguments import check_features
 from ..data.features import FeatureSet
 from ..data.side import Side
 from ..engine.request import Request, check_calibrates, setting_of, without_cameras
@@ -108,6 +109,7 @@ def tune(
         OutputError: if `output` cannot be written.
         BlurrerankError: for a device that is not available.
     """
+    check_features(data)
     choice = Choice(Measurement(protocol, ap), metric, seed)
     compute = Compute.choose(device, memory, precision=precision, progress=progress)
     request = Request(online=online, calibration=calibration)

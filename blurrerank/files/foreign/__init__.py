@@ -48,6 +48,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...data.arrays import check_path
 from ...data.features import FeatureSet
 from ...data.labels import DISTRACTOR, JUNK
 from ...data.side import Side, Source
@@ -110,6 +111,8 @@ def import_features(*paths: str | Path, allow_pickle: bool = False, matrix: str 
     if not paths:
         raise InputError("no input: give at least one file to read")
 
+    for path in paths:
+        check_path(path, "br.FeatureSet.from_arrays(probe, gallery) takes arrays")
     where = ", ".join(map(str, paths))
 
     def read() -> tuple[list[Opened], Layout, FeatureSet]:
