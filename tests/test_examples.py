@@ -23,7 +23,7 @@ import blurrerank as br
 
 README = (ROOT / "README.md").read_text()
 DOCS = [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
-COMMANDS = "run|eval|fuse|bench|sweep|tune|synth|index|info|convert|report|plot|help|completion"
+COMMANDS = "run|eval|calibrate|fuse|bench|sweep|tune|synth|index|info|convert|report|plot|help|completion"
 COMMAND = rf"^    blurrerank ((?:{COMMANDS}) [^|>\n]*)$"
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -134,6 +134,7 @@ def test_every_option_in_the_documentation_exists():
         for command in (
             "run",
             "eval",
+            "calibrate",
             "info",
             "index",
             "bench",

@@ -145,7 +145,7 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
             )
             if options.open_set:
                 if isinstance(ranking, SimilaritySet):
-                    ranking = rerank(ranking, "cosine", depth=len(data.gallery))
+                    ranking = replace(rerank(ranking, "cosine", depth=len(data.gallery)), digest=None)
                 opened[name] = evaluate_open_set(
                     ranking, of, protocol=options.protocol, threshold=options.threshold
                 )
