@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .engine.evaluate import evaluate as evaluate
     from .engine.graphs import neighbour_graph as neighbour_graph
     from .engine.neighbourhoods import rerank_neighbourhoods as rerank_neighbourhoods
+    from .engine.open_set import calibrate as calibrate
+    from .engine.open_set import evaluate_open_set as evaluate_open_set
     from .engine.rerank import local_blurring as local_blurring
     from .engine.rerank import rerank as rerank
     from .engine.rule import estimate_neighbourhoods as estimate_neighbourhoods
@@ -31,11 +33,15 @@ if TYPE_CHECKING:
     from .errors import OutputError as OutputError
     from .errors import ParameterError as ParameterError
     from .evaluation.metrics import Metrics as Metrics
+    from .evaluation.open_set import OpenSetMetrics as OpenSetMetrics
+    from .evaluation.score_calibration import ScoreCalibration as ScoreCalibration
     from .evaluation.significance import Comparison as Comparison
     from .evaluation.significance import compare as compare
     from .files import load as load
+    from .files import read_calibration as read_calibration
     from .files import read_candidates as read_candidates
     from .files import read_ranking as read_ranking
+    from .files import save_calibration as save_calibration
     from .files import save_features as save_features
     from .files import save_ranking as save_ranking
     from .files.foreign import import_features as import_features
@@ -68,15 +74,26 @@ _HOMES = {
     "engine.evaluate": ("evaluate",),
     "engine.graphs": ("neighbour_graph",),
     "engine.neighbourhoods": ("rerank_neighbourhoods",),
+    "engine.open_set": ("calibrate", "evaluate_open_set"),
     "engine.rerank": ("local_blurring", "rerank"),
     "engine.rule": ("estimate_neighbourhoods",),
     "errors": ("BlurrerankError", "BlurrerankWarning", "InputError", "OutputError", "ParameterError"),
     "evaluation.metrics": ("Metrics",),
+    "evaluation.open_set": ("OpenSetMetrics",),
+    "evaluation.score_calibration": ("ScoreCalibration",),
     "evaluation.significance": ("Comparison", "compare"),
     "graph.neighbour_graph": ("NeighbourGraph",),
     "graph.neighbourhoods": ("Neighbourhoods",),
     "graph.sparse_rows": ("SparseRows",),
-    "files": ("load", "read_candidates", "read_ranking", "save_features", "save_ranking"),
+    "files": (
+        "load",
+        "read_calibration",
+        "read_candidates",
+        "read_ranking",
+        "save_calibration",
+        "save_features",
+        "save_ranking",
+    ),
     "files.foreign": ("import_features",),
     "index.building": ("build_index",),
     "index.changing": ("compact_index", "remove_from_index"),

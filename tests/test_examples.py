@@ -24,7 +24,7 @@ import blurrerank as br
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCS = [page.read_text() for page in PAGES]
-COMMANDS = "run|eval|fuse|bench|sweep|tune|synth|index|info|convert|report|plot|help|completion"
+COMMANDS = "run|eval|calibrate|fuse|bench|sweep|tune|synth|index|info|convert|report|plot|help|completion"
 COMMAND = rf"^    blurrerank ((?:{COMMANDS}) [^|>\n]*)$"
 
 
@@ -145,6 +145,7 @@ def test_every_option_in_the_documentation_exists():
         for command in (
             "run",
             "eval",
+            "calibrate",
             "info",
             "index",
             "bench",

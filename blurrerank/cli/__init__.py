@@ -23,6 +23,7 @@ from .. import __version__
 from ..errors import BlurrerankError, ParameterError
 from . import signals
 from .bench import bench, measure
+from .calibrate import calibrate
 from .completion import completion
 from .convert import convert
 from .eval import evaluate
@@ -38,6 +39,11 @@ from .sweep import sweep
 from .synth import synth
 from .together import is_first
 from .tune import tune
+
+_LIBRARIES = (
+    *("numpy", "torch", "scipy", "h5py", "click", "triton"),
+    *("faiss-cpu", "scikit-learn", "pillow", "matplotlib"),  # extras
+)
 
 
 class _ClosedPipeError(Exception):
@@ -60,7 +66,7 @@ def _show_versions(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
         return
     click.echo(f"blurrerank {__version__}")
     click.echo(f"python {platform.python_version()}")
-    for name in ("numpy", "torch", "scipy", "h5py", "click", "triton", "faiss-cpu", "pillow", "matplotlib"):
+    for name in _LIBRARIES:
         try:
             click.echo(f"{name} {version(name)}")
         except PackageNotFoundError:
@@ -98,6 +104,7 @@ def cli() -> None:
 
 cli.add_command(run)
 cli.add_command(evaluate)
+cli.add_command(calibrate)
 cli.add_command(fuse)
 cli.add_command(info)
 cli.add_command(convert)

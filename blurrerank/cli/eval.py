@@ -24,7 +24,7 @@ from .options import (
     runtime_options,
     style_options,
 )
-from .tables import comparison_line, method_label, metrics_table, print_json
+from .tables import comparison_line, method_label, metrics_table, open_set_tables, print_json
 
 if TYPE_CHECKING:
     from ..data.features import FeatureSet
@@ -47,6 +47,17 @@ if TYPE_CHECKING:
     metavar="A B",
     help="Also test whether ranking file A is better than B; they need not be given as RANKING.",
 )
+@click.option(
+    "--open-set",
+    is_flag=True,
+    help="Also measure how well scores tell probes with a match in the gallery from probes without one.",
+)
+@click.option(
+    "--threshold",
+    type=float,
+    metavar="SCORE",
+    help="With --open-set, also measure at this score, such as one that other probes gave.",
+)
 @style_options
 @by_option
 @matrix_option
@@ -64,6 +75,9 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
     With --by track the gallery is its tracks. In a RANKING of images each stands where its best image does, as
     in the image-to-track search of VeRi-776; a RANKING of tracks is one that was made with --by track.
 
+    With --open-set there follow AUROC, thresholds for a false positive rate of 1 % and 10 %, what they do, and
+    the means over identities that are usual for animals; docs/thresholds.md defines them.
+
     If FEATS has a matrix in the place of features, such as distmat, and there is no RANKING, that is measured.
 
     \b
@@ -73,15 +87,20 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
     blurrerank eval distances-and-labels.npz
     blurrerank eval cosine.h5 lbr.h5 feats.h5 --latex
     blurrerank eval feats.h5 --compare lbr.h5 cosine.h5
+    blurrerank eval feats.ranking.h5 feats.h5 --open-set
     """
     from ..data.similarities import SimilaritySet
     from ..engine.evaluate import evaluate as measure
+    from ..engine.open_set import evaluate_open_set
+    from ..engine.rerank import rerank
     from ..errors import BlurrerankWarning, ParameterError
     from ..evaluation.significance import compare as test
     from ..files import load
 
     options = EvalOptions(**arguments)
     compare = options.compare
+    if options.threshold is not None and not options.open_set:
+        raise ParameterError("--threshold is of open-set figures: it needs --open-set")
     runtime.start()
     named = list(dict.fromkeys([*options.rankings, *(compare or ())]))
     for name in named:
@@ -97,7 +116,7 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
     if not named and not isinstance(data, SimilaritySet):
         raise ParameterError("no ranking to measure: give ranking files before the feature file")
     tracks = data.by_track() if options.by == "track" else None
-    found, measured = [], {}
+    found, measured, opened = [], {}, {}
     with warnings.catch_warnings():
         # Warnings about labels apply to every ranking: show each of them once.
         warnings.simplefilter("default", BlurrerankWarning)
@@ -124,9 +143,17 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
                 memory=runtime.memory,
                 progress=runtime.progress("measuring"),
             )
+            if options.open_set:
+                if isinstance(ranking, SimilaritySet):
+                    ranking = replace(rerank(ranking, "cosine", depth=len(data.gallery)), digest=None)
+                opened[name] = evaluate_open_set(
+                    ranking, of, protocol=options.protocol, threshold=options.threshold
+                )
     comparison = None if compare is None else test(*(measured[name] for name in compare))
     if options.as_json:
         summaries = [one | measured[one["ranking"]].summary() for one in found]
+        for name, summary in zip(named, summaries, strict=True):
+            summary |= {"open_set": opened[name].summary()} if opened else {}
         if comparison is not None and compare is not None:
             pair = {"a": compare[0], "b": compare[1]}
             print_json({"rankings": summaries, "comparison": pair | comparison.summary()})
@@ -137,6 +164,9 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
     click.echo(
         printable(metrics_table([(labels[name], measured[name]) for name in named], options.style), lines=True)
     )
+    if opened:
+        tables = open_set_tables([(labels[name], opened[name]) for name in named], options.style)
+        click.echo(printable(f"\n{tables}", lines=True))
     if comparison is not None and compare is not None:
         click.echo(f"\n{comparison_line(labels[compare[0]], labels[compare[1]], comparison, options.style)}")
 
@@ -150,6 +180,8 @@ class EvalOptions:
     gallery: str | None
     format: str | None
     compare: tuple[str, str] | None
+    open_set: bool
+    threshold: float | None
     style: str | None
     by: str
     matrix: str | None

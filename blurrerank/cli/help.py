@@ -15,6 +15,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     "candidates": ("files/candidates",),
     "index-files": ("index/index_h5",),
     "probes": ("files/probes",),
+    "calibrations": ("files/score_calibrations",),
     "sweeps": ("studies/sweep_files",),
     "tunings": ("studies/tune_files",),
     "other-tools": ("files/foreign/__init__",),

@@ -267,6 +267,11 @@ def metrics_options(command: F) -> F:
         **_default_from("ap"),
         help="Average precision as torchreid and fast-reid compute it, or as the Market-1501 toolbox does.",
     )(command)
+    return protocol_option(command)
+
+
+def protocol_option(command: F) -> F:
+    """--protocol."""
     return click.option(
         "--protocol",
         type=click.Choice(list(PROTOCOLS)),

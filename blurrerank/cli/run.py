@@ -79,6 +79,19 @@ if TYPE_CHECKING:
 @calibrate_option
 @candidates_options
 @click.option(
+    "--calibration",
+    type=FILE,
+    metavar="FILE",
+    help="What `blurrerank calibrate` wrote for this method: from scores to probabilities. For --reject.",
+)
+@click.option(
+    "--reject",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Reject probes whose first item is right with a probability below P: .h5, .npz and .jsonl say which, "
+    ".trec and .csv leave their lists out. Metrics count them all.",
+)
+@click.option(
     "-o",
     "--output",
     type=FILE,
@@ -161,6 +174,8 @@ class RunOptions:
     preset: str | None
     online: bool
     calibrate: str | None
+    calibration: str | None
+    reject: float | None
     output: str | None
     format: str | None
     depth: int | str | None
@@ -225,9 +240,10 @@ class RunOptions:
             raise ParameterError("metrics go to standard output by themselves, as JSON with --json")
         outputs = [] if self.piped else [self.path]
         outputs += [Path(self.metrics_file)] if self.metrics_file else []
+        calibrations = self.calibrate, self.calibration
         inputs = [
             _file(name)
-            for name in (self.feats, self.gallery, self.index, self.calibrate, self.source.file)
+            for name in (self.feats, self.gallery, self.index, *calibrations, self.source.file)
             if name
         ]
         for number, file in enumerate(outputs if leads else []):
@@ -239,10 +255,11 @@ class RunOptions:
 def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
     """What each process does."""
     from ..engine.auto import checked, choose, is_auto
-    from ..engine.request import Request, check_takes_calibration
+    from ..engine.request import Request, check_takes_calibration, setting_of
     from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
-    from ..files import format_of
+    from ..evaluation.score_calibration import Rejection
+    from ..files import format_of, read_calibration
     from ..index.gallery_index import GalleryIndex
     from ..methods import AUTO
     from ..studies.cameras import camera_bias
@@ -259,6 +276,11 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         raise ParameterError(
             "auto looks at neighbours among all items, and candidates are only some of them: name a method, or "
             "give numbers"
+        )
+    if (options.calibration is None) != (options.reject is None):
+        raise ParameterError(
+            "--reject P and --calibration FILE, which `blurrerank calibrate` writes, need each other: give "
+            "both; --reject 0 rejects nothing"
         )
     # What is wrong with a method is told before anything is read.
     chosen = checked(options.method, preset=options.preset, online=options.online, **given)
@@ -281,13 +303,18 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         )
     if indexed is not None:
         chosen = indexed.method_for(options.method, preset=options.preset, **given)
+    rejection = None
+    if options.calibration is not None and options.reject is not None:
+        rejection = Rejection(read_calibration(options.calibration), options.reject)
     if options.feats == "-":
         options.check_stream(indexed is not None)
         assert indexed is not None
         assert chosen is not None
+        if rejection is not None:
+            rejection.calibration.check_fits(chosen.name, chosen.params(), setting_of(chosen, online=True))
         depth = options.depth_of(len(indexed))
         asked = indexed.request(chosen, depth, exact=source.search == "exact", effort=source.effort)
-        answer_stream(indexed, chosen, asked, runtime)
+        answer_stream(indexed, chosen, asked, runtime, rejection)
         return
     leads = group is None or group.rank == 0
     options.check_outputs(leads)
@@ -335,7 +362,7 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     )
     with _noting_what_is_kept(runtime, options, leads):
         outcome = rerank_to(
-            Output(target, form, options.force, options.resume),
+            Output(target, form, options.force, options.resume, rejection),
             data,
             chosen,
             replace(
@@ -439,9 +466,14 @@ def _show(
             rows.append((method_label(chosen.name, chosen.params()), outcome.after))
         if not (piped and runtime.quiet):
             click.echo(metrics_table(rows), err=piped)
+    if outcome.rejected is not None:
+        runtime.note(
+            f"rejected {outcome.rejected} of {len(data.probe)} probes, whose first item is right with a "
+            f"probability below {options.reject:g}"
+        )
     if not piped:
         before = f", {outcome.resumed} of them from before the interruption" if outcome.resumed else ""
-        runtime.note(f"wrote {path}: {len(data.probe)} lists of {outcome.depth}{before}")
+        runtime.note(f"wrote {path}: {len(data.probe) - outcome.left_out} lists of {outcome.depth}{before}")
 
 
 def _file(address: str) -> Path:

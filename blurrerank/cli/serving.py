@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..compute.compute import Compute
     from ..engine.request import Request
+    from ..evaluation.score_calibration import Rejection
     from ..files.probes import Arrived
     from ..index.gallery_index import GalleryIndex
     from ..methods import AnyMethod
@@ -29,7 +30,13 @@ T = TypeVar("T")
 _TOGETHER = 64
 
 
-def answer_stream(index: GalleryIndex, method: AnyMethod, request: Request, runtime: Runtime) -> None:
+def answer_stream(
+    index: GalleryIndex,
+    method: AnyMethod,
+    request: Request,
+    runtime: Runtime,
+    rejection: Rejection | None = None,
+) -> None:
     """Answer each probe on standard input with a line of JSON on standard output.
 
     What arrives while others are answered is answered together, which changes nothing but how long it takes.
@@ -44,7 +51,7 @@ def answer_stream(index: GalleryIndex, method: AnyMethod, request: Request, runt
     failed = number = 0
     told: set[int | None] = set()
     for some in arrived_together(arriving(cast(BufferedReader, sys.stdin.buffer), index.dim), _TOGETHER):
-        lines, problems = _answers(index, method, request, compute, some, number, told)
+        lines, problems = _answers(index, method, request, compute, rejection, some, number, told)
         number, failed = number + len(some), failed + problems
         sys.stdout.buffer.write("".join(lines).encode())
         sys.stdout.buffer.flush()
@@ -92,6 +99,7 @@ def _answers(
     method: AnyMethod,
     request: Request,
     compute: Compute,
+    rejection: Rejection | None,
     some: list[Arrived],
     first: int,
     told: set[int | None],
@@ -129,7 +137,7 @@ def _answers(
         except InputError as error:
             if len(places) > 1:  # which of them it is shows when each is looked at by itself
                 parts = [
-                    _answers(index, method, request, compute, [one], first + n, told)
+                    _answers(index, method, request, compute, rejection, [one], first + n, told)
                     for n, one in enumerate(some)
                 ]
                 return [text for lines, _ in parts for text in lines], sum(count for _, count in parts)
@@ -148,5 +156,6 @@ def _answers(
             lines.append(json.dumps(answer, ensure_ascii=False) + "\n")
         else:
             indices, scores = found[place]
-            lines.append(line(first + place, probe.name, indices, scores, index.gallery.names))
+            verdict = None if rejection is None else rejection.verdicts(scores[None]).of(0)
+            lines.append(line(first + place, probe.name, indices, scores, index.gallery.names, verdict))
     return lines, len(problems)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..evaluation.metrics import Metrics
+    from ..evaluation.open_set import OpenSetMetrics
     from ..evaluation.significance import Comparison
 
 
@@ -70,6 +71,42 @@ def metrics_table(rows: Sequence[tuple[str, Metrics]], style: str | None = None)
         for name, m in rows
     ]
     return table(head, cells, ["", "mAP", "mINP", *(f"rank-{k}" for k in CMC_RANKS)], style)
+
+
+def open_set_tables(rows: Sequence[tuple[str, OpenSetMetrics]], style: str | None = None) -> str:
+    """Return a table of what needs no threshold, one row per ranking, and one of what each threshold does."""
+    import numpy as np
+
+    first = rows[0][1]
+    head = (
+        f"open set, protocol {first.protocol}: {first.known} known probes of {first.known_identities} "
+        f"identities, {first.unknown} unknown of {first.unknown_identities}"
+    )
+    cells = [
+        [name, *map(_fraction, (one.auroc, one.balanced_accuracy, *one.identity_top.values()))]
+        for name, one in rows
+    ]
+    tops = [f"identity top-{k}" for k in first.identity_top]
+    points = [
+        [
+            name,
+            "given" if point.limit is None else f"FPR {point.limit:.0%}",
+            "-" if np.isnan(point.threshold) else str(np.float32(point.threshold)),
+            *map(_fraction, (point.tpr, point.fpr, point.fnir, point.baks, point.baus)),
+        ]
+        for name, one in rows
+        for point in one.points
+    ]
+    measures = ["TPR", "FPR, FPIR", "FNIR", "BAKS", "BAUS"]
+    accepted = "a probe is accepted if its score reaches the threshold"
+    return (
+        f"{table(head, cells, ['', 'AUROC', 'balanced accuracy', *tops], style)}\n\n"
+        f"{table(accepted, points, ['', '', 'threshold', *measures], style, names=2)}"
+    )
+
+
+def _fraction(value: float) -> str:
+    return "-" if value != value else f"{value:.4f}"
 
 
 def comparison_line(a: str, b: str, found: Comparison, style: str | None = None) -> str:

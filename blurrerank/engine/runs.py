@@ -19,6 +19,7 @@ from ..data.sharded import ShardedSet
 from ..evaluation.match_finder import MatchFinder
 from ..evaluation.metrics import Metrics, check_ap, measure, warn_about
 from ..evaluation.protocols import Protocol, get_protocol
+from ..evaluation.score_calibration import Rejection, Verdicts
 from ..evaluation.sharded_finder import ShardFinder
 from ..files.ranking_h5 import versions
 from ..files.rankings import RankingWriter, RunInfo, open_ranking
@@ -39,6 +40,8 @@ class Outcome:
         after: metrics of the re-ranked lists; None without ids.
         info: what a native file records.
         resumed: how many of the lists an interrupted run had left.
+        rejected: how many lists were rejected; None where none could be.
+        left_out: how many of these were not written, as the format has no place for them.
     """
 
     depth: int
@@ -46,6 +49,8 @@ class Outcome:
     after: Metrics | None
     info: RunInfo
     resumed: int = 0
+    rejected: int | None = None
+    left_out: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Everything but the lists, ready for JSON."""
@@ -59,6 +64,7 @@ class Outcome:
             "after": None if self.after is None else self.after.summary(),
             "candidates": self.info.candidates,
             "digest": self.info.digest,
+            **({} if self.rejected is None else {"rejected": self.rejected, "below": self.info.rejected_below}),
         }
 
 
@@ -123,12 +129,14 @@ class Output:
         format: a name from `files.FORMATS`.
         force: replace an existing file, and start over whatever an interrupted run left.
         resume: continue from what an interrupted run left, to the same file as without the interruption.
+        rejection: which lists are rejected, by the score of their first item, whatever the labels are.
     """
 
     target: Path | BinaryIO
     format: str
     force: bool = False
     resume: bool = False
+    rejection: Rejection | None = None
 
 
 def rerank_measured(
@@ -249,12 +257,16 @@ def rerank_to(
         compute: how.
 
     Raises:
-        InputError: if what is to be resumed is a run of other features or parameters.
+        InputError: if what is to be resumed is a run of other features or parameters, or the calibration is of
+            another method or parameters.
         OutputError: if the file cannot be written; before any work where that shows.
         ParameterError: for a parameter outside its range, or candidates that the method cannot work with.
     """
     candidates, calibration, target = request.candidates, request.calibration, output.target
     setting = setting_of(method, request.online)
+    rejection = output.rejection
+    if rejection is not None:
+        rejection.calibration.check_fits(method.name, method.params(), setting)
     if candidates is not None:
         check_reranks_candidates(method, candidates)
         candidates.warn_about()
@@ -274,6 +286,7 @@ def rerank_to(
     digest = data.digest()
     calibrated = None if calibration is None else calibration.digest()
     labels_digest = data.labels_digest() if data.has_ids else None
+    verdicts: list[Verdicts] = []
     with writing as writer, ExitStack() as stack:
         checkpoint = None
         if isinstance(target, Path) and compute.leads:
@@ -293,9 +306,15 @@ def rerank_to(
                 "versions": versions(),
             }
             checkpoint = stack.enter_context(keeping(target, run))
-        found = rerank_measured(
-            data, method, request, measurement, compute, write=writer.write, checkpoint=checkpoint
-        )
+
+        def write(start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
+            if rejection is None:
+                writer.write(start, indices, scores)
+                return
+            verdicts.append(rejection.verdicts(scores))
+            writer.write_judged(start, indices, scores, verdicts[-1])
+
+        found = rerank_measured(data, method, request, measurement, compute, write=write, checkpoint=checkpoint)
         # Positions say where matches stand in the whole gallery's order, which part of a gallery does not.
         positions = found.positions if candidates is None or candidates.complete else None
         size = len(data.gallery) if candidates is None else candidates.depth
@@ -311,8 +330,12 @@ def rerank_to(
             setting=setting,
             calibration=calibrated,
             metrics={"before": found.before, "after": found.after} if found.before and found.after else {},
+            verdicts=Verdicts.concatenate(verdicts) if verdicts else None,
+            rejected_below=None if rejection is None else rejection.least,
         )
         writer.finish(info)
         if compute.group is not None:
             compute.group.barrier()  # no file, unless all came to the end
-    return Outcome(shown, found.before, found.after, info, found.resumed)
+    rejected = None if info.verdicts is None else int(info.verdicts.rejected.sum())
+    left_out = 0 if writer.keeps_rejected else rejected or 0
+    return Outcome(shown, found.before, found.after, info, found.resumed, rejected, left_out)

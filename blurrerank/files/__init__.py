@@ -4,6 +4,7 @@ from .candidates import read_candidates
 from .features_h5 import Contents, load_sharded, load_side, save_features
 from .loading import inspect, is_matrix_file, load, load_matrix
 from .rankings import FORMATS, RunInfo, format_of, open_ranking, read_ranking, save_ranking
+from .score_calibrations import read_calibration, save_calibration
 
 __all__ = [
     "FORMATS",
@@ -17,8 +18,10 @@ __all__ = [
     "load_sharded",
     "load_side",
     "open_ranking",
+    "read_calibration",
     "read_candidates",
     "read_ranking",
+    "save_calibration",
     "save_features",
     "save_ranking",
 ]

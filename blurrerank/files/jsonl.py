@@ -1,13 +1,14 @@
 """JSON lines: one object per probe, `{"probe": 0, "indices": [...], "scores": [...]}`.
 
-With names, also `"name"` and `"names"`. Row numbers are from 0, best first.
+With names, also `"name"` and `"names"`; of a run with `--reject`, also `"probability"`, that the first item is
+right, and `"rejected"`, whether that is too small. Row numbers are from 0, best first.
 """
 
 from __future__ import annotations
 
 import json
 from array import array
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 from ..data.features import FeatureSet
 from ..data.ranking import Ranking
 from ..errors import InputError
+from ..evaluation.score_calibration import Verdicts
 from .rankings import RankingWriter, check_name, from_entries
 
 
 class Writer(RankingWriter):
     """Writes JSON lines."""
+
+    keeps_rejected: ClassVar[bool] = True
 
     def __init__(self, text: TextIO, data: FeatureSet, depth: int, method: str) -> None:
         """Write to `text`."""
@@ -29,13 +33,30 @@ class Writer(RankingWriter):
 
     def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
         """Write the lists of consecutive probes."""
+        self._write(start, indices, scores, None)
+
+    def write_judged(
+        self, start: int, indices: NDArray[Any], scores: NDArray[np.float32], verdicts: Verdicts
+    ) -> None:
+        """Write all lists, with the verdict on each."""
+        self._write(start, indices, scores, verdicts)
+
+    def _write(
+        self, start: int, indices: NDArray[Any], scores: NDArray[np.float32], verdicts: Verdicts | None
+    ) -> None:
         for row in range(len(indices)):
             name = None if self._probe_names is None else self._probe_names[start + row]
-            self._text.write(line(start + row, name, indices[row], scores[row], self._names))
+            verdict = None if verdicts is None else verdicts.of(row)
+            self._text.write(line(start + row, name, indices[row], scores[row], self._names, verdict))
 
 
 def line(
-    probe: int, name: str | None, indices: NDArray[Any], scores: NDArray[np.float32], names: NDArray[Any] | None
+    probe: int,
+    name: str | None,
+    indices: NDArray[Any],
+    scores: NDArray[np.float32],
+    names: NDArray[Any] | None,
+    verdict: tuple[np.float32, bool] | None = None,
 ) -> str:
     """Format the line of one probe.
 
@@ -45,6 +66,7 @@ def line(
         indices: (R,) gallery rows, -1 past the end of the list.
         scores: (R,).
         names: (G,) of the gallery, if it has names.
+        verdict: the probability that the first item is right, and whether the list is rejected.
     """
     listed = indices >= 0
     entry: dict[str, Any] = {"probe": probe}
@@ -53,6 +75,8 @@ def line(
     entry["indices"] = indices[listed].tolist()
     # The shortest decimal that is the same float32.
     entry["scores"] = [float(str(score)) for score in scores[listed]]
+    if verdict is not None:
+        entry["probability"], entry["rejected"] = float(str(verdict[0])), verdict[1]
     if names is not None:
         entry["names"] = names[indices[listed]].tolist()
     return json.dumps(entry, ensure_ascii=False) + "\n"

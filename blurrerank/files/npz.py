@@ -1,6 +1,7 @@
 """NumPy archives: `indices` (P, R), `scores` (P, R) and `info`, a JSON string.
 
-`info` contains the root attributes of a native file.
+`info` contains the root attributes of a native file. Of a run with `--reject` there are also `probability` and
+`rejected`, as in a native file.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 from shutil import copyfileobj
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from .sink import Sink
 
 class Writer(RankingWriter):
     """Writes an archive, list by list: indices directly, scores through a temporary file."""
+
+    keeps_rejected: ClassVar[bool] = True
 
     def __init__(self, path: Path, data: FeatureSet, depth: int, method: str) -> None:
         """Open the archive for all probes of `data`."""
@@ -49,10 +52,15 @@ class Writer(RankingWriter):
         self._spool.seek(0)
         with self._member("scores.npy", np.dtype(np.float32)) as scores:
             copyfileobj(self._spool, scores)
+        if info.verdicts is not None:
+            for name, values in vars(info.verdicts).items():
+                with self._archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, values, allow_pickle=False)
         known = {
             "gallery_size": self._gallery_size,
             "method": info.method,
             "params": dict(info.params),
+            "setting": info.setting,
             "reranked_depth": info.reranked_depth,
             "cosine_tail": info.cosine_tail,
             "candidates": info.candidates,

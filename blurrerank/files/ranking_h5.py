@@ -2,6 +2,8 @@
 
     indices         (P, R) int32 or int64 into the gallery, best first, -1 past the end of a list
     scores          (P, R) float32, strictly decreasing along each list, -inf past its end
+    probability     (P,) float32, optional: of a run with --reject, the probability that the first item is right
+    rejected        (P,) bool, optional: whether that is below the attribute `rejected_below`
     positions/      optional: the ranks of the matches in the full lists, however short R is
         offsets     (P + 1,) int64: probe p owns entries offsets[p] to offsets[p + 1]
         indices     (T,) gallery items of the probe's identity
@@ -15,7 +17,7 @@ Root attributes: `format`, `format_version`, `gallery_size`, `method` (of a chai
 (JSON; of a chain, such as `dba.k`), `setting` (`transductive` or `online`, of methods that look at neighbours
 of many images), `reranked_depth`, `cosine_tail`, `candidates` (source of the lists, if not a search of the
 whole gallery), `calibration_digest` (of calibration features, if there were any), `digest`, `labels_digest`,
-`versions` (JSON). Attributes of the groups in `metrics`: the means.
+`versions` (JSON), `rejected_below`. Attributes of the groups in `metrics`: the means.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -47,6 +49,8 @@ VERSION = 1
 
 class Writer(RankingWriter):
     """Writes one native ranking file."""
+
+    keeps_rejected: ClassVar[bool] = True
 
     def __init__(self, path: Path, data: FeatureSet, depth: int, method: str) -> None:
         """Create the file and its datasets for all probes of `data`."""
@@ -79,8 +83,12 @@ class Writer(RankingWriter):
             "digest": info.digest,
             "labels_digest": info.labels_digest,
             "versions": json.dumps(versions()),
+            "rejected_below": info.rejected_below,
         }
         self._file.attrs.update({name: value for name, value in attributes.items() if value is not None})
+        if info.verdicts is not None:
+            for name, values in vars(info.verdicts).items():
+                self._file[name] = values
         if info.positions is not None:
             group = self._file.create_group("positions")
             for name in ("offsets", "indices", "ranks", "within"):

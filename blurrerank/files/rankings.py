@@ -17,7 +17,7 @@ from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 from shutil import copyfileobj
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TextIO, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from ..data.side import Side
 from ..data.sort_keys import index_dtype, strictly_decreasing
 from ..errors import InputError, ParameterError
 from ..evaluation.match_finder import MatchFinder
+from ..evaluation.score_calibration import Verdicts
 from .access import check_readable
 from .limits import FREE, check_unpacked
 from .targets import opener, replacing
@@ -67,14 +68,25 @@ class RunInfo:
     setting: str | None = None
     calibration: str | None = None
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
+    verdicts: Verdicts | None = None
+    rejected_below: float | None = None
 
 
 class RankingWriter(ABC):
     """Writes the lists of one ranking in order, then its other properties."""
 
+    keeps_rejected: ClassVar[bool] = False
+    """Whether the format has a place for `Verdicts`."""
+
     @abstractmethod
     def write(self, start: int, indices: NDArray[Any], scores: NDArray[np.float32]) -> None:
         """Write the (p, R) lists of consecutive probes, starting with probe `start`."""
+
+    def write_judged(
+        self, start: int, indices: NDArray[Any], scores: NDArray[np.float32], verdicts: Verdicts
+    ) -> None:
+        """As `write`, but leave out the lists that are rejected, unless the format says which they are."""
+        self.write(start, indices if self.keeps_rejected else verdicts.blanked(indices), scores)
 
     def finish(self, info: RunInfo) -> None:  # noqa: B027  (most formats have no place for it)
         """Write the other properties, if the format supports them."""
@@ -205,6 +217,7 @@ def save_ranking(
                 ranking.labels_digest,
                 ranking.positions,
                 ranking.candidates,
+                ranking.setting,
             )
         )
 

@@ -1,0 +1,71 @@
+"""Calibration files: the probability that the first item of a list is right, as a function of its score.
+
+JSON: `format` (`blurrerank-calibration`), `format_version`; `kind`, `isotonic` or `logistic`; `numbers`, of
+isotonic `scores` and `probabilities`, the knots between which it is linear, and of logistic `slope` and
+`intercept`; what it was fitted on: `method`, `params` and `setting` of the lists, `protocol`, `probes`, and how
+many of these had a `right` first item. It is refused for lists of another method, parameters or setting.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..evaluation.score_calibration import ScoreCalibration
+from .targets import opener, replacing
+
+FORMAT = "blurrerank-calibration"
+VERSION = 1
+
+
+def save_calibration(calibration: ScoreCalibration, path: str | Path, *, force: bool = False) -> None:
+    """Write a calibration as JSON.
+
+    Args:
+        calibration: from `blurrerank.calibrate`.
+        path: the file.
+        force: replace an existing file.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    stored: dict[str, Any] = {"format": FORMAT, "format_version": VERSION, **asdict(calibration)}
+    del stored["source"]
+    with (
+        replacing(Path(path), force=force) as temporary,
+        open(temporary, "w", encoding="utf-8", opener=opener) as file,
+    ):
+        file.write(json.dumps(stored, indent=2) + "\n")
+
+
+def read_calibration(path: str | Path) -> ScoreCalibration:
+    """Read a calibration.
+
+    Raises:
+        InputError: if the file cannot be read as one, or is damaged.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file: `blurrerank calibrate` writes one")
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        stated, version = stored["format"], stored["format_version"]
+        if stated == FORMAT and version == VERSION:
+            return ScoreCalibration(
+                kind=stored["kind"],
+                numbers=stored["numbers"],
+                method=str(stored["method"]),
+                params=dict(stored["params"]),
+                setting=stored["setting"],
+                protocol=str(stored["protocol"]),
+                probes=int(stored["probes"]),
+                right=int(stored["right"]),
+                source=str(path),
+            )
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise InputError(f"{path} is not a calibration, or is damaged: calibrate again") from None
+    if stated != FORMAT:
+        raise InputError(f"{path} is {stated!s:.99}: expected a {FORMAT} file")
+    raise InputError(f"{path} has format_version {version!s:.99}: this program reads {VERSION}")
