@@ -17,7 +17,6 @@ from string import Template
 from typing import Any
 
 from .. import __version__
-from ..data.similarities import SimilaritySet
 from ..engine.request import ONLINE
 from ..errors import InputError
 from ..evaluation.metrics import Metrics
@@ -93,7 +92,7 @@ def write_report(
         "base-uri 'none'; form-action 'none'"
     )
     heading = escape(f"{label(comparison.ranking)} against {label(comparison.reference)}")
-    near = _neighbourhoods(comparison)
+    near = quick_estimate(comparison.data, online=comparison.ranking.setting == ONLINE)
     text = Template(page).substitute(
         policy=policy,
         style=style,
@@ -135,13 +134,6 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _neighbourhoods(comparison: BeforeAfter) -> Neighbourhoods | None:
-    """Return estimated sizes, where there are features to estimate them from."""
-    if isinstance(comparison.data, SimilaritySet):
-        return None
-    return quick_estimate(comparison.data, online=comparison.ranking.setting == ONLINE)
-
-
 def _lead(comparison: BeforeAfter, near: Neighbourhoods | None) -> str:
     """Say what was ranked and measured, and what is known of it without identities, one paragraph each."""
     data = comparison.data
@@ -155,7 +147,7 @@ def _lead(comparison: BeforeAfter, near: Neighbourhoods | None) -> str:
     if near is not None and str(near):
         steps = f", after {'+'.join(near.steps)}" if near.steps else ""
         said.append(f"Other images of an identity, estimated from neighbours{steps}: {near}.")
-    bias = None if isinstance(data, SimilaritySet) else camera_bias(data)
+    bias = camera_bias(data)
     if bias is not None:
         said.append(f"Cameras: {bias}.")
     return "".join(f"<p>{escape(line)}</p>" for line in said)

@@ -36,8 +36,8 @@ class Maps:
     high: float
 
 
-def make_maps(comparison: BeforeAfter) -> Maps | None:
-    """Make the maps of the probes that changed most; None if similarities among gallery items are not known.
+def make_maps(comparison: BeforeAfter) -> Maps:
+    """Make the maps of the probes that changed most.
 
     A map has the probe, the shown items of the ranking in their order, and those that left the shown list.
     """
@@ -52,8 +52,6 @@ def make_maps(comparison: BeforeAfter) -> Maps | None:
         some = np.concatenate([after[after >= 0], before[left]])[:ITEMS]
         members[row, : len(some)], counts[row] = some, len(some)
     found = affinities(comparison.data, probes, members)
-    if found is None:
-        return None
     # The script of the page finds who is on a map by the same rule.
     triangles = [
         similarities[np.triu_indices(1 + count, 1)] for similarities, count in zip(found, counts, strict=True)

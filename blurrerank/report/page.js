@@ -81,11 +81,17 @@ function place(rank) {
   return rank > 0 ? number.format(rank) : rank < 0 ? "not listed" : "none";
 }
 
-// A score, which may be of any size; never "-0.0000".
+// With a minus sign, but never "-0.00".
+function fixed(value, digits) {
+  const text = Math.abs(value).toFixed(digits);
+  return (value < 0 && Number(text) !== 0 ? "\u2212" : "") + text;
+}
+
+// A score, which may be of any size.
 function figure(value) {
   const size = Math.abs(value);
-  const text = size !== 0 && size < 0.001 ? size.toPrecision(2) : size.toFixed(size < 10 ? 4 : 2);
-  return (value < 0 ? "\u2212" : "") + text;
+  if (size !== 0 && size < 0.001) return (value < 0 ? "\u2212" : "") + size.toPrecision(2);
+  return fixed(value, size < 10 ? 4 : 2);
 }
 
 // The rank of an item in the other list; negative: it is beyond the end of so many.
@@ -211,7 +217,7 @@ function body(probe) {
   // Of all items of a probe one is a stop for Tab; arrow keys go from there.
   strips.querySelectorAll("li .picture").forEach((picture, at) => picture.setAttribute("tabindex", at ? -1 : 0));
   const cell = element("td", { colspan: COLUMNS.length }, element("div", { class: "probe" }, mine, strips));
-  if (mapStarts?.[probe] >= 0) cell.append(mapDetails(probe));
+  if (mapStarts[probe] >= 0) cell.append(mapDetails(probe));
   return element("tbody", { "data-probe": probe }, values, element("tr", { class: "lists" }, cell));
 }
 
@@ -223,19 +229,22 @@ function mapMembers(probe) {
     for (let rank = 1; rank <= data.shown; rank++) {
       const at = probe * data.shown + rank - 1;
       if (items[at] < 0 || (name === "before" && !hidden(ranks[at]))) continue;
-      members.push({ item: items[at], kind: kinds[at], left: name === "before", rank, text: move(name, rank, ranks[at]), rise: rise(name, rank, ranks[at]) });
+      members.push({
+        item: items[at], kind: kinds[at], left: name === "before", rank,
+        text: move(name, rank, ranks[at]), rise: rise(name, rank, ranks[at]),
+      });
     }
   }
   return members.slice(0, data.maps.items);
 }
 
-// The similarity of any two on the map of a probe; 0 is the probe itself.
+// The similarity of any two on the map of a probe, whose upper triangle is stored row by row; 0 is the probe.
 function similarities(probe, size) {
   const { low, high } = data.maps;
   return (one, other) => {
     const [row, column] = one < other ? [one, other] : [other, one];
-    const before = row * size - (row * (row + 1)) / 2 + column - row - 1;
-    return low + ((high - low) * mapLevels[mapStarts[probe] + before]) / 255;
+    const place = row * size - (row * (row + 1)) / 2 + column - row - 1;
+    return low + ((high - low) * mapLevels[mapStarts[probe] + place]) / 255;
   };
 }
 
@@ -286,7 +295,7 @@ function affinityMap(probe) {
         "fill-opacity": (0.04 + (0.96 * (value - low)) / (high - low || 1)).toFixed(3),
       });
       cell.addEventListener("pointerenter", () => {
-        readout.textContent = `${names[row]} and ${names[column]}: ${value.toFixed(2)}`;
+        readout.textContent = `${names[row]} and ${names[column]}: ${fixed(value, 2)}`;
       });
       line.append(cell);
     });
@@ -298,7 +307,7 @@ function affinityMap(probe) {
   });
   const text = element("div", {},
     element("p", {}, "Cosine similarities of the features: the probe, the items after re-ranking, then those that left. "
-      + `The stronger the colour, the more alike: ${low.toFixed(2)} to ${high.toFixed(2)}.`),
+      + `The stronger the colour, the more alike: ${fixed(low, 2)} to ${fixed(high, 2)}.`),
     ...reasons(members, alike), readout);
   return element("div", { class: "map-body" }, svg, text);
 }
@@ -309,8 +318,8 @@ function reasons(members, alike) {
   const said = (at, verb) => {
     const others = list.filter((other) => other !== at);
     const mean = others.reduce((sum, other) => sum + alike(at, other), 0) / others.length;
-    return element("p", {}, `${members[at].text} ${verb} most: ${alike(0, at).toFixed(2)} to the probe, `
-      + `${mean.toFixed(2)} to the other items of the list on average.`);
+    return element("p", {}, `${members[at].text} ${verb} most: ${fixed(alike(0, at), 2)} to the probe, `
+      + `${fixed(mean, 2)} to the other items of the list on average.`);
   };
   const rises = members.map((member) => member.rise ?? 0);
   const [most, least] = [Math.max(...rises), Math.min(...rises)];
@@ -320,12 +329,12 @@ function reasons(members, alike) {
   ];
 }
 
-// The same item in both lists, and on the map.
-function light(event) {
+// Light an item that is pointed at or has the focus, in both lists and on the map.
+function light() {
   for (const old of table.querySelectorAll(".lit")) old.classList.remove("lit");
-  const item = event.target.closest("[data-item]")?.dataset.item;
-  if (item === undefined || event.type === "focusout") return;
-  for (const same of event.target.closest("tbody").querySelectorAll(`[data-item="${item}"]`)) same.classList.add("lit");
+  for (const one of table.querySelectorAll("[data-item]:hover, [data-item]:focus-within")) {
+    for (const same of one.closest("tbody").querySelectorAll(`[data-item="${one.dataset.item}"]`)) same.classList.add("lit");
+  }
 }
 
 function walk(event) {

@@ -120,7 +120,7 @@ class Strips:
         if written.missing:
             said += f" {written.missing:,} pictures were not found; these are tiles too."
         count = len(self.lists)
-        if self.maps is not None and self.maps.count < count:
+        if self.maps.count < count:
             which = "first" if self.comparison.change is None else "probes that changed most: the first"
             said += f" There are affinity maps of the {which} {self.maps.count:,} of {count:,} only."
         return said
@@ -138,6 +138,8 @@ class Strips:
             "ranksAfter": ("i4", comparison.ranks_after),
             "scoresBefore": ("f4", comparison.reference.scores[:, :shown]),
             "scoresAfter": ("f4", comparison.ranking.scores[:, :shown]),
+            "mapLevels": ("u1", self.maps.levels),
+            "mapStarts": ("i4", self.maps.starts),
             "itemRows": ("i4", self.items),
         }
         for name, labels in (("Ids", "ids"), ("Cams", "cams")):
@@ -159,10 +161,8 @@ class Strips:
             "probes": count,
             "shown": shown,
             "labels": {"before": label(comparison.reference), "after": label(comparison.ranking)},
+            "maps": {"items": ITEMS, "low": self.maps.low, "high": self.maps.high},
         }
-        if self.maps is not None:
-            columns |= {"mapLevels": ("u1", self.maps.levels), "mapStarts": ("i4", self.maps.starts)}
-            table["maps"] = {"items": ITEMS, "low": self.maps.low, "high": self.maps.high}
         if self.sheets.uris:
             columns |= {"probeCells": ("i4", self.cells[:count]), "itemCells": ("i4", self.cells[count:])}
             table["sheets"] = {

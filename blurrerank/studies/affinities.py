@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ..compute.compute import Compute
 from ..data.features import FeatureSet
-from ..data.similarities import SimilaritySet
 from ..engine.plans import images_plan
 from ..search.rows import UnitRows, blocks_of
 
@@ -22,28 +21,25 @@ def affinities(
     *,
     device: str = "auto",
     memory: int | None = None,
-) -> NDArray[np.float32] | None:
+) -> NDArray[np.float32]:
     """Return the cosine similarities among each probe and some gallery items.
 
     Args:
-        data: the features, or similarities in their place.
+        data: the features.
         probes: (n,) rows of probes.
         items: (n, m) gallery rows for each of them; -1 pads.
         device: where to compute.
         memory: budget for working memory in bytes.
 
     Returns:
-        (n, 1 + m, 1 + m) float32, the probe first; what belongs to padding means nothing. None if similarities
-        among gallery items are not known.
+        (n, 1 + m, 1 + m) float32, the probe first; what belongs to padding means nothing.
+
+    Raises:
+        InputError: if there are similarities and no features.
+        BudgetError: for a budget that is too small.
     """
     rows = torch.from_numpy(np.maximum(items, 0).astype(np.int64))
-    found = torch.ones(len(rows), 1 + rows.shape[1], 1 + rows.shape[1])
-    if isinstance(data, SimilaritySet):
-        if data.among_gallery is None:
-            return None
-        found[:, 0, 1:] = found[:, 1:, 0] = data.between.at(torch.from_numpy(probes).unsqueeze(1), rows)
-        found[:, 1:, 1:] = data.among_gallery.at(rows.unsqueeze(2), rows.unsqueeze(1))
-        return found.numpy()
+    found = torch.empty(len(rows), 1 + rows.shape[1], 1 + rows.shape[1])
     compute = Compute.choose(device, memory)
     plan = images_plan(data, len(data.gallery), compute)
     sources = [plan.probes(data.probe), plan.rows(data.gallery)]
