@@ -307,7 +307,7 @@ function affinityMap(probe) {
   });
   const text = element("div", {},
     element("p", {}, "Cosine similarities of the features: the probe, the items after re-ranking, then those that left. "
-      + `The stronger the colour, the more alike: ${fixed(low, 2)} to ${fixed(high, 2)}.`),
+      + `The stronger the colour, the more alike: ${fixed(low, 2)} to ${fixed(high, 2)}. A method may look at more images than these.`),
     ...reasons(members, alike), readout);
   return element("div", { class: "map-body" }, svg, text);
 }
