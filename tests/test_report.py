@@ -55,7 +55,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     told: list[str] = []
     contexts = []
 
-    def visit(path: Path, **options: Any) -> Page:
+    def visit(path: Path, at: str = "", **options: Any) -> Page:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
@@ -67,7 +67,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
             "request",
             lambda asked: None if asked.url.startswith((address, "blob:", "data:")) else told.append(asked.url),
         )
-        page.goto(address)
+        page.goto(f"{address}#{at}" if at else address)
         page.wait_for_selector("tbody")
         return page
 
@@ -116,6 +116,10 @@ def wait_for_count(page: Page, text: str) -> None:
     page.wait_for_function(f"text => {said}", arg=text)
 
 
+def wait_for_fragment(page: Page, text: str) -> None:
+    page.wait_for_function("text => location.hash === text", arg=text)
+
+
 def test_the_numbers_are_those_of_eval(report, visit, cli, write):
     feats = write(**many())
     page = visit(report(feats))
@@ -128,7 +132,7 @@ def test_the_numbers_are_those_of_eval(report, visit, cli, write):
         before, after, change = (cell.inner_text() for cell in row.query_selector_all("td"))
         one, other = told["cosine.h5"][name], told["lists.h5"][name]
         assert (before, after) == (f"{one:.4f}", f"{other:.4f}")
-        assert change.replace("−", "-") == f"{other - one:+.4f}"
+        assert change.replace("−", "-") == re.sub(r"[+-](0\.0000)", r"\1", f"{other - one:+.4f}")
     assert len(page.query_selector_all("#means tbody tr")) == 6
     data = br.load(feats)
     found = [br.evaluate(br.read_ranking(Path(name), data), data) for name in ("cosine.h5", "lists.h5")]
@@ -156,27 +160,40 @@ TILES = """tiles => tiles.map(tile => ({
     class: tile.className,
     mark: tile.querySelector(".mark").innerText,
     label: tile.querySelector("[role=img]").getAttribute("aria-label"),
+    move: tile.querySelector(".move").innerText,
+    moved: tile.querySelector(".move").className,
+    score: tile.querySelector(".score").innerText,
 }))"""
 
 
-def test_strips_and_frames_are_what_the_labels_say(report, visit, write):
-    """Lists before by a product in float64, lists after as the file has them, frames from the labels."""
-    arrays = many()
-    page = visit(report(write(**arrays)))
+def by_cosine(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Full lists and scores by a product in float64."""
     unit = {}
     for side in ("probe", "gallery"):
         rows = arrays[side].astype(np.float64)
         unit[side] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    before = np.argsort(-(unit["probe"] @ unit["gallery"].T), axis=1, kind="stable")[:, :10]
+    return unit["probe"] @ unit["gallery"].T
+
+
+def test_strips_and_frames_are_what_the_labels_say(report, visit, write):
+    """Lists before by a product in float64, lists after as the file has them, frames from the labels.
+
+    Every item says what rank it has in the other list, as far as lists go, and its score.
+    """
+    arrays = many()
+    page = visit(report(write(**arrays), run=("--depth", 20)))
+    cosines = by_cosine(arrays)
+    before = np.argsort(-cosines, axis=1, kind="stable")[:, :20]
     with h5py.File("lists.h5") as file:
-        after = file["indices"][:, :10]
-    seen = set()
+        after, scores = file["indices"][:], file["scores"][:]
+    assert after.shape == before.shape
+    seen, ways = set(), set()
     for body in page.query_selector_all("tbody[data-probe]"):
         probe = int(body.get_attribute("data-probe"))
-        for name, lists in (("before", before), ("after", after)):
+        for name, lists, others in (("before", before, after), ("after", after, before)):
             tiles = body.eval_on_selector_all(f".strip.{name}-strip li", TILES)
             assert len(tiles) == 10
-            for rank, (tile, item) in enumerate(zip(tiles, lists[probe], strict=True), start=1):
+            for rank, (tile, item) in enumerate(zip(tiles, lists[probe], strict=False), start=1):
                 identity, camera = arrays["gallery_ids"][item], arrays["gallery_cams"][item]
                 if identity == -1:
                     kind, sign, said = "junk", "–", "junk"
@@ -186,11 +203,26 @@ def test_strips_and_frames_are_what_the_labels_say(report, visit, write):
                     kind, sign, said = "dropped", "–", "dropped, same identity and camera"
                 else:
                     kind, sign, said = "right", "✓", "right identity"
+                other = [*others[probe].tolist(), item].index(item) + 1
+                there, short = (f"rank {other}", str(other)) if other <= 20 else ("beyond rank 20", ">20")
+                when, moved = ("after", "left") if name == "before" else ("before", "came")
+                pair = (str(rank), short) if name == "before" else (short, str(rank))
                 seen.add(kind)
+                ways.add((name, "same" if other == rank else "beyond" if other > 20 else other > 10))
+                score = tile.pop("score")
+                expected = cosines[probe, item] if name == "before" else scores[probe, rank - 1]
+                assert float(score.replace("−", "-")) == pytest.approx(expected, abs=6e-5)
                 name_of = arrays["gallery_names"][item]
-                label = f"rank {rank}, {said}, identity {identity}, camera {camera}, {name_of}"
-                assert tile == {"class": f"tile {kind}", "mark": sign, "label": label}
+                label = f"rank {rank}, {when} {there}, score {score}, {said}, identity {identity}, "
+                assert tile == {
+                    "class": f"tile {kind}",
+                    "mark": sign,
+                    "label": f"{label}camera {camera}, {name_of}",
+                    "move": str(rank) if other == rank else " → ".join(pair),
+                    "moved": f"move {moved}" if other > 10 else "move",
+                }
     assert seen == {"right", "wrong", "dropped", "junk"}
+    assert ways >= {(name, way) for name in ("before", "after") for way in ("same", True, False)}
 
 
 def test_probes_are_sorted_by_any_column(report, visit, write):
@@ -217,7 +249,11 @@ def test_probes_are_filtered(report, visit, write):
     page.select_option("[name=show]", "worse")
     worse = int(re.search(r"(\d+)\s+worse", page.inner_text(".counts"))[1])
     wait_for_count(page, f"{worse} of 60 probes")
-    assert all(change < 0 for change in as_numbers(column(page, "Change")))
+    changes = as_numbers(column(page, "Change"))
+    assert all(change < 0 for change in changes)
+    assert changes == sorted(changes), "the worst come first"
+    page.select_option("[name=show]", "better")
+    page.wait_for_selector("#columns th[data-sort=change][aria-sort=descending]")
     page.select_option("[name=show]", "all")
     page.fill("[name=name]", "P03")
     wait_for_count(page, "10 of 60 probes")
@@ -293,7 +329,7 @@ CONTRAST = """() => {
         return 'rgb(255, 255, 255)';
     };
     const low = [];
-    const text = 'h1, h2, p, td, th, li, label, button, dt, dd, .mark, .caption, strong';
+    const text = 'h1, h2, p, td, th, li, label, button, dt, dd, .mark, .caption, .move, .score, .when, strong';
     for (const node of document.querySelectorAll(text)) {
         if (!node.innerText || node.closest('.skip') || node.closest('[aria-disabled=true]')) continue;
         const [one, other] = [light(getComputedStyle(node).color), light(ground(node))].sort((a, b) => b - a);
@@ -309,6 +345,7 @@ def test_text_can_be_read_in_light_and_dark(scheme, report, visit, cli, write):
     feats = write(**many())
     assert cli("sweep", feats, "--topn", "5,10", "--sigma", "0.1,0.5", "-o", "sweep.json")[0] == 0
     page = visit(report(feats, "--sweep", "sweep.json"), color_scheme=scheme)
+    page.click("details.map summary")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (int(re.findall(r"\d+", ground)[0]) > 128) == (scheme == "light")
     assert page.evaluate(CONTRAST) == []
@@ -362,9 +399,284 @@ def test_what_strangers_call_their_files_and_methods_is_text(visit, cli, write, 
     assert told["method"] == HOSTILE
     assert told["parameters"] == f"{HOSTILE} {json.dumps(HOSTILE)}"
     assert (told["ranking"], told["features"]) == (lists, feats.name)
-    assert page.title() == f"blurrerank report: {HOSTILE}"
-    assert page.text_content("h1") == f"{HOSTILE} against cosine"
-    assert f"after: {HOSTILE}" in [node.text_content() for node in page.query_selector_all("#cmc text")]
+    called = f"{HOSTILE} ({HOSTILE} {HOSTILE})"
+    assert page.title() == f"blurrerank report: {called} against cosine"
+    assert page.text_content("h1") == f"{called} against cosine"
+    assert f"after: {called}" in [node.text_content() for node in page.query_selector_all(".key li")]
+    assert page.text_content(".after-strip .when") == f"after: {called}"
+
+
+def test_the_head_names_method_parameters_and_what_info_estimates(report, visit, cli, write):
+    feats = write(**features(seed=4, probes=60, gallery=400))
+    page = visit(report(feats, run=("--sigma", 0.2)))
+    assert page.inner_text("h1") == "lbr (topn 20, sigma 0.2) against cosine"
+    assert page.title() == "blurrerank report: lbr (topn 20, sigma 0.2) against cosine"
+    told = cli("info", feats)[1]
+    lines = [line.inner_text().rstrip(".") for line in page.query_selector_all("header p")]
+    assert len(lines) == 3
+    for line in lines[1:]:
+        assert line[0].lower() + line[1:] in told
+
+
+def altered(data: br.FeatureSet, change: Callable[[np.ndarray], None]) -> tuple[br.Ranking, br.Ranking]:
+    """Complete lists by cosine, and a copy of them that somebody changed."""
+    one = br.rerank(data, "cosine", depth=len(data.gallery))
+    lists = one.indices.copy()
+    change(lists)
+    return one, br.Ranking(lists, one.scores, gallery_size=len(data.gallery))
+
+
+def test_nothing_is_minus_nothing(visit, write, tmp_path):
+    """A loss that rounds to nothing in a mean has no sign; that of the probe has its size."""
+    data = br.load(write(**many()))
+    whole = br.rerank(data, "cosine", depth=LAST + 1)
+    own = data.gallery.ids[whole.indices[0]] == data.probe.ids[0]
+    other_camera = data.gallery.cams[whole.indices[0]] != data.probe.cams[0]
+    wrong = ~own & (data.gallery.ids[whole.indices[0]] > 0)
+    at = np.flatnonzero((own & other_camera)[:-1] & wrong[1:])[-1]
+
+    def swap(lists: np.ndarray) -> None:
+        lists[0, [at, at + 1]] = lists[0, [at + 1, at]]
+
+    one, other = altered(data, swap)
+    found = br.before_and_after(ranking=other, against=one, data=data)
+    assert -5e-5 < found.change.mean() < 0
+    br.write_report(comparison=found, path=tmp_path / "report.html")
+    page = visit(tmp_path / "report.html")
+    assert page.query_selector_all("[data-metric=mAP] td")[2].inner_text() == "0.0000"
+    assert page.get_attribute("[data-metric=mAP] td:last-child", "class") == ""
+    assert re.search(r"[-−+]0\.0+(?!\d)", page.inner_text("body")) is None
+    page.select_option("[name=show]", "worse")
+    wait_for_count(page, "1 of 60 probes")
+    page.click("details.map summary")
+    assert re.search(r"[-−+]0\.0+(?!\d)", page.inner_text("body")) is None
+    assert as_numbers(column(page, "Change")) == [pytest.approx(found.change[0], abs=5e-5)]
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_charts_reach_as_far_as_their_values(better, visit, write, tmp_path):
+    data = br.load(write(**many()))
+
+    def spoil(lists: np.ndarray) -> None:
+        lists[:] = lists[:, ::-1]
+
+    cosine, spoiled = altered(data, spoil)
+    pair = {"ranking": cosine, "against": spoiled} if better else {"ranking": spoiled, "against": cosine}
+    found = br.before_and_after(data=data, **pair)
+    br.write_report(comparison=found, path=tmp_path / "report.html")
+    page = visit(tmp_path / "report.html")
+    both = np.concatenate([one.cmc for one in found.measured])
+    for chart, values in (("#change", np.append(found.change, 0)), ("#cmc", both)):
+        texts = [node.text_content() for node in page.query_selector_all(f"{chart} text.end")]
+        marks = as_numbers(texts)
+        step = marks[1] - marks[0]
+        assert marks[0] <= np.nanmin(values) < marks[0] + step + 1e-9
+        assert marks[-1] - step - 1e-9 < np.nanmax(values) <= marks[-1] + 1e-9
+
+
+def lit(page: Page) -> list[tuple[str, str]]:
+    """Where items are lit, and which."""
+    return page.eval_on_selector_all(
+        ".lit", "all => all.map(one => [one.closest('.strip')?.className ?? one.tagName, one.dataset.item])"
+    )
+
+
+def test_the_same_item_is_lit_in_both_lists(report, visit, write):
+    page = visit(report(write(**many())))
+    body = page.query_selector("tbody[data-probe]")
+    places = {
+        name: body.eval_on_selector_all(f".{name}-strip li", "all => all.map(one => one.dataset.item)")
+        for name in ("before", "after")
+    }
+    assert lit(page) == []
+    for item in sorted({*places["before"], *places["after"]}):
+        here = [name for name, items in places.items() if item in items]
+        body.query_selector(f".{here[0]}-strip [data-item='{item}'] .picture").hover()
+        assert lit(page) == [[f"strip {name}-strip", item] for name in here]
+    page.mouse.move(1, 1)
+    assert lit(page) == []
+    # By keyboard: one stop for Tab, arrow keys from there.
+    assert len(body.query_selector_all("li [tabindex='0']")) == 1
+    body.query_selector("li [tabindex='0']").focus()
+    page.keyboard.press("ArrowLeft")
+    for key, name, at in (
+        ("ArrowRight", "before", 1),
+        ("ArrowRight", "before", 2),
+        ("ArrowDown", "after", 2),
+        ("ArrowLeft", "after", 1),
+        ("ArrowUp", "before", 1),
+    ):
+        page.keyboard.press(key)
+        item = places[name][at]
+        assert page.evaluate("document.activeElement.closest('li').dataset.item") == item
+        assert [f"strip {name}-strip", item] in lit(page)
+    assert len(body.query_selector_all("li [tabindex='0']")) == 1
+    page.evaluate("document.activeElement.blur()")
+    assert lit(page) == []
+
+
+def test_the_address_holds_what_is_shown(report, visit, write):
+    path = report(write(**many()))
+    page = visit(path)
+    assert "#" not in page.url
+    page.select_option("[name=show]", "worse")
+    wait_for_fragment(page, "#show=worse")
+    page.click("#columns th[data-sort=number] button")
+    page.fill("[name=name]", "p0")
+    wait_for_fragment(page, "#show=worse&name=p0&sort=number")
+    before = shown(page)
+    other = visit(path, at=page.url.partition("#")[2])
+    assert shown(other) == before
+    assert other.input_value("[name=show]") == "worse"
+    assert other.get_attribute("#columns th[data-sort=number]", "aria-sort") == "ascending"
+    page.reload()
+    assert shown(page) == before
+    # Back to nothing, nothing is left of it.
+    page.fill("[name=name]", "")
+    page.select_option("[name=show]", "all")
+    wait_for_fragment(page, "")
+    page.click(".pager [name=next]")
+    assert page.url.endswith("#page=2")
+    before = shown(page)
+    # A link to one probe, and back.
+    body = page.query_selector("tbody[data-probe]")
+    probe = body.get_attribute("data-probe")
+    body.query_selector("th a").click()
+    wait_for_count(page, "1 of 60 probes")
+    assert page.url.endswith(f"#probe={probe}")
+    assert page.input_value("[name=probe]") == probe
+    assert page.query_selector("details.map svg") is not None
+    page.go_back()
+    wait_for_count(page, "page 2 of 3")
+    assert shown(page) == before
+    assert page.url.endswith("#page=2")
+
+
+@pytest.mark.parametrize(
+    ("fragment", "count"),
+    [
+        ("probe=999", "0 of 60 probes"),
+        ("probe=<img src=x onerror=alert(1)>", "0 of 60 probes"),
+        ("show=nothing&sort=-nothing&page=x&hello=1", "60 of 60 probes, page 1 of 3"),
+        ("page=99&sort=first", "page 3 of 3"),
+        ("probes", "60 of 60 probes"),
+        ("%E0%A4%A", "60 of 60 probes"),
+    ],
+)
+def test_addresses_of_strangers_do_no_harm(fragment, count, report, visit, write):
+    page = visit(report(write(**many())), at=fragment)
+    wait_for_count(page, count)
+
+
+def test_both_lists_are_aligned_on_a_phone(report, visit, write):
+    """Items of one rank stand above each other, also after scrolling, and the page is no wider."""
+    page = visit(report(write(**many())), viewport={"width": 390, "height": 844})
+    lefts = "all => all.map(one => one.getBoundingClientRect().left)"
+    strips = page.query_selector(".strips")
+    first = strips.eval_on_selector_all(".before-strip li", lefts)
+    assert first == sorted(first)
+    assert first == strips.eval_on_selector_all(".after-strip li", lefts)
+    assert strips.evaluate("one => { one.scrollLeft = 200; return one.scrollLeft; }") == 200
+    then = strips.eval_on_selector_all(".before-strip li", lefts)
+    assert then == pytest.approx([left - 200 for left in first], abs=0.1)
+    assert then == strips.eval_on_selector_all(".after-strip li", lefts)
+    assert strips.query_selector(".when").bounding_box()["x"] >= 0, "what the list is stays in sight"
+    page.click("details.map summary")
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("shown_items", [5, 30])
+def test_an_affinity_map_has_the_similarities(shown_items, report, visit, write):
+    """Of the probe, what is shown after, and what left it; 20 items at most. By a product in float64."""
+    arrays = many()
+    path = report(write(**arrays), "--shown", shown_items)
+    lists = np.argsort(-by_cosine(arrays), axis=1, kind="stable")
+    with h5py.File("lists.h5") as file:
+        heads = file["indices"][:]
+    # One that items left.
+    probe = next(row for row in range(60) if set(lists[row, :5]) != set(heads[row, :5]))
+    before, after = lists[probe], heads[probe].tolist()
+    left = [item for item in before[:shown_items] if item not in after[:shown_items]]
+    members = [*after[:shown_items], *left][:20]
+    page = visit(path, at=f"probe={probe}")
+    rows = np.vstack([arrays["probe"][probe], arrays["gallery"][members]]).astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    expected = rows @ rows.T
+    labels = [node.text_content() for node in page.query_selector_all(".map svg text.end")]
+    ranks = [(before.tolist().index(item) + 1, after.index(item) + 1) for item in members]
+    assert labels == ["probe", *(str(a) if a == b else f"{a} → {b}" for a, b in ranks)]
+    signs = [node.text_content() for node in page.query_selector_all(".map svg .sign")]
+    right = arrays["gallery_ids"][members] == arrays["probe_ids"][probe]
+    right &= arrays["gallery_cams"][members] != arrays["probe_cams"][probe]
+    assert [sign == "✓" for sign in signs] == [False, *right]
+    names = ["probe", *(f"rank {b}" if b <= shown_items else f"left {a}" for a, b in ranks)]
+    cells = page.query_selector_all(".map rect")
+    size = len(members) + 1
+    assert len(cells) == size * (size - 1)
+    pairs = [(row, col) for row in range(size) for col in range(size) if row != col]
+    opacities = [float(cell.get_attribute("fill-opacity")) for cell in cells]
+    values = np.array([expected[pair] for pair in pairs])
+    scaled = 0.04 + 0.96 * (values - values.min()) / (values.max() - values.min())
+    np.testing.assert_allclose(opacities, scaled, atol=0.01)
+    for place in (0, size, len(cells) - 1):
+        cells[place].hover()
+        row, col = pairs[place]
+        a, b, value = re.fullmatch(r"(.*) and (.*): (.*)", page.inner_text(".readout")).groups()
+        for said, at in ((a, row), (b, col)):
+            assert said == names[at]
+        assert as_numbers([value])[0] == pytest.approx(expected[row, col], abs=0.011)
+    item = page.query_selector(".map [data-item]").get_attribute("data-item")
+    page.hover(f".after-strip [data-item='{item}'] .picture")
+    assert ["G", item] in [[tag.upper(), which] for tag, which in lit(page)]
+
+
+def test_maps_beyond_their_number_are_left_out_and_it_is_told(report, visit, write, monkeypatch):
+    monkeypatch.setattr("blurrerank.report.maps.MOST", 10)
+    page = visit(report(write(**many())))
+    assert "affinity maps of the probes that changed most: the first 10 of 60 only" in page.inner_text(
+        "#probes"
+    )
+    changes = as_numbers(column(page, "Change"))
+    having = [body.query_selector(".map") is not None for body in page.query_selector_all("tbody[data-probe]")]
+    assert changes[0] > 0
+    assert having[0]
+    assert not having[-1]
+
+
+def test_two_rankings_side_by_side(report, visit, cli, write):
+    feats = write(**many())
+    assert cli("run", feats, "--method", "k-reciprocal", "-o", "other.h5", "--depth", 30)[0] == 0
+    page = visit(report(feats, "--against", "other.h5"))
+    names = "lbr (topn 20, sigma 0.1)", "k-reciprocal (k1 20, k2 6, lambda 0.3)"
+    assert page.inner_text("h1") == " against ".join(names)
+    assert page.inner_text(".before-strip .when") == f"before: {names[1]}"
+    assert page.inner_text(".after-strip .when") == f"after: {names[0]}"
+    told = [json.loads(cli("eval", name, feats, "--json")[1]) for name in ("other.h5", "lists.h5")]
+    for row in page.query_selector_all("#means tbody tr"):
+        cells = [cell.inner_text() for cell in row.query_selector_all("td")]
+        assert cells[:2] == [f"{one[row.get_attribute('data-metric')]:.4f}" for one in told]
+    with h5py.File("other.h5") as file:
+        lists = file["indices"][:, :10]
+    for body in page.query_selector_all("tbody[data-probe]"):
+        found = body.eval_on_selector_all(".before-strip li", TILES)
+        expected = [f"g{item:03}" for item in lists[int(body.get_attribute("data-probe"))]]
+        assert [tile["label"].split(", ")[-1] for tile in found] == expected
+    code, _, err = cli("plot", "lists.h5", feats, "--against", "other.h5", "-o", "cmc.svg", "--figure", "cmc")
+    assert code == 0, err
+    assert all(name in Path("cmc.svg").read_text() for name in names)
+
+
+def test_two_rankings_are_cut_where_the_shorter_ends(report, visit, cli, write):
+    feats = write(**many())
+    for depth in (9, 12):
+        assert cli("run", feats, "--method", "cosine", "--depth", depth, "-o", f"{depth}.trec")[0] == 0
+    page = visit(report(feats, "--against", "9.trec", run=("--depth", 12), lists="lists.trec"))
+    assert "the shortest ends at rank 9 of 60" in page.inner_text("main")
+    assert len(page.query_selector_all("tbody .after-strip li")) == 25 * 9
+    assert cli("run", feats, "--topn", 20, "--depth", 9, "-o", "lists9.trec")[0] == 0
+    for name, at in (("9.trec", 0), ("lists9.trec", 1)):
+        told = json.loads(cli("eval", name, feats, "--json")[1])
+        assert page.query_selector_all("[data-metric=mAP] td")[at].inner_text() == f"{told['mAP']:.4f}"
 
 
 def test_the_page_forbids_itself_the_network(report, visit, write):
@@ -618,6 +930,8 @@ def test_what_cannot_be_reported_is_one_line(cli, write):
         (("lists.h5", feats), 2, "Missing option '-o'"),
         (("lists.h5", feats, "-o", "report.html"), 1, "report.html exists: pass --force"),
         (("none.h5", feats, "-o", "new.html"), 1, "none.h5: no such file"),
+        (("lists.h5", feats, "-o", "new.html", "--against", "none.h5"), 1, "none.h5: no such file"),
+        (("lists.h5", feats, "-o", "new.html", "--against", "-"), 2, "--against reads no standard input"),
         (("lists.h5", feats, "-o", "new.html", "--image-root", "nowhere"), 1, "nowhere is not a folder"),
         (("lists.h5", feats, "-o", "new.html", "--sweep", "lists.h5"), 2, "is written as .json or .csv"),
         (
@@ -690,7 +1004,7 @@ def test_figures_are_what_their_endings_say(ending, figure, cli, write, tmp_path
     else:
         tree = ElementTree.fromstring(drawn[0])
         text = " ".join(node.text or "" for node in tree.iter("{http://www.w3.org/2000/svg}text"))
-        expected = {"cmc": ["rank k"], "ap": ["change of AP"], "sweep": ["sigma", "topn"]}
+        expected = {"cmc": ["rank k"], "ap": ["change of AP"], "sweep": ["mAP"]}
         for name, words in expected.items():
             assert all((word in text) == (figure in (name, "all")) for word in words), text
         if sweep:

@@ -37,6 +37,7 @@ class Request:
 
     ranking: str
     feats: str
+    against: str | None
     gallery: str | None
     format: str | None
     output: Path
@@ -61,12 +62,15 @@ class Request:
         if self.sweep is None and (self.x or self.y):
             raise ParameterError("--x and --y are parameters of a tuning: pass it with --sweep FILE")
         check_ranking(self.ranking, self.format)
+        if self.against == "-":
+            raise ParameterError("--against reads no standard input: name a file")
         check_target(self.output, force=self.force)
         sweep = None if self.sweep is None else _read_sweep(self.sweep)
         data = load(self.feats, self.gallery, memory=runtime.memory, notify=runtime.note)
         comparison = before_and_after(
             ranking=ranking_of(self.ranking, data, self.format),
             data=data,
+            against=None if self.against is None else ranking_of(self.against, data, None),
             protocol=self.protocol,
             ap=self.ap,
             shown=shown,
@@ -102,6 +106,12 @@ def comparison_options(command: F) -> F:
     collected.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     collected = runtime_options(collected)
     collected = metrics_options(collected)
+    collected = click.option(
+        "--against",
+        type=FILE,
+        metavar="FILE",
+        help="Compare RANKING with this ranking of the same features instead of with their cosine search.",
+    )(collected)
     collected = click.option("--force", is_flag=True, help="Replace FILE if it exists.")(collected)
     collected = click.option(
         "--sweep",

@@ -20,7 +20,7 @@ from .options import Runtime
 )
 @comparison_options
 def plot(request: Request, figure: str, runtime: Runtime) -> None:
-    """Draw RANKING, made from FEATS, against the cosine search of FEATS.
+    """Draw RANKING, made from FEATS, against the cosine search of FEATS, or against another ranking.
 
     The numbers are the same as in `report`. Needs the extra blurrerank[plot], but no display.
 

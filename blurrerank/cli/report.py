@@ -35,9 +35,13 @@ if TYPE_CHECKING:
 def report(request: Request, shown: int, image_root: str | None, runtime: Runtime) -> None:
     """Write a self-contained HTML page about RANKING, made from FEATS: metrics, curves, and each probe's list.
 
-    The page compares RANKING with the cosine search of FEATS. It loads nothing from the network. RANKING is
-    read and measured as in `eval`; if it can only be measured to the depth of its lists, the cosine lists are
-    cut to the same depth.
+    The page compares RANKING with the cosine search of FEATS, or with another ranking, --against. It loads
+    nothing from the network. Both are read and measured as in `eval`; if one can only be measured to the depth
+    of its lists, the lists of both are cut to the same depth.
+
+    Each item shows its rank before and after, as far as the lists go, and its score. An affinity map of a probe
+    shows how alike the probe and its items are among each other; there are maps of the 5,000 probes whose AP
+    changed most. The address of the page holds what is shown: report.html#probe=12, report.html#show=worse.
 
     Pictures come from the images in FEATS, or from the files in --image-root; an image without a picture is
     shown as a tile with its identity and camera. Pictures are scaled to 64 pixels. A page holds at most 20,000
@@ -47,6 +51,7 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
     \b
     blurrerank report feats.lbr.ranking.h5 feats.h5 -o report.html
     blurrerank report feats.lbr.ranking.h5 feats.h5 -o report.html --image-root market/ --sweep sweep.json
+    blurrerank report feats.lbr.ranking.h5 feats.h5 --against feats.gnn.ranking.h5 -o report.html
     """
     from ..files.images import pillow
     from ..files.rankings import format_of
@@ -59,6 +64,8 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
     probes, gallery = _pictures(request, comparison.data, image_root)
     # Pages are shared: show file names only, not the folders of this machine.
     facts = {"ranking": Path(request.ranking).name, "features": Path(request.feats).name}
+    if request.against is not None:
+        facts["ranking compared with"] = Path(request.against).name
     if request.gallery is not None:
         facts["gallery"] = Path(request.gallery).name
     if request.ranking != "-" and format_of(request.ranking, request.format) == "h5":

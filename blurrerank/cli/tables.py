@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from ..evaluation.significance import Comparison
 
 
-# Parameters at these values are left out of labels, because they mean the usual variant of a method.
-_USUAL = (("steps", 1), ("base_distance", "squared"))
-
-
 def table(
     head: str,
     rows: Sequence[Sequence[str]],
@@ -121,35 +117,10 @@ def comparison_line(a: str, b: str, found: Comparison, style: str | None = None)
 
 
 def method_label(method: str, params: Mapping[str, Any]) -> str:
-    """Return a label such as `lbr (topn 50, sigma 0.1)`; switches that are off are omitted.
+    """Return what `methods.label_of` does, cut to a length that a table has room for."""
+    from ..methods import label_of
 
-    That of a chain is what makes it, such as `dba:k=4+lbr`: parameters that have their defaults are omitted.
-    """
-    if "+" in method:
-        return shortened(_chain_label(method, params))
-    shown = []
-    for name, value in params.items():
-        words = name.removesuffix("_value").replace("_", " ")
-        if (name, value) not in _USUAL and value is not False:
-            shown.append(words if value is True else f"{words} {value}")
-    return shortened(f"{method} ({', '.join(shown)})" if shown else method)
-
-
-def _chain_label(method: str, params: Mapping[str, Any]) -> str:
-    from ..methods import create, is_available
-
-    defaults = create(method).params() if is_available(method) else {}
-    parts: dict[str, str] = {}
-    for key, value in params.items():
-        part, _, name = key.rpartition(".")
-        parts.setdefault(part, "")
-        if defaults.get(key) != value:
-            option = name.removesuffix("_value").replace("_", "-")
-            parts[part] += f":{option}={value}"
-    names = method.split("+")
-    if len(parts) < len(names):  # lists of another tool, or a method without parameters
-        return method
-    return "+".join(name + settings for name, settings in zip(names, parts.values(), strict=True))
+    return shortened(label_of(method, params))
 
 
 def print_json(value: Any, *, err: bool = False) -> None:

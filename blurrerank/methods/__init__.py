@@ -29,6 +29,9 @@ ENTRY_POINTS = "blurrerank.methods"
 AnyMethod: TypeAlias = Ranker | Chain
 """What ranks: a method that ends a chain, or a chain."""
 
+# Parameters at these values are left out of labels, because they mean the usual variant of a method.
+_USUAL = (("steps", 1), ("base_distance", "squared"))
+
 __all__ = [
     "AUTO",
     "AnyMethod",
@@ -42,6 +45,7 @@ __all__ = [
     "create",
     "find_parameter",
     "is_available",
+    "label_of",
     "method_class",
     "options_of",
     "parse_chain",
@@ -245,6 +249,45 @@ def text_of(method: AnyMethod) -> str:
         for part in parts
     )
     return "+".join(with_settings(part.name, given) for part, given in zip(parts, others, strict=True))
+
+
+def label_of(method: str, params: Mapping[str, Any]) -> str:
+    """Return a method with its parameters for people to read; switches that are off are omitted.
+
+    That of a chain is what makes it: parameters that have their defaults are omitted.
+
+    Args:
+        method: the name of a method or chain, also of one that is not known here.
+        params: its parameters, as in `Ranking`.
+
+    >>> label_of("lbr", {"topn": 50, "sigma": 0.1, "cosine": False})
+    'lbr (topn 50, sigma 0.1)'
+    >>> label_of("dba+lbr", create("dba:k=4+lbr").params())
+    'dba:k=4+lbr'
+    """
+    if "+" in method:
+        return _chain_label(method, params)
+    shown = []
+    for name, value in params.items():
+        words = name.removesuffix("_value").replace("_", " ")
+        if (name, value) not in _USUAL and value is not False:
+            shown.append(words if value is True else f"{words} {value}")
+    return f"{method} ({', '.join(shown)})" if shown else method
+
+
+def _chain_label(method: str, params: Mapping[str, Any]) -> str:
+    defaults = create(method).params() if is_available(method) else {}
+    parts: dict[str, str] = {}
+    for key, value in params.items():
+        part, _, name = key.rpartition(".")
+        parts.setdefault(part, "")
+        if defaults.get(key) != value:
+            option = name.removesuffix("_value").replace("_", "-")
+            parts[part] += f":{option}={value}"
+    names = method.split("+")
+    if len(parts) < len(names):  # lists of another tool, or a method without parameters
+        return method
+    return "+".join(name + settings for name, settings in zip(names, parts.values(), strict=True))
 
 
 def presets_of(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -19,55 +20,45 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 344, 12, 192
 _STEPS = 400
 
 
-def cmc_chart(before: Metrics, after: Metrics, label: str) -> str:
-    """Draw both cumulative match curves, ranks 1 to 50; `label` names the ranking."""
-    low = np.floor(min(before.cmc[0], after.cmc[0], 0.95) * 20) / 20
-    marks = np.linspace(low, 1, 6)
+def cmc_chart(before: Metrics, after: Metrics, one: str, other: str) -> str:
+    """Draw both cumulative match curves, ranks 1 to 50; `one` and `other` name the rankings."""
+    marks = _marks(min(before.cmc[0], after.cmc[0]), max(before.cmc[-1], after.cmc[-1]))
     body = _axes(
         [(_x(rank, 1, 50), str(rank)) for rank in (1, 10, 20, 30, 40, 50)],
-        [(_y(mark, low, 1), f"{mark:.2f}") for mark in marks],
+        [(_y(mark, marks), f"{mark:.2f}") for mark in marks],
         "rank k",
         "share of probes with a match by rank k",
     )
     for name, metrics in (("before", before), ("after", after)):
         points = " ".join(
-            f"{_x(rank, 1, 50):.1f},{_y(value, low, 1):.1f}" for rank, value in enumerate(metrics.cmc, start=1)
+            f"{_x(rank, 1, 50):.1f},{_y(value, marks):.1f}" for rank, value in enumerate(metrics.cmc, start=1)
         )
         body += f'<polyline class="line {name}" points="{points}"/>'
-    for row, (name, text) in enumerate((("before", "before: cosine"), ("after", f"after: {label}"))):
-        y = _BOTTOM - 34 + 18 * row
-        body += (
-            f'<line class="line {name}" x1="{_RIGHT - 150}" x2="{_RIGHT - 122}" y1="{y}" y2="{y}"/>'
-            f'<text x="{_RIGHT - 116}" y="{y + 4}">{escape(text)}</text>'
-        )
     said = ", ".join(f"rank {k} {before.rank(k):.4f} to {after.rank(k):.4f}" for k in (1, 5, 10, 20, 50))
-    return _svg("cmc", f"Cumulative match curves before and after: {said}", body)
+    key = _key([("line before", f"before: {one}"), ("line after", f"after: {other}")])
+    return key + _svg("cmc", f"Cumulative match curves before and after: {said}", body)
 
 
 def change_chart(comparison: BeforeAfter) -> str:
     """Draw the change of AP of each probe, largest gain first."""
     change = comparison.sorted_change()
-    counts = comparison.counts()
-    limit = max(0.05, float(np.ceil(np.abs(change).max(initial=0) * 10) / 10))
+    marks = _marks(min(0.0, *change), max(0.0, *change))
     number = len(change)
     body = _axes(
         [(_x(tick, 0, number), f"{tick:,}") for tick in _ticks(number)],
-        [(_y(mark, -limit, limit), _signed(mark)) for mark in np.linspace(-limit, limit, 5)],
+        [(_y(mark, marks), _signed(mark)) for mark in marks],
         "probes with a match, by change",
         "change of AP",
     )
-    zero = _y(0, -limit, limit)
+    zero = _y(0, marks)
     for name, values in (("better", change.clip(0)), ("worse", change.clip(None, 0))):
         heights = _sampled(values)
         points = "".join(
-            f"V{_y(value, -limit, limit):.1f}H{_x(step + 1, 0, len(heights)):.1f}"
-            for step, value in enumerate(heights)
+            f"V{_y(value, marks):.1f}H{_x(step + 1, 0, len(heights)):.1f}" for step, value in enumerate(heights)
         )
-        body += f'<path class="area {name}" d="M{_LEFT},{zero}{points}V{zero}Z"/>'
-    body += f'<line class="zero" x1="{_LEFT}" x2="{_RIGHT}" y1="{zero}" y2="{zero}"/>'
-    body += f'<text x="{_LEFT + 8}" y="{zero + 16}">{counts["better"]:,} better</text>'
-    body += f'<text class="end" x="{_RIGHT - 4}" y="{zero - 8}">{counts["worse"]:,} worse</text>'
-    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+        body += f'<path class="area {name}" d="M{_LEFT},{zero:.1f}{points}V{zero:.1f}Z"/>'
+    body += f'<line class="zero" x1="{_LEFT}" x2="{_RIGHT}" y1="{zero:.1f}" y2="{zero:.1f}"/>'
+    said = ", ".join(f"{count} {name}" for name, count in comparison.counts().items())
     return _svg("change", f"Change of average precision of each probe, sorted: {said}", body)
 
 
@@ -75,30 +66,27 @@ def neighbourhood_chart(near: Neighbourhoods) -> str:
     """Draw how many neighbours list an image in turn, with the sizes that are read from it."""
     every = near.estimates()
     longest = max(len(found.curve) for found in every.values())
+    lines = [("line chance", next(iter(every.values())).chance, 0, "without identities")]
+    lines += [
+        (f"line {style}", found.curve, found.size if found.sure else 0, f"{KINDS[kind]}: {found}")
+        for style, (kind, found) in zip(("after", "other"), every.items(), strict=False)
+    ]
+    values = [value for _, curve, _, _ in lines for value in curve]
+    marks = _marks(min(values), max(values))
     body = _axes(
         [(_x(k, 1, longest), str(k)) for k in (1, *range(10, longest + 1, 10))],
-        [(_y(mark, 0, 1), f"{mark:.1f}") for mark in np.linspace(0, 1, 6)],
+        [(_y(mark, marks), f"{mark:.2f}") for mark in marks],
         "neighbours k",
         "share of neighbours that list an image too",
     )
-    lines = [("after", next(iter(every.values())).chance, 0, "without identities", True)]
-    lines += [
-        (style, found.curve, found.size if found.sure else 0, f"{KINDS[kind]}: {found}", False)
-        for style, (kind, found) in zip(("after", "other"), every.items(), strict=False)
-    ]
-    for row, (style, curve, size, text, dotted) in enumerate(lines):
-        points = " ".join(f"{_x(k, 1, longest):.1f},{_y(m, 0, 1):.1f}" for k, m in enumerate(curve, start=1))
-        kind = f"line {'chance' if dotted else style}"
-        y = _BOTTOM - 14 - 18 * row
-        body += f'<polyline class="{kind}" points="{points}"/>'
+    for style, curve, size, _ in lines:
+        points = " ".join(f"{_x(k, 1, longest):.1f},{_y(m, marks):.1f}" for k, m in enumerate(curve, start=1))
+        body += f'<polyline class="{style}" points="{points}"/>'
         if size:
-            x, height = _x(size, 1, longest), _y(curve[size - 1], 0, 1)
-            body += f'<circle class="{style}" cx="{x:.1f}" cy="{height:.1f}" r="4"/>'
-        body += (
-            f'<line class="{kind}" x1="{_RIGHT - 210}" x2="{_RIGHT - 182}" y1="{y}" y2="{y}"/>'
-            f'<text x="{_RIGHT - 176}" y="{y + 4}">{escape(text)}</text>'
-        )
-    return _svg("neighbourhoods", f"Other images of an identity, estimated from neighbours: {near}", body)
+            x, height = _x(size, 1, longest), _y(curve[size - 1], marks)
+            body += f'<circle class="{style.split()[1]}" cx="{x:.1f}" cy="{height:.1f}" r="4"/>'
+    key = _key([(style, text) for style, _, _, text in lines])
+    return key + _svg("neighbourhoods", f"Other images of an identity, estimated from neighbours: {near}", body)
 
 
 def heat_map(grid: Grid) -> str:
@@ -151,8 +139,30 @@ def _x(value: float, low: float, high: float) -> float:
     return _LEFT + (value - low) / max(high - low, 1e-12) * (_RIGHT - _LEFT)
 
 
-def _y(value: float, low: float, high: float) -> float:
-    return _BOTTOM - (value - low) / (high - low) * (_BOTTOM - _TOP)
+def _y(value: float, marks: Sequence[float]) -> float:
+    return _BOTTOM - (value - marks[0]) / (marks[-1] - marks[0]) * (_BOTTOM - _TOP)
+
+
+def _marks(low: float, high: float) -> list[float]:
+    """Return two to eight round numbers, at equal distances, from at most `low` to at least `high`."""
+    for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1):
+        # A curve that ends on a mark, but for rounding, needs none beyond it.
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        if last - first <= 7:
+            break
+    if first == last:
+        first, last = (first - 1, last) if first > 0 else (first, last + 1)
+    return [round(step * mark, 2) for mark in range(first, last + 1)]
+
+
+def _key(entries: Sequence[tuple[str, str]]) -> str:
+    """Say what each line is, above the figure, where it hides nothing."""
+    items = "".join(
+        f'<li><svg class="sample" viewBox="0 0 28 4" aria-hidden="true">'
+        f'<line class="{style}" x1="0" x2="28" y1="2" y2="2"/></svg>{escape(text)}</li>'
+        for style, text in entries
+    )
+    return f'<ul class="key">{items}</ul>'
 
 
 def _axes(

@@ -17,7 +17,12 @@ for (const [name, column] of Object.entries(data.columns)) {
   columns[name] = new TYPES[column.type](bytesOf(column.base64).buffer);
 }
 const { probeIds, probeCams, itemRows, itemIds, itemCams, probeCells, itemCells } = columns;
-const { apBefore, apAfter, change, firstBefore, firstAfter } = columns;
+const { apBefore, apAfter, change, firstBefore, firstAfter, mapLevels, mapStarts } = columns;
+// What the script calls each list, and the columns that it is in.
+const LISTS = {
+  before: { items: columns.before, kinds: columns.kindsBefore, scores: columns.scoresBefore, ranks: columns.ranksAfter },
+  after: { items: columns.after, kinds: columns.kindsAfter, scores: columns.scoresAfter, ranks: columns.ranksBefore },
+};
 const measured = change !== undefined;
 const number = new Intl.NumberFormat("en");
 
@@ -47,7 +52,7 @@ if (measured) {
   );
 }
 
-const state = { sort: measured ? "change" : "number", rising: !measured, page: 0, probes: [] };
+const state = { sort: "number", rising: true, page: 0, probes: [] };
 const form = document.getElementById("filters");
 const count = document.getElementById("count");
 const table = document.getElementById("table");
@@ -66,12 +71,32 @@ function fraction(value) {
 
 function signed(value) {
   if (Number.isNaN(value)) return "no match";
-  return value === 0 ? "equal" : (value > 0 ? "+" : "\u2212") + Math.abs(value).toFixed(4);
+  if (value === 0) return "equal";
+  const size = Math.abs(value);
+  return (value > 0 ? "+" : "\u2212") + (size < 0.00005 ? size.toPrecision(1) : size.toFixed(4));
 }
 
 // 0: the probe has no match; -1: the list ends before its first.
 function place(rank) {
   return rank > 0 ? number.format(rank) : rank < 0 ? "not listed" : "none";
+}
+
+// With a minus sign, but never "-0.00".
+function fixed(value, digits) {
+  const text = Math.abs(value).toFixed(digits);
+  return (value < 0 && Number(text) !== 0 ? "\u2212" : "") + text;
+}
+
+// A score, which may be of any size.
+function figure(value) {
+  const size = Math.abs(value);
+  if (size !== 0 && size < 0.001) return (value < 0 ? "\u2212" : "") + size.toPrecision(2);
+  return fixed(value, size < 10 ? 4 : 2);
+}
+
+// The rank of an item in the other list; negative: it is beyond the end of so many.
+function otherRank(rank) {
+  return rank > 0 ? String(rank) : `>${-rank}`;
 }
 
 function element(tag, attributes = {}, ...children) {
@@ -131,19 +156,48 @@ function tile(tag, kind, what) {
   return made;
 }
 
+// Whether an item is not among those that the other list shows.
+function hidden(rank) {
+  return rank < 0 || rank > data.shown;
+}
+
+// "23 \u2192 2": the ranks of an item before and after; one number if they are equal.
+function move(name, rank, other) {
+  const text = otherRank(other);
+  if (other === rank) return String(rank);
+  return name === "before" ? `${rank} \u2192 ${text}` : `${text} \u2192 ${rank}`;
+}
+
+// By how many ranks an item rose, at least.
+function rise(name, rank, other) {
+  const there = other > 0 ? other : 1 - other;
+  return name === "before" ? rank - there : there - rank;
+}
+
 function strip(name, probe) {
-  const list = element("ol", { "aria-label": `${name}, best first` });
-  const start = probe * data.shown;
-  for (let rank = 0; rank < data.shown; rank++) {
-    const item = columns[name][start + rank];
+  const { items, kinds, scores, ranks } = LISTS[name];
+  const label = `${name}: ${data.labels[name]}`;
+  const list = element("ol", { "aria-label": `${label}, best first` });
+  for (let rank = 1; rank <= data.shown; rank++) {
+    const at = probe * data.shown + rank - 1;
+    const item = items[at];
     if (item < 0) break;
-    const kind = columns[name === "before" ? "kindsBefore" : "kindsAfter"][start + rank];
-    list.append(tile("li", kind, {
-      said: `rank ${rank + 1}`, row: itemRows[item], id: itemIds?.[item], cam: itemCams?.[item],
+    const [other, score] = [ranks[at], figure(scores[at])];
+    const there = `${name === "before" ? "after" : "before"} ${other > 0 ? `rank ${other}` : `beyond rank ${-other}`}`;
+    const made = tile("li", kinds[at], {
+      said: `rank ${rank}, ${there}, score ${score}`, row: itemRows[item], id: itemIds?.[item], cam: itemCams?.[item],
       name: data.itemNames?.[item], cell: itemCells?.[item] ?? -1,
-    }));
+    });
+    made.dataset.item = item;
+    const came = hidden(other) ? ` ${name === "before" ? "left" : "came"}` : "";
+    made.append(
+      element("span", { class: `move${came}`, "aria-hidden": "true" }, move(name, rank, other)),
+      element("span", { class: "score", "aria-hidden": "true" }, score),
+    );
+    list.append(made);
   }
-  return element("div", { class: `strip ${name}-strip` }, element("span", { class: "when", "aria-hidden": "true" }, name), list);
+  const when = element("span", { class: "when", "aria-hidden": "true" }, label);
+  return element("div", { class: `strip ${name}-strip` }, when, list);
 }
 
 function body(probe) {
@@ -151,6 +205,7 @@ function body(probe) {
   COLUMNS.forEach((column, at) => {
     const cell = element(at === 0 ? "th" : "td", at === 0 ? { scope: "row" } : {}, column.text(probe));
     cell.className = column.name;
+    if (at === 0) cell.append(" ", element("a", { href: `#probe=${probe}`, "aria-label": `Link to probe ${probe}` }, "#"));
     if (column.name === "change" && change[probe]) cell.classList.add(change[probe] > 0 ? "gain" : "loss");
     values.append(cell);
   });
@@ -159,17 +214,187 @@ function body(probe) {
     name: data.probeNames?.[probe], cell: probeCells?.[probe] ?? -1,
   });
   const strips = element("div", { class: "strips" }, strip("before", probe), strip("after", probe));
+  // Of all items of a probe one is a stop for Tab; arrow keys go from there.
+  strips.querySelectorAll("li .picture").forEach((picture, at) => picture.setAttribute("tabindex", at ? -1 : 0));
   const cell = element("td", { colspan: COLUMNS.length }, element("div", { class: "probe" }, mine, strips));
+  if (mapStarts[probe] >= 0) cell.append(mapDetails(probe));
   return element("tbody", { "data-probe": probe }, values, element("tr", { class: "lists" }, cell));
 }
 
-function select() {
+// Who is on the map of a probe, by the same rule as in maps.py: what `after` shows, then what left it.
+function mapMembers(probe) {
+  const members = [];
+  for (const name of ["after", "before"]) {
+    const { items, kinds, ranks } = LISTS[name];
+    for (let rank = 1; rank <= data.shown; rank++) {
+      const at = probe * data.shown + rank - 1;
+      if (items[at] < 0 || (name === "before" && !hidden(ranks[at]))) continue;
+      members.push({
+        item: items[at], kind: kinds[at], left: name === "before", rank,
+        text: move(name, rank, ranks[at]), rise: rise(name, rank, ranks[at]),
+      });
+    }
+  }
+  return members.slice(0, data.maps.items);
+}
+
+// The similarity of any two on the map of a probe, whose upper triangle is stored row by row; 0 is the probe.
+function similarities(probe, size) {
+  const { low, high } = data.maps;
+  return (one, other) => {
+    const [row, column] = one < other ? [one, other] : [other, one];
+    const place = row * size - (row * (row + 1)) / 2 + column - row - 1;
+    return low + ((high - low) * mapLevels[mapStarts[probe] + place]) / 255;
+  };
+}
+
+function mapDetails(probe) {
+  const details = element("details", { class: "map" }, element("summary", {}, "Affinity map"));
+  details.addEventListener("toggle", () => {
+    if (details.open && !details.querySelector("svg")) details.append(affinityMap(probe));
+  });
+  return details;
+}
+
+function drawn(tag, attributes, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+function affinityMap(probe) {
+  const CELL = 20;
+  const LEFT = 110;
+  const members = [{ kind: 0, text: "probe" }, ...mapMembers(probe)];
+  const size = members.length;
+  const alike = similarities(probe, size);
+  const pairs = members.flatMap((_, row) => members.map((_, column) => [row, column])).filter(([a, b]) => a !== b);
+  const values = pairs.map(([row, column]) => alike(row, column));
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const names = members.map(({ item, left, rank }) => (item === undefined ? "probe" : left ? `left ${rank}` : `rank ${rank}`));
+  const readout = element("p", { class: "readout", role: "status" });
+  const svg = drawn("svg", {
+    viewBox: `0 0 ${LEFT + CELL * size} ${CELL * size}`, role: "img",
+    "aria-label": `Cosine similarities among the probe and ${size - 1} items`,
+  });
+  svg.style.width = `${LEFT + CELL * size}px`;
+  members.forEach(({ item, kind, text, left }, row) => {
+    const { name, sign } = KINDS[kind];
+    const y = CELL * row;
+    const line = drawn("g", item === undefined ? {} : { "data-item": item });
+    line.append(
+      drawn("text", { class: `sign ${name}`, x: 4, y: y + 14 }, sign),
+      drawn("text", { class: "end", x: LEFT - 8, y: y + 14 }, text),
+    );
+    members.forEach((_, column) => {
+      if (column === row) return;
+      const value = alike(row, column);
+      const cell = drawn("rect", {
+        x: LEFT + CELL * column, y, width: CELL - 1, height: CELL - 1,
+        "fill-opacity": (0.04 + (0.96 * (value - low)) / (high - low || 1)).toFixed(3),
+      });
+      cell.addEventListener("pointerenter", () => {
+        readout.textContent = `${names[row]} and ${names[column]}: ${fixed(value, 2)}`;
+      });
+      line.append(cell);
+    });
+    svg.append(line);
+    if (left && !members[row - 1].left) {
+      const [across, down, end] = [LEFT + y - 0.5, y - 0.5, CELL * size];
+      svg.append(drawn("path", { class: "zero", d: `M0,${down}H${LEFT + end}M${across},0V${end}` }));
+    }
+  });
+  const text = element("div", {},
+    element("p", {}, "Cosine similarities of the features: the probe, the items after re-ranking, then those that left. "
+      + `The stronger the colour, the more alike: ${fixed(low, 2)} to ${fixed(high, 2)}. A method may look at more images than these.`),
+    ...reasons(members, alike), readout);
+  return element("div", { class: "map-body" }, svg, text);
+}
+
+// For the item that rose and the one that fell most: how alike it is to the probe, and to the list.
+function reasons(members, alike) {
+  const list = members.flatMap(({ item, left }, at) => (item !== undefined && !left ? [at] : []));
+  const said = (at, verb) => {
+    const others = list.filter((other) => other !== at);
+    const mean = others.reduce((sum, other) => sum + alike(at, other), 0) / others.length;
+    return element("p", {}, `${members[at].text} ${verb} most: ${fixed(alike(0, at), 2)} to the probe, `
+      + `${fixed(mean, 2)} to the other items of the list on average.`);
+  };
+  const rises = members.map((member) => member.rise ?? 0);
+  const [most, least] = [Math.max(...rises), Math.min(...rises)];
+  return [
+    ...(most > 0 && list.length > 1 ? [said(rises.indexOf(most), "rose")] : []),
+    ...(least < 0 && list.length > 1 ? [said(rises.indexOf(least), "fell")] : []),
+  ];
+}
+
+// Light an item that is pointed at or has the focus, in both lists and on the map.
+function light() {
+  for (const old of table.querySelectorAll(".lit")) old.classList.remove("lit");
+  for (const one of table.querySelectorAll("[data-item]:hover, [data-item]:focus-within")) {
+    for (const same of one.closest("tbody").querySelectorAll(`[data-item="${one.dataset.item}"]`)) same.classList.add("lit");
+  }
+}
+
+function walk(event) {
+  const here = event.target.closest("li.tile");
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key] ?? 0;
+  const list = { ArrowUp: "before", ArrowDown: "after" }[event.key];
+  if (!here || !(step || list)) return;
+  const strips = here.closest(".strips");
+  const row = list ? strips.querySelector(`.${list}-strip ol`) : here.parentElement;
+  const next = row.children[[...here.parentElement.children].indexOf(here) + step];
+  event.preventDefault();
+  if (!next) return;
+  here.querySelector(".picture").tabIndex = -1;
+  next.querySelector(".picture").tabIndex = 0;
+  next.querySelector(".picture").focus();
+}
+
+// Changes for the worse are best seen from the largest on.
+function usualSort() {
+  const worse = ["worse", "lost"].includes(form.elements.show?.value);
+  return measured ? { sort: "change", rising: worse } : { sort: "number", rising: true };
+}
+
+// The address names what is shown: "#show=worse&sort=-name&page=2", or "#probe=12".
+function remember() {
+  const said = new URLSearchParams();
+  for (const { name, value } of form.elements) if (value.trim() && value !== "all") said.set(name, value.trim());
+  const usual = usualSort();
+  if (state.sort !== usual.sort || state.rising !== usual.rising) said.set("sort", (state.rising ? "" : "-") + state.sort);
+  if (state.page) said.set("page", state.page + 1);
+  const text = String(said);
+  // An anchor within the page stays.
+  if (text || location.hash.includes("=")) history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+}
+
+function restore() {
+  const said = new URLSearchParams(location.hash.slice(1));
+  for (const field of form.elements) {
+    field.value = said.get(field.name) ?? "";
+    if (field.selectedIndex === -1) field.selectedIndex = 0;
+  }
+  Object.assign(state, usualSort());
+  const [, falling, sort] = said.get("sort")?.match(/^(-?)(.*)$/s) ?? [];
+  if (COLUMNS.some((column) => column.key && column.name === sort)) Object.assign(state, { sort, rising: !falling });
+  markSorted();
+  select((Number.parseInt(said.get("page"), 10) || 1) - 1);
+  if (!location.hash.includes("=")) return;
+  document.getElementById("probes-heading").scrollIntoView();
+  // Who follows a link to one probe wants to see all of it.
+  if (said.get("probe")) for (const map of table.querySelectorAll("details.map")) map.open = true;
+}
+
+function select(page = 0) {
   const keep = SHOW[form.elements.show?.value ?? "all"];
   const name = (form.elements.name?.value ?? "").trim().toLowerCase();
   const identity = (form.elements.identity?.value ?? "").trim();
+  const only = form.elements.probe.value.trim();
   const probes = [];
   for (let probe = 0; probe < data.probes; probe++) {
-    if (keep(probe) && (!name || data.probeNames[probe].toLowerCase().includes(name))
+    if (keep(probe) && (!only || String(probe) === only) && (!name || data.probeNames[probe].toLowerCase().includes(name))
         && (!identity || String(probeIds[probe]) === identity)) probes.push(probe);
   }
   const { key } = COLUMNS.find((column) => column.name === state.sort);
@@ -181,7 +406,7 @@ function select() {
     return (a < b ? -turn : a > b ? turn : 0) || one - other;
   });
   state.probes = probes;
-  show(0);
+  show(page);
 }
 
 function show(page) {
@@ -200,6 +425,7 @@ function show(page) {
     input.value = state.page + 1;
     input.max = pages;
   }
+  remember();
 }
 
 function sortBy(column) {
@@ -244,12 +470,19 @@ function build() {
   });
   form.addEventListener("submit", (event) => event.preventDefault());
   let waiting;
-  form.addEventListener("input", () => {
+  form.addEventListener("input", (event) => {
+    if (event.target.name === "show") {
+      Object.assign(state, usualSort());
+      markSorted();
+    }
     clearTimeout(waiting);
     waiting = setTimeout(select, 150);
   });
-  markSorted();
-  select();
+  for (const name of ["pointerover", "pointerleave", "focusin", "focusout"]) table.addEventListener(name, light);
+  table.addEventListener("keydown", walk);
+  // An anchor within the page names no state.
+  addEventListener("hashchange", () => (location.hash.length < 2 || location.hash.includes("=")) && restore());
+  restore();
 }
 
 build();

@@ -21,6 +21,7 @@ from ..studies.before_after import BeforeAfter
 from ..studies.heat_map import Grid, grid_of
 from ..studies.sweep import Sweep
 from ..studies.tuning import Tuning
+from .strips import label
 
 ENDINGS = (".png", ".pdf", ".svg")
 FIGURES = ("cmc", "ap", "sweep", "neighbourhoods", "all")
@@ -107,7 +108,7 @@ def draw(
         axes = canvas.subplots(1, len(panels), squeeze=False)[0]
         for name, axis in zip(panels, axes, strict=True):
             if name == "cmc" and comparison.measured is not None:
-                _cmc(axis, *comparison.measured, comparison.ranking.method)
+                _cmc(axis, *comparison.measured, label(comparison.reference), label(comparison.ranking))
             elif name == "ap":
                 _changes(axis, comparison)
             elif near is not None:
@@ -123,14 +124,13 @@ def draw(
         file.write(drawn.getvalue())
 
 
-def _cmc(axis: Any, before: Metrics, after: Metrics, method: str) -> None:
+def _cmc(axis: Any, before: Metrics, after: Metrics, one: str, other: str) -> None:
     ranks = np.arange(1, len(after.cmc) + 1)
-    label = "the ranking" if method == "unknown" else method
-    axis.plot(ranks, before.cmc, color=_BEFORE, linestyle="--", label="cosine")
-    # The name of the method comes from a file: disable math text.
-    axis.plot(ranks, after.cmc, color=_AFTER, label=label.replace("$", r"\$").lstrip("_"))
+    for metrics, colour, line, name in ((before, _BEFORE, "--", one), (after, _AFTER, "-", other)):
+        # The name of the method comes from a file: disable math text.
+        text = name.replace("$", r"\$").lstrip("_")
+        axis.plot(ranks, metrics.cmc, color=colour, linestyle=line, label=text)
     axis.set(xlabel="rank k", ylabel="probes with a match by rank k", xlim=(1, len(ranks)))
-    axis.set_ylim(top=1.0)
     axis.set_xticks([1, 10, 20, 30, 40, 50])
     axis.legend(loc="lower right", frameon=False)
     _plain(axis)
@@ -140,14 +140,16 @@ def _changes(axis: Any, comparison: BeforeAfter) -> None:
     change, counts = comparison.sorted_change(), comparison.counts()
     # One step per probe.
     edges = np.arange(len(change) + 1)
-    for values, colour in ((change.clip(0), _BETTER), (change.clip(None, 0), _WORSE)):
-        axis.stairs(values, edges, fill=True, color=colour, linewidth=0)
+    for name, values, colour in (
+        ("better", change.clip(0), _BETTER),
+        ("worse", change.clip(None, 0), _WORSE),
+    ):
+        axis.stairs(values, edges, fill=True, color=colour, linewidth=0, label=f"{counts[name]:,} {name}")
     axis.axhline(0, color="black", linewidth=0.8)
-    limit = max(0.05, 1.08 * float(np.abs(change).max()))
     axis.set(xlabel="probes with a match, by change", ylabel="change of AP", xlim=(0, len(change)))
-    axis.set_ylim(-limit, limit)
-    axis.text(0.03, 0.44, f"{counts['better']:,} better", transform=axis.transAxes)
-    axis.text(0.97, 0.54, f"{counts['worse']:,} worse", transform=axis.transAxes, ha="right")
+    # As far as there are changes, so that no half is empty.
+    axis.set_ylim(1.08 * min(0.0, *change), 1.08 * max(0.01, *change))
+    axis.legend(loc="upper right", frameon=False)
     _plain(axis)
 
 

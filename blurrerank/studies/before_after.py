@@ -1,4 +1,4 @@
-"""Compare a ranking with the cosine search of the same features, for `report` and `plot`."""
+"""Compare a ranking with the cosine search of the same features, or with another, for `report` and `plot`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..errors import BlurrerankWarning
 from ..evaluation.metrics import Metrics, check_ap, dropped_codes
 from ..evaluation.protocols import Protocol, get_protocol
 from ..evaluation.significance import gains
+from ..methods import label_of
 
 UNKNOWN, RIGHT, WRONG, IS_JUNK, DROPPED = range(5)
 """Kinds of a listed item: unknown or not listed; same identity; other identity; junk; same identity and camera,
@@ -29,24 +30,28 @@ which the protocol drops."""
 
 @dataclass(frozen=True, eq=False)
 class BeforeAfter:
-    """A ranking compared with the cosine search of the same features.
+    """A ranking compared with the cosine search of the same features, or with another ranking of them.
 
     Attributes:
-        ranking: the ranking.
+        ranking: the ranking, which is what comes after.
+        reference: what it is compared with, which is what comes before.
         data: the ranked features.
         protocol: name of the evaluation protocol.
         ap_kind: `plain` or `trapezoid`.
-        before: (P, S) gallery rows by cosine, best first; -1 pads.
+        before: (P, S) gallery rows of the reference, best first; -1 pads.
         after: (P, S) gallery rows of the ranking, likewise.
         kinds_before: (P, S) uint8, the kind of each item of `before`, from `kinds_of`.
         kinds_after: (P, S) uint8, the kind of each item of `after`.
-        metrics_before: metrics of the cosine search, to the same depth as the ranking; None without ids.
+        ranks_before: (P, S) int32, the rank that each item of `after` has in the reference, from `ranks_in`.
+        ranks_after: (P, S) int32, the rank that each item of `before` has in the ranking.
+        metrics_before: metrics of the reference, to the same depth as the ranking; None without ids.
         metrics_after: metrics of the ranking; None without ids.
         change: (P,) float64, AP after minus AP before, 0 where they differ only by rounding, NaN for a probe
             without a match; None without ids.
     """
 
     ranking: Ranking
+    reference: Ranking
     data: FeatureSet
     protocol: str
     ap_kind: str
@@ -54,6 +59,8 @@ class BeforeAfter:
     after: NDArray[Any]
     kinds_before: NDArray[np.uint8]
     kinds_after: NDArray[np.uint8]
+    ranks_before: NDArray[np.int32]
+    ranks_after: NDArray[np.int32]
     metrics_before: Metrics | None
     metrics_after: Metrics | None
     change: NDArray[np.float64] | None
@@ -89,17 +96,17 @@ class BeforeAfter:
 
     def caveats(self) -> list[str]:
         """Return notes needed to interpret the numbers, one sentence each."""
-        found = []
-        if self.ranking.candidates is not None:
-            found.append(
-                f"The ranking was made from candidates ({self.ranking.candidates}), not from a search of the "
-                "whole gallery. Before is the exact cosine search of the features."
-            )
+        found = [
+            f"The lists of {label_of(one.method, one.params)} were made from candidates ({one.candidates}), "
+            "not from a search of the whole gallery."
+            for one in (self.reference, self.ranking)
+            if one.candidates is not None
+        ]
         if self.metrics_after is None:
             found.append(f"{_sentence(self.data.lacking('ids'))}: lists can be shown, but not measured.")
         elif self.metrics_after.depth is not None:
             found.append(
-                f"Both are measured to the depth of the ranking's lists (the shortest ends at rank "
+                f"Both are measured to the depth of the lists (the shortest ends at rank "
                 f"{self.metrics_after.depth} of {len(self.data.gallery)}): unlisted matches count as missed."
             )
         if get_protocol(self.protocol).drops == "camera" and self.data.has_ids and not self.data.has_cams:
@@ -115,6 +122,7 @@ def before_and_after(
     *,
     ranking: Ranking,
     data: FeatureSet,
+    against: Ranking | None = None,
     protocol: str = "market1501",
     ap: str = "plain",
     shown: int = 10,
@@ -122,23 +130,25 @@ def before_and_after(
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> BeforeAfter:
-    """Measure a ranking and the exact cosine search of the same features, and return the heads of both.
+    """Measure a ranking and what it is compared with, and return the heads of both.
 
-    If the ranking can only be measured to its depth (see `evaluate`), the cosine search is measured to the same
-    depth: each cosine list is cut where the ranking's list ends.
+    If one of them can only be measured to its depth (see `evaluate`), both are: each list is cut where the
+    shorter of the probe's two lists ends.
 
     Args:
         ranking: a ranking of the probes of `data`.
         data: the features; without ids on both sides nothing is measured.
+        against: another ranking of the same probes; by default the exact cosine search of `data`, to the depth
+            of the ranking.
         protocol: `market1501`, `cuhk03` or `plain`.
         ap: `plain` or `trapezoid`.
-        shown: number of items to return of each list, at most the depth of the ranking.
+        shown: number of items to return of each list, at most the lesser depth of the two.
         device: device for the similarities.
         memory: memory budget in bytes for the similarities.
         progress: called with (images done, images in all) during the search.
 
     Raises:
-        InputError: if the ranking was not made from `data`.
+        InputError: if a ranking was not made from `data`.
         ParameterError: for an unknown protocol or kind of AP, or `shown` below 1.
     """
     rules = get_protocol(protocol)
@@ -147,32 +157,31 @@ def before_and_after(
     check_ranking(ranking)
     check_features(data)
     check_made_from(ranking, data)
-    measured = {"protocol": protocol, "ap": ap, "device": device, "memory": memory}
-    after = evaluate(ranking, data, **measured) if data.has_ids else None  # type: ignore[arg-type]
-    cut = after is not None and after.depth is not None
-    shown = min(shown, ranking.depth)
-    cosine = rerank(
-        data,
-        "cosine",
-        depth=ranking.depth if cut else shown,
-        device=device,
-        memory=memory,
-        progress=progress,
+    if against is not None:
+        check_made_from(against, data)
+    reference = against or rerank(
+        data, "cosine", depth=ranking.depth, device=device, memory=memory, progress=progress
     )
-    before, change = None, None
-    if after is not None:
-        if cut:
-            # Mark the cut lists as known only to their depth, like candidates.
-            within = np.where(ranking.indices >= 0, cosine.indices, -1)
-            cosine = replace(cosine, indices=within, candidates="cosine search", cosine_tail=False)
+    before, after, change = None, None, None
+    if data.has_ids:
+        measured = {"protocol": protocol, "ap": ap, "device": device, "memory": memory}
+        after = evaluate(ranking, data, **measured)  # type: ignore[arg-type]
         with warnings.catch_warnings():
             # The ranking has already caused the warnings about these labels.
             warnings.simplefilter("ignore", BlurrerankWarning)
-            before = evaluate(cosine, data, **measured)  # type: ignore[arg-type]
+            before = evaluate(reference, data, **measured)  # type: ignore[arg-type]
+            if after.depth is not None or before.depth is not None:
+                listed = (ranking.indices >= 0).sum(axis=1), (reference.indices >= 0).sum(axis=1)
+                before, after = (
+                    evaluate(_cut(one, np.minimum(*listed)), data, **measured)  # type: ignore[arg-type]
+                    for one in (reference, ranking)
+                )
         change = gains(after.ap, before.ap)
-    first, last = cosine.indices[:, :shown], ranking.indices[:, :shown]
+    shown = min(shown, ranking.depth, reference.depth)
+    first, last = reference.indices[:, :shown], ranking.indices[:, :shown]
     return BeforeAfter(
         ranking,
+        reference,
         data,
         protocol,
         ap,
@@ -180,10 +189,45 @@ def before_and_after(
         after=last,
         kinds_before=kinds_of(first, data, rules),
         kinds_after=kinds_of(last, data, rules),
+        ranks_before=ranks_in(reference, last),
+        ranks_after=ranks_in(ranking, first),
         metrics_before=before,
         metrics_after=after,
         change=change,
     )
+
+
+def _cut(ranking: Ranking, lengths: NDArray[np.int64]) -> Ranking:
+    """Return lists of the given lengths, of which nothing is known beyond: as if made from candidates."""
+    within = np.arange(ranking.depth) < lengths[:, None]
+    return replace(
+        ranking,
+        indices=np.where(within, ranking.indices, -1),
+        candidates=f"{ranking.method}, cut",
+        cosine_tail=False,
+        positions=None,
+    )
+
+
+def ranks_in(ranking: Ranking, items: NDArray[Any]) -> NDArray[np.int32]:
+    """Return the rank that each item has in the list of its probe.
+
+    Args:
+        ranking: the lists.
+        items: (P, S) gallery rows, -1 pads.
+
+    Returns:
+        (P, S) int32: the rank, from 1; minus the length of the list for an item beyond it; 0 for padding.
+    """
+    found = np.zeros(items.shape, dtype=np.int32)
+    ranks = np.zeros(ranking.gallery_size, dtype=np.int32)
+    for probe, wanted in enumerate(items):
+        listed = ranking.indices[probe][ranking.indices[probe] >= 0]
+        ranks[listed] = np.arange(1, len(listed) + 1)
+        found[probe] = np.where(ranks[wanted] > 0, ranks[wanted], -len(listed))
+        ranks[listed] = 0
+    found[items < 0] = 0
+    return found
 
 
 def kinds_of(lists: NDArray[Any], data: FeatureSet, protocol: Protocol) -> NDArray[np.uint8]:
