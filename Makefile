@@ -1,11 +1,11 @@
-# One command each: make install, make demo, make test, make lint, make docs, make bench, make bench-online, make faults,
-# make fuzz, make numbers.
+# One command each: make install, make demo, make test, make lint, make docs, make recipes, make bench,
+# make bench-online, make faults, make fuzz, make numbers.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install dev demo test lint format docs bench bench-online tune-online faults fuzz numbers clean
+.PHONY: install dev demo test lint format docs recipes bench bench-online tune-online faults fuzz numbers clean
 
 # What users need.
 install: $(VENV)/installed
@@ -46,6 +46,13 @@ format: dev
 docs: install
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+# The recipes with the packages that they are for. Four of these ask for versions that exclude each other or that this
+# Python does not have (NumPy before 2, PyTorch 1.13, faiss-gpu), so pip is told not to look at what they ask for.
+recipes: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[recipes]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps fastreid open-metric-learning torchreid wildlife-tools
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra tests/test_recipes.py
 
 bench: install
 	mkdir -p build

@@ -160,10 +160,11 @@ def to_distmat(ranking: Ranking) -> NDArray[np.float32]:
 
 
 class OMLLocalBlurring:
-    """Local blurring as a post-processor of OML, the package `open-metric-learning`, from version 3.
+    """Local blurring as a post-processor of OML, the package `open-metric-learning`, versions 3 and 4.
 
-    It has `top_n` and `process(rr, dataset)` as OML's `PairwiseReranker` has. It is not derived from OML's
-    `IRetrievalPostprocessor`, which holds nothing: OML need not be there to import this module.
+    It has `top_n` and `process(rr, dataset)` as OML's `PairwiseReranker` has, and `EmbeddingMetrics` takes it
+    as `postprocessor`. It is not derived from OML's `IRetrievalPostprocessor`, which holds nothing: OML need
+    not be there to import this module.
 
     Attributes:
         embeddings: (N, D) features of the whole dataset, array or tensor, as

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -167,6 +168,16 @@ def shell(*arguments: object, program: str | None = None, **options) -> subproce
     what = ["-m", "blurrerank"] if program is None else ["-c", program]
     options = {"capture_output": True, "text": True, "timeout": 120} | options
     return subprocess.run([sys.executable, *what, *map(str, arguments)], **options)
+
+
+def blocks_of(page: str) -> list[str]:
+    """The Python programs in a document."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def recipe(beginning: str) -> str:
+    """The program in docs/recipes.md that has some line."""
+    return next(block for block in blocks_of("docs/recipes.md") if beginning in block)
 
 
 @pytest.fixture

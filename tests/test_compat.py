@@ -314,7 +314,7 @@ def oml(monkeypatch):
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
 def test_a_post_processor_for_oml(oml, kind):
-    """Against a stand-in: OML itself needs torchvision, which is not among what the tests install."""
+    """Against a stand-in, with lists of any length; tests/test_recipes.py runs it with OML itself."""
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((40, 6)).astype(np.float32)
     shuffled = rng.permutation(40)

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pandas
 import pytest
-from conftest import ROOT, features, shell
+from conftest import ROOT, blocks_of, features, recipe, shell
 from scipy.io import savemat
 
 import blurrerank as br
@@ -26,11 +26,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCS = [page.read_text() for page in PAGES]
 COMMANDS = "run|eval|calibrate|fuse|bench|sweep|tune|synth|index|info|convert|report|plot|help|completion"
 COMMAND = rf"^    blurrerank ((?:{COMMANDS}) [^|>\n]*)$"
-
-
-def blocks_of(page):
-    """The Python programs in a document."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 WITH_EXAMPLES = [
@@ -98,18 +93,14 @@ def test_library_examples(page, monkeypatch):
         np.testing.assert_array_equal(names["indices"], names["ranking"].indices)
 
 
-def recipe(beginning):
-    """The program in docs/recipes.md that has some line."""
-    return next(block for block in blocks_of("docs/recipes.md") if beginning in block)
-
-
 def test_the_recipe_for_wildlife_datasets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arrays = features()
 
     def dataset(side):  # as FeatureDataset has it: an array, and a pandas table
         names = [f"animal {number}" for number in arrays[f"{side}_ids"]]
-        return SimpleNamespace(features=arrays[side], metadata=pandas.DataFrame({"identity": names}))
+        table = pandas.DataFrame({"identity": names})
+        return SimpleNamespace(features=arrays[side], metadata=table, col_label="identity")
 
     exec(recipe("FeatureDataset"), {"query": dataset("probe"), "database": dataset("gallery")})
     data = br.load("wild.h5")
