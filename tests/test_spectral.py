@@ -53,6 +53,14 @@ def test_any_sigma_is_finite_in_float32(shape, sigma):
     assert torch.allclose(steps.sum(dim=-1), torch.ones(()), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_row_of_zeros_does_not_spoil_the_others(dtype):
+    x = torch.eye(3, dtype=dtype)
+    x[0] = 0
+    assert torch.isfinite(br.spectral_transform(x, 0.1)).all()
+    assert br.affinity(x, 0.1)[0].tolist() == [1, 1, 1]
+
+
 def test_the_transformation_is_what_re_ranking_scores_by():
     rng = np.random.default_rng(2)
     query, nodes = (

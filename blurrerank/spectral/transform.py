@@ -25,9 +25,10 @@ def cosines(features: torch.Tensor) -> torch.Tensor:
         features: (..., n, d), any float dtype.
 
     Returns:
-        (..., n, n), the same dtype.
+        (..., n, n), the same dtype. A row of zeros has similarity 0 to all.
     """
-    unit = normalize(features, dim=-1)
+    # The least norm has to be above 0 in float16 too, where 1e-12 is none: rows of zeros would become NaN.
+    unit = normalize(features, dim=-1, eps=max(1e-12, torch.finfo(features.dtype).tiny))
     return unit @ unit.transpose(-2, -1)
 
 
