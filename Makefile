@@ -43,13 +43,13 @@ format: dev
 	$(BIN)/ruff format .
 
 # The pages that come from the code, and the site, in build/site.
-docs: install
+docs: dev
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 # The recipes with the packages that they are for. Four of these ask for versions that exclude each other or that this
 # Python does not have (NumPy before 2, PyTorch 1.13, faiss-gpu), so pip is told not to look at what they ask for.
-recipes: install
+recipes: dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[recipes]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps fastreid open-metric-learning torchreid wildlife-tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra tests/test_recipes.py
