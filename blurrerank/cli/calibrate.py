@@ -56,7 +56,7 @@ def calibrate(
     Needs scikit-learn: pip install "blurrerank[calibrate]". To use a calibration does not.
 
     \b
-    blurrerank calibrate feats.ranking.h5 feats.h5 -o calibration.json
+    blurrerank calibrate feats.lbr.ranking.h5 feats.h5 -o calibration.json
     blurrerank run probes.h5 --gallery gallery.h5 --calibration calibration.json --reject 0.5
     """
     from ..engine.open_set import calibrate as fit

@@ -87,7 +87,7 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
     blurrerank eval distances-and-labels.npz
     blurrerank eval cosine.h5 lbr.h5 feats.h5 --latex
     blurrerank eval feats.h5 --compare lbr.h5 cosine.h5
-    blurrerank eval feats.ranking.h5 feats.h5 --open-set
+    blurrerank eval feats.lbr.ranking.h5 feats.h5 --open-set
     """
     from ..data.similarities import SimilaritySet
     from ..engine.evaluate import evaluate as measure
