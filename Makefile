@@ -47,8 +47,8 @@ docs: dev
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
-# The recipes with the packages that they are for. Four of these ask for versions that exclude each other or that this
-# Python does not have (NumPy before 2, PyTorch 1.13, faiss-gpu), so pip is told not to look at what they ask for.
+# The recipes, run with the packages that they are for, about 700 MB. Four of these require versions that exclude each
+# other or that Python 3.11 does not have (NumPy before 2, PyTorch 1.13, faiss-gpu): hence --no-deps.
 recipes: dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[recipes]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps fastreid open-metric-learning torchreid wildlife-tools

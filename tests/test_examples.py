@@ -118,7 +118,7 @@ def test_the_recipe_for_matrices(tmp_path, monkeypatch, cli):
     given |= {"q_camids": arrays["probe_cams"], "g_camids": arrays["gallery_cams"]}
     pairs = {"q_g_dist": (probe, gallery), "q_q_dist": (probe, probe), "g_g_dist": (gallery, gallery)}
     given |= {name: 1 - one @ other.T for name, (one, other) in pairs.items()}
-    exec(recipe("q_g_dist"), given | {"np": np, "distmat": given["q_g_dist"]})
+    exec(recipe("pairs.npz"), given | {"np": np, "distmat": given["q_g_dist"]})
     br.save_features(br.FeatureSet.from_arrays(**arrays), "feats.h5")
     measured = [cli("eval", *files)[1].split()[-6:] for files in (("distmat.npy", "feats.h5"), ("pairs.npz",))]
     assert measured[0] == measured[1]
