@@ -34,7 +34,8 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # What runs in the background, or under nohup, has signals ignored; what tests start should not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Deterministic: a failure here can be repeated anywhere.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)

@@ -18,11 +18,13 @@ from subprocess import CompletedProcess, TimeoutExpired
 from typing import Any
 
 SECONDS = 120
-_CONTEXT = multiprocessing.get_context("forkserver")
+# Windows has no forks, and the tests that need them do not run there.
+_CONTEXT = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
 # What is not there by this name is imported by the forks that need it.
-_CONTEXT.set_forkserver_preload(
-    ["torch", "h5py", "scipy.io", "matplotlib.figure", "pytest", "blurrerank.cli", "blurrerank.engine.runs"]
-)
+if os.name != "nt":
+    _CONTEXT.set_forkserver_preload(
+        ["torch", "h5py", "scipy.io", "matplotlib.figure", "pytest", "blurrerank.cli", "blurrerank.engine.runs"]
+    )
 
 
 def _child(
