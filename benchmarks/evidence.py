@@ -62,7 +62,8 @@ def measured(path: str) -> dict[str, dict[str, Any]]:
         if result["error"] or result["unranked"]:
             continue
         seconds = result["seconds"]
-        found[result["method"] + REFERENCE * result["reference"]] = {
+        name = result["method"].removesuffix("+cosine")
+        found[name + REFERENCE * result["reference"]] = {
             "needs": ", ".join(result["needs"]),
             "mAP": 100 * result["metrics"]["mAP"],
             "rank1": 100 * result["metrics"]["rank1"],
