@@ -1,6 +1,6 @@
 # blurrerank on the CPU:
 #   docker build -t blurrerank .
-#   docker run --rm -v "$PWD:/data" blurrerank run feats.h5
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" blurrerank run feats.h5
 FROM python:3.13-slim
 
 WORKDIR /src

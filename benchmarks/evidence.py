@@ -27,7 +27,8 @@ from matplotlib.lines import Line2D
 from tabulate import tabulate
 
 import blurrerank as br
-from blurrerank.methods import available
+from blurrerank.engine.request import needs_of
+from blurrerank.methods import available, create
 
 DOCS = Path(__file__).parents[1] / "docs"
 CHAINS = ("center+camera-graph", "center+k-reciprocal", "auto")
@@ -59,7 +60,9 @@ def measured(path: str) -> dict[str, dict[str, Any]]:
     contenders = ",".join([*available(), *CHAINS[:-1]])
     found = {}
     for result in run("bench", path, "--methods", contenders, "--reference", "--repeats", "1"):
-        if result["error"] or result["unranked"]:
+        if result["error"]:
+            sys.exit(f"{path}: {result['method']}: {result['error']}")
+        if result["unranked"]:
             continue
         seconds = result["seconds"]
         name = result["method"].removesuffix("+cosine")
@@ -73,10 +76,10 @@ def measured(path: str) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         told = run("run", path, "--method", "auto", "-o", str(Path(folder, "auto.h5")))
     found["auto"] = {
-        "needs": found.get(told["method"], {"needs": ""})["needs"],
+        "needs": ", ".join(needs_of(create(told["method"]), online=False)),
         "mAP": 100 * told["after"]["mAP"],
         "rank1": 100 * told["after"]["rank1"],
-        "chose": told["auto"],
+        "chose": told["auto"].partition(" (")[0],
     }
     for name in ("cosine", "lbr", "k-reciprocal", *CHAINS):
         found[name]["interval"] = interval(path, name)

@@ -50,7 +50,9 @@ def test_the_readme_s_table_is_what_the_demo_prints(tmp_path):
     assert (tmp_path / "omniglot.lbr.ranking.h5").exists()
 
 
-def test_features_of_one_s_own_and_every_command_of_the_documents(quick_bench, tmp_path, monkeypatch, cli):
+def test_features_of_one_s_own_and_every_indented_command_of_the_documents(
+    quick_bench, tmp_path, monkeypatch, cli
+):
     recipe = next(block for block in blocks_of("docs/getting-started.md") if "import h5py" in block)
     arrays = features()
     names = {

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, features
+from packaging.requirements import Requirement
 from scipy.io import savemat
 from test_examples import COMMAND, README
 
@@ -87,7 +88,7 @@ def test_the_sdist_has_what_describes_the_project_and_no_tests(dist):
     for name in ("LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "constraints.txt"):
         assert name in held
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.*")} <= held
-    assert "docs/methods.md" in held
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.*")} <= held
     assert not [name for name in held if name.startswith(("tests", "benchmarks", "."))]
 
 
@@ -208,3 +209,14 @@ def test_the_image_has_what_it_copies_and_does_not_run_as_root():
     assert all((ROOT / path).exists() for path in copied)
     assert [line.split()[1] for line in lines if line.startswith("USER")] == ["blurrerank"]
     assert 'ENTRYPOINT ["blurrerank"]' in lines
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("system", ["Linux", "Darwin", "Windows"])
+def test_constraints_name_one_version_of_each_package(python, system):
+    where = {"python_version": python, "python_full_version": f"{python}.0", "platform_system": system}
+    where["sys_platform"] = {"Linux": "linux", "Darwin": "darwin", "Windows": "win32"}[system]
+    pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
+    names = [pin.name.lower() for pin in pins if pin.marker is None or pin.marker.evaluate(where)]
+    assert len(names) > 50
+    assert len(names) == len(set(names))

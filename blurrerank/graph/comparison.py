@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from scipy.sparse import csr_array
 
@@ -63,13 +64,14 @@ def _products(rows: SparseRows, lists: Sequence[SparseRows], width: int) -> torc
     """The sums of `compared` for `dot`, (p, G) int64: on a CPU scipy adds faster than torch scatters."""
     columns, places = torch.unique(rows.columns.long(), return_inverse=True)
     mine = _integers(rows.weights, places, rows.offsets, len(columns))
-    products = []
+    products = np.zeros((len(rows), width), dtype=np.int64)
     for inverted in lists:
         counts = inverted.counts_of(columns)
         _, chosen = ranges(inverted.offsets[columns], counts)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        products.append(mine @ _integers(inverted.weights[chosen], inverted.columns[chosen], offsets, width))
-    return torch.from_numpy(sum(products[1:], start=products[0]).toarray())
+        theirs = _integers(inverted.weights[chosen], inverted.columns[chosen], offsets, width)
+        products += (mine @ theirs).toarray()
+    return torch.from_numpy(products)
 
 
 def _integers(weights: torch.Tensor, columns: torch.Tensor, offsets: torch.Tensor, width: int) -> csr_array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -93,13 +92,15 @@ def _may_do_harm(path: Path) -> bool:
     head = _head(path, 14) if path.is_file() else b""
     if head.startswith(b"PK\x03\x04") and _is_plain_archive(path):
         return False
-    # Arrow's own allocator reserves up to 1 GiB of addresses at its first use, which would be in the trial.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     needed = {b"MATLAB 5.0": "scipy.io", b"PAR1": "pyarrow.parquet", b"ARROW1": "pyarrow.feather"}
     for begin, library in needed.items():
         if head.startswith(begin):
             with suppress(ImportError):  # which is told when the file is read
                 import_module(library)
+                if library.startswith("pyarrow"):
+                    # Arrow's allocator reserves up to 1 GiB of addresses at its first use, which has no room
+                    # in a trial.
+                    import_module("pyarrow").allocate_buffer(1)
     begins = (b"\x89HDF", b"MATLAB", b"PK\x03\x04", b"\x80", b"\x93NUMPY", b"PAR1", b"ARROW1")
     return head.startswith(begins) or path.suffix.lower() in _PICKLES or (bool(head) and h5py.is_hdf5(path))
 
