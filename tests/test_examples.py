@@ -95,6 +95,16 @@ def test_library_examples(page, monkeypatch):
         np.testing.assert_array_equal(names["indices"], names["ranking"].indices)
 
 
+def test_the_index_of_the_documents(tmp_path, monkeypatch, cli):
+    monkeypatch.chdir(tmp_path)
+    data = br.FeatureSet.from_arrays(**features())
+    br.save_features(data, "feats.h5")
+    assert cli("index", "feats.h5", "-o", "gallery.index.h5")[0] == 0
+    names = {"br": br, "data": data}
+    exec(next(block for block in blocks_of("docs/online.md") if "GalleryIndex.open" in block), names)
+    assert names["ranking"].indices.shape == (1, 50)
+
+
 def test_the_recipe_for_wildlife_datasets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arrays = features()
