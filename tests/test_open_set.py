@@ -196,7 +196,8 @@ def test_calibrations_predict_what_scikit_learn_s_do(example, method, tmp_path):
     }
     for kind in models:
         path = tmp_path / f"{kind}.json"
-        br.save_calibration(br.calibrate(ranking, earlier, by=kind), path)
+        with pytest.warns(br.BlurrerankWarning, match="lists begin with an item that protocol"):
+            br.save_calibration(br.calibrate(ranking, earlier, by=kind), path)
         calibration = br.read_calibration(path)
         assert (calibration.probes, calibration.right) == (len(right), right.sum())
         np.testing.assert_allclose(calibration.of_scores(new), expected[kind], atol=1e-5)
@@ -370,6 +371,38 @@ def test_usage_and_inputs_that_cannot_be(calibrated, cli, write):
     code, _, err = rejecting(cli, "calibration.json", "--method", "cosine", "--format", "h5", "--force")
     assert (code, "named twice" in err) == (2, True)
     assert cli("calibrate", "lists.h5", "feats.h5", *output)[0] == 0
+
+
+def test_lists_that_begin_with_an_item_that_does_not_count(cli, write):
+    """Two of four lists begin with the probe's own image or junk; `run --reject` would judge them by that."""
+    probe = np.eye(4)
+    near = np.array([[0, 1, 2, 3], [0, 1, 2, 3]]).ravel()
+    gallery = np.eye(4)[near] + np.repeat([[0.1], [0.5]], 4, axis=0) * np.roll(np.eye(4)[near], 1, axis=1)
+    arrays = {
+        "probe_ids": [1, 2, 3, 4],
+        "gallery_ids": [1, -1, 9, 4, 1, 2, 3, 8],
+        "probe_cams": [1] * 4,
+        "gallery_cams": [1, 2, 2, 2, 2, 2, 2, 2],
+    }
+    data = br.FeatureSet.from_arrays(probe, gallery, **arrays)
+    ranking = br.rerank(data, "cosine")
+    assert ranking.indices[:, 0].tolist() == [0, 1, 2, 3]
+    with pytest.warns(br.BlurrerankWarning) as told:
+        calibration = br.calibrate(ranking, data)
+    assert (calibration.probes, calibration.right) == (4, 3)
+    (warning,) = told
+    assert str(warning.message).startswith("2 of 4 lists begin with an item that protocol market1501 drops")
+    assert "too high or too low. Take a probe's own images out of the gallery" in str(warning.message)
+    # Without these images there is nothing to warn of.
+    kept = [2, 3, 4, 5, 6, 7]
+    rest = {name: np.array(value)[kept] if "gallery" in name else value for name, value in arrays.items()}
+    clean = br.FeatureSet.from_arrays(probe, gallery[kept], **rest)
+    br.calibrate(br.rerank(clean, "cosine"), clean)
+    br.save_features(data, "own.h5")
+    assert cli("run", "own.h5", "--method", "cosine", "-o", "own.lists.h5")[0] == 0
+    code, _, err = cli("calibrate", "own.lists.h5", "own.h5", "-o", "own.json")
+    assert (code, err.startswith("warning: 2 of 4 lists begin with")) == (0, True)
+    assert "should not have a probe's own images" in " ".join(cli("run", "--help")[1].split())
 
 
 def test_lists_that_are_all_right_cannot_be_calibrated():

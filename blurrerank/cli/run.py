@@ -89,7 +89,8 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1),
     metavar="P",
     help="Reject probes whose first item is right with a probability below P: .h5, .npz and .jsonl say which, "
-    ".trec and .csv leave their lists out. Metrics count them all.",
+    ".trec and .csv leave their lists out. The gallery should not have a probe's own images. Metrics count all "
+    "probes.",
 )
 @click.option(
     "-o",
