@@ -7,6 +7,7 @@ import json
 import os
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -294,7 +295,7 @@ def test_rejection_of_probes_that_an_index_answers(calibrated, cli, tmp_path):
 def test_a_calibration_is_refused_for_other_lists(calibrated, cli):
     for options, told in (
         (("--method", "lbr"), "of method cosine, and these are of lbr"),
-        (("--method", "cosine", "--topn", 7), "of cosine with topn 50, and these have 7"),
+        (("--method", "dba+cosine"), "of method cosine, and these are of dba+cosine"),
     ):
         code, _, err = rejecting(cli, "a.h5", *options)
         assert (code, err) == (1, f"error: calibration.json was fitted on lists {told}: calibrate such lists\n")
@@ -303,11 +304,48 @@ def test_a_calibration_is_refused_for_other_lists(calibrated, cli):
     calibration = br.calibrate(graphs[0], data)
     with pytest.raises(br.InputError, match="camera-graph, transductive, and these are online"):
         calibration.probability(graphs[1])
+    unknown = replace(graphs[1], setting=None)
+    with pytest.raises(
+        br.InputError, match="transductive, and these are not known to be transductive or online"
+    ):
+        calibration.probability(unknown)
+    other = br.calibrate(br.rerank(data, "lbr"), data)
+    with pytest.raises(br.InputError, match="of lbr with topn 50, and these have 7: calibrate such lists"):
+        other.probability(br.rerank(data, "lbr", topn=7))
     # A file keeps what is compared.
     for name in ("saved.h5", "saved.npz"):
         br.save_ranking(graphs[0], data, name)
         again = calibration.probability(br.read_ranking(name, data))
         np.testing.assert_array_equal(again, calibration.probability(graphs[0]))
+
+
+@pytest.mark.parametrize("method", ["cosine", "dba+cosine"])
+def test_how_many_items_cosine_lists_is_not_compared(calibrated, cli, method):
+    data = br.load("feats.h5")
+    calibration = br.calibrate(br.rerank(data, method, topn=40), data)
+    few, many = (br.rerank(data, method, topn=topn) for topn in (1, 50))
+    np.testing.assert_array_equal(calibration.probability(few), calibration.probability(many))
+    assert rejecting(cli, "a.h5", "--method", "cosine", "--topn", 7)[0] == 0
+
+
+def test_features_of_other_dimensions_are_refused_and_other_sizes_warned_of(calibrated, cli, write, tmp_path):
+    stored = json.loads((tmp_path / "calibration.json").read_text())
+    assert (stored["format_version"], stored["dim"], stored["gallery_size"]) == (1, 8, 60)
+    write("wide.h5", **features(dim=9))
+    code, _, err = rejecting(cli, "a.h5", "--method", "cosine", feats="wide.h5")
+    told = (
+        "error: calibration.json was fitted on lists of features of 8 dimensions, and these have 9: calibrate"
+    )
+    assert (code, err.startswith(told), err.count("\n")) == (1, True, 1)
+    for size, told in ((30, None), (120, None), (29, "too low"), (121, "too high")):
+        write("other.h5", **features(gallery=size))
+        code, _, err = rejecting(cli, f"{size}.h5", "--method", "cosine", feats="other.h5")
+        assert code == 0
+        begins = f"warning: calibration.json was fitted with a gallery of 60 items, and this one has {size}: "
+        assert (begins in err, told is None or told in err) == (told is not None, True)
+    data = br.load("other.h5")
+    with pytest.warns(br.BlurrerankWarning, match="60 items, and this one has 121"):
+        br.read_calibration("calibration.json").probability(br.rerank(data, "cosine"))
 
 
 @pytest.mark.parametrize(
@@ -325,6 +363,7 @@ def test_a_calibration_is_refused_for_other_lists(calibrated, cli):
         ({"kind": "isotonic", "numbers": {"scores": [0, 1], "probabilities": [1, 0]}}, "is damaged"),
         ({"kind": "isotonic", "numbers": {"scores": [0, 1], "probabilities": [0, 2]}}, "is damaged"),
         ({"kind": "isotonic", "numbers": {"scores": [], "probabilities": []}}, "is damaged"),
+        ({"dim": "wide"}, "is not a calibration, or is damaged: calibrate again"),
         ({"params": 3}, "is not a calibration, or is damaged: calibrate again"),
         (None, "is not a calibration, or is damaged: calibrate again"),
     ],

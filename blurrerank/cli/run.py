@@ -312,7 +312,10 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         assert indexed is not None
         assert chosen is not None
         if rejection is not None:
-            rejection.calibration.check_fits(chosen.name, chosen.params(), setting_of(chosen, online=True))
+            setting = setting_of(chosen, online=True)
+            rejection.calibration.check_fits(
+                chosen.name, chosen.params(), setting, gallery_size=len(indexed), dim=indexed.dim
+            )
         depth = options.depth_of(len(indexed))
         asked = indexed.request(chosen, depth, exact=source.search == "exact", effort=source.effort)
         answer_stream(indexed, chosen, asked, runtime, rejection)

@@ -91,6 +91,8 @@ def calibrate(
         method=ranking.method,
         params=dict(ranking.params),
         setting=ranking.setting,
+        dim=data.dim,
+        gallery_size=ranking.gallery_size,
         protocol=protocol,
         probes=len(right),
         right=int(right.sum()),
