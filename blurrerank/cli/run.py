@@ -50,6 +50,21 @@ if TYPE_CHECKING:
     from ..methods import AnyMethod
 
 
+def _calibration_of_scores(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
+    """Refuse features in the place of a calibration of scores."""
+    if path is not None:
+        import h5py
+
+        from ..errors import ParameterError
+
+        if h5py.is_hdf5(_file(path)):
+            raise ParameterError(
+                f"{path} is an HDF5 file, and --calibration takes what `blurrerank calibrate` wrote: for "
+                "features of cameras use --calibrate"
+            )
+    return path
+
+
 @click.command(
     cls=MethodCommand,
     method="lbr",
@@ -82,6 +97,7 @@ if TYPE_CHECKING:
     "--calibration",
     type=FILE,
     metavar="FILE",
+    callback=_calibration_of_scores,
     help="What `blurrerank calibrate` wrote for this method: from scores to probabilities. For --reject.",
 )
 @click.option(
