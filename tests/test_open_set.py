@@ -150,6 +150,22 @@ def test_omniglot_with_half_of_the_identities_removed(example, cli):
     assert f"```\n{out[out.index('open set') :]}```" in PAGE
 
 
+def test_figures_of_other_methods_in_the_text_of_the_page(example):
+    data = br.load(example / "open.h5")
+    both = [br.rerank(data, method) for method in ("cosine", "k-reciprocal")]
+    rankings = {
+        "`gnn` has an AUROC of ": br.rerank(data, "gnn"),
+        "`k-reciprocal-fastreid` ": br.rerank(data, "k-reciprocal-fastreid"),
+        "`k-reciprocal-online` ": br.rerank(data, "k-reciprocal-online"),
+        "`fuse` of `cosine` and `k-reciprocal` has ": br.fuse(both, data),
+    }
+    text = " ".join(PAGE.split())
+    for words, ranking in rankings.items():
+        assert f"{words}{br.evaluate_open_set(ranking, data).auroc:.4f}" in text, words
+    by_mean = br.evaluate_open_set(br.fuse(both, data, by="mean"), data).auroc
+    assert f" by reciprocal rank and {by_mean:.4f} by mean" in text
+
+
 def test_the_page_s_threshold_and_rejection(example, cli):
     for part in ("earlier", "later"):
         options = ("--method", "k-reciprocal", "-o", f"{part}.lists.h5")
