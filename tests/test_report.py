@@ -630,6 +630,30 @@ def test_an_affinity_map_has_the_similarities(shown_items, report, visit, write)
     assert ["G", item] in [[tag.upper(), which] for tag, which in lit(page)]
 
 
+def test_maps_are_computed_on_the_device_and_in_the_memory_that_were_asked_for(
+    cli, write, monkeypatch, tmp_path
+):
+    from blurrerank.report import maps
+
+    asked, affinities = [], maps.affinities
+    monkeypatch.setattr(
+        maps, "affinities", lambda *given, **how: asked.append(how) or affinities(*given, **how)
+    )
+    feats = write(**many())
+    assert cli("run", feats, "-o", "lists.h5")[0] == 0
+    options = ("--device", "cpu", "--memory", "100MB")
+    assert cli("report", "lists.h5", feats, "-o", "report.html", *options)[0] == 0
+    assert asked == [{"device": "cpu", "memory": 100_000_000}]
+    data = br.load(feats)
+    found = br.before_and_after(ranking=br.read_ranking("lists.h5", data), data=data)
+    with pytest.raises(br.BlurrerankError, match="device"):
+        br.write_report(comparison=found, path=tmp_path / "other.html", device="abacus")
+    br.write_report(comparison=found, path=tmp_path / "large.html")
+    br.write_report(comparison=found, path=tmp_path / "small.html", memory=1000)
+    assert asked[-2:] == [{"device": "auto", "memory": None}, {"device": "auto", "memory": 1000}]
+    assert (tmp_path / "small.html").read_bytes() == (tmp_path / "large.html").read_bytes()
+
+
 def test_maps_beyond_their_number_are_left_out_and_it_is_told(report, visit, write, monkeypatch):
     monkeypatch.setattr("blurrerank.report.maps.MOST", 10)
     page = visit(report(write(**many())))

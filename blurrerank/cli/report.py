@@ -81,6 +81,8 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
         sweep=sweep,
         facts=facts,
         force=request.force,
+        device=runtime.device,
+        memory=runtime.memory,
     )
     if written.missing:
         runtime.note(
