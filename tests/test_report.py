@@ -453,6 +453,37 @@ def test_nothing_is_minus_nothing(visit, write, tmp_path):
     assert as_numbers(column(page, "Change")) == [pytest.approx(found.change[0], abs=5e-5)]
 
 
+def test_ranks_by_cosine_similarity_end_at_1000():
+    data = br.FeatureSet.from_arrays(**features(probes=6, gallery=1100))
+    whole = br.rerank(data, "cosine", depth=1100)
+    for ranking in (
+        br.rerank(data, "lbr", depth=1100),
+        br.Ranking(whole.indices[:, ::-1].copy(), whole.scores, gallery_size=1100),
+    ):
+        found = br.before_and_after(ranking=ranking, data=data)
+        assert found.reference.depth == 1000
+        expected = 1 + np.argsort(whole.indices, axis=1)
+        expected = np.take_along_axis(expected, found.after.astype(np.int64), axis=1)
+        np.testing.assert_array_equal(found.ranks_before, np.where(expected > 1000, -1000, expected))
+        metrics = br.evaluate(whole, data)
+        np.testing.assert_array_equal(found.metrics_before.cmc, metrics.cmc)
+        np.testing.assert_array_equal(found.metrics_before.ap, metrics.ap)
+        assert found.metrics_before.depth is None
+    assert (found.ranks_before == -1000).all()
+    # Lists of another tool that end are measured to their depth, and so is the search.
+    cut = br.Ranking(whole.indices[:, :1050], whole.scores[:, :1050], gallery_size=1100)
+    with pytest.warns(br.BlurrerankWarning, match="ends at rank 1050"):
+        found = br.before_and_after(ranking=cut, data=data)
+    assert (found.reference.depth, found.metrics_before.depth) == (1050, 1050)
+    assert not found.change.any()
+
+
+def test_a_path_in_the_place_of_the_other_ranking_is_answered_in_one_line(write):
+    data = br.load(write(**many()))
+    with pytest.raises(br.InputError, match=r"expected a Ranking, not a path: pass br.read_ranking\('x.h5'"):
+        br.before_and_after(ranking=br.rerank(data), data=data, against="x.h5")
+
+
 @pytest.mark.parametrize("better", [True, False])
 def test_charts_reach_as_far_as_their_values(better, visit, write, tmp_path):
     data = br.load(write(**many()))
