@@ -410,7 +410,7 @@ def test_usage_and_inputs_that_cannot_be(calibrated, cli, write):
         (("index", "feats.h5", "--calibrate", "calibration.json"), 2, "use --calibration, which `run` has"),
         (("run", "feats.h5", "--calibration", "feats.h5", "--reject", 0.5), 2, "use --calibrate"),
         (("run", "feats.h5", "--calibration", "feats.h5::/probe"), 2, "of cameras use --calibrate"),
-        (("eval", "lists.h5", "feats.h5", "--threshold", 0.5), 2, "it needs --open-set"),
+        (("eval", "lists.h5", "feats.h5", "--threshold", 0.5), 2, "open-set metrics only: add --open-set"),
         (("eval", "lists.h5", "feats.h5", "--open-set", "--threshold", "nan"), 2, "is not a finite number"),
         (("calibrate", "lists.h5", "feats.h5", "-o", "calibration.json"), 1, "exists"),
         (("calibrate", "lists.h5", "feats.h5", "-o", "-"), 2, "written to a file"),

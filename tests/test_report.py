@@ -986,7 +986,11 @@ def test_what_cannot_be_reported_is_one_line(cli, write):
         (("lists.h5", feats, "-o", "report.html"), 1, "report.html exists: pass --force"),
         (("none.h5", feats, "-o", "new.html"), 1, "none.h5: no such file"),
         (("lists.h5", feats, "-o", "new.html", "--against", "none.h5"), 1, "none.h5: no such file"),
-        (("lists.h5", feats, "-o", "new.html", "--against", "-"), 2, "--against reads no standard input"),
+        (
+            ("lists.h5", feats, "-o", "new.html", "--against", "-"),
+            2,
+            "--against cannot read from standard input: name",
+        ),
         (("lists.h5", feats, "-o", "new.html", "--image-root", "nowhere"), 1, "nowhere is not a folder"),
         (("lists.h5", feats, "-o", "new.html", "--sweep", "lists.h5"), 2, "is written as .json or .csv"),
         (

@@ -99,7 +99,7 @@ class Measurement:
     """How lists are measured.
 
     Attributes:
-        protocol: `market1501`, `cuhk03` or `plain`.
+        protocol: `market1501`, `cuhk03`, `leave-one-out` or `plain`.
         ap: `plain` or `trapezoid`.
 
     Raises:

@@ -143,7 +143,7 @@ def before_and_after(
         data: the features; without ids on both sides nothing is measured.
         against: another ranking of the same probes; by default the exact cosine search of `data`, to the depth
             of the ranking, but not beyond `SEARCHED` unless metrics need it.
-        protocol: name of one of `evaluation.protocols.PROTOCOLS`.
+        protocol: `market1501`, `cuhk03`, `leave-one-out` or `plain`.
         ap: `plain` or `trapezoid`.
         shown: number of items to return of each list, at most the lesser depth of the two.
         device: device for the similarities.
