@@ -72,6 +72,10 @@ def test_features_of_one_s_own_and_every_indented_command_of_the_documents(
             "gallery_cam": arrays["gallery_cams"],
         },
     )
+    # docs/thresholds.md: a calibration is fitted with some probes and used for others, without ids.
+    br.save_features(br.FeatureSet.from_arrays(**arrays), "labelled.h5")
+    later = {name: array for name, array in features(1).items() if not name.endswith("ids")}
+    br.save_features(br.FeatureSet.from_arrays(**later), "new.h5")
     lines = dict.fromkeys(line for page in DOCS for line in re.findall(COMMAND, page, re.MULTILINE))
     assert len(lines) > 10
     for line in lines:

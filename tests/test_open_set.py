@@ -7,6 +7,7 @@ import json
 import os
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -149,6 +150,22 @@ def test_omniglot_with_half_of_the_identities_removed(example, cli):
     assert f"```\n{out[out.index('open set') :]}```" in PAGE
 
 
+def test_figures_of_other_methods_in_the_text_of_the_page(example):
+    data = br.load(example / "open.h5")
+    both = [br.rerank(data, method) for method in ("cosine", "k-reciprocal")]
+    rankings = {
+        "`gnn` has an AUROC of ": br.rerank(data, "gnn"),
+        "`k-reciprocal-fastreid` ": br.rerank(data, "k-reciprocal-fastreid"),
+        "`k-reciprocal-online` ": br.rerank(data, "k-reciprocal-online"),
+        "`fuse` of `cosine` and `k-reciprocal` has ": br.fuse(both, data),
+    }
+    text = " ".join(PAGE.split())
+    for words, ranking in rankings.items():
+        assert f"{words}{br.evaluate_open_set(ranking, data).auroc:.4f}" in text, words
+    by_mean = br.evaluate_open_set(br.fuse(both, data, by="mean"), data).auroc
+    assert f" by reciprocal rank and {by_mean:.4f} by mean" in text
+
+
 def test_the_page_s_threshold_and_rejection(example, cli):
     for part in ("earlier", "later"):
         options = ("--method", "k-reciprocal", "-o", f"{part}.lists.h5")
@@ -196,7 +213,8 @@ def test_calibrations_predict_what_scikit_learn_s_do(example, method, tmp_path):
     }
     for kind in models:
         path = tmp_path / f"{kind}.json"
-        br.save_calibration(br.calibrate(ranking, earlier, by=kind), path)
+        with pytest.warns(br.BlurrerankWarning, match="lists begin with an item that protocol"):
+            br.save_calibration(br.calibrate(ranking, earlier, by=kind), path)
         calibration = br.read_calibration(path)
         assert (calibration.probes, calibration.right) == (len(right), right.sum())
         np.testing.assert_allclose(calibration.of_scores(new), expected[kind], atol=1e-5)
@@ -293,7 +311,7 @@ def test_rejection_of_probes_that_an_index_answers(calibrated, cli, tmp_path):
 def test_a_calibration_is_refused_for_other_lists(calibrated, cli):
     for options, told in (
         (("--method", "lbr"), "of method cosine, and these are of lbr"),
-        (("--method", "cosine", "--topn", 7), "of cosine with topn 50, and these have 7"),
+        (("--method", "dba+cosine"), "of method cosine, and these are of dba+cosine"),
     ):
         code, _, err = rejecting(cli, "a.h5", *options)
         assert (code, err) == (1, f"error: calibration.json was fitted on lists {told}: calibrate such lists\n")
@@ -302,11 +320,48 @@ def test_a_calibration_is_refused_for_other_lists(calibrated, cli):
     calibration = br.calibrate(graphs[0], data)
     with pytest.raises(br.InputError, match="camera-graph, transductive, and these are online"):
         calibration.probability(graphs[1])
+    unknown = replace(graphs[1], setting=None)
+    with pytest.raises(
+        br.InputError, match="transductive, and these are not known to be transductive or online"
+    ):
+        calibration.probability(unknown)
+    other = br.calibrate(br.rerank(data, "lbr"), data)
+    with pytest.raises(br.InputError, match="of lbr with topn 50, and these have 7: calibrate such lists"):
+        other.probability(br.rerank(data, "lbr", topn=7))
     # A file keeps what is compared.
     for name in ("saved.h5", "saved.npz"):
         br.save_ranking(graphs[0], data, name)
         again = calibration.probability(br.read_ranking(name, data))
         np.testing.assert_array_equal(again, calibration.probability(graphs[0]))
+
+
+@pytest.mark.parametrize("method", ["cosine", "dba+cosine"])
+def test_how_many_items_cosine_lists_is_not_compared(calibrated, cli, method):
+    data = br.load("feats.h5")
+    calibration = br.calibrate(br.rerank(data, method, topn=40), data)
+    few, many = (br.rerank(data, method, topn=topn) for topn in (1, 50))
+    np.testing.assert_array_equal(calibration.probability(few), calibration.probability(many))
+    assert rejecting(cli, "a.h5", "--method", "cosine", "--topn", 7)[0] == 0
+
+
+def test_features_of_other_dimensions_are_refused_and_other_sizes_warned_of(calibrated, cli, write, tmp_path):
+    stored = json.loads((tmp_path / "calibration.json").read_text())
+    assert (stored["format_version"], stored["dim"], stored["gallery_size"]) == (1, 8, 60)
+    write("wide.h5", **features(dim=9))
+    code, _, err = rejecting(cli, "a.h5", "--method", "cosine", feats="wide.h5")
+    told = (
+        "error: calibration.json was fitted on lists of features of 8 dimensions, and these have 9: calibrate"
+    )
+    assert (code, err.startswith(told), err.count("\n")) == (1, True, 1)
+    for size, told in ((30, None), (120, None), (29, "too low"), (121, "too high")):
+        write("other.h5", **features(gallery=size))
+        code, _, err = rejecting(cli, f"{size}.h5", "--method", "cosine", feats="other.h5")
+        assert code == 0
+        begins = f"warning: calibration.json was fitted with a gallery of 60 items, and this one has {size}: "
+        assert (begins in err, told is None or told in err) == (told is not None, True)
+    data = br.load("other.h5")
+    with pytest.warns(br.BlurrerankWarning, match="60 items, and this one has 121"):
+        br.read_calibration("calibration.json").probability(br.rerank(data, "cosine"))
 
 
 @pytest.mark.parametrize(
@@ -324,6 +379,7 @@ def test_a_calibration_is_refused_for_other_lists(calibrated, cli):
         ({"kind": "isotonic", "numbers": {"scores": [0, 1], "probabilities": [1, 0]}}, "is damaged"),
         ({"kind": "isotonic", "numbers": {"scores": [0, 1], "probabilities": [0, 2]}}, "is damaged"),
         ({"kind": "isotonic", "numbers": {"scores": [], "probabilities": []}}, "is damaged"),
+        ({"dim": "wide"}, "is not a calibration, or is damaged: calibrate again"),
         ({"params": 3}, "is not a calibration, or is damaged: calibrate again"),
         (None, "is not a calibration, or is damaged: calibrate again"),
     ],
@@ -350,7 +406,11 @@ def test_usage_and_inputs_that_cannot_be(calibrated, cli, write):
             "Invalid value for '--reject'",
         ),
         (("run", "feats.h5", "--calibration", "no.json", "--reject", 0.5), 1, "no.json: no such file"),
-        (("eval", "lists.h5", "feats.h5", "--threshold", 0.5), 2, "it needs --open-set"),
+        (("run", "feats.h5", "--calibrate", "calibration.json", "--reject", 0.5), 2, "use --calibration"),
+        (("index", "feats.h5", "--calibrate", "calibration.json"), 2, "use --calibration, which `run` has"),
+        (("run", "feats.h5", "--calibration", "feats.h5", "--reject", 0.5), 2, "use --calibrate"),
+        (("run", "feats.h5", "--calibration", "feats.h5::/probe"), 2, "of cameras use --calibrate"),
+        (("eval", "lists.h5", "feats.h5", "--threshold", 0.5), 2, "open-set metrics only: add --open-set"),
         (("eval", "lists.h5", "feats.h5", "--open-set", "--threshold", "nan"), 2, "is not a finite number"),
         (("calibrate", "lists.h5", "feats.h5", "-o", "calibration.json"), 1, "exists"),
         (("calibrate", "lists.h5", "feats.h5", "-o", "-"), 2, "written to a file"),
@@ -370,6 +430,38 @@ def test_usage_and_inputs_that_cannot_be(calibrated, cli, write):
     code, _, err = rejecting(cli, "calibration.json", "--method", "cosine", "--format", "h5", "--force")
     assert (code, "named twice" in err) == (2, True)
     assert cli("calibrate", "lists.h5", "feats.h5", *output)[0] == 0
+
+
+def test_lists_that_begin_with_an_item_that_does_not_count(cli, write):
+    """Two of four lists begin with the probe's own image or junk; `run --reject` would judge them by that."""
+    probe = np.eye(4)
+    near = np.array([[0, 1, 2, 3], [0, 1, 2, 3]]).ravel()
+    gallery = np.eye(4)[near] + np.repeat([[0.1], [0.5]], 4, axis=0) * np.roll(np.eye(4)[near], 1, axis=1)
+    arrays = {
+        "probe_ids": [1, 2, 3, 4],
+        "gallery_ids": [1, -1, 9, 4, 1, 2, 3, 8],
+        "probe_cams": [1] * 4,
+        "gallery_cams": [1, 2, 2, 2, 2, 2, 2, 2],
+    }
+    data = br.FeatureSet.from_arrays(probe, gallery, **arrays)
+    ranking = br.rerank(data, "cosine")
+    assert ranking.indices[:, 0].tolist() == [0, 1, 2, 3]
+    with pytest.warns(br.BlurrerankWarning) as told:
+        calibration = br.calibrate(ranking, data)
+    assert (calibration.probes, calibration.right) == (4, 3)
+    (warning,) = told
+    assert str(warning.message).startswith("2 of 4 lists begin with an item that protocol market1501 drops")
+    assert "too high or too low. Take a probe's own images out of the gallery" in str(warning.message)
+    # Without these images there is nothing to warn of.
+    kept = [2, 3, 4, 5, 6, 7]
+    rest = {name: np.array(value)[kept] if "gallery" in name else value for name, value in arrays.items()}
+    clean = br.FeatureSet.from_arrays(probe, gallery[kept], **rest)
+    br.calibrate(br.rerank(clean, "cosine"), clean)
+    br.save_features(data, "own.h5")
+    assert cli("run", "own.h5", "--method", "cosine", "-o", "own.lists.h5")[0] == 0
+    code, _, err = cli("calibrate", "own.lists.h5", "own.h5", "-o", "own.json")
+    assert (code, err.startswith("warning: 2 of 4 lists begin with")) == (0, True)
+    assert "should not have a probe's own images" in " ".join(cli("run", "--help")[1].split())
 
 
 def test_lists_that_are_all_right_cannot_be_calibrated():

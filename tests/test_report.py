@@ -453,6 +453,37 @@ def test_nothing_is_minus_nothing(visit, write, tmp_path):
     assert as_numbers(column(page, "Change")) == [pytest.approx(found.change[0], abs=5e-5)]
 
 
+def test_ranks_by_cosine_similarity_end_at_1000():
+    data = br.FeatureSet.from_arrays(**features(probes=6, gallery=1100))
+    whole = br.rerank(data, "cosine", depth=1100)
+    for ranking in (
+        br.rerank(data, "lbr", depth=1100),
+        br.Ranking(whole.indices[:, ::-1].copy(), whole.scores, gallery_size=1100),
+    ):
+        found = br.before_and_after(ranking=ranking, data=data)
+        assert found.reference.depth == 1000
+        expected = 1 + np.argsort(whole.indices, axis=1)
+        expected = np.take_along_axis(expected, found.after.astype(np.int64), axis=1)
+        np.testing.assert_array_equal(found.ranks_before, np.where(expected > 1000, -1000, expected))
+        metrics = br.evaluate(whole, data)
+        np.testing.assert_array_equal(found.metrics_before.cmc, metrics.cmc)
+        np.testing.assert_array_equal(found.metrics_before.ap, metrics.ap)
+        assert found.metrics_before.depth is None
+    assert (found.ranks_before == -1000).all()
+    # Lists of another tool that end are measured to their depth, and so is the search.
+    cut = br.Ranking(whole.indices[:, :1050], whole.scores[:, :1050], gallery_size=1100)
+    with pytest.warns(br.BlurrerankWarning, match="ends at rank 1050"):
+        found = br.before_and_after(ranking=cut, data=data)
+    assert (found.reference.depth, found.metrics_before.depth) == (1050, 1050)
+    assert not found.change.any()
+
+
+def test_a_path_in_the_place_of_the_other_ranking_is_answered_in_one_line(write):
+    data = br.load(write(**many()))
+    with pytest.raises(br.InputError, match=r"expected a Ranking, not a path: pass br.read_ranking\('x.h5'"):
+        br.before_and_after(ranking=br.rerank(data), data=data, against="x.h5")
+
+
 @pytest.mark.parametrize("better", [True, False])
 def test_charts_reach_as_far_as_their_values(better, visit, write, tmp_path):
     data = br.load(write(**many()))
@@ -628,6 +659,30 @@ def test_an_affinity_map_has_the_similarities(shown_items, report, visit, write)
     item = page.query_selector(".map [data-item]").get_attribute("data-item")
     page.hover(f".after-strip [data-item='{item}'] .picture")
     assert ["G", item] in [[tag.upper(), which] for tag, which in lit(page)]
+
+
+def test_maps_are_computed_on_the_device_and_in_the_memory_that_were_asked_for(
+    cli, write, monkeypatch, tmp_path
+):
+    from blurrerank.report import maps
+
+    asked, affinities = [], maps.affinities
+    monkeypatch.setattr(
+        maps, "affinities", lambda *given, **how: asked.append(how) or affinities(*given, **how)
+    )
+    feats = write(**many())
+    assert cli("run", feats, "-o", "lists.h5")[0] == 0
+    options = ("--device", "cpu", "--memory", "100MB")
+    assert cli("report", "lists.h5", feats, "-o", "report.html", *options)[0] == 0
+    assert asked == [{"device": "cpu", "memory": 100_000_000}]
+    data = br.load(feats)
+    found = br.before_and_after(ranking=br.read_ranking("lists.h5", data), data=data)
+    with pytest.raises(br.BlurrerankError, match="device"):
+        br.write_report(comparison=found, path=tmp_path / "other.html", device="abacus")
+    br.write_report(comparison=found, path=tmp_path / "large.html")
+    br.write_report(comparison=found, path=tmp_path / "small.html", memory=1000)
+    assert asked[-2:] == [{"device": "auto", "memory": None}, {"device": "auto", "memory": 1000}]
+    assert (tmp_path / "small.html").read_bytes() == (tmp_path / "large.html").read_bytes()
 
 
 def test_maps_beyond_their_number_are_left_out_and_it_is_told(report, visit, write, monkeypatch):
@@ -931,7 +986,11 @@ def test_what_cannot_be_reported_is_one_line(cli, write):
         (("lists.h5", feats, "-o", "report.html"), 1, "report.html exists: pass --force"),
         (("none.h5", feats, "-o", "new.html"), 1, "none.h5: no such file"),
         (("lists.h5", feats, "-o", "new.html", "--against", "none.h5"), 1, "none.h5: no such file"),
-        (("lists.h5", feats, "-o", "new.html", "--against", "-"), 2, "--against reads no standard input"),
+        (
+            ("lists.h5", feats, "-o", "new.html", "--against", "-"),
+            2,
+            "--against cannot read from standard input: name",
+        ),
         (("lists.h5", feats, "-o", "new.html", "--image-root", "nowhere"), 1, "nowhere is not a folder"),
         (("lists.h5", feats, "-o", "new.html", "--sweep", "lists.h5"), 2, "is written as .json or .csv"),
         (

@@ -63,7 +63,7 @@ class Request:
             raise ParameterError("--x and --y are parameters of a tuning: pass it with --sweep FILE")
         check_ranking(self.ranking, self.format)
         if self.against == "-":
-            raise ParameterError("--against reads no standard input: name a file")
+            raise ParameterError("--against cannot read from standard input: name a file")
         check_target(self.output, force=self.force)
         sweep = None if self.sweep is None else _read_sweep(self.sweep)
         data = load(self.feats, self.gallery, memory=runtime.memory, notify=runtime.note)

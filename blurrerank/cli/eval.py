@@ -100,7 +100,7 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
     options = EvalOptions(**arguments)
     compare = options.compare
     if options.threshold is not None and not options.open_set:
-        raise ParameterError("--threshold is of open-set figures: it needs --open-set")
+        raise ParameterError("--threshold applies to open-set metrics only: add --open-set")
     runtime.start()
     named = list(dict.fromkeys([*options.rankings, *(compare or ())]))
     for name in named:

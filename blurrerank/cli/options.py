@@ -289,9 +289,22 @@ def calibrate_option(command: F) -> F:
     return click.option(
         "--calibrate",
         metavar="FILE",
+        callback=_images_of_cameras,
         help="Earlier images, unlabelled but for their cameras, of cameras that the gallery lacks: the probes "
         "of a native file, or file.h5::/group. For steps such as center.",
     )(command)
+
+
+def _images_of_cameras(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
+    """Refuse a calibration of scores in the place of features."""
+    from ..files.score_calibrations import is_calibration
+
+    if address is not None and is_calibration(address):
+        raise ParameterError(
+            f"{address} is a calibration of scores, and --calibrate takes features: use --calibration, which "
+            "`run` has"
+        )
+    return address
 
 
 def load_calibration(address: str | None, runtime: Runtime) -> Side | None:

@@ -39,9 +39,10 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
     nothing from the network. Both are read and measured as in `eval`; if one can only be measured to the depth
     of its lists, the lists of both are cut to the same depth.
 
-    Each item shows its rank before and after, as far as the lists go, and its score. An affinity map of a probe
-    shows how alike the probe and its items are among each other; there are maps of the 5,000 probes whose AP
-    changed most. The address of the page holds what is shown: report.html#probe=12, report.html#show=worse.
+    Each item shows its rank before and after, as far as the lists go (a cosine search ends at rank 1,000), and
+    its score. An affinity map of a probe shows how alike the probe and its items are among each other; there
+    are maps of the 5,000 probes whose AP changed most. The address of the page holds what is shown:
+    report.html#probe=12, report.html#show=worse.
 
     Pictures come from the images in FEATS, or from the files in --image-root; an image without a picture is
     shown as a tile with its identity and camera. Pictures are scaled to 64 pixels. A page holds at most 20,000
@@ -81,6 +82,8 @@ def report(request: Request, shown: int, image_root: str | None, runtime: Runtim
         sweep=sweep,
         facts=facts,
         force=request.force,
+        device=runtime.device,
+        memory=runtime.memory,
     )
     if written.missing:
         runtime.note(

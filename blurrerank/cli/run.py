@@ -50,6 +50,21 @@ if TYPE_CHECKING:
     from ..methods import AnyMethod
 
 
+def _calibration_of_scores(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
+    """Refuse features in the place of a calibration of scores."""
+    if path is not None:
+        import h5py
+
+        from ..errors import ParameterError
+
+        if h5py.is_hdf5(_file(path)):
+            raise ParameterError(
+                f"{path} is an HDF5 file, and --calibration takes what `blurrerank calibrate` wrote: for "
+                "features of cameras use --calibrate"
+            )
+    return path
+
+
 @click.command(
     cls=MethodCommand,
     method="lbr",
@@ -82,6 +97,7 @@ if TYPE_CHECKING:
     "--calibration",
     type=FILE,
     metavar="FILE",
+    callback=_calibration_of_scores,
     help="What `blurrerank calibrate` wrote for this method: from scores to probabilities. For --reject.",
 )
 @click.option(
@@ -89,7 +105,8 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1),
     metavar="P",
     help="Reject probes whose first item is right with a probability below P: .h5, .npz and .jsonl say which, "
-    ".trec and .csv leave their lists out. Metrics count them all.",
+    ".trec and .csv leave their lists out. The gallery should not have a probe's own images. Metrics count all "
+    "probes.",
 )
 @click.option(
     "-o",
@@ -311,7 +328,10 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         assert indexed is not None
         assert chosen is not None
         if rejection is not None:
-            rejection.calibration.check_fits(chosen.name, chosen.params(), setting_of(chosen, online=True))
+            setting = setting_of(chosen, online=True)
+            rejection.calibration.check_fits(
+                chosen.name, chosen.params(), setting, gallery_size=len(indexed), dim=indexed.dim
+            )
         depth = options.depth_of(len(indexed))
         asked = indexed.request(chosen, depth, exact=source.search == "exact", effort=source.effort)
         answer_stream(indexed, chosen, asked, runtime, rejection)

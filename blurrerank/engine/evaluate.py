@@ -46,7 +46,7 @@ def evaluate(
     Args:
         ranking: of the probes of `data`; or similarities, whose own order is measured.
         data: features with ids, and cameras if the protocol is to use them; by default those similarities.
-        protocol: `market1501`, `cuhk03` or `plain`.
+        protocol: `market1501`, `cuhk03`, `leave-one-out` or `plain`.
         ap: `plain` or `trapezoid`.
         device: where similarities are computed, if they are needed.
         memory: budget in bytes for the same.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from ..data.features import FeatureSet
 from ..data.ranking import Ranking
-from ..errors import InputError
+from ..errors import BlurrerankWarning, InputError
 from ..evaluation.open_set import OpenSetMetrics, find_first_items, measure_open_set, warn_about_open_set
 from ..evaluation.protocols import get_protocol
 from ..evaluation.score_calibration import ScoreCalibration, check_can_fit, fit_numbers
@@ -43,7 +45,8 @@ def calibrate(
     """Fit the probability that the first counted item of a list is right, as a function of its score.
 
     Probes without a match in the gallery count as wrong; those with id -1, and those whose lists have no
-    counted item, are left out.
+    counted item, are left out. A `BlurrerankWarning` says how many lists begin with an item that does not
+    count: rejection judges each list by its first item, whatever that is.
 
     Args:
         ranking: of the probes of `data`, which should not be those that the calibration is for.
@@ -73,12 +76,23 @@ def calibrate(
             f"the first items of all {len(right)} lists are {'right' if right.any() else 'wrong'}: take more "
             "probes, of identities that the gallery has and of others"
         )
+    skipped = int((first.places[used] > 0).sum())
+    if skipped:
+        warnings.warn(
+            f"{skipped} of {len(right)} lists begin with an item that protocol {protocol} drops, and were "
+            "fitted by a later one. --reject looks at the first item: probabilities of such lists will be too "
+            "high or too low. Take a probe's own images out of the gallery before",
+            BlurrerankWarning,
+            stacklevel=2,
+        )
     return ScoreCalibration(
         kind=by,
         numbers=fit_numbers(by, first.scores[used], right),
         method=ranking.method,
         params=dict(ranking.params),
         setting=ranking.setting,
+        dim=data.dim,
+        gallery_size=ranking.gallery_size,
         protocol=protocol,
         probes=len(right),
         right=int(right.sum()),

@@ -99,7 +99,7 @@ class Measurement:
     """How lists are measured.
 
     Attributes:
-        protocol: `market1501`, `cuhk03` or `plain`.
+        protocol: `market1501`, `cuhk03`, `leave-one-out` or `plain`.
         ap: `plain` or `trapezoid`.
 
     Raises:
@@ -258,7 +258,7 @@ def rerank_to(
 
     Raises:
         InputError: if what is to be resumed is a run of other features or parameters, or the calibration is of
-            another method or parameters.
+            another method, parameters or number of dimensions.
         OutputError: if the file cannot be written; before any work where that shows.
         ParameterError: for a parameter outside its range, or candidates that the method cannot work with.
     """
@@ -266,7 +266,9 @@ def rerank_to(
     setting = setting_of(method, request.online)
     rejection = output.rejection
     if rejection is not None:
-        rejection.calibration.check_fits(method.name, method.params(), setting)
+        rejection.calibration.check_fits(
+            method.name, method.params(), setting, gallery_size=len(data.gallery), dim=data.dim
+        )
     if candidates is not None:
         check_reranks_candidates(method, candidates)
         candidates.warn_about()

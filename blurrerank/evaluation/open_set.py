@@ -53,6 +53,7 @@ class FirstItems:
         unknown: (P,) bool, whether it has none; a probe with id -1 is neither.
         identity_rank: (P,) float64, rank from 1 of the probe's identity among the distinct identities of the
             list, each distractor being one; infinity if it is not listed, NaN of a probe that is not known.
+        places: (P,) int64, its place in the list, from 0; -1 where a list has no such item.
     """
 
     scores: NDArray[np.float32]
@@ -60,6 +61,7 @@ class FirstItems:
     known: NDArray[np.bool_]
     unknown: NDArray[np.bool_]
     identity_rank: NDArray[np.float64]
+    places: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def find_first_items(ranking: Ranking, data: FeatureSet, protocol: Protocol) -> 
     scores = np.full(len(ranking), -np.inf, dtype=np.float32)
     right = np.zeros(len(ranking), dtype=bool)
     identity_rank = np.where(known, np.inf, np.nan)
+    places = np.full(len(ranking), -1, dtype=np.int64)
     step = max(1, _ENTRIES // ranking.depth)
     for start in range(0, len(ranking), step):
         rows = slice(start, start + step)
@@ -144,6 +147,7 @@ def find_first_items(ranking: Ranking, data: FeatureSet, protocol: Protocol) -> 
             counted &= ~(same & (codes[1][items] == codes[0][rows, None]))
         found, place = counted.any(axis=1), counted.argmax(axis=1)[:, None]
         scores[rows][found] = np.take_along_axis(ranking.scores[rows], place, axis=1)[found, 0]
+        places[rows][found] = place[found, 0]
         right[rows] = found & np.take_along_axis(same, place, axis=1)[:, 0]
         matches = same & counted
         for row in np.flatnonzero(known[rows] & matches.any(axis=1)):
@@ -151,7 +155,7 @@ def find_first_items(ranking: Ranking, data: FeatureSet, protocol: Protocol) -> 
             ahead = listed[row, :end][counted[row, :end]]
             people = ahead > DISTRACTOR
             identity_rank[start + row] = 1 + len(np.unique(ahead[people])) + np.count_nonzero(~people)
-    return FirstItems(scores, right, known, ~known & (data.probe.ids != JUNK), identity_rank)
+    return FirstItems(scores, right, known, ~known & (data.probe.ids != JUNK), identity_rank, places)
 
 
 def measure_open_set(

@@ -13,6 +13,7 @@ Sources: Zadrozny, Elkan, "Transforming Classifier Scores into Accurate Multicla
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,12 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from ..data.ranking import Ranking
-from ..errors import BlurrerankError, InputError, ParameterError
+from ..errors import BlurrerankError, BlurrerankWarning, InputError, ParameterError
 
 KINDS = ("isotonic", "logistic")
+
+GALLERY_FACTOR = 2
+"""By how much galleries may differ in size without a warning."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class ScoreCalibration:
         numbers: of isotonic, `scores` (rising) and `probabilities`, the knots; of logistic, `slope` and
             `intercept`.
         method, params, setting: of the lists that it was fitted on, as in `Ranking`.
+        dim: dimensions of the features that these were made from; 0 for similarities.
+        gallery_size: how many items their gallery had.
         protocol: the protocol that said which items counted.
         probes: how many probes it was fitted on.
         right: how many of these had a right first item.
@@ -50,6 +56,8 @@ class ScoreCalibration:
     method: str
     params: Mapping[str, Any]
     setting: str | None
+    dim: int
+    gallery_size: int
     protocol: str
     probes: int
     right: int
@@ -60,31 +68,66 @@ class ScoreCalibration:
         if self.kind not in KINDS or not _are_sound(self.kind, self.numbers):
             raise InputError(f"{self.source} is damaged: it has no isotonic or logistic fit; calibrate again")
 
-    def check_fits(self, method: str, params: Mapping[str, Any], setting: str | None) -> None:
-        """Check that lists are of the method that this was fitted on.
+    def check_fits(
+        self,
+        method: str,
+        params: Mapping[str, Any],
+        setting: str | None,
+        *,
+        gallery_size: int,
+        dim: int | None = None,
+    ) -> None:
+        """Check that lists are such as this was fitted on.
+
+        Issues a `BlurrerankWarning` if the sizes of the galleries differ by more than `GALLERY_FACTOR`.
+
+        Args:
+            method: what made the lists, as in `Ranking`; also `params` and `setting`.
+            params: of these, the length of lists by cosine similarity does not count, as it changes no score.
+            setting: as in `Ranking`.
+            gallery_size: the size of their gallery.
+            dim: dimensions of the features, if known; 0 for similarities.
 
         Raises:
             InputError: saying what differs.
         """
-        fitted, here = _described(self.params), _described(params)
+        fitted, here = _scoring(method, self.params), _scoring(method, params)
         if method != self.method:
             what = f"method {self.method}, and these are of {method}"
         elif differing := [name for name in {**fitted, **here} if fitted.get(name) != here.get(name)]:
             name = differing[0]
             what = f"{method} with {name} {fitted.get(name)}, and these have {here.get(name)}"
         elif setting != self.setting:
-            what = f"{method}, {self.setting or 'of no setting'}, and these are {setting or 'of no setting'}"
+            unknown = "not known to be transductive or online"
+            what = f"{method}, {self.setting or unknown}, and these are {setting or unknown}"
+        elif dim and self.dim and dim != self.dim:
+            what = f"features of {self.dim} dimensions, and these have {dim}"
         else:
+            self._warn_of_size(gallery_size)
             return
         raise InputError(f"{self.source} was fitted on lists of {what}: calibrate such lists")
+
+    def _warn_of_size(self, gallery_size: int) -> None:
+        less, more = sorted((self.gallery_size, gallery_size))
+        if more > GALLERY_FACTOR * less:
+            wrong = "high" if gallery_size > self.gallery_size else "low"
+            warnings.warn(
+                f"{self.source} was fitted with a gallery of {self.gallery_size} items, and this one has "
+                f"{gallery_size}: the best score of an unknown probe rises with the size of the gallery, so "
+                f"probabilities are probably too {wrong}; calibrate with a gallery of about this size",
+                BlurrerankWarning,
+                stacklevel=4,
+            )
 
     def probability(self, ranking: Ranking) -> NDArray[np.float32]:
         """Return (P,) float32, the probability that the first item of each list is right; 0 of an empty list.
 
+        Issues a `BlurrerankWarning` if the gallery is much larger or smaller than that of the fit.
+
         Raises:
             InputError: if the lists are of another method, or other parameters, than this was fitted on.
         """
-        self.check_fits(ranking.method, ranking.params, ranking.setting)
+        self.check_fits(ranking.method, ranking.params, ranking.setting, gallery_size=ranking.gallery_size)
         return self.of_scores(ranking.scores[:, 0])
 
     def of_scores(self, scores: NDArray[Any]) -> NDArray[np.float32]:
@@ -214,7 +257,10 @@ def _are_sound(kind: str, numbers: Mapping[str, Any]) -> bool:
     return bool(rising and second[0] >= 0 and second[-1] <= 1)
 
 
-def _described(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as they are in a file."""
+def _scoring(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as they are in a file, without those that change no score."""
     described: dict[str, Any] = json.loads(json.dumps(dict(params)))
+    # Alone, and at the end of a chain: how many items are listed.
+    free = "topn" if method == "cosine" else "cosine.topn"
+    described.pop(free, None)
     return described

@@ -2,8 +2,10 @@
 
 JSON: `format` (`blurrerank-calibration`), `format_version`; `kind`, `isotonic` or `logistic`; `numbers`, of
 isotonic `scores` and `probabilities`, the knots between which it is linear, and of logistic `slope` and
-`intercept`; what it was fitted on: `method`, `params` and `setting` of the lists, `protocol`, `probes`, and how
-many of these had a `right` first item. It is refused for lists of another method, parameters or setting.
+`intercept`; what it was fitted on: `method`, `params` and `setting` of the lists, `dim` of the features (0 for
+similarities), `gallery_size`, `protocol`, `probes`, and how many of these had a `right` first item. It is
+refused for lists of another method, parameters or setting, or features of another `dim`; the `topn` of `cosine`
+may differ, as it changes no score. A gallery that is more than twice or less than half as large is warned of.
 """
 
 from __future__ import annotations
@@ -41,6 +43,14 @@ def save_calibration(calibration: ScoreCalibration, path: str | Path, *, force: 
         file.write(json.dumps(stored, indent=2) + "\n")
 
 
+def is_calibration(path: str | Path) -> bool:
+    """Return whether a file says that it is a calibration."""
+    try:
+        return bool(json.loads(Path(path).read_text(encoding="utf-8"))["format"] == FORMAT)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return False
+
+
 def read_calibration(path: str | Path) -> ScoreCalibration:
     """Read a calibration.
 
@@ -59,6 +69,8 @@ def read_calibration(path: str | Path) -> ScoreCalibration:
                 method=str(stored["method"]),
                 params=dict(stored["params"]),
                 setting=stored["setting"],
+                dim=int(stored["dim"]),
+                gallery_size=int(stored["gallery_size"]),
                 protocol=str(stored["protocol"]),
                 probes=int(stored["probes"]),
                 right=int(stored["right"]),

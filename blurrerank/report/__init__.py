@@ -58,6 +58,8 @@ def write_report(
     sweep: Sweep | Tuning | Grid | None = None,
     facts: Mapping[str, str] | None = None,
     force: bool = False,
+    device: str = "auto",
+    memory: int | None = None,
 ) -> Written:
     """Write the page.
 
@@ -73,18 +75,21 @@ def write_report(
         sweep: a sweep or tuning of the same features, drawn as a heat map; or from `grid_of` a heat map of one.
         facts: further facts about how the ranking was made, name -> text.
         force: replace an existing file.
+        device: device for the similarities of the affinity maps.
+        memory: memory budget in bytes for the same.
 
     Returns:
         The size of the page and the number of pictures in it.
 
     Raises:
         OutputError: if the file cannot be written.
+        ParameterError: for an unknown device.
         InputError: if the sweep is of other features, labels or settings, or the pictures cannot be read.
         BlurrerankError: if there are pictures and Pillow, the extra `report`, is not installed.
     """
     if not comparison.data.has_ids and sweep is not None:
         raise InputError(f"{comparison.data.lacking('ids')}, so the sweep cannot belong to these features")
-    strips = Strips(comparison, probe_pictures, gallery_pictures)
+    strips = Strips(comparison, probe_pictures, gallery_pictures, device=device, memory=memory)
     heat = "" if sweep is None else heat_map(grid_of(sweep, comparison))
     style, script, page = (_file(name) for name in ("page.css", "page.js", "page.html"))
     policy = (

@@ -36,10 +36,15 @@ class Maps:
     high: float
 
 
-def make_maps(comparison: BeforeAfter) -> Maps:
+def make_maps(comparison: BeforeAfter, *, device: str = "auto", memory: int | None = None) -> Maps:
     """Make the maps of the probes that changed most.
 
     A map has the probe, the shown items of the ranking in their order, and those that left the shown list.
+
+    Args:
+        comparison: what is shown.
+        device: where similarities are computed.
+        memory: budget for working memory in bytes.
     """
     probes = np.sort(comparison.by_change()[:MOST])
     members = np.full((len(probes), ITEMS), -1, dtype=np.int64)
@@ -51,7 +56,7 @@ def make_maps(comparison: BeforeAfter) -> Maps:
         left = (before >= 0) & ((ranks < 0) | (ranks > shown))
         some = np.concatenate([after[after >= 0], before[left]])[:ITEMS]
         members[row, : len(some)], counts[row] = some, len(some)
-    found = affinities(comparison.data, probes, members)
+    found = affinities(comparison.data, probes, members, device=device, memory=memory)
     # The script of the page finds who is on a map by the same rule.
     triangles = [
         similarities[np.triu_indices(1 + count, 1)] for similarities, count in zip(found, counts, strict=True)

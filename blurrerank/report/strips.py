@@ -45,7 +45,15 @@ class Written:
 class Strips:
     """The strips of pictures: the lists of all probes, and the images in them."""
 
-    def __init__(self, comparison: BeforeAfter, probes: Pictures | None, gallery: Pictures | None) -> None:
+    def __init__(
+        self,
+        comparison: BeforeAfter,
+        probes: Pictures | None,
+        gallery: Pictures | None,
+        *,
+        device: str = "auto",
+        memory: int | None = None,
+    ) -> None:
         self.comparison = comparison
         self.order = comparison.by_change()
         lists = np.stack([comparison.before, comparison.after], axis=1)
@@ -54,7 +62,7 @@ class Strips:
         if self.items[0] == -1:
             self.items, places = self.items[1:], places - np.int32(1)
         self.lists = places
-        self.maps = make_maps(comparison)
+        self.maps = make_maps(comparison, device=device, memory=memory)
         self.has_pictures = probes is not None or gallery is not None
         count, listed = len(comparison.data.probe), len(self.items)
         self.cells = np.full(count + listed, -1, dtype=np.int32)

@@ -36,7 +36,7 @@ def affinities(
 
     Raises:
         InputError: if there are similarities and no features.
-        BudgetError: for a budget that is too small.
+        ParameterError: for an unknown device.
     """
     rows = torch.from_numpy(np.maximum(items, 0).astype(np.int64))
     found = torch.empty(len(rows), 1 + rows.shape[1], 1 + rows.shape[1])

@@ -27,6 +27,9 @@ UNKNOWN, RIGHT, WRONG, IS_JUNK, DROPPED = range(5)
 """Kinds of a listed item: unknown or not listed; same identity; other identity; junk; same identity and camera,
 which the protocol drops."""
 
+SEARCHED = 1000
+"""How far ranks by cosine similarity are looked for, at most, where metrics need no more."""
+
 
 @dataclass(frozen=True, eq=False)
 class BeforeAfter:
@@ -139,8 +142,8 @@ def before_and_after(
         ranking: a ranking of the probes of `data`.
         data: the features; without ids on both sides nothing is measured.
         against: another ranking of the same probes; by default the exact cosine search of `data`, to the depth
-            of the ranking.
-        protocol: `market1501`, `cuhk03` or `plain`.
+            of the ranking, but not beyond `SEARCHED` unless metrics need it.
+        protocol: `market1501`, `cuhk03`, `leave-one-out` or `plain`.
         ap: `plain` or `trapezoid`.
         shown: number of items to return of each list, at most the lesser depth of the two.
         device: device for the similarities.
@@ -158,23 +161,27 @@ def before_and_after(
     check_features(data)
     check_made_from(ranking, data)
     if against is not None:
+        check_ranking(against)
         check_made_from(against, data)
-    reference = against or rerank(
-        data, "cosine", depth=ranking.depth, device=device, memory=memory, progress=progress
-    )
     before, after, change = None, None, None
+    measured: dict[str, Any] = {"protocol": protocol, "ap": ap, "device": device, "memory": memory}
     if data.has_ids:
-        measured = {"protocol": protocol, "ap": ap, "device": device, "memory": memory}
-        after = evaluate(ranking, data, **measured)  # type: ignore[arg-type]
+        after = evaluate(ranking, data, **measured)
+    reference = against
+    if reference is None:
+        depth = ranking.depth
+        if after is None or after.depth is None:  # otherwise both lists are cut at one length
+            depth = min(depth, max(shown, SEARCHED))
+        reference = rerank(data, "cosine", depth=depth, device=device, memory=memory, progress=progress)
+    if after is not None:
         with warnings.catch_warnings():
             # The ranking has already caused the warnings about these labels.
             warnings.simplefilter("ignore", BlurrerankWarning)
-            before = evaluate(reference, data, **measured)  # type: ignore[arg-type]
+            before = evaluate(reference, data, **measured)
             if after.depth is not None or before.depth is not None:
                 listed = (ranking.indices >= 0).sum(axis=1), (reference.indices >= 0).sum(axis=1)
                 before, after = (
-                    evaluate(_cut(one, np.minimum(*listed)), data, **measured)  # type: ignore[arg-type]
-                    for one in (reference, ranking)
+                    evaluate(_cut(one, np.minimum(*listed)), data, **measured) for one in (reference, ranking)
                 )
         change = gains(after.ap, before.ap)
     shown = min(shown, ranking.depth, reference.depth)

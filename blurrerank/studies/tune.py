@@ -92,7 +92,7 @@ def tune(
         calibration: earlier images of cameras that the gallery lacks, for steps such as `center`.
         metric: the mean that is to be highest: mAP, mINP, rank1, rank5, rank10 or rank20.
         seed: of the draw of the halves.
-        protocol: `market1501`, `cuhk03` or `plain`.
+        protocol: `market1501`, `cuhk03`, `leave-one-out` or `plain`.
         ap: `plain` or `trapezoid`.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         memory: budget for working memory in bytes.
