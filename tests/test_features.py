@@ -77,7 +77,7 @@ def spoiled(value, *rows):
         ),
         (
             {"probe_cams": np.array(list("abcdefghijkl"))},
-            ["probe/cams is text: expected integers (number them from 1)"],
+            ["probe/cams is text: expected integers (number them from 1, the same in all files)"],
         ),
         (
             {"probe_ids": np.arange(12) - 5},

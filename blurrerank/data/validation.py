@@ -68,7 +68,9 @@ def _label_problems(side: Side) -> Iterator[str]:
             row = int(np.argmax(labels % 1 != 0))
             yield f"{side.label}/{name} has {labels[row]} in row {row}: expected integers"
         elif labels.dtype.kind not in kinds:
-            hints = {"f": " (use astype('int64'))"} | dict.fromkeys("OSU", " (number them from 1)")
+            hints = {"f": " (use astype('int64'))"} | dict.fromkeys(
+                "OSU", " (number them from 1, the same in all files)"
+            )
             hint = hints.get(labels.dtype.kind, "")
             what = "text" if kinds == "iu" and labels.dtype.kind in "OSU" else labels.dtype
             yield f"{side.label}/{name} is {what}: expected {expected}{hint}"

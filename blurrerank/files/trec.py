@@ -89,7 +89,8 @@ def _identifiers(side: Side) -> list[str]:
         return [str(name) for name in side.names]
     if side.names is not None:
         warnings.warn(
-            f"{side.label}/names cannot be TREC identifiers, {problem}: row numbers are written instead",
+            f"{side.label}/names cannot be TREC identifiers, {problem}: row numbers are written instead; "
+            ".csv and .jsonl keep names",
             BlurrerankWarning,
             stacklevel=5,
         )
