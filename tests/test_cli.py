@@ -617,9 +617,9 @@ def test_a_run_that_is_ended_leaves_nothing(sent, code, write, tmp_path):
             time.sleep(0.01)
         process.send_signal(sent)
         err = process.communicate(timeout=60)[1]
-    assert process.returncode == code
     ended = "interrupted" if sent == signal.SIGINT else f"terminated by {sent.name}"
-    assert err.decode() == f"note: nothing of lists.csv is kept\nerror: {ended}\n"
+    said = f"note: nothing of lists.csv is kept\nerror: {ended}\n"
+    assert (process.returncode, err.decode()) == (code, said)
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
 
