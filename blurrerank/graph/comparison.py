@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from ..data.ranges import ranges, split_by_size
+from ..data.ranges import offsets_of, ranges, split_by_size
 from .sparse_rows import ONE, SparseRows, summed
 
 
@@ -68,8 +68,7 @@ def _products(rows: SparseRows, lists: Sequence[SparseRows], width: int) -> torc
     for inverted in lists:
         counts = inverted.counts_of(columns)
         _, chosen = ranges(inverted.offsets[columns], counts)
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        theirs = _integers(inverted.weights[chosen], inverted.columns[chosen], offsets, width)
+        theirs = _integers(inverted.weights[chosen], inverted.columns[chosen], offsets_of(counts), width)
         products += (mine @ theirs).toarray()
     return torch.from_numpy(products)
 
