@@ -529,3 +529,12 @@ def test_without_scikit_learn_one_line_says_how_to_get_it(calibrated, cli, tmp_p
     reject = ("--calibration", "calibration.json", "--reject", 0.5)
     done = shell("run", "feats.h5", "--method", "cosine", "-o", "a.h5", *reject, **options)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("measure", [br.evaluate_open_set, br.calibrate])
+def test_natural_mistakes_are_answered(measure):
+    data = br.FeatureSet.from_arrays(**features())
+    with pytest.raises(br.InputError, match="expected a Ranking, not a path"):
+        measure("lists.h5", data)
+    with pytest.raises(br.InputError, match="expected a FeatureSet, not a path"):
+        measure(br.rerank(data), "feats.h5")

@@ -64,9 +64,7 @@ def evaluate(
         check_ranking(ranking)
     if data is None:
         raise InputError("a ranking has no ids of its own: pass the features that it is of, too")
-    check_features(data)
-    if not data.has_ids:
-        raise InputError(f"{data.lacking('ids')}: a ranking can be written but not measured")
+    check_labelled(data)
     compute = Compute.choose(device, memory, progress=progress)
     if isinstance(ranking, SimilaritySet):
         positions, depth = _ranked_again(_BY_COSINE, data, rules, compute), None
@@ -76,6 +74,13 @@ def evaluate(
     metrics = measure(positions, data, rules, ap=ap, depth=depth)
     warn_about(metrics, data)
     return metrics
+
+
+def check_labelled(data: FeatureSet) -> None:
+    """Raise `InputError` unless `data` are features with ids, by which rankings are measured."""
+    check_features(data)
+    if not data.has_ids:
+        raise InputError(f"{data.lacking('ids')}: a ranking can be written but not measured")
 
 
 def check_made_from(ranking: Ranking, data: FeatureSet) -> None:

@@ -6,13 +6,14 @@ import warnings
 
 import numpy as np
 
+from ..data.arguments import check_ranking
 from ..data.features import FeatureSet
 from ..data.ranking import Ranking
 from ..errors import BlurrerankWarning, InputError
 from ..evaluation.open_set import OpenSetMetrics, find_first_items, measure_open_set, warn_about_open_set
 from ..evaluation.protocols import get_protocol
 from ..evaluation.score_calibration import ScoreCalibration, check_can_fit, fit_numbers
-from .evaluate import check_made_from
+from .evaluate import check_labelled, check_made_from
 
 
 def evaluate_open_set(
@@ -100,6 +101,6 @@ def calibrate(
 
 
 def _check(ranking: Ranking, data: FeatureSet) -> None:
-    if not data.has_ids:
-        raise InputError(f"{data.lacking('ids')}: a ranking can be written but not measured")
+    check_ranking(ranking)
+    check_labelled(data)
     check_made_from(ranking, data)

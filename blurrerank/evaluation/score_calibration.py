@@ -214,17 +214,13 @@ def fit_numbers(kind: str, scores: NDArray[np.float32], right: NDArray[np.bool_]
     """Fit a function of the score to whether the first item was right.
 
     Args:
-        kind: `isotonic` or `logistic`.
+        kind: `isotonic` or `logistic`, which `check_can_fit` has checked.
         scores: (n,) finite.
         right: (n,), of both values.
 
     Returns:
         `ScoreCalibration.numbers`.
-
-    Raises:
-        ParameterError, BlurrerankError: as `check_can_fit`.
     """
-    check_can_fit(kind)
     wide = scores.astype(np.float64)
     if kind == "isotonic":
         from sklearn.isotonic import IsotonicRegression
