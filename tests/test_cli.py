@@ -389,6 +389,21 @@ def test_wrong_usage_is_one_line_and_exit_2(arguments, said, cli, write):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("feats.h5", "there is no command 'feats.h5': to rank its probes, type: blurrerank run feats.h5"),
+        ("evaluate", "there is no command 'evaluate': did you mean eval?"),
+        ("rerank", "there is no command 'rerank': choose one of bench, calibrate, completion, convert, eval,"),
+    ],
+)
+def test_who_types_no_command_is_told_one(command, said, cli, write):
+    write()
+    code, out, err = cli(command)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {said}")
+
+
 def test_an_output_never_replaces_the_input(cli, write):
     feats = write()
     before = feats.read_bytes()

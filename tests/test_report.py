@@ -360,6 +360,32 @@ def test_nothing_is_wider_than_the_window(width, report, visit, write):
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--${title}"
 
 
+def test_identities_and_cameras_are_called_as_their_file_calls_them(report, visit, write):
+    arrays = many()
+    texts = {
+        f"{side}_{kind}": np.array([f"{what} {label}" for label in arrays[f"{side}_{kind}"]], dtype=object)
+        for side in ("probe", "gallery")
+        for kind, what in (("ids", "zebra"), ("cams", HOSTILE))
+    }
+    page = visit(report(write(**arrays | texts)))
+    identities, cameras = (
+        dict(zip(arrays["gallery_names"], texts[f"gallery_{kind}"], strict=True)) for kind in ("ids", "cams")
+    )
+    labels = page.eval_on_selector_all(
+        "tbody .strip li [role=img]", "all => all.map(one => one.getAttribute('aria-label'))"
+    )
+    for label in labels:
+        name = label.split(", ")[-1]
+        assert f", identity {identities[name]}, camera {cameras[name]}, " in label
+    first = page.query_selector("tbody .strip li .picture")
+    assert first.inner_text().startswith("zebra ")
+    assert HOSTILE in first.inner_text()
+    assert page.query_selector_all("img") == []
+    identity = texts["probe_ids"][0]
+    page.fill("[name=identity]", identity)
+    wait_for_count(page, f"{(texts['probe_ids'] == identity).sum()} of {len(texts['probe_ids'])}")
+
+
 @pytest.mark.parametrize(
     "hostile", [HOSTILE, "</script <img src=x onerror=alert(1)>", "<!--<script <img src=x>"]
 )

@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import click
@@ -51,6 +53,21 @@ class _ClosedPipeError(Exception):
 
 
 class _Commands(click.Group):
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the command that the arguments start with; where there is none, say what to type."""
+        name = args[0]
+        if name.startswith("-") or name in self.commands:
+            return super().resolve_command(ctx, args)
+        shown = [known for known, command in self.commands.items() if not command.hidden]
+        near = get_close_matches(name, shown, 1)
+        if Path(name).is_file():
+            hint = f"to rank its probes, type: blurrerank run {name}"
+        elif near:
+            hint = f"did you mean {near[0]}?"
+        else:
+            hint = f"choose one of {', '.join(sorted(shown))}"
+        raise click.UsageError(f"there is no command {name!r}: {hint}", ctx)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command. By default click exits with 1 on a closed pipe and prints an extra line on Ctrl-C."""
         try:

@@ -32,6 +32,7 @@ class FeatureSet:
         probe: the probe side.
         gallery: the gallery side.
         provenance: where the features came from, as attribute name -> value.
+        texts: the text of each number, for `ids` and `cams` that were text.
 
     Raises:
         InputError: listing all problems at once, each with the side and the first rows affected.
@@ -40,6 +41,7 @@ class FeatureSet:
     probe: Side
     gallery: Side
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Number labels that are text, and validate both sides."""
@@ -67,8 +69,9 @@ class FeatureSet:
             return
         keep = (JUNK, DISTRACTOR) if kind == "ids" else ()
         found = numbered(texts, keep=keep)
-        for doubt in unidentified(texts, kind[:-1]) if found.names else ():
+        for doubt in unidentified(texts, kind[:-1]) if found.texts else ():
             warnings.warn(doubt, BlurrerankWarning, stacklevel=4)
+        object.__setattr__(self, "texts", {**self.texts, kind: found.texts})
         numbers = iter(found.labels)
         for name, side in zip(("probe", "gallery"), sides, strict=True):
             if getattr(side, kind) is not None:
@@ -161,7 +164,7 @@ class FeatureSet:
         if not wanted:
             raise InputError("neither side has tracks: store (N,) tracks beside the features")
         both |= {name: by_track(both[name]) for name in wanted}
-        return FeatureSet(both["probe"], both["gallery"], {**self.provenance, "by": "track"})
+        return FeatureSet(both["probe"], both["gallery"], {**self.provenance, "by": "track"}, self.texts)
 
     @property
     def dim(self) -> int:

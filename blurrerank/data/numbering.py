@@ -24,12 +24,12 @@ class Numbering:
 
     Attributes:
         labels: (N,) int64 of each side, or Python integers where some do not fit int64.
-        names: how many different texts were numbered from 1; 0 if all are whole numbers.
+        texts: the text of each number, of those that were numbered from 1; none if all are whole numbers.
         kept: texts that kept their number among the names, such as -1.
     """
 
     labels: list[NDArray[Any]]
-    names: int
+    texts: dict[int, str]
     kept: list[str]
 
 
@@ -58,11 +58,12 @@ def numbered(sides: Sequence[NDArray[Any]], *, keep: Sequence[int] = ()) -> Numb
     written = {(number, text.partition(".")[0]) for text, number in numbers.items()}
     ordinary = Counter(number for number, _ in written if number not in keep)
     if None not in numbers.values() and max(ordinary.values(), default=1) == 1:
-        return Numbering([_integers([numbers[text] for text in side]) for side in sides], 0, [])
+        return Numbering([_integers([numbers[text] for text in side]) for side in sides], {}, [])
     kept = {text: number for text, number in numbers.items() if number is not None and number in keep}
     places = {text: place for place, text in enumerate(sorted(set(numbers) - set(kept)), start=1)}
     found = kept | places
-    return Numbering([_integers([found[text] for text in side]) for side in sides], len(places), sorted(kept))
+    texts = {place: text for text, place in places.items()}
+    return Numbering([_integers([found[text] for text in side]) for side in sides], texts, sorted(kept))
 
 
 def _integers(values: Sequence[Any]) -> NDArray[Any]:

@@ -99,6 +99,11 @@ function otherRank(rank) {
   return rank > 0 ? String(rank) : `>${-rank}`;
 }
 
+// An identity or camera as it was called where it was text.
+function called(kind, label) {
+  return label === undefined ? undefined : data.texts[kind]?.[label] ?? String(label);
+}
+
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -132,6 +137,11 @@ function draw(picture, cell) {
   picture.style.backgroundPosition = `${share(column, across)}% ${share(row, down)}%`;
 }
 
+// A camera below a picture: a number alone would not say that it is one.
+function camera(cam, word) {
+  return /^-?\d+$/.test(cam) ? word + cam : cam;
+}
+
 // One image: its picture, or a tile with its identity and camera as text.
 function tile(tag, kind, what) {
   const said = [what.said, KINDS[kind].said];
@@ -141,14 +151,14 @@ function tile(tag, kind, what) {
   const label = said.filter(Boolean).join(", ");
   const picture = element("span", { class: "picture", role: "img", "aria-label": label, title: label });
   const made = element(tag, { class: `tile ${KINDS[kind].name}` }, picture);
-  const id = what.id === undefined ? `#${what.row}` : String(what.id);
+  const id = what.id === undefined ? `#${what.row}` : what.id;
   if (what.cell >= 0) {
     draw(picture, what.cell);
-    const cam = what.cam === undefined ? "" : ` \u00b7 c${what.cam}`;
+    const cam = what.cam === undefined ? "" : ` \u00b7 ${camera(what.cam, "c")}`;
     made.append(element("span", { class: "caption", "aria-hidden": "true" }, id + cam));
   } else {
     picture.append(element("strong", { "aria-hidden": "true" }, id));
-    if (what.cam !== undefined) picture.append(element("span", { "aria-hidden": "true" }, `cam ${what.cam}`));
+    if (what.cam !== undefined) picture.append(element("span", { "aria-hidden": "true" }, camera(what.cam, "cam ")));
   }
   if (KINDS[kind].sign) {
     picture.append(element("span", { class: "mark", "aria-hidden": "true" }, KINDS[kind].sign));
@@ -185,7 +195,8 @@ function strip(name, probe) {
     const [other, score] = [ranks[at], figure(scores[at])];
     const there = `${name === "before" ? "after" : "before"} ${other > 0 ? `rank ${other}` : `beyond rank ${-other}`}`;
     const made = tile("li", kinds[at], {
-      said: `rank ${rank}, ${there}, score ${score}`, row: itemRows[item], id: itemIds?.[item], cam: itemCams?.[item],
+      said: `rank ${rank}, ${there}, score ${score}`, row: itemRows[item],
+      id: called("ids", itemIds?.[item]), cam: called("cams", itemCams?.[item]),
       name: data.itemNames?.[item], cell: itemCells?.[item] ?? -1,
     });
     made.dataset.item = item;
@@ -210,7 +221,7 @@ function body(probe) {
     values.append(cell);
   });
   const mine = tile("div", 0, {
-    said: "probe", row: probe, id: probeIds?.[probe], cam: probeCams?.[probe],
+    said: "probe", row: probe, id: called("ids", probeIds?.[probe]), cam: called("cams", probeCams?.[probe]),
     name: data.probeNames?.[probe], cell: probeCells?.[probe] ?? -1,
   });
   const strips = element("div", { class: "strips" }, strip("before", probe), strip("after", probe));
@@ -395,7 +406,7 @@ function select(page = 0) {
   const probes = [];
   for (let probe = 0; probe < data.probes; probe++) {
     if (keep(probe) && (!only || String(probe) === only) && (!name || data.probeNames[probe].toLowerCase().includes(name))
-        && (!identity || String(probeIds[probe]) === identity)) probes.push(probe);
+        && (!identity || called("ids", probeIds[probe]) === identity)) probes.push(probe);
   }
   const { key } = COLUMNS.find((column) => column.name === state.sort);
   const turn = state.rising ? 1 : -1;

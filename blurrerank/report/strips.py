@@ -184,6 +184,15 @@ class Strips:
             table["probeNames"] = data.probe.names.tolist()
         if data.gallery.names is not None:
             table["itemNames"] = data.gallery.names[self.items].tolist()
+        table["texts"] = {
+            kind: {
+                number: texts[number]
+                for name in (f"probe{kind.capitalize()}", f"item{kind.capitalize()}")
+                for number in np.unique(columns.get(name, ("", []))[1]).tolist()
+                if number in texts
+            }
+            for kind, texts in data.texts.items()
+        }
         return table | {
             "columns": {
                 name: {"type": kind, "base64": _base64(values, kind)}

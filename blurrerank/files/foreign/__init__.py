@@ -124,7 +124,7 @@ def import_features(*paths: str | Path, allow_pickle: bool = False, matrix: str 
         if layout.matrices:
             return files, layout, _similarities(layout, where, matrix, about, sources)
         probe, gallery = _sides(layout, where, sources)
-        return files, layout, FeatureSet(probe, gallery, about)
+        return files, layout, FeatureSet(probe, gallery, about, _texts(layout))
 
     files, layout, data = read_tried(read, *map(Path, paths))
     source = data.provenance["source"].partition(": ")[2]
@@ -171,6 +171,12 @@ def _sides(layout: Layout, where: str, sources: tuple[Source, ...]) -> list[Side
         )
         for (name, parts), ids, cams in zip(layout.sides.items(), labels["ids"], labels["cams"], strict=True)
     ]
+
+
+def _texts(layout: Layout) -> dict[str, dict[int, str]]:
+    """What `FeatureSet.texts` holds."""
+    parts = [(kind, part) for sides in layout.sides.values() for kind, part in sides.items()]
+    return {kind: part.texts for kind, part in parts if part.texts}
 
 
 def _similarities(

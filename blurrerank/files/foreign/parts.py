@@ -27,12 +27,14 @@ class Part:
         values: the array.
         told: descriptions of the conversions made, such as `transposed`.
         doubts: warnings about likely mistakes.
+        texts: the text of each number, of labels that were text.
     """
 
     origin: str
     values: Any
     told: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    texts: dict[int, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return ", ".join([self.origin, *self.told])
@@ -347,11 +349,14 @@ def _numbered_texts(parts: Sequence[Part], where: str, keep: Sequence[int] = ())
         outside = np.array([abs(number) > _LARGEST for number in numbers.tolist()], bool)
         _refuse(numbers, outside, part, where, _FITTING)
         told = "text converted to integers"
-        if found.names:
+        if found.texts:
             kept = [text for text in found.kept if text in part.values.tolist()]
-            told = f"{found.names} text labels numbered from 1{', except ' * bool(kept)}{' and '.join(kept)}"
+            told = f"{len(found.texts)} text labels numbered from 1"
+            if kept:
+                told += f", except {' and '.join(kept)}"
         part.told.append(told)
-    if found.names:
+    if found.texts:
+        parts[0].texts = found.texts
         parts[0].doubts += labels.unidentified([part.values for part in parts], "id" if keep else "camera")
     return [numbers.astype(np.int64) for numbers in found.labels]
 
