@@ -4,16 +4,19 @@
 
 runs every method, two chains and `auto` on each file, writes the tables into docs/evidence.md and draws
 docs/evidence-light.svg and docs/evidence-dark.svg. Each method runs with its default parameters in a process of
-its own, with the plain NumPy version beside it where there is one. Intervals are 95 % bootstrap intervals over
-identities. Files whose features cannot be given away add figures only.
+its own. Beside it run the plain NumPy version, if there is one, and the functions of torchreid and fast-reid,
+if these are installed (`make recipes`; see benchmarks/authors.py). Intervals are 95 % bootstrap intervals
+over identities. Files whose features cannot be given away add figures only.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,10 @@ from blurrerank.methods import available, create
 
 DOCS = Path(__file__).parents[1] / "docs"
 CHAINS = ("center+camera-graph", "center+k-reciprocal", "auto")
-REFERENCE = " (plain)"
+# Other programs that compute a method: what follows its name here, and on the page.
+PROGRAMS = {"": "", " (plain)": ", plain NumPy", " (torchreid)": ", torchreid", " (fastreid)": ", fast-reid"}
+# The packages that have one, and the method that it is.
+AUTHORS = {"torchreid": "k-reciprocal", "fastreid": "k-reciprocal-fastreid"}
 SAMPLES = 1000
 
 
@@ -42,10 +48,9 @@ def run(*arguments: str) -> Any:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def interval(path: str, method: str) -> tuple[float, float]:
+def interval(data: br.FeatureSet, ranking: br.Ranking) -> tuple[float, float]:
     """Of mAP in per cent, by drawing identities with all their probes."""
-    data = br.load(path)
-    precisions = br.evaluate(br.rerank(data, method), data).ap
+    precisions = br.evaluate(ranking, data).ap
     valid = ~np.isnan(precisions)
     _, which = np.unique(data.probe.ids[valid], return_inverse=True)
     counts = np.bincount(which)
@@ -66,13 +71,24 @@ def measured(path: str) -> dict[str, dict[str, Any]]:
             continue
         seconds = result["seconds"]
         name = result["method"].removesuffix("+cosine")
-        found[name + REFERENCE * result["reference"]] = {
+        found[name + " (plain)" * result["reference"]] = {
             "needs": ", ".join(result["needs"]),
             "mAP": 100 * result["metrics"]["mAP"],
             "rank1": 100 * result["metrics"]["rank1"],
             "seconds": seconds["index"] + seconds["search"] + seconds["re-rank"],
             "MiB": result["peak_bytes"] / 2**20,
         }
+    for package, name in AUTHORS.items():
+        if importlib.util.find_spec(package) is not None:
+            script = [sys.executable, str(Path(__file__).with_name("authors.py")), package, path]
+            result = json.loads(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
+            found[f"{name} ({package})"] = {
+                "needs": found[name]["needs"],
+                "mAP": 100 * result["metrics"]["mAP"],
+                "rank1": 100 * result["metrics"]["rank1"],
+                "seconds": result["seconds"],
+                "MiB": result["peak_bytes"] / 2**20,
+            }
     with tempfile.TemporaryDirectory() as folder:
         told = run("run", path, "--method", "auto", "-o", str(Path(folder, "auto.h5")))
     found["auto"] = {
@@ -81,8 +97,12 @@ def measured(path: str) -> dict[str, dict[str, Any]]:
         "rank1": 100 * told["after"]["rank1"],
         "chose": told["auto"].partition(" (")[0],
     }
+    data = br.load(path)
     for name in ("cosine", "lbr", "k-reciprocal", *CHAINS):
-        found[name]["interval"] = interval(path, name)
+        start = time.perf_counter()
+        ranking = br.rerank(data, name)
+        found[name].setdefault("seconds", time.perf_counter() - start)  # of `auto`, which `bench` does not take
+        found[name]["interval"] = interval(data, ranking)
     return found
 
 
@@ -92,11 +112,10 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     for name, one in sorted(found.items(), key=lambda item: -item[1]["mAP"]):
         between = "{:.1f} to {:.1f}".format(*one["interval"]) if "interval" in one else ""
         seconds, memory = (one.get(what) for what in ("seconds", "MiB"))
+        method, space, program = name.partition(" ")
         rows.append(
             (
-                f"`{name}`"
-                if not name.endswith(REFERENCE)
-                else f"`{name.removesuffix(REFERENCE)}`, plain NumPy",
+                f"`{method}`{PROGRAMS[space + program]}",
                 one["needs"],
                 f"{one['mAP']:.1f}",
                 between,
@@ -111,7 +130,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 def draw(found: dict[str, dict[str, dict[str, Any]]], path: Path, ink: str) -> None:
     """A row for each method and a panel for each file: mAP, and where cosine is."""
-    names = [name for name in next(iter(found.values())) if not name.endswith(REFERENCE) and name != "cosine"]
+    names = [name for name in next(iter(found.values())) if " (" not in name and name != "cosine"]
     mean_gain = {
         name: np.mean([one[name]["mAP"] - one["cosine"]["mAP"] for one in found.values() if name in one])
         for name in names
