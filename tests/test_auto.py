@@ -234,21 +234,21 @@ def test_a_camera_of_which_only_a_few_probes_are_known_is_not_centred_by():
     assert "(2 cameras, known by a median of 150 images and at least 3, too few" in chosen(turned).reason
     one = br.Side(data.probe.features[:1], cams=np.array([9]))
     with pytest.warns(br.BlurrerankWarning, match="change nothing: auto does not centre"):
-        found = choose("auto", few, Request(online=True, calibration=one), Compute.choose("cpu"))
+        found = choose("auto", few, Request(online=True, camera_images=one), Compute.choose("cpu"))
     assert "at least 1, too few to centre by" in found.reason
 
 
-def test_cameras_of_calibration_features_that_nothing_else_has_do_not_count():
+def test_cameras_of_camera_images_that_nothing_else_has_do_not_count():
     data = people(150, 1, 2)
     draw = np.random.default_rng(0)
     others = br.Side(draw.normal(size=(60, 48)).astype(np.float32), cams=np.repeat(np.arange(10, 30), 3))
     compute = Compute.choose("cpu")
-    found = choose("auto", data, Request(calibration=others), compute)
+    found = choose("auto", data, Request(camera_images=others), compute)
     assert found.method.name.startswith("center+")
     assert "(2 cameras, known by a median of 300 images and at least 300; " in found.reason
     # Online, they may be those of probes to come.
     with pytest.warns(br.BlurrerankWarning, match="change nothing: auto does not centre"):
-        online = choose("auto", data, Request(online=True, calibration=others), compute)
+        online = choose("auto", data, Request(online=True, camera_images=others), compute)
     assert "(21 cameras, known by a median of 3 images and at least 3, too few to centre by; " in online.reason
 
 
@@ -340,8 +340,12 @@ def test_a_parameter_keeps_its_default_where_the_data_do_not_tell():
         ("auto:k=3", {}, "auto chooses a whole chain for the data"),
         ("lbr:topn=auto", {}, "topn of lbr cannot be auto: lbr has a rule for sigma"),
         ("dba:k=auto+lbr", {}, "k of dba cannot be auto: dba has rules for none of its parameters"),
-        ("auto", {"calibration": br.Side(np.eye(3, 8))}, "has no cameras: calibration features need them"),
-        ("auto", {"calibration": br.Side(np.eye(3, 5), cams=np.ones(3, int))}, "has 5 dimensions: expected 8"),
+        ("auto", {"camera_images": br.Side(np.eye(3, 8))}, "has no cameras: camera images need them"),
+        (
+            "auto",
+            {"camera_images": br.Side(np.eye(3, 5), cams=np.ones(3, int))},
+            "has 5 dimensions: expected 8",
+        ),
         ("auto", {"graph": br.neighbour_graph(np.eye(3))}, "auto finds a graph of its own"),
         ("lbr", {"sigma": np.array([0.1, 0.2])}, "sigma must be"),
         ("camera-graph:foo=auto", {}, "method camera-graph has no parameter 'foo'"),
@@ -364,11 +368,11 @@ def test_a_number_that_is_given_comes_before_auto_and_a_preset_where_nothing_is_
         assert br.rerank(data, "k-reciprocal", k1="auto", preset="cuhk03").params["k1"] == 7
 
 
-def test_calibration_that_nothing_is_centred_by_is_told():
+def test_camera_images_that_nothing_is_centred_by_are_warned_of():
     data = people(150, 1, 2)
     bare = br.FeatureSet(br.Side(data.probe.features), br.Side(data.gallery.features))
     with pytest.warns(br.BlurrerankWarning, match=r"change nothing: auto does not centre \(there are no"):
-        br.rerank(bare, "auto", calibration=data.probe)
+        br.rerank(bare, "auto", camera_images=data.probe)
 
 
 def test_cameras_that_a_parameter_needs_are_missed_in_the_name_of_its_method():
@@ -477,7 +481,7 @@ def test_an_index_is_built_for_what_fits_its_gallery(tmp_path):
             br.Side(data.gallery.features),
             tmp_path / "n.h5",
             "auto",
-            calibration=data.probe,
+            camera_images=data.probe,
             notify=told.append,
         )
     (said,) = told

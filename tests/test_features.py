@@ -112,8 +112,8 @@ TO_ARRAYS = "expected a FeatureSet, not {}: pass br.FeatureSet.from_arrays(probe
             "a method is named by text, such as dba:k=4+lbr, not by ndarray",
         ),
         (
-            lambda q, g, data: br.rerank(data, "center", calibration=g),
-            "calibration must be a Side with cameras: br.Side(features, cams=cams)",
+            lambda q, g, data: br.rerank(data, "center", camera_images=g),
+            "camera_images must be a Side with cameras: br.Side(features, cams=cams)",
         ),
         (
             lambda q, g, data: br.evaluate(data, br.rerank(data)),

@@ -400,7 +400,7 @@ def test_what_is_left_of_another_build_is_refused(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["i.h5"]
 
 
-@pytest.mark.parametrize("other", ["gallery", "calibration"])
+@pytest.mark.parametrize("other", ["gallery", "camera_images"])
 def test_what_is_left_of_a_build_with_other_cameras_is_refused(other, tmp_path):
     arrays, path = features(gallery=300), tmp_path / "i.h5"
     gallery = side(arrays)
@@ -408,16 +408,16 @@ def test_what_is_left_of_a_build_with_other_cameras_is_refused(other, tmp_path):
     method = "center+camera-graph"
     how = {"memory": 1 << 19, "checkpoint_seconds": 0}
     with pytest.raises(KeyboardInterrupt):
-        br.build_index(gallery, path, method, calibration=earlier, progress=Interrupt(0.6), **how)
+        br.build_index(gallery, path, method, camera_images=earlier, progress=Interrupt(0.6), **how)
     assert path.with_name("i.h5.partial").exists()
-    changed = {"gallery": gallery, "calibration": earlier}
+    changed = {"gallery": gallery, "camera_images": earlier}
     shifted = changed[other].cams.copy()
     shifted[0] += 1
     changed[other] = replace(changed[other], cams=shifted)
     with pytest.raises(br.InputError, match="is left of an index of other features, cameras or parameters"):
-        br.build_index(changed["gallery"], path, method, calibration=changed["calibration"])
+        br.build_index(changed["gallery"], path, method, camera_images=changed["camera_images"])
     told = Interrupt(2)
-    br.build_index(gallery, path, method, calibration=earlier, progress=told, **how)
+    br.build_index(gallery, path, method, camera_images=earlier, progress=told, **how)
     assert told.told[0] > 300 * 0.3, "the same goes on"
 
 
@@ -950,23 +950,23 @@ def test_an_index_is_not_added_to_by_another_method(tmp_path):
         br.build_index(side(arrays, 40), path, "k-reciprocal-online", append=True)
 
 
-def test_a_step_that_looks_at_no_camera_is_calibrated_for_none(tmp_path, cli):
+def test_a_step_that_looks_at_no_camera_knows_none(tmp_path, cli):
     br.build_index(side(features()), tmp_path / "i.h5", "center:by=gallery+gnn")
     code, out, _ = cli("info", "i.h5")
-    assert (code, "calibrated" in out) == (0, False)
+    assert (code, "further cameras" in out) == (0, False)
     with h5py.File("i.h5", "r+") as file:
         file["steps/1/means"] = np.zeros(3)
     with pytest.raises(br.InputError, match="it has more feature steps than center"):
         br.GalleryIndex.open(tmp_path / "i.h5")
 
 
-def test_calibration_of_an_index_that_changes_nothing_is_told_of(tmp_path):
+def test_camera_images_of_an_index_that_change_nothing_are_warned_of(tmp_path):
     data, _ = camera_set()
     again = br.Side(data.gallery.features[:9], cams=data.gallery.cams[:9], label="again")
     with pytest.warns(
         br.BlurrerankWarning, match="again changes nothing: the gallery has images of all of its"
     ):
-        br.build_index(data.gallery, tmp_path / "i.h5", "center+camera-graph", calibration=again)
+        br.build_index(data.gallery, tmp_path / "i.h5", "center+camera-graph", camera_images=again)
 
 
 def test_a_camera_that_nothing_is_known_of_is_told_of_once(tmp_path):
@@ -1013,7 +1013,7 @@ def camera_set(other=False):
 @pytest.mark.parametrize("method", CHAINS)
 def test_an_index_of_any_online_chain_answers_as_the_chain_does(method, tmp_path):
     data, earlier = camera_set()
-    known = {"calibration": earlier} if "center" in method else {}
+    known = {"camera_images": earlier} if "center" in method else {}
     br.build_index(data.gallery, tmp_path / "i.h5", method, **known)
     index = br.GalleryIndex.open(tmp_path / "i.h5")
     expected = br.rerank(data, method, online=True, depth=30, **known)
@@ -1056,8 +1056,8 @@ def test_what_no_index_holds_is_refused(tmp_path):
     ):
         with pytest.raises(br.ParameterError, match=why):
             br.build_index(data.gallery, tmp_path / "i.h5", method)
-    with pytest.raises(br.ParameterError, match="gnn has no use for calibration features"):
-        br.build_index(data.gallery, tmp_path / "i.h5", "gnn", calibration=earlier)
+    with pytest.raises(br.ParameterError, match="gnn does not use camera images"):
+        br.build_index(data.gallery, tmp_path / "i.h5", "gnn", camera_images=earlier)
     with pytest.raises(br.InputError, match="gallery has no cameras: method camera-graph needs them; choose"):
         br.build_index(data.gallery.features, tmp_path / "i.h5", "camera-graph")
 
@@ -1068,7 +1068,7 @@ def test_an_index_with_cameras_on_the_command_line(cli, write):
     br.save_features(br.FeatureSet(earlier, data.gallery), "earlier.h5")
     chain = "center+camera-graph"
     code, out, err = cli(
-        "index", "feats.h5", "-o", "i.h5", "--method", chain, "--calibrate", "earlier.h5", "--ki", 4
+        "index", "feats.h5", "-o", "i.h5", "--method", chain, "--camera-images", "earlier.h5", "--ki", 4
     )
     assert (code, out, err) == (0, "", "wrote i.h5: 140 gallery items x 64, for center+camera-graph:ki=4\n")
     code, by_index, err = cli("run", "--index", "i.h5", "feats.h5", "-o", "by_index.h5", "--lambda", 0.5)
@@ -1080,7 +1080,7 @@ def test_an_index_with_cameras_on_the_command_line(cli, write):
         "--method",
         chain,
         "--online",
-        "--calibrate",
+        "--camera-images",
         "earlier.h5",
         "--ki",
         4,
@@ -1110,18 +1110,18 @@ def test_an_index_with_cameras_on_the_command_line(cli, write):
     ]
     code, out, _ = cli("info", "i.h5")
     assert (code, "for center+camera-graph:ki=4" in out) == (0, True), out
-    assert "calibrated for other cameras: 9\n" in out
-    assert json.loads(cli("info", "i.h5", "--json")[1])["calibrated"] == [9]
+    assert "further cameras that it knows: 9\n" in out
+    assert json.loads(cli("info", "i.h5", "--json")[1])["further_cameras"] == [9]
     preset = ("index", "feats.h5", "--method", chain, "--preset", "two-cameras")
     assert cli(*preset, "-o", "p.h5")[0] == 0
     assert json.loads(cli("info", "p.h5", "--json")[1])["params"]["camera-graph.rounds"] == 3
-    assert "calibrated" not in cli("info", "p.h5")[1]
+    assert "further cameras" not in cli("info", "p.h5")[1]
     assert "method camera-graph has no preset 'elsewhere'" in cli(*preset[:-1], "elsewhere", "-o", "q.h5")[2]
     np.save("lists.npy", np.zeros((20, 5), int))
     code, _, err = cli("run", "--index", "i.h5", "feats.h5", "--candidates", "lists.npy", "-o", "o.h5")
     assert (code, "i.h5 has other features than those that candidates were found by" in err) == (2, True), err
-    code, _, err = cli("run", "--index", "i.h5", "feats.h5", "--calibrate", "earlier.h5", "-o", "o.h5")
+    code, _, err = cli("run", "--index", "i.h5", "feats.h5", "--camera-images", "earlier.h5", "-o", "o.h5")
     assert (code, err) == (
         2,
-        "error: an index is calibrated when it is built: see `blurrerank index --calibrate`\n",
+        "error: an index takes camera images only when it is built: see `blurrerank index --camera-images`\n",
     )

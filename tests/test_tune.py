@@ -327,13 +327,13 @@ def test_only_the_half_to_choose_by_is_shown_of_all_settings(cli, feats):
     }
 
 
-def test_online_and_calibration_are_as_in_run(cli, write):
+def test_online_and_camera_images_are_as_in_run(cli, write):
     arrays = people()
     lacking = arrays["gallery_cams"] != 3
     arrays |= {name: arrays[name][lacking] for name in ("gallery", "gallery_ids", "gallery_cams")}
     feats = write(**arrays, probe_names=None, gallery_names=None)
     write("earlier.h5", **people(seed=8), probe_names=None, gallery_names=None)
-    options = ("--online", "--calibrate", "earlier.h5")
+    options = ("--online", "--camera-images", "earlier.h5")
     told = json.loads(cli("tune", feats, *GRAPH, *options, "--json")[1])
     words = told["command"].split()
     assert words[-3:] == list(options)
@@ -342,8 +342,10 @@ def test_online_and_calibration_are_as_in_run(cli, write):
         measured
     )
     data = br.load(feats)
-    calibration = br.load("earlier.h5").probe
-    lists = br.rerank(data, told["chosen"]["method"], depth=99, online=True, calibration=calibration).indices
+    camera_images = br.load("earlier.h5").probe
+    lists = br.rerank(
+        data, told["chosen"]["method"], depth=99, online=True, camera_images=camera_images
+    ).indices
     table = by_reference(data, lists)
     assert told["report"]["chosen"]["mAP"]["value"] == pytest.approx(table[halves(data, table)[1], 0].mean())
     # What is there already is kept for the same earlier images, and not for others, or others' cameras.
@@ -351,8 +353,8 @@ def test_online_and_calibration_are_as_in_run(cli, write):
     assert cli(*tuned)[0] == 0
     assert "kept tune.json: 4 settings, 0 of them new" in cli(*tuned)[2]
     for changes, of in (
-        ({"probe_cams": people(seed=8)["probe_cams"] % 3 + 1}, "cameras of the calibration features"),
-        ({"probe": people(seed=9)["probe"]}, "calibration features"),
+        ({"probe_cams": people(seed=8)["probe_cams"] % 3 + 1}, "cameras of the camera images"),
+        ({"probe": people(seed=9)["probe"]}, "camera images"),
     ):
         write("earlier.h5", **people(seed=8) | changes, probe_names=None, gallery_names=None)
         code, _, err = cli(*tuned)
@@ -402,7 +404,11 @@ def test_a_best_value_at_the_end_of_its_list_is_told_of(cli, feats):
         (("--grid", "ki=2", "--grid", "camera-graph.ki=3"), 2, "the grid has ki twice"),
         ((), 2, "Missing option '--grid'"),
         (("--method", "k-reciprocal", "--grid", "k1=3", "--online"), 2, "so it cannot rank them online"),
-        (("--method", "lbr", "--grid", "topn=3", "--calibrate", "feats.h5"), 2, "no use for calibration"),
+        (
+            ("--method", "lbr", "--grid", "topn=3", "--camera-images", "feats.h5"),
+            2,
+            "does not use camera images",
+        ),
         (("--grid", "ki=2", "-o", "tune.txt"), 2, "tune.txt: a tuning is written as .json or .csv"),
         (("--grid", "ki=2", "-o", "no/tune.json"), 1, "the folder no does not exist; create it first"),
     ],

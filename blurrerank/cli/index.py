@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .method_options import MethodCommand, given_parameters, method_option, preset_option
-from .options import FILE, Runtime, calibrate_option, load_calibration, precision_option, runtime_options
+from .options import FILE, Runtime, camera_images_option, load_camera_images, precision_option, runtime_options
 from .together import of_process, together
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     help="A further method that the index is to answer with, from the same neighbour lists, with parameters as "
     "in gnn:k1=20; may be given again.",
 )
-@calibrate_option
+@camera_images_option
 @click.option(
     "--ann",
     type=click.Choice(["hnsw", "ivf"]),
@@ -90,7 +90,7 @@ def index(
     method: str | None,
     preset: str | None,
     also: tuple[str, ...],
-    calibrate: str | None,
+    camera_images: str | None,
     ann: str | None,
     effort: int | None,
     append: bool,
@@ -116,7 +116,7 @@ def index(
     blurrerank index more.h5 -o gallery.index.h5 --append
     blurrerank index -o gallery.index.h5 --remove 3,17,100-199
     blurrerank index -o gallery.index.h5 --compact
-    blurrerank index feats.h5 --method center+camera-graph --calibrate earlier.h5
+    blurrerank index feats.h5 --method center+camera-graph --camera-images earlier.h5
     blurrerank index feats.h5 --ann hnsw
     blurrerank index feats.h5 --method center+camera-graph --also center+gnn
     torchrun --nproc-per-node 2 -m blurrerank index feats.h5
@@ -134,7 +134,7 @@ def index(
             "GALLERY": gallery,
             "--method": method,
             "--also": also,
-            "--calibrate": calibrate,
+            "--camera-images": camera_images,
             "--ann": ann,
             "--effort": effort,
             "--append": append,
@@ -177,14 +177,14 @@ def index(
                 "force": force,
                 "group": group,
             }
-            _build(gallery, output, method, calibrate, how | asked, given, runtime)
+            _build(gallery, output, method, camera_images, how | asked, given, runtime)
 
 
 def _build(
     gallery: str,
     output: str | None,
     method: str | None,
-    calibrate: str | None,
+    camera_images: str | None,
     how: dict[str, Any],
     given: dict[str, Any],
     runtime: Runtime,
@@ -202,7 +202,7 @@ def _build(
         raise ParameterError("an index is no stream: name a file with -o")
     file = Path(gallery.partition("::")[0])
     path = Path(output or f"{file.stem}.index.h5")
-    for name in filter(None, (gallery, calibrate)):
+    for name in filter(None, (gallery, camera_images)):
         if os.path.realpath(path) == os.path.realpath(name.partition("::")[0]):
             raise ParameterError(f"{path} is named twice, as an input and as the index")
     try:
@@ -211,7 +211,7 @@ def _build(
             load_side(gallery, "gallery", memory=1 if how["ann"] else runtime.memory),
             path,
             method,
-            calibration=load_calibration(calibrate, runtime),
+            camera_images=load_camera_images(camera_images, runtime),
             notify=runtime.note,
             **how,
             **given,

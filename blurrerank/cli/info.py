@@ -117,8 +117,8 @@ def _index_lines(described: dict[str, Any]) -> str:
         lines.append(described["drift"]["summary"])
     labels = ("identities", "junk", "distractors", "cameras")
     lines += [f"{name}: {side[name]}" for name in labels if name in side]
-    if described["calibrated"]:
-        lines.append(f"calibrated for other cameras: {', '.join(map(str, described['calibrated']))}")
+    if described["further_cameras"]:
+        lines.append(f"further cameras that it knows: {', '.join(map(str, described['further_cameras']))}")
     lines += [f"names: {'yes' if side['names'] else '-'}", f"tracks: {side.get('tracks', '-')}"]
     return "\n".join([*lines, f"digest: {described['digest']}"])
 

@@ -284,31 +284,28 @@ def protocol_option(command: F) -> F:
     )(command)
 
 
-def calibrate_option(command: F) -> F:
-    """--calibrate."""
+def camera_images_option(command: F) -> F:
+    """--camera-images, and what it was called before."""
+    command = click.option(
+        "--calibrate", hidden=True, expose_value=False, metavar="FILE", callback=_refuse_old_name
+    )(command)
     return click.option(
-        "--calibrate",
+        "--camera-images",
+        type=FILE,
         metavar="FILE",
-        callback=_images_of_cameras,
-        help="Earlier images, unlabelled but for their cameras, of cameras that the gallery lacks: the probes "
-        "of a native file, or file.h5::/group. For steps such as center.",
+        help="Features of earlier images from cameras that the gallery has no images of, for steps such as "
+        "center. They need cameras but no identities: the probes of FILE, or a group file.h5::/group.",
     )(command)
 
 
-def _images_of_cameras(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
-    """Refuse a calibration of scores in the place of features."""
-    from ..files.score_calibrations import is_calibration
-
-    if address is not None and is_calibration(address):
-        raise ParameterError(
-            f"{address} is a calibration of scores, and --calibrate takes features: use --calibration, which "
-            "`run` has"
-        )
-    return address
+def _refuse_old_name(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    # By itself click would suggest --calibration, which is something else.
+    if value is not None:
+        raise click.UsageError("--calibrate is now called --camera-images", ctx)
 
 
-def load_calibration(address: str | None, runtime: Runtime) -> Side | None:
-    """Return the images that --calibrate names; None without."""
+def load_camera_images(address: str | None, runtime: Runtime) -> Side | None:
+    """Return the images that --camera-images names; None without."""
     from ..files import load_side
 
     return None if address is None else load_side(address, "probe", memory=runtime.memory)

@@ -29,10 +29,10 @@ from .options import (
     Depth,
     Runtime,
     by_option,
-    calibrate_option,
+    camera_images_option,
     features_argument,
     json_option,
-    load_calibration,
+    load_camera_images,
     matrix_option,
     metrics_options,
     precision_option,
@@ -48,21 +48,6 @@ if TYPE_CHECKING:
     from ..engine.runs import Outcome
     from ..index.gallery_index import GalleryIndex
     from ..methods import AnyMethod
-
-
-def _calibration_of_scores(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
-    """Refuse features in the place of a calibration of scores."""
-    if path is not None:
-        import h5py
-
-        from ..errors import ParameterError
-
-        if h5py.is_hdf5(_file(path)):
-            raise ParameterError(
-                f"{path} is an HDF5 file, and --calibration takes what `blurrerank calibrate` wrote: for "
-                "features of cameras use --calibrate"
-            )
-    return path
 
 
 @click.command(
@@ -91,13 +76,12 @@ def _calibration_of_scores(context: click.Context, option: click.Parameter, path
     help="Rank each probe by itself, whatever the others are; refused for a method that cannot. The output "
     "records how probes were ranked.",
 )
-@calibrate_option
+@camera_images_option
 @candidates_options
 @click.option(
     "--calibration",
     type=FILE,
     metavar="FILE",
-    callback=_calibration_of_scores,
     help="What `blurrerank calibrate` wrote for this method: from scores to probabilities. For --reject.",
 )
 @click.option(
@@ -190,7 +174,7 @@ class RunOptions:
     method: str | None
     preset: str | None
     online: bool
-    calibrate: str | None
+    camera_images: str | None
     calibration: str | None
     reject: float | None
     output: str | None
@@ -257,10 +241,12 @@ class RunOptions:
             raise ParameterError("metrics go to standard output by themselves, as JSON with --json")
         outputs = [] if self.piped else [self.path]
         outputs += [Path(self.metrics_file)] if self.metrics_file else []
-        calibrations = self.calibrate, self.calibration
         inputs = [
             _file(name)
-            for name in (self.feats, self.gallery, self.index, *calibrations, self.source.file)
+            for name in (
+                *(self.feats, self.gallery, self.index),
+                *(self.camera_images, self.calibration, self.source.file),
+            )
             if name
         ]
         for number, file in enumerate(outputs if leads else []):
@@ -272,7 +258,7 @@ class RunOptions:
 def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
     """What each process does."""
     from ..engine.auto import checked, choose, is_auto
-    from ..engine.request import Request, check_takes_calibration, setting_of
+    from ..engine.request import Request, check_takes_camera_images, setting_of
     from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
     from ..evaluation.score_calibration import Rejection
@@ -307,10 +293,12 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
     if index is not None and options.gallery is not None:
         raise ParameterError("--index and --gallery both name a gallery: choose one")
-    if index is not None and options.calibrate is not None:
-        raise ParameterError("an index is calibrated when it is built: see `blurrerank index --calibrate`")
-    if chosen is not None and options.calibrate is not None:
-        check_takes_calibration(chosen, online=options.online)
+    if index is not None and options.camera_images is not None:
+        raise ParameterError(
+            "an index takes camera images only when it is built: see `blurrerank index --camera-images`"
+        )
+    if chosen is not None and options.camera_images is not None:
+        check_takes_camera_images(chosen, online=options.online)
     if chosen is not None:
         source.check(chosen, feats=options.feats, index=index)
     indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
@@ -341,19 +329,19 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     form = format_of(options.path, options.format)
     measurement = Measurement(options.protocol, options.ap)
     data = _load(group, runtime, options, indexed)
-    calibration = load_calibration(options.calibrate, runtime)
+    camera_images = load_camera_images(options.camera_images, runtime)
     if automatic:
         looking = replace(
             runtime.compute("looking" if leads else None, precision=options.precision), group=group
         )
-        asked = Request(online=options.online, calibration=calibration)
+        asked = Request(online=options.online, camera_images=camera_images)
         choice = choose(options.method, data, asked, looking, preset=options.preset, **given)
         chosen, asked = choice.method, choice.request
         runtime.note(f"auto: {choice.reason}")
         told = {"auto": choice.reason, "neighbourhoods": choice.near and choice.near.summary()}
     else:
         assert chosen is not None
-        asked, told = Request(calibration=calibration), {}
+        asked, told = Request(camera_images=camera_images), {}
     lists, found_by = source.find(data, chosen, options.depth, runtime)
     if indexed is not None and lists is None:
         deep = options.depth_of(len(indexed))

@@ -16,10 +16,10 @@ from .method_options import complete_method
 from .options import (
     FILE,
     Runtime,
-    calibrate_option,
+    camera_images_option,
     features_argument,
     json_option,
-    load_calibration,
+    load_camera_images,
     metrics_options,
     precision_option,
     runtime_options,
@@ -88,7 +88,7 @@ class Values(click.ParamType):  # type: ignore[type-arg]
     help="Of the draw of the identities to choose by.",
 )
 @click.option("--online", is_flag=True, help="Rank each probe by itself, as in `run`.")
-@calibrate_option
+@camera_images_option
 @click.option(
     "-o",
     "--output",
@@ -131,7 +131,7 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
         check_name(output)
         store = TuningFile(output) if output.lower().endswith(".json") else None
     data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
-    calibration = load_calibration(options.calibrate, runtime)
+    camera_images = load_camera_images(options.camera_images, runtime)
     methods = map(grid.method_at, grid.settings())
     notes = (note for method in methods for note in method.notes(len(data.probe), len(data.gallery)))
     for note in dict.fromkeys(notes):
@@ -141,7 +141,7 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
         found = tune_grid(
             data,
             grid,
-            Request(online=options.online, calibration=calibration),
+            Request(online=options.online, camera_images=camera_images),
             Choice(Measurement(options.protocol, options.ap), options.metric, options.seed),
             runtime.compute("tuning", precision=options.precision, unit=" settings"),
             store,
@@ -172,7 +172,7 @@ class TuneOptions:
     metric: str
     seed: int
     online: bool
-    calibrate: str | None
+    camera_images: str | None
     output: str | None
     style: str | None
     protocol: str
@@ -185,7 +185,7 @@ class TuneOptions:
         words = ["blurrerank", "run", self.feats, "--method", found.text_at(found.chosen)]
         words += ["--gallery", self.gallery] if self.gallery else []
         words += ["--online"] if self.online else []
-        words += ["--calibrate", self.calibrate] if self.calibrate else []
+        words += ["--camera-images", self.camera_images] if self.camera_images else []
         words += ["--protocol", self.protocol] if self.protocol != "market1501" else []
         words += ["--ap", self.ap] if self.ap != "plain" else []
         return shlex.join(words)

@@ -230,8 +230,8 @@ _WORDS = {
     "digest": "features",
     "labels_digest": "labels",
     "candidates_digest": "candidates",
-    "calibration_digest": "calibration features",
-    "calibration_cams": "cameras of calibration features",
+    "camera_images_digest": "camera images",
+    "camera_images_cams": "cameras of the camera images",
 }
 
 

@@ -49,7 +49,7 @@ from .reached import rank_reached
 from .request import (
     TRANSDUCTIVE,
     Request,
-    check_calibrates,
+    check_camera_images_for,
     check_reranks_candidates,
     check_works_with_similarities,
     setting_of,
@@ -100,7 +100,7 @@ def rank_batches(
     fitted = data.gallery.fitted_for(steps)
     if request.prepared is not None:
         data, steps = request.prepared.data, []
-        request = replace(request, graph=request.prepared.graph, calibration=None, prepared=None)
+        request = replace(request, graph=request.prepared.graph, camera_images=None, prepared=None)
 
     def rest(compute: Compute) -> Iterator[RankedBatch]:
         nonlocal data, request, steps
@@ -173,10 +173,10 @@ def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
         if isinstance(data, ShardedSet):
             raise ParameterError("a graph is shared within one process: start this without torchrun")
     stands = data.gallery.fitted_for(method.feature_steps) is not None
-    if request.calibration is not None:
-        check_calibrates(method, request.calibration, data.dim, online=request.online)
+    if request.camera_images is not None:
+        check_camera_images_for(method, request.camera_images, data.dim, online=request.online)
         if stands:
-            raise ParameterError("an index was calibrated when it was built, or not at all: build another")
+            raise ParameterError("an index takes camera images only when it is built: build a new one")
     if stands and not request.online:
         raise ParameterError("an index answers each probe by itself: rank online")
     if request.depth is not None:

@@ -48,7 +48,7 @@ class Stepped:
 
     Attributes:
         data: the features.
-        request: with the calibration features treated likewise.
+        request: with the camera images treated likewise.
         steps: names of the steps.
         by_camera: whether cameras are told apart.
         words: what cameras there are.
@@ -72,7 +72,7 @@ def prepare(data: FeatureSet, request: Request, compute: Compute) -> tuple[Stepp
 
     Args:
         data: the features.
-        request: `online` and `calibration`.
+        request: `online` and `camera_images`.
         compute: how.
 
     Raises:
@@ -83,7 +83,7 @@ def prepare(data: FeatureSet, request: Request, compute: Compute) -> tuple[Stepp
     images = len(data.gallery) + (0 if request.online else len(data.probe))
     why = _too_little(data, images)
     if why:
-        bare = replace(stepped, request=replace(request, calibration=None))
+        bare = replace(stepped, request=replace(request, camera_images=None))
         found = _look(bare, request.online, compute)
         return bare, replace(found, near=replace(found.near.unclear(), why=why))
     if centred:
@@ -116,14 +116,14 @@ def _main(stepped: Stepped, near: Neighbourhoods, online: bool) -> SizeEstimate 
 
 def _cameras(data: FeatureSet, request: Request) -> tuple[Stepped, bool]:
     """What cameras there are, and whether features are centred by them."""
-    none = Stepped(data, replace(request, calibration=None), (), False, "one camera")
+    none = Stepped(data, replace(request, camera_images=None), (), False, "one camera")
     both = cameras_if_any(data)
     if both is None:
         return replace(none, words=data.lacking("cams")), False
     probe, gallery = (side.numpy() for side in both)
     seen = gallery if request.online else np.concatenate([probe, gallery])
     counts: dict[int, int] = {}
-    sides = [gallery] if request.calibration is None else [gallery, np.asarray(request.calibration.cams)]
+    sides = [gallery] if request.camera_images is None else [gallery, np.asarray(request.camera_images.cams)]
     # As `center` has it: the first of these that has a camera says what its mean is. Online, probes of any of
     # them may come.
     for side in sides if request.online else [*sides, probe]:

@@ -16,7 +16,7 @@
 Root attributes: `format`, `format_version`, `gallery_size`, `method` (of a chain, such as `dba+lbr`), `params`
 (JSON; of a chain, such as `dba.k`), `setting` (`transductive` or `online`, of methods that look at neighbours
 of many images), `reranked_depth`, `cosine_tail`, `candidates` (source of the lists, if not a search of the
-whole gallery), `calibration_digest` (of calibration features, if there were any), `digest`, `labels_digest`,
+whole gallery), `camera_images_digest` (of camera images, if there were any), `digest`, `labels_digest`,
 `versions` (JSON), `rejected_below`. Attributes of the groups in `metrics`: the means.
 """
 
@@ -76,7 +76,7 @@ class Writer(RankingWriter):
             "method": info.method,
             "params": json.dumps(dict(info.params)),
             "setting": info.setting,
-            "calibration_digest": info.calibration,
+            "camera_images_digest": info.camera_images,
             "reranked_depth": info.reranked_depth,
             "cosine_tail": info.cosine_tail,
             "candidates": info.candidates,

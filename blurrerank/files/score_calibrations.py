@@ -43,14 +43,6 @@ def save_calibration(calibration: ScoreCalibration, path: str | Path, *, force: 
         file.write(json.dumps(stored, indent=2) + "\n")
 
 
-def is_calibration(path: str | Path) -> bool:
-    """Return whether a file says that it is a calibration."""
-    try:
-        return bool(json.loads(Path(path).read_text(encoding="utf-8"))["format"] == FORMAT)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
-        return False
-
-
 def read_calibration(path: str | Path) -> ScoreCalibration:
     """Read a calibration.
 

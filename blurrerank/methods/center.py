@@ -5,7 +5,7 @@ gallery features, every feature x of camera c becomes
 
     x'  = normalise(x - (n_c m_c + shrink m) / (n_c + shrink))
 
-Means are those of the gallery. Of a camera that the gallery lacks, the mean is that of calibration features,
+Means are those of the gallery. Of a camera that the gallery lacks, the mean is that of camera images,
 or, transductive, of the probes; online and without any, nothing is known of it, and its probes stay as they
 are. With `scale`, what is left is divided by the camera's standard deviation in each dimension.
 

@@ -45,7 +45,7 @@ def warn_of_unknown(cams: torch.Tensor | None, known: torch.Tensor) -> None:
         )
         warnings.warn(
             f"nothing is known of camera {unknown[0]}, which the gallery lacks: {left}; "
-            "pass earlier images of this camera with --calibrate, for an index when it is built",
+            "pass earlier images of this camera with --camera-images, for an index when it is built",
             BlurrerankWarning,
             stacklevel=2,
         )
