@@ -460,7 +460,7 @@ def test_lists_that_begin_with_an_item_that_does_not_count(cli, write):
     assert cli("run", "own.h5", "--method", "cosine", "-o", "own.lists.h5")[0] == 0
     code, _, err = cli("calibrate", "own.lists.h5", "own.h5", "-o", "own.json")
     assert (code, err.startswith("warning: 2 of 4 lists begin with")) == (0, True)
-    assert "should not have a probe's own images" in " ".join(cli("run", "--help")[1].split())
+    assert "should not contain a probe's own images" in " ".join(cli("run", "--help")[1].split())
 
 
 def test_lists_that_are_all_right_cannot_be_calibrated():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command(
     cls=MethodCommand,
     method="k-reciprocal-online",
-    short_help="Index a gallery, so that probes can be answered as they come.",
+    short_help="Index a gallery, to answer probes as they arrive.",
 )
 @click.argument("gallery", type=FILE, metavar="[GALLERY]", required=False)
 @click.option(
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--output",
     type=FILE,
     metavar="FILE",
-    help="The index.  [default: NAME.index.h5 in this folder, for NAME.h5]",
+    help="Index file to write.  [default: NAME.index.h5 in this folder, for NAME.h5]",
 )
 @method_option(
     "A graph ranker that works online, a chain such as center+camera-graph, or auto, which chooses for GALLERY",
@@ -39,49 +39,50 @@ if TYPE_CHECKING:
     "--also",
     multiple=True,
     metavar="METHOD",
-    help="A further method that the index is to answer with, from the same neighbour lists, with parameters as "
-    "in gnn:k1=20; may be given again.",
+    help="Another method that the index can rank with, from the same neighbour lists; parameters as in "
+    "gnn:k1=20. May be repeated.",
 )
 @camera_images_option
 @click.option(
     "--ann",
     type=click.Choice(["hnsw", "ivf"]),
-    help="Search approximately, for neighbours now and for probes later: by a graph of near items, or by "
-    "clusters; needs the extra blurrerank[faiss], and its recall is told.  [default: compare all items]",
+    help="Search approximately, for neighbours now and for probes later: by a graph of near items (hnsw) or "
+    "by clusters (ivf). Needs the extra blurrerank[faiss]; the recall is printed.  [default: compare "
+    "all items]",
 )
 @click.option(
     "--effort",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How much --ann looks at for a probe: candidates (hnsw) or clusters (ivf); `run --effort` may ask for "
-    "more.  [default: 256 candidates, or a sixteenth of the clusters]",
+    help="How much --ann searches per probe: number of candidates (hnsw) or of clusters (ivf). `run "
+    "--effort` can ask for more.  [default: 256 candidates, or a sixteenth of the clusters]",
 )
-@click.option("--append", is_flag=True, help="Add GALLERY to the index that is there.")
+@click.option("--append", is_flag=True, help="Add the items of GALLERY to an existing index.")
 @click.option(
     "--remove",
     metavar="ROWS",
-    help="Take items from the index that is there, without GALLERY: row numbers as it counts them now, such as "
-    "3,17,100-199. Those that stay are counted anew.",
+    help="Remove items from an existing index, without GALLERY: their current row numbers, such as "
+    "3,17,100-199. The remaining items are renumbered.",
 )
 @click.option(
     "--remove-names",
     type=FILE,
     metavar="FILE",
-    help="Likewise, items by name: a text file with a name on each line.",
+    help="Likewise, by name: a text file with one name per line.",
 )
 @click.option(
     "--remove-tracks",
     type=FILE,
     metavar="FILE",
-    help="Likewise, all items of tracks: a text file with a track on each line.",
+    help="Likewise, all items of some tracks: a text file with one track per line.",
 )
 @click.option(
     "--compact",
     is_flag=True,
-    help="Encode the index that is there anew, if it was changed: one with --ann is changed beside what it was "
-    "encoded with.",
+    help="Encode an existing index again after changes. Until then, an index with --ann keeps changes beside "
+    "its original encoding.",
 )
-@click.option("--force", is_flag=True, help="Replace an index that exists, and start over.")
+@click.option("--force", is_flag=True, help="Replace an existing index, and discard a partial build.")
 @precision_option
 @runtime_options
 def index(
@@ -105,10 +106,12 @@ def index(
 ) -> None:
     """Find and encode the neighbours of every item of GALLERY, for `run --index`.
 
-    GALLERY is an HDF5 file with a group /gallery, or with the datasets of one, or file.h5::/group. An
-    interrupted run goes on when it is started again: what is known is kept, every minute, in FILE.partial.
-    With --append the items of the index come first, and its parameters hold. --remove takes items out of it.
-    Both take seconds where the index is searched approximately, and a build where it is not.
+    GALLERY is an HDF5 file with a group /gallery or with the datasets of such a group, or file.h5::/group. A
+    build saves its progress every minute in FILE.partial; after an interruption, the same command continues
+    from there.
+
+    --append adds items after those of the index, with the same parameters; --remove takes items out. Both take
+    seconds for an index built with --ann, and as long as a new build for any other.
 
     \b
     blurrerank index feats.h5 -o gallery.index.h5

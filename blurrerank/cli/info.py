@@ -17,9 +17,9 @@ from .tables import method_label, print_json
 @runtime_options
 @click.pass_context
 def info(ctx: click.Context, feats: str, gallery: str | None, as_json: bool, runtime: Runtime) -> None:
-    """Show the content of FEATS, all problems found, and what a default run would do.
+    """Show the content of FEATS, all problems found, and what `run` would do by default.
 
-    FEATS may also be an index, which is then verified completely. Exits with 1 if there are problems.
+    FEATS may also be an index, whose checksums are then verified. The exit code is 1 if there are problems.
     """
     from ..files.access import check_readable
     from ..index.index_files import is_index

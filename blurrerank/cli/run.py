@@ -61,20 +61,20 @@ if TYPE_CHECKING:
     "--index",
     type=FILE,
     metavar="FILE",
-    help="Take the gallery from an index that `blurrerank index` wrote; FEATS then gives the probes, and - is "
-    "standard input.",
+    help="Take the gallery from an index written by `blurrerank index`. FEATS then gives the probes; - reads "
+    "them from standard input.",
 )
 @method_option(
     "A method, a chain such as dba:k=4+k-reciprocal, or auto, which chooses a chain for the data",
-    "lbr; with --index, unless with --candidates, that of the index",
+    "lbr; with --index but without --candidates, the method of the index",
     auto=True,
 )
 @preset_option
 @click.option(
     "--online",
     is_flag=True,
-    help="Rank each probe by itself, whatever the others are; refused for a method that cannot. The output "
-    "records how probes were ranked.",
+    help="Rank each probe independently of the other probes; refused for methods that need all of them. The "
+    "output records this setting.",
 )
 @camera_images_option
 @candidates_options
@@ -82,31 +82,32 @@ if TYPE_CHECKING:
     "--calibration",
     type=FILE,
     metavar="FILE",
-    help="What `blurrerank calibrate` wrote for this method: from scores to probabilities. For --reject.",
+    help="File written by `blurrerank calibrate` for this method and these parameters; --reject needs it to "
+    "turn scores into probabilities.",
 )
 @click.option(
     "--reject",
     type=click.FloatRange(0, 1),
     metavar="P",
-    help="Reject probes whose first item is right with a probability below P: .h5, .npz and .jsonl say which, "
-    ".trec and .csv leave their lists out. The gallery should not have a probe's own images. Metrics count all "
-    "probes.",
+    help="Reject probes whose first item is right with a probability below P. Outputs in .h5, .npz and "
+    ".jsonl mark them; .trec and .csv leave out their lists. Metrics count all probes. The gallery "
+    "should not contain a probe's own images.",
 )
 @click.option(
     "-o",
     "--output",
     type=FILE,
     metavar="FILE",
-    help="Where the lists go; the extension says how: .h5, .trec or .run, .jsonl, .csv, .npz; - is standard "
-    "output.  [default: NAME.METHOD.ranking.h5 in this folder, for NAME.h5]",
+    help="Output file of the lists. Its extension sets the format: .h5, .trec or .run, .jsonl, .csv, .npz; - "
+    "is standard output.  [default: NAME.METHOD.ranking.h5 in this folder, for NAME.h5]",
 )
 @click.option(
     "--format",
     type=click.Choice(FORMAT_NAMES),
-    help="What to write, instead of what the ending says.",
+    help="Output format, instead of the one the extension implies.",
 )
 @click.option(
-    "--depth", type=Depth(), metavar="N|all", help="How much of the lists to write.  [default: topn, or 50]"
+    "--depth", type=Depth(), metavar="N|all", help="Number of items to write per list.  [default: topn, or 50]"
 )
 @click.option(
     "metrics_file", "--metrics", type=FILE, metavar="FILE", help="Also write the metrics to this JSON file."
@@ -114,12 +115,12 @@ if TYPE_CHECKING:
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace files that exist; without --resume, also start over what an interrupted run left.",
+    help="Replace existing files; without --resume, also discard what an interrupted run left.",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on from what an interrupted run left beside its output, to the file that it would have written.",
+    help="Continue an interrupted run from the partial results that it left beside its output.",
 )
 @by_option
 @matrix_option
@@ -130,20 +131,21 @@ if TYPE_CHECKING:
 def run(runtime: Runtime, **arguments: Any) -> None:
     """Rank the gallery for every probe of FEATS and re-rank the lists.
 
-    FEATS is an HDF5 file with groups /probe and /gallery, or file.h5::/group, or another tool's file (see
-    `blurrerank help other-tools`), also one of similarities or distances: q_g_dist, g_g_dist, q_q_dist. Prints
-    metrics before and after if there are ids, and writes the lists.
+    FEATS is an HDF5 file with groups /probe and /gallery, a group in a file (file.h5::/group), or a file of
+    another tool (see `blurrerank help other-tools`). It may have similarities or distances instead of features:
+    q_g_dist, g_g_dist, q_q_dist. The lists are written to a file. If there are ids, metrics before and after
+    re-ranking are printed.
 
     With --index and - for FEATS, probes are read from standard input, as JSON lines ([number, ...] or
-    {"features": [...], "name": "...", "cam": 1}) or as .npy arrays, and each is answered on standard output by
-    a JSON line as soon as it is there.
+    {"features": [...], "name": "...", "cam": 1}) or as .npy arrays. Each is answered at once, by a line of JSON
+    on standard output.
 
-    Each method has options of its own: blurrerank run --method NAME --help.
+    Each method has its own options: blurrerank run --method NAME --help.
 
-    With --candidates or --search faiss the lists are not of the whole gallery: metrics are to the depth they
-    have, and matches that are not listed count as missed.
+    With --candidates or --search faiss, the lists do not cover the whole gallery. Metrics are then computed to
+    the depth of the lists, and matches that are not listed count as missed.
 
-    Started by torchrun, several processes share the work: each reads a part of the gallery.
+    Under torchrun, several processes share the work, and each reads a part of the gallery.
 
     \b
     blurrerank run feats.h5 --topn 50 --sigma 0.1

@@ -60,7 +60,7 @@ class Values(click.ParamType):  # type: ignore[type-arg]
     required=True,
     metavar="CHAIN",
     shell_complete=complete_method,
-    help="A method or chain, with the parameters that are fixed, such as center+camera-graph:lambda=0.",
+    help="Method or chain to tune, with its fixed parameters, such as center+camera-graph:lambda=0.",
 )
 @click.option(
     "grid",
@@ -69,15 +69,15 @@ class Values(click.ParamType):  # type: ignore[type-arg]
     multiple=True,
     type=Values(),
     metavar="NAME=V,V,...",
-    help="A parameter of the chain and its values, such as ki=2,4,6 or dba.k=4,8; given several times, every "
-    "combination is measured.",
+    help="A parameter of the chain and the values to try, such as ki=2,4,6 or dba.k=4,8. If given several "
+    "times, every combination is measured.",
 )
 @click.option(
     "--metric",
     type=click.Choice(METRICS),
     default="mAP",
     show_default=True,
-    help="What settings are compared by.",
+    help="Metric by which the best setting is chosen.",
 )
 @click.option(
     "--seed",
@@ -85,17 +85,17 @@ class Values(click.ParamType):  # type: ignore[type-arg]
     default=0,
     show_default=True,
     metavar="N",
-    help="Of the draw of the identities to choose by.",
+    help="Random seed of the split of the identities.",
 )
-@click.option("--online", is_flag=True, help="Rank each probe by itself, as in `run`.")
+@click.option("--online", is_flag=True, help="Rank each probe independently of the others, as in `run`.")
 @camera_images_option
 @click.option(
     "-o",
     "--output",
     type=FILE,
     metavar="FILE",
-    help="Also write everything to this .json or .csv. A .json gets each setting as it is finished; what it "
-    "already holds, of the same features, is kept and not measured again.",
+    help="Also write everything to this .json or .csv file. A .json file is updated after each setting; "
+    "settings that it already has for the same features are kept and not measured again.",
 )
 @style_options
 @metrics_options
@@ -103,12 +103,12 @@ class Values(click.ParamType):  # type: ignore[type-arg]
 @precision_option
 @runtime_options
 def tune(runtime: Runtime, **arguments: Any) -> None:
-    """Measure a method on FEATS over a grid, choose by half of the identities, and report on the others.
+    """Choose the parameters of a method on half of the identities in FEATS, and report on the other half.
 
-    Half of the identities, drawn by --seed, are there to choose by, and the table has their means alone. The
-    chosen setting, the chain as it was given, and cosine are then reported on the other half, with 95 %
-    intervals from resampled identities. The gallery is the whole one throughout. Settings share feature steps,
-    search and neighbour graph.
+    The identities are split at random by --seed. All settings of the grid are measured on the first half, and
+    the best one is chosen there. The second half then reports the chosen setting, the chain as it was given,
+    and cosine, with 95 % intervals from resampled identities. Both halves search the whole gallery. Settings
+    share feature steps, search and neighbour graph.
 
     \b
     blurrerank tune feats.h5 --method center+camera-graph --grid ki=2,4,6 --grid ko=4,8,10

@@ -35,9 +35,9 @@ class Centring(Transform):
     """Subtract from each feature the mean of its camera.
 
     Attributes:
-        by: whose mean, that of the camera or of the whole gallery.
-        shrink: how many images' worth of the gallery's mean are added to those of a camera.
-        scale: divide by the standard deviation in each dimension too.
+        by: subtract the mean of the camera, or of the whole gallery.
+        shrink: weight of the gallery's mean in that of a camera, as a number of images.
+        scale: also divide each dimension by the camera's standard deviation.
     """
 
     name: ClassVar[str] = "center"

@@ -31,7 +31,7 @@ class ProfileVectors(Transform):
     """Subtract from each feature the mean of its camera, and divide by the camera's correlation.
 
     Attributes:
-        ridge: what is added to the correlation; the larger, the nearer this is to centring alone.
+        ridge: added to the diagonal of the correlation; the larger it is, the closer this is to centring alone.
     """
 
     name: ClassVar[str] = "pvg"
