@@ -141,7 +141,7 @@ TO_ARRAYS = "expected a FeatureSet, not {}: pass br.FeatureSet.from_arrays(probe
         ),
         (
             lambda q, g, data: br.FeatureSet(q, g),
-            "a FeatureSet has two Sides: br.FeatureSet.from_arrays(probe, gallery) takes arrays",
+            "a FeatureSet consists of two Sides: for arrays, use br.FeatureSet.from_arrays(probe, gallery)",
         ),
         (
             lambda q, g, data: br.local_blurring("q.npy", g),

@@ -191,7 +191,7 @@ def test_an_interrupted_tuning_is_completed_to_the_same_file(method, after, cli,
     monkeypatch.setattr(tuning, "locate_each", stopping)
     code, out, err = cli("tune", feats, *method, "-o", "part.json")
     assert (code, out) == (130, "")
-    assert f"{after} settings are kept in part.json: the same command measures the rest" in err
+    assert f"{after} settings are kept in part.json: run the same command again to measure the rest" in err
     told = json.loads(Path("part.json").read_text())
     assert (len(told["rows"]), told["finished"]) == (after, False)
     assert "report" not in told
@@ -254,7 +254,7 @@ def test_a_tuning_of_something_else_is_not_continued(change, said, cli, feats, w
         feats = write("other.h5", **people() | change, probe_names=None, gallery_names=None)
     code, out, err = cli("tune", feats, *GRAPH, *options, "-o", "tune.json")
     assert (code, out) == (1, "")
-    assert err == f"error: the earlier tuning is of {said}: choose another name for this one\n"
+    assert err == f"error: the output file has a tuning of {said}: choose another name for this one\n"
     assert Path("tune.json").read_bytes() == before
 
 
@@ -358,7 +358,9 @@ def test_online_and_camera_images_are_as_in_run(cli, write):
     ):
         write("earlier.h5", **people(seed=8) | changes, probe_names=None, gallery_names=None)
         code, _, err = cli(*tuned)
-        assert (code, f"the earlier tuning is of other {of}: choose another name" in err) == (1, True), err
+        assert (code, f"the output file has a tuning of other {of}: choose another name" in err) == (1, True), (
+            err
+        )
     # What all settings warn of is told once.
     _, _, err = cli("tune", feats, *GRAPH, "--online")
     assert err.count("warning: ") == 1
@@ -376,7 +378,7 @@ def test_a_best_value_at_the_end_of_its_list_is_told_of(cli, feats):
     below, above = [some for some in values if some < best][-2:], [some for some in values if some > best][:2]
     assert len(below) == 2, "the data must tell something"
     at, told = notes(f"topn={','.join(map(str, [*below, best]))}")
-    assert (at, told) == (best, [f"note: the best topn, {best}, is the largest of the grid: try further ones"])
+    assert (at, told) == (best, [f"note: the best topn, {best}, is the largest of the grid: try a wider range"])
     if above:
         assert notes(f"topn={','.join(map(str, [below[1], best, above[0]]))}") == (best, [])
     # 1 is the least that there is.
@@ -425,7 +427,10 @@ def test_wrong_usage_is_one_line(arguments, code, said, cli, feats):
     [
         ({"probe_ids": None, "gallery_ids": None}, "there are no ids: settings cannot be compared"),
         ({"probe_cams": None, "gallery_cams": None}, "center+camera-graph needs them; choose another method"),
-        ({"probe_ids": 1 + np.arange(40) % 3}, "3 identities have a match in the gallery: tuning needs two"),
+        (
+            {"probe_ids": 1 + np.arange(40) % 3},
+            "3 identities have a match in the gallery: tuning needs at least two",
+        ),
     ],
 )
 def test_settings_that_cannot_be_compared(changes, said, cli, write):
@@ -438,7 +443,7 @@ def test_settings_that_cannot_be_compared(changes, said, cli, write):
 def test_the_library_refuses_what_is_no_grid():
     data = br.FeatureSet.from_arrays(**features())
     many = {"topn": range(1, 102), "sigma": np.arange(1, 101) / 100}
-    with pytest.raises(br.ParameterError, match=r"the grid has 10,100 settings: 10,000 is the most"):
+    with pytest.raises(br.ParameterError, match=r"the grid has 10,100 settings: at most 10,000 are allowed"):
         br.tune(data, "lbr", many)
     for grid in ({}, {"topn": []}, {"topn": "5"}, {"topn": [5], "lbr.topn": [6]}, {"topn": [True]}):
         with pytest.raises(br.ParameterError):
@@ -501,7 +506,10 @@ def test_the_heat_map_is_of_any_two_parameters(cli, feats, write):
     assert f"<caption>{caption}; columns: ko, rows: ki</caption>" in Path("page.html").read_text()
     other = write("other.h5", **people(seed=9), probe_names=None, gallery_names=None)
     for arguments, said in (
-        (("lists.h5", feats, "--x", "ki"), "--x and --y are parameters of a tuning: pass it with --sweep FILE"),
+        (
+            ("lists.h5", feats, "--x", "ki"),
+            "--x and --y name parameters of a tuning: pass the tuning with --sweep FILE",
+        ),
         (
             ("lists.h5", feats, "--sweep", "tune.json", "--x", "k2i"),
             "the tuning does not vary k2i: it has ki, ko",

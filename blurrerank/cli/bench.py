@@ -123,7 +123,7 @@ def bench(runtime: Runtime, **arguments: Any) -> None:
         }
         other = next((name for name, value in others.items() if value), None)
         if other is not None:
-            raise ParameterError(f"{other} does not go with --index: leave one out")
+            raise ParameterError(f"{other} cannot be used with --index: leave one out")
         show_latencies(
             options.index,
             options.feats,
@@ -137,7 +137,7 @@ def bench(runtime: Runtime, **arguments: Any) -> None:
         )
         return
     if options.effort is not None or options.exact_index is not None:
-        raise ParameterError("--effort and --exact-index are of an index: name it with --index")
+        raise ParameterError("--effort and --exact-index apply to an index: add --index FILE")
     _bench(options, runtime)
 
 
@@ -174,8 +174,8 @@ def _contenders(options: BenchOptions, chosen: Sequence[AnyMethod]) -> list[Cont
     contenders = [Contender(method) for method in chosen]
     if options.reference and get_protocol(options.protocol).single_shot:
         raise ParameterError(
-            f"--reference enumerates every draw of protocol {options.protocol}, which no computer ends: choose "
-            "another"
+            f"--reference enumerates every draw of protocol {options.protocol}, which would never end: "
+            "choose another protocol"
         )
     if options.reference:
         contenders += [Contender(method, reference=True) for method in chosen if method.name in REFERENCES]
@@ -226,7 +226,7 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
             runtime.note(f"note: {method.name} has no plain version, so --reference adds none")
     compare, repeats = options.compare, options.repeats
     if compare is not None and not data.has_ids:
-        raise InputError(f"{data.lacking('ids')}: --compare has nothing to measure by")
+        raise InputError(f"{data.lacking('ids')}: --compare needs them")
     request = Request(whole_rows=data.has_ids, online=options.online)
     for method in chosen:  # what one run would refuse, all would
         setting_of(method, options.online)
@@ -333,7 +333,7 @@ def _chosen(text: str, chosen: Sequence[AnyMethod]) -> AnyMethod:
 
     method = create(text)
     if method not in chosen:
-        raise ParameterError(f"--compare {text}: that is none of --methods, add it there")
+        raise ParameterError(f"--compare {text}: this is not one of --methods; add it there")
     return method
 
 

@@ -68,7 +68,7 @@ def calibrate(
     check_ranking(ranking, format)
     check_can_fit(by)
     if output == "-":
-        raise ParameterError("a calibration is written to a file: name one")
+        raise ParameterError("a calibration cannot be written to standard output: name a file")
     check_target(Path(output), force=force)
     data = load(feats, gallery, notify=runtime.note, similarities=True)
     found = fit(ranking_of(ranking, data, format), data, by=by, protocol=protocol)

@@ -86,17 +86,17 @@ class Source:
         from ..engine.request import check_reranks_candidates
 
         if self.file is not None and self.search is not None:
-            raise ParameterError("--candidates brings the lists and --search looks for them: choose one")
+            raise ParameterError("--candidates and --search are two sources of lists: choose one")
         for option, value in (("--index-factory", self.index_factory), ("--nprobe", self.nprobe)):
             if value is not None and self.search != "faiss":
-                raise ParameterError(f"{option} is of FAISS: it needs --search faiss")
+                raise ParameterError(f"{option} configures FAISS: add --search faiss")
         if self.search == "faiss" and index is not None:
-            raise ParameterError("--index brings a search of its own: leave --search faiss out")
+            raise ParameterError("an index has its own search: leave --search faiss out")
         if self.effort is not None and index is None:
-            raise ParameterError("--effort is that of an index: name one with --index")
+            raise ParameterError("--effort applies to an index: add --index FILE")
         if feats == "-" and self.file is not None:
             raise ParameterError(
-                "probes from standard input are answered as they come, and candidates are of probes in a file"
+                "--candidates are lists for probes in a file, not for probes from standard input: name the file"
             )
         if not self.exact:
             check_reranks_candidates(method)
@@ -135,8 +135,8 @@ class Source:
         runtime.note(f"{lists.source}: recall@{found.topn} {found.value:.4f} against exact search ({which})")
         if found.value < _LOW_RECALL:
             runtime.note(
-                f"note: {1 - found.value:.0%} of what exact search finds is missing: raise --nprobe, or "
-                "choose an --index-factory of fewer lists"
+                f"note: {1 - found.value:.0%} of the exact results are missing: raise --nprobe, or choose an "
+                "--index-factory of fewer lists"
             )
         return lists, {
             "search": "faiss",

@@ -60,7 +60,7 @@ class Request:
         from ..studies.heat_map import grid_of
 
         if self.sweep is None and (self.x or self.y):
-            raise ParameterError("--x and --y are parameters of a tuning: pass it with --sweep FILE")
+            raise ParameterError("--x and --y name parameters of a tuning: pass the tuning with --sweep FILE")
         check_ranking(self.ranking, self.format)
         if self.against == "-":
             raise ParameterError("--against cannot read from standard input: name a file")

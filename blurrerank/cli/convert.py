@@ -60,7 +60,8 @@ def convert(
     found = import_features(*inputs, allow_pickle=allow_pickle)
     if isinstance(found.data, SimilaritySet):
         raise InputError(
-            f"{', '.join(inputs)} has similarities and no features to convert: `run` and `eval` read them"
+            f"{', '.join(inputs)} has similarities, not features, so there is nothing to convert: pass it to "
+            "`run` or `eval`"
         )
     doubts = [*found.unsure, *found.doubts, *label_doubts(found.data)]
     save_features(found.data, out, force=force)

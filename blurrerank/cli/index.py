@@ -147,7 +147,7 @@ def index(
         }
         other = next((name for name, value in others.items() if value), None)
         if other is not None:
-            does = "encodes the index as it is" if compact else "takes from the index as it is"
+            does = "works on the whole index" if compact else "only removes items"
             raise ParameterError(f"{change} {does}: leave {other} out")
         if output is None:
             raise ParameterError(f"{change} needs the index: name it with -o")
@@ -200,9 +200,9 @@ def _build(
 
     check_method(method, append=how["append"], also=how["also"], **given)
     if how["effort"] is not None and how["ann"] is None:
-        raise ParameterError("--effort is that of an approximate search: it needs --ann")
+        raise ParameterError("--effort applies to approximate search: add --ann")
     if output == "-":
-        raise ParameterError("an index is no stream: name a file with -o")
+        raise ParameterError("an index cannot be written to standard output: name a file with -o")
     file = Path(gallery.partition("::")[0])
     path = Path(output or f"{file.stem}.index.h5")
     for name in filter(None, (gallery, camera_images)):
@@ -222,12 +222,14 @@ def _build(
     except (KeyboardInterrupt, SystemExit):
         left = partial_of(path)
         if left.exists():
-            runtime.note(f"note: {left} has what was found so far; the same command goes on")
+            runtime.note(f"note: partial results are kept in {left}; run the same command again to continue")
         raise
     if built.approximation is not None and built.drift is None:
         for kind, share in built.approximation.recall.items():
             lists = "neighbour lists" if kind == "nearest" else f"neighbour lists {kind} cameras"
-            runtime.note(f"{built.approximation.search.kind}: {lists} hold {share:.2%} of the exact ones")
+            runtime.note(
+                f"{built.approximation.search.kind}: {lists} contain {share:.2%} of the exact neighbours"
+            )
     served = " and ".join(map(text_of, built.methods))
     runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}, for {served}")
     _tell_drift(built, runtime)
@@ -236,7 +238,7 @@ def _build(
 def _tell_drift(index: GalleryIndex, runtime: Runtime) -> None:
     """Say how far an index that was changed is from one that is built anew."""
     if index.drift is not None:
-        runtime.note(f"{index.drift}; --compact encodes it anew")
+        runtime.note(f"{index.drift}; --compact encodes it again")
 
 
 def _compact(path: str, how: dict[str, Any], runtime: Runtime) -> None:
@@ -249,7 +251,7 @@ def _compact(path: str, how: dict[str, Any], runtime: Runtime) -> None:
     if changed:
         runtime.note(f"wrote {path}: {len(built)} gallery items")
     else:
-        runtime.note(f"{path} is as it was encoded: there is nothing to compact")
+        runtime.note(f"{path} has not been changed: there is nothing to compact")
 
 
 def _remove(
@@ -281,7 +283,7 @@ def _lines(path: str | None, what: str) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise InputError(f"{path} is no UTF-8 text: expected one of the {what} on each line") from None
+        raise InputError(f"{path} is not UTF-8 text: expected a text file of {what}, one per line") from None
     return [line for line in lines if line]
 
 
@@ -299,7 +301,7 @@ def _rows(text: str, path: Path) -> list[int]:
     for part in filter(None, text.split(",")):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ParameterError(f"--remove is row numbers and ranges such as 3,17,100-199, not {part!r}")
+            raise ParameterError(f"--remove takes row numbers and ranges such as 3,17,100-199, not {part!r}")
         start, stop = int(first), int(last or first)
         if stop < start:
             raise ParameterError(f"--remove {part} goes backwards: write {last}-{first}")

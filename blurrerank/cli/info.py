@@ -54,7 +54,7 @@ def _table(described: dict[str, Any]) -> str:
             for name in ("identities", "junk", "distractors", "cameras", "tracks")
             if name != "tracks" or any(name in side for side in sides)
         ),
-        ["images a camera", *(_spread(side.get("images_per_camera")) for side in sides)],
+        ["images per camera", *(_spread(side.get("images_per_camera")) for side in sides)],
         ["names", *("yes" if side.get("names") else "-" for side in sides)],
         ["images", *(" x ".join(map(str, side["images"])) if side.get("images") else "-" for side in sides)],
     ]
@@ -95,7 +95,7 @@ def _neighbourhood_lines(near: dict[str, Any] | None) -> list[str]:
     if near is None or not near["words"]:
         return []
     after = f", after {'+'.join(near['steps'])}" if near["steps"] else ""
-    return [f"other images of an identity, estimated from neighbours{after}: {near['words']}"]
+    return [f"other images per identity, estimated from neighbours{after}: {near['words']}"]
 
 
 def _index_lines(described: dict[str, Any]) -> str:

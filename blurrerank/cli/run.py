@@ -223,7 +223,9 @@ class RunOptions:
         if self.metrics_file or self.as_json:
             raise ParameterError("probes from standard input are answered on standard output, as JSON lines")
         if self.resume:
-            raise ParameterError("--resume needs an output file: nothing is kept of probes from standard input")
+            raise ParameterError(
+                "--resume needs an output file: no partial results are kept for probes from standard input"
+            )
 
     def check_outputs(self, leads: bool) -> None:
         """Refuse outputs that cannot be written, before any work.
@@ -238,9 +240,14 @@ class RunOptions:
         if self.piped and self.format is None:
             raise ParameterError(f"standard output needs --format: {ANY_FORMAT}")
         if self.piped and self.resume:
-            raise ParameterError("--resume needs an output file: nothing is kept of what is written to a pipe")
+            raise ParameterError(
+                "--resume needs an output file: no partial results are kept for standard output"
+            )
         if self.metrics_file == "-":
-            raise ParameterError("metrics go to standard output by themselves, as JSON with --json")
+            raise ParameterError(
+                "--metrics needs a file name: metrics are printed on standard output anyway, as JSON with "
+                "--json"
+            )
         outputs = [] if self.piped else [self.path]
         outputs += [Path(self.metrics_file)] if self.metrics_file else []
         inputs = [
@@ -254,7 +261,7 @@ class RunOptions:
         for number, file in enumerate(outputs if leads else []):
             check_target(file, force=self.force, resume=self.resume and file == self.path)
             if any(_same(file, other) for other in (*outputs[:number], *inputs)):
-                raise ParameterError(f"{file} is named twice, as an output and as something else")
+                raise ParameterError(f"{file} is named twice, as an output and as another input or output")
 
 
 def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
@@ -275,7 +282,8 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     automatic = is_auto(options.method, given)
     if automatic and index is not None:
         raise ParameterError(
-            "auto looks at all items of FEATS, not at an index: leave --method out, or give numbers"
+            "auto looks at all items of a gallery, and an index does not allow that: leave --method out, or "
+            "give numbers instead of auto"
         )
     if automatic and not source.exact:
         raise ParameterError(
@@ -290,7 +298,9 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     # What is wrong with a method is told before anything is read.
     chosen = checked(options.method, preset=options.preset, online=options.online, **given)
     if group is not None and options.feats == "-":
-        raise ParameterError("probes that arrive are answered by one process: start this without torchrun")
+        raise ParameterError(
+            "probes from standard input are answered by one process: start this without torchrun"
+        )
     if group is not None and not source.exact:
         raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
     if index is not None and options.gallery is not None:
@@ -306,7 +316,8 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
     if indexed is not None and indexed.method.feature_steps and not source.exact:
         raise ParameterError(
-            f"{index} has other features than those that candidates were found by: name the gallery itself"
+            f"the features of {index} were transformed, so candidates found with the original ones do not "
+            "fit: replace --index by --gallery"
         )
     if indexed is not None:
         chosen = indexed.method_for(options.method, preset=options.preset, **given)
@@ -352,7 +363,9 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         if by_index.candidates is not None:
             found_by = {"search": by_index.candidates.source}
     elif source.effort is not None:
-        raise ParameterError("--effort is of the index's own search: leave it or --candidates out")
+        raise ParameterError(
+            "--effort applies to the search of the index, which --candidates replaces: leave one of them out"
+        )
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):
         runtime.note(f"note: {note.replace(_GALLERY, whole)}")
@@ -404,7 +417,7 @@ def _load(
     feats, gallery = options.feats, options.gallery
     by_track = options.by == "track"
     if by_track and (group is not None or indexed is not None):
-        raise ParameterError("--by track averages features in one process and without --index: leave it out")
+        raise ParameterError("--by track works neither with --index nor under torchrun: leave it out")
     if indexed is not None:
         probe = load_side(feats, "probe", memory=runtime.memory)
         exact = options.source.search == "exact" or indexed.approximation is None
@@ -425,7 +438,7 @@ def _noting_what_is_kept(runtime: Runtime, options: RunOptions, leads: bool) -> 
     path, writes = options.path, leads and not options.piped
     left = what_is_kept(path) if writes else {}
     if options.resume and writes and not left:
-        runtime.note(f"note: no interrupted run left anything of {path}: starting from the beginning")
+        runtime.note(f"note: there are no partial results of {path}: starting from the beginning")
     try:
         yield
     except BaseException as error:
@@ -436,7 +449,7 @@ def _noting_what_is_kept(runtime: Runtime, options: RunOptions, leads: bool) -> 
                 f"note: partial results of {path} are kept; run the same command with --resume to continue"
             )
         elif writes and not isinstance(error, Exception):
-            runtime.note(f"note: nothing of {path} is kept")
+            runtime.note(f"note: no partial results of {path} were kept")
         if isinstance(error, BrokenPipeError) and options.metrics_file:
             raise click.ClickException(
                 f"standard output was closed before the run ended: {options.metrics_file} was not written"

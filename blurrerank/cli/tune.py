@@ -154,7 +154,7 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
         click.echo(_tables(found, options))
     for name, value in zip(found.grid, found.chosen, strict=True):
         if edge := _edge(value, found.grid[name], find_parameter(options.method, name)[1]):
-            runtime.note(f"note: the best {name}, {value}, is the {edge} of the grid: try further ones")
+            runtime.note(f"note: the best {name}, {value}, is the {edge} of the grid: try a wider range")
     if output is not None:
         new = len(found.rows) - (len(known.rows) if known else 0)
         done = "kept" if found is known else "wrote"
@@ -198,7 +198,10 @@ def _noting_what_is_kept(runtime: Runtime, store: TuningFile | None) -> Iterator
         yield
     except BaseException:
         if store is not None and store.kept:
-            runtime.note(f"{store.kept} settings are kept in {store.path}: the same command measures the rest")
+            runtime.note(
+                f"{store.kept} settings are kept in {store.path}: run the same command again to measure the "
+                "rest"
+            )
         raise
 
 

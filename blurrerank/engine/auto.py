@@ -131,7 +131,7 @@ def choose(
     method = checked(text, preset=preset, online=request.online, **params)
     instead = "name a method" if method is None else f"give {method.name} numbers"
     if isinstance(data, SimilaritySet):
-        raise ParameterError(f"{AUTO} looks at features, and there are similarities alone: {instead}")
+        raise ParameterError(f"{AUTO} needs features, and these are similarities: {instead}")
     if request.candidates is not None:
         raise ParameterError(
             f"{AUTO} looks at neighbours among all items, and candidates are only some of them: {instead}"
@@ -171,7 +171,7 @@ def _choice(method: AnyMethod, stepped: Stepped, found: Look, request: Request) 
     centred = stepped.request.camera_images is not None
     if request.camera_images is not None and not centred:
         warnings.warn(
-            f"camera images {request.camera_images.label} change nothing: {AUTO} does not centre "
+            f"camera images {request.camera_images.label} have no effect: {AUTO} does not centre "
             f"({stepped.words})",
             BlurrerankWarning,
             stacklevel=3,
@@ -219,7 +219,8 @@ def _with_values(
     found = [f"{name} {written(method.params()[key])}" for key, name in chosen.items()]
     if not any(one.sure for one in near.estimates().values()):
         warnings.warn(
-            f"it is not clear how many images an identity has: {', '.join(found)} may not fit the data",
+            f"the number of images per identity could not be estimated reliably: {', '.join(found)} may not "
+            "suit the data",
             BlurrerankWarning,
             stacklevel=3,
         )
@@ -231,5 +232,5 @@ def _check_fits(name: str, kind: type[Method], key: str) -> None:
     option, parameter = find_parameter(name, key)
     if parameter.fits is None:
         known = ", ".join(one.option for one in parameters_of(kind) if one.fits is not None)
-        having = f"{name} has a rule for {known}" if known else f"{name} has rules for none of its parameters"
+        having = f"{name} has a rule for {known}" if known else f"{name} has no parameter with a rule"
         raise ParameterError(f"{option} of {name} cannot be {AUTO}: {having}")

@@ -193,8 +193,8 @@ def check_works_with_similarities(data: SimilaritySet, method: AnyMethod, reques
         )
     if isinstance(ranker, GraphRanker) and data.largest > 1 + ROUNDED:
         raise InputError(
-            f"the similarities go up to {data.largest:.6g}, and method {ranker.name} takes cosine-like ones: "
-            "divide all of them by the largest"
+            f"the similarities go up to {data.largest:.6g}, and method {ranker.name} expects values of at "
+            "most 1, such as cosine similarities: divide all of them by the largest"
         )
 
 
@@ -209,12 +209,12 @@ def check_reranks_candidates(method: AnyMethod, candidates: GivenLists | Searche
         )
     if isinstance(method, CameraHeadRanker):
         raise ParameterError(
-            f"method {method.name} looks for what is near candidates in the whole gallery: use lbr or cosine"
+            f"method {method.name} needs neighbours of candidates from the whole gallery: use lbr or cosine"
         )
     if not isinstance(method, HeadRanker):
         raise ParameterError(
-            f"method {method.name} gives the whole gallery new scores, and candidates are only a part of it: "
-            "use lbr or cosine"
+            f"method {method.name} scores the whole gallery, and candidates are only a part of it: use lbr "
+            "or cosine"
         )
 
 
@@ -227,13 +227,13 @@ def check_indexes(method: AnyMethod) -> GraphRanker:
     ranker = method.ranker
     if not isinstance(ranker, GraphRanker) or not ranker.online:
         raise ParameterError(
-            f"method {method.name} encodes no gallery: an index is built for a graph ranker that works online, "
-            "such as k-reciprocal-online, camera-graph or gnn"
+            f"method {method.name} cannot be indexed: use a graph ranker that works online, such as "
+            "k-reciprocal-online, camera-graph or gnn"
         )
     for step in method.feature_steps:
         if not isinstance(step, Transform):
             raise ParameterError(
-                f"{step.name} mixes images with their neighbours, and an index takes only steps that treat "
-                "each by itself, such as center"
+                f"{step.name} averages images with their neighbours, and an index supports only steps that "
+                "transform each image by itself, such as center"
             )
     return ranker

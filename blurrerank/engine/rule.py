@@ -132,10 +132,10 @@ def _cameras(data: FeatureSet, request: Request) -> tuple[Stepped, bool]:
     if len(counts) < 2:
         return none, False
     median, least = np.median(list(counts.values())), min(counts.values())
-    words = f"{len(counts)} cameras, known by a median of {median:,g} images and at least {least:,}"
+    words = f"{len(counts)} cameras, with a median of {median:,g} images and at least {least:,}"
     by_camera = len(np.unique(seen)) > 1
     if median < _IMAGES_A_CAMERA or least < _LEAST_KNOWN:
-        return replace(none, by_camera=by_camera, words=f"{words}, too few to centre by"), False
+        return replace(none, by_camera=by_camera, words=f"{words}, too few for centring"), False
     return Stepped(data, request, (), by_camera, words), True
 
 
@@ -185,13 +185,14 @@ def estimate_neighbourhoods(
 
 def told(near: Neighbourhoods) -> str:
     """Return what is known of sizes, in words."""
-    return near.why or f"other images of an identity: {near}"
+    return near.why or f"other images per identity: {near}"
 
 
 def _too_little(data: FeatureSet, images: int) -> str:
     """Why neighbours among so many `images` tell nothing, in words; empty if they may."""
     if images < _FEWEST:
-        return f"{images} image{'s are' if images > 1 else ' is'} too few to tell how many an identity has"
+        are = "s are" if images > 1 else " is"
+        return f"{images} image{are} too few to estimate the number of images per identity"
     if len(data.gallery) < _SMALLEST:
         return f"a gallery of {len(data.gallery)} is too small to re-rank"
     return EQUAL if _are_equal(data, cameras_if_any(data)) else ""

@@ -67,8 +67,8 @@ class _Images:
         """Warn of camera images whose cameras are all among the gallery's `cams`."""
         if step.needs_cameras and bool(torch.isin(self.cams, cams).all()):
             warnings.warn(
-                f"{self.side.label} changes nothing: the gallery has images of all of its cameras, and their "
-                "means are the gallery's",
+                f"{self.side.label} has no effect: the gallery has images of all of its cameras, and means "
+                "are taken from the gallery",
                 BlurrerankWarning,
                 stacklevel=3,
             )
@@ -80,8 +80,8 @@ class _Images:
             place = int(counts.argmin())
             known = f"{counts[place]} probes" if counts[place] > 1 else "one probe"
             warnings.warn(
-                f"all that {step.name} knows of camera {found[place]}, which the gallery lacks, are {known}: "
-                "lists may suffer; pass earlier images of this camera with --camera-images",
+                f"camera {found[place]} has no images in the gallery, and {step.name} estimates it from "
+                f"{known}: lists may suffer; pass earlier images of this camera with --camera-images",
                 BlurrerankWarning,
                 stacklevel=3,
             )

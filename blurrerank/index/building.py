@@ -101,11 +101,11 @@ def build_index(
     """
     check_method(method, append=append, also=also, **params)
     if effort is not None and ann is None:
-        raise ParameterError("effort is that of an approximate search: name one with ann, or leave it out")
+        raise ParameterError("effort applies to approximate search: set ann, or leave effort out")
     if ann is not None and append:
-        raise ParameterError("an index that is added to is searched as before: leave ann out")
+        raise ParameterError("append keeps the search of the index: leave ann out")
     if append and group is not None:
-        raise ParameterError("an index is added to in one process: start this without torchrun")
+        raise ParameterError("append works in one process only: start this without torchrun")
     path = Path(path)
     compute = Compute.choose(device, memory, precision=precision, progress=progress, group=group)
     gallery = as_side(gallery, "gallery")
@@ -114,7 +114,7 @@ def build_index(
         check_target(path, force=force or append)
         check_readable(path)
         if path.exists() and not append and not index_files.is_index(path):
-            raise OutputError(f"{path} is no index, and is not replaced by one: choose another name")
+            raise OutputError(f"{path} exists and is not an index, so it is not replaced: choose another name")
         writing = index_files.changing(path, force=force or append)
     with writing as temporary:
         before = index_files.stamp(path)
@@ -190,7 +190,9 @@ def _together(method: AnyMethod, also: Sequence[str]) -> tuple[AnyMethod, ...]:
             must = f"begin with {steps}, and with its parameters" if steps else "have no feature steps"
             raise ParameterError(f"{text} cannot share an index with {method.name}: it must {must}")
         if any(other.ranker.name == one.ranker.name for one in methods):
-            raise ParameterError(f"an index serves {other.ranker.name} once: name it once")
+            raise ParameterError(
+                f"{other.ranker.name} is named twice, and an index can serve it only once: name it once"
+            )
         methods.append(other)
     return tuple(methods)
 
@@ -211,11 +213,11 @@ def check_method(
     """
     text = text or KReciprocalOnline.name
     if append and also:
-        raise ParameterError("an index that is added to serves what it was built for: leave --also out")
+        raise ParameterError("--append keeps the methods of the index: leave --also out")
     for other in also:
         check_indexes(create(other))
     if append and is_auto(text, params):
-        raise ParameterError("an index that is added to keeps its method: leave --method and auto out")
+        raise ParameterError("--append keeps the method of the index: leave --method and auto out")
     if text != AUTO:
         check_indexes(create(without_auto(text)))
     checked(text, preset=preset, online=True, **params)
@@ -267,14 +269,15 @@ class _Left:
         except InputError as error:
             if force:
                 return None
-            raise InputError(f"{error}; it is left of an index: delete it to start over") from error
+            raise InputError(f"{error}; it is a partial build of an index: delete it to start over") from error
         other = "of other features, cameras or parameters"
         reason = other if digest != self._digest else f"with pool {pool}, not {self._pool}"
         if (digest, pool) != (self._digest, self._pool):
             if force or digest == done:
                 return None
             raise InputError(
-                f"{self._path} is left of an index {reason}: finish that one, or delete the file to start over"
+                f"{self._path} is a partial build of an index {reason}: finish that one, or delete the file "
+                "to start over"
             )
         return near
 
@@ -285,7 +288,7 @@ class _Left:
                 write_partial(self._path, answer(), pool=self._pool, digest=self._digest)
             except OutputError as error:
                 if not self._warned:
-                    warnings.warn(f"what is done cannot be kept: {error}", BlurrerankWarning, stacklevel=2)
+                    warnings.warn(f"partial results cannot be kept: {error}", BlurrerankWarning, stacklevel=2)
                 self._warned = True
             self._last = time.monotonic()
 
@@ -318,7 +321,7 @@ def _stepped(items: Items, gallery: Side, camera_images: Side | None, compute: C
     stepped, fitted = fit_steps(gallery, transforms, camera_images, compute)
     if stepped.dim != gallery.dim:
         raise ParameterError(
-            f"{step_names(transforms)} gives {stepped.dim} dimensions of {gallery.dim}, and an index "
-            "takes probes of as many as it keeps: leave it out"
+            f"{step_names(transforms)} changes the dimension of features from {gallery.dim} to "
+            f"{stepped.dim}, which an index does not support: leave it out"
         )
     return replace(items, sides=[stepped], fitted=fitted)

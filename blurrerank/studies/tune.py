@@ -206,7 +206,7 @@ def _check_continues(grid: ParameterGrid, known: Tuning, basis: Basis) -> Parame
     if not other and set(known.grid) != set(grid.values):
         other = [f"a grid over {', '.join(known.grid)}"]
     if other:
-        raise InputError(f"the earlier tuning is of {other[0]}: choose another name for this one")
+        raise InputError(f"the output file has a tuning of {other[0]}: choose another name for this one")
     return replace(grid, values={name: grid.values[name] for name in known.grid})
 
 

@@ -2,7 +2,7 @@
 
 JSON, an object with these keys:
 
-    format, format_version      `blurrerank-tuning`
+    format, format_version      `blurrerank-tuning`, 1
     method                      the chain with its fixed parameters
     setting                     `transductive` or `online`
     protocol, ap, seed          as the options were
