@@ -372,7 +372,7 @@ def test_a_number_that_is_given_comes_before_auto_and_a_preset_where_nothing_is_
 def test_camera_images_that_nothing_is_centred_by_are_warned_of():
     data = people(150, 1, 2)
     bare = br.FeatureSet(br.Side(data.probe.features), br.Side(data.gallery.features))
-    with pytest.warns(br.BlurrerankWarning, match=r"change nothing: auto does not centre \(there are no"):
+    with pytest.warns(br.BlurrerankWarning, match=r"have no effect: auto does not centre \(there are no"):
         br.rerank(bare, "auto", camera_images=data.probe)
 
 
