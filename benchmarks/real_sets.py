@@ -3,7 +3,7 @@
     python benchmarks/real_sets.py METHOD[,METHOD...] FEATS [FEATS...]
 
 prints mAP / rank-1 in per cent, protocol market1501. A method that ends with @ ranks each probe by itself; its
-calibration features are the probes of the other half of the identities, so that no probe calibrates itself, and
+camera images are the probes of the other half of the identities, so that no probe is among them, and
 its figures are means over five draws of the halves.
 """
 
@@ -29,16 +29,16 @@ def measured(data: br.FeatureSet, method: str) -> tuple[float, float]:
     return found["mAP"], found["rank1"]
 
 
-def _calibrates(method: str) -> bool:
-    """Whether a method can take calibration features."""
+def _takes_camera_images(method: str) -> bool:
+    """Whether a method can take camera images."""
     if method == AUTO:
         return True
     return any(isinstance(step, Transform) and step.needs_cameras for step in create(method).feature_steps)
 
 
 def measured_online(data: br.FeatureSet, method: str) -> tuple[float, float]:
-    """The same, each probe by itself, calibrated on the probes of the other half of the identities."""
-    if not _calibrates(method):
+    """The same, each probe by itself, with camera images: the probes of the other half of the identities."""
+    if not _takes_camera_images(method):
         found = br.evaluate(br.rerank(data, method, online=True), data).summary()
         return found["mAP"], found["rank1"]
     ids, features = data.probe.ids, np.asarray(data.probe.features[:])
@@ -48,9 +48,9 @@ def measured_online(data: br.FeatureSet, method: str) -> tuple[float, float]:
         first = np.isin(ids, drawn[: len(drawn) // 2])
         for half in (first, ~first):
             probe = br.Side(features[half], ids[half], data.probe.cams[half], label="probe")
-            other = br.Side(features[~half], cams=data.probe.cams[~half], label="calibration")
+            other = br.Side(features[~half], cams=data.probe.cams[~half], label="camera images")
             some = br.FeatureSet(probe, data.gallery)
-            ranking = br.rerank(some, method, online=True, calibration=other)
+            ranking = br.rerank(some, method, online=True, camera_images=other)
             summary = br.evaluate(ranking, some).summary()
             found.append((summary["mAP"], summary["rank1"], summary["valid_probes"]))
     weights = [valid for *_, valid in found]

@@ -253,14 +253,14 @@ def _from_distances(
         lowest = float(distances.min())
         if lowest < -_ROUNDED * max(1, float(distances.abs().max())):
             raise InputError(
-                f"{name} has values below 0, down to {lowest:.4g}, so it holds no distances: of cosine "
-                "similarities s pass 2 - 2 * s, all three"
+                f"{name} has values below 0, down to {lowest:.4g}, so these are not distances: if they are "
+                "cosine similarities s, pass 2 - 2 * s for all three matrices"
             )
     for name, square in (("q_q_dist", of_probes), ("g_g_dist", of_items)):
         if len(square) > 1 and square.diagonal().double().mean() > square.double().mean():
             raise InputError(
-                f"{name} holds similarities: an image is farther from itself than from others; "
-                "of cosine similarities s pass 2 - 2 * s, all three"
+                f"{name} seems to hold similarities, as images are farther from themselves than from others: "
+                "if they are cosine similarities s, pass 2 - 2 * s for all three matrices"
             )
 
     def rows(start: int, stop: int) -> torch.Tensor:
@@ -295,7 +295,7 @@ def _from_features(
     if local_distmat is not None:
         local = _matrix("local_distmat", local_distmat, (number, number), items.device)
     elif only_local:
-        raise InputError("only_local has nothing to work on: pass local_distmat")
+        raise InputError("only_local needs distances of local features: pass local_distmat")
     features = torch.cat([probes, items]).double()
     squares = features.square().sum(dim=1)
     low, high = squares.min().sqrt(), squares.max().sqrt()
@@ -339,7 +339,9 @@ def _final(
         found = rows(start, stop)
         largest = found.amax(dim=1, keepdim=True)
         if not largest.isfinite().all():
-            raise InputError("distances go beyond float32 when squared: divide all of them by their largest")
+            raise InputError(
+                "the squares of these distances overflow float32: divide all distances by the largest"
+            )
         return found.div_(largest.masked_fill_(largest == 0, 1))
 
     def weigh(members: SparseRows) -> torch.Tensor:
@@ -386,11 +388,11 @@ def _matrix(
         found = found.to(torch.float32 if found.dtype in (torch.float16, torch.bfloat16) else torch.float64)
     found = found.reshape(flat_shape(tuple(found.shape)) or found.shape)
     if found.ndim != 2 or not found.numel():
-        raise InputError(f"{name} has shape {tuple(found.shape)}: expected a matrix with something in it")
+        raise InputError(f"{name} has shape {tuple(found.shape)}: expected a matrix that is not empty")
     if shape is not None and any(want not in (None, has) for want, has in zip(shape, found.shape, strict=True)):
         wanted = " x ".join("any" if want is None else str(want) for want in shape)
         has = " x ".join(map(str, found.shape))
-        raise InputError(f"{name} is {has} and the others ask for {wanted}: they do not belong together")
+        raise InputError(f"{name} is {has}, but the other matrices imply {wanted}: they do not belong together")
     if not found.isfinite().all():
         row, column = (~found.isfinite()).nonzero()[0].tolist()
         raise InputError(

@@ -202,9 +202,9 @@ def test_the_first_allowed_of_each_list():
     ("options", "said"),
     [
         ({"ann": "annoy"}, "approximate search 'annoy' is not known: use hnsw or ivf"),
-        ({"effort": 9}, "effort is that of an approximate search: name one with ann, or leave it out"),
+        ({"effort": 9}, "effort applies to approximate search: set ann, or leave effort out"),
         ({"ann": "hnsw", "effort": 0}, "effort must be a whole number of at least 1, not 0"),
-        ({"ann": "hnsw", "append": True}, "an index that is added to is searched as before: leave ann out"),
+        ({"ann": "hnsw", "append": True}, "append keeps the search of the index: leave ann out"),
     ],
 )
 def test_wrong_use_of_the_library(options, said, tmp_path):
@@ -217,7 +217,7 @@ def test_wrong_use_of_the_library(options, said, tmp_path):
 def test_effort_is_of_approximate_search_alone(tmp_path):
     arrays = features()
     index = br.build_index(arrays["gallery"], tmp_path / "a.index.h5")
-    with pytest.raises(br.ParameterError, match="all items are looked at"):
+    with pytest.raises(br.ParameterError, match="this search compares all items"):
         index.rerank(arrays["probe"], effort=9)
 
 
@@ -225,7 +225,9 @@ def test_on_the_command_line(cli, write):
     path = write()
     code, out, err = cli("index", path, "-o", "a.index.h5", "--ann", "hnsw", "--effort", "40")
     assert (code, out) == (0, "")
-    assert re.search(r"^hnsw: neighbour lists hold (9\d|100)\.\d\d% of the exact ones$", err, re.MULTILINE)
+    assert re.search(
+        r"^hnsw: neighbour lists contain (9\d|100)\.\d\d% of the exact neighbours$", err, re.MULTILINE
+    )
     code, out, err = cli("run", "--index", "a.index.h5", path, "-o", "lists.npz", "--json")
     assert code == 0
     assert json.loads(out)["search"] == "index hnsw effort 40"
@@ -244,15 +246,15 @@ def test_on_the_command_line(cli, write):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "FEATS", "--effort", "9"], "--effort is that of an index: name one with --index"),
+        (["run", "FEATS", "--effort", "9"], "--effort applies to an index: add --index FILE"),
         (
             ["run", "--index", "exact.index.h5", "FEATS", "--effort", "9"],
-            "all items are looked at, which takes no effort: leave it out",
+            "effort applies to approximate search, and this search compares all items: leave effort out",
         ),
-        (["index", "FEATS", "--effort", "9"], "--effort is that of an approximate search: it needs --ann"),
+        (["index", "FEATS", "--effort", "9"], "--effort applies to approximate search: add --ann"),
         (
             ["run", "--index", "exact.index.h5", "FEATS", "--search", "faiss"],
-            "--index brings a search of its own: leave --search faiss out",
+            "an index has its own search: leave --search faiss out",
         ),
     ],
 )
@@ -378,14 +380,14 @@ def test_bench_prints_all_items_and_efforts_side_by_side(cli, write):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--effort", "9"], "--effort and --exact-index are of an index: name it with --index"),
+        (["--effort", "9"], "--effort and --exact-index apply to an index: add --index FILE"),
         (
             ["--index", "e.index.h5", "--effort", "9"],
             "e.index.h5 is searched exactly: leave --effort and --exact-index out",
         ),
         (
             ["--index", "a.index.h5", "--effort", "9,x"],
-            "--effort is whole numbers, separated by commas, not '9,x'",
+            "--effort takes whole numbers, separated by commas, not '9,x'",
         ),
         (["--index", "a.index.h5", "--effort", "0"], "effort must be a whole number of at least 1, not 0"),
     ],

@@ -200,7 +200,7 @@ def test_without_cameras_or_with_one_the_graph_is_of_all():
         (one, "one camera"),
     ):
         found = chosen(case)
-        assert found.reason == f"gnn:k1=5:k2=3 ({words}; other images of an identity: about 3 in all)"
+        assert found.reason == f"gnn:k1=5:k2=3 ({words}; other images per identity: about 3 in all)"
 
 
 def test_online_with_clear_sizes_probes_are_reranked_and_without_left_as_they_are():
@@ -218,7 +218,7 @@ def test_cameras_with_few_images_are_not_centred_by():
     )
     found = chosen(many)
     assert found.method.name == "camera-graph"
-    assert "(40 cameras, known by a median of 7.5 images and at least 7, too few to centre by; " in found.reason
+    assert "(40 cameras, with a median of 7.5 images and at least 7, too few for centring; " in found.reason
 
 
 def test_a_camera_of_which_only_a_few_probes_are_known_is_not_centred_by():
@@ -228,28 +228,28 @@ def test_a_camera_of_which_only_a_few_probes_are_known_is_not_centred_by():
         br.Side(data.probe.features, cams=cams), br.Side(data.gallery.features, cams=data.gallery.cams)
     )
     reason = chosen(few).reason
-    assert "(2 cameras, known by a median of 151.5 images and at least 3, too few to centre by; " in reason
+    assert "(2 cameras, with a median of 151.5 images and at least 3, too few for centring; " in reason
     # Gallery images say what a camera is like, not probes: 3 of these are too few as well.
     turned = br.FeatureSet(few.gallery, few.probe)
-    assert "(2 cameras, known by a median of 150 images and at least 3, too few" in chosen(turned).reason
+    assert "(2 cameras, with a median of 150 images and at least 3, too few" in chosen(turned).reason
     one = br.Side(data.probe.features[:1], cams=np.array([9]))
-    with pytest.warns(br.BlurrerankWarning, match="change nothing: auto does not centre"):
-        found = choose("auto", few, Request(online=True, calibration=one), Compute.choose("cpu"))
-    assert "at least 1, too few to centre by" in found.reason
+    with pytest.warns(br.BlurrerankWarning, match="have no effect: auto does not centre"):
+        found = choose("auto", few, Request(online=True, camera_images=one), Compute.choose("cpu"))
+    assert "at least 1, too few for centring" in found.reason
 
 
-def test_cameras_of_calibration_features_that_nothing_else_has_do_not_count():
+def test_cameras_of_camera_images_that_nothing_else_has_do_not_count():
     data = people(150, 1, 2)
     draw = np.random.default_rng(0)
     others = br.Side(draw.normal(size=(60, 48)).astype(np.float32), cams=np.repeat(np.arange(10, 30), 3))
     compute = Compute.choose("cpu")
-    found = choose("auto", data, Request(calibration=others), compute)
+    found = choose("auto", data, Request(camera_images=others), compute)
     assert found.method.name.startswith("center+")
-    assert "(2 cameras, known by a median of 300 images and at least 300; " in found.reason
+    assert "(2 cameras, with a median of 300 images and at least 300; " in found.reason
     # Online, they may be those of probes to come.
-    with pytest.warns(br.BlurrerankWarning, match="change nothing: auto does not centre"):
-        online = choose("auto", data, Request(online=True, calibration=others), compute)
-    assert "(21 cameras, known by a median of 3 images and at least 3, too few to centre by; " in online.reason
+    with pytest.warns(br.BlurrerankWarning, match="have no effect: auto does not centre"):
+        online = choose("auto", data, Request(online=True, camera_images=others), compute)
+    assert "(21 cameras, with a median of 3 images and at least 3, too few for centring; " in online.reason
 
 
 @pytest.mark.parametrize("noise", [0.0, 2e-7])
@@ -260,7 +260,7 @@ def test_features_that_are_equal_are_left_as_they_are(noise, with_cameras):
     cams = np.arange(300) % 2 if with_cameras else None
     found = chosen(br.FeatureSet(br.Side(rows[:300], cams=cams), br.Side(rows[300:], cams=cams)))
     assert found.method.name == "cosine"
-    assert found.reason.endswith("features are equal but for rounding)")
+    assert found.reason.endswith("features are equal except for rounding)")
 
 
 def test_a_gallery_of_a_few_items_is_left_as_it_is():
@@ -277,7 +277,7 @@ def test_features_that_a_search_cannot_tell_apart_have_no_size():
     rows = (1 + 1e-5 * draw.normal(size=(600, 16))).astype(np.float32)
     found = chosen(br.FeatureSet(br.Side(rows[:300]), br.Side(rows[300:])))
     assert found.method.name == "cosine"
-    assert found.reason == "cosine (there are no cameras; features are equal but for rounding)"
+    assert found.reason == "cosine (there are no cameras; features are equal except for rounding)"
 
 
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_looked_at():
@@ -295,7 +295,7 @@ def test_one_probe_and_tiny_galleries_fall_back_in_words():
     data = br.FeatureSet.from_arrays(**features(probes=3, gallery=9))
     found = chosen(data)
     assert found.method.name.endswith("cosine")
-    assert "12 images are too few to tell how many an identity has" in found.reason
+    assert "12 images are too few to estimate the number of images per identity" in found.reason
     one = br.FeatureSet.from_arrays(np.eye(1, 5), np.eye(2, 5))
     assert chosen(one).method.name == "cosine"
     assert br.rerank(one, "auto").indices.tolist() == [[0, 1]]
@@ -325,7 +325,8 @@ def test_sigma_grows_with_the_images_of_an_identity():
 
 def test_a_parameter_keeps_its_default_where_the_data_do_not_tell():
     with pytest.warns(
-        br.BlurrerankWarning, match="it is not clear how many images an identity has: k1 20 may not"
+        br.BlurrerankWarning,
+        match="the number of images per identity could not be estimated reliably: k1 20 may not",
     ):
         found = br.rerank(br.FeatureSet.from_arrays(*groupless()), "k-reciprocal", k1="auto")
     assert found.params["k1"] == 20
@@ -339,9 +340,13 @@ def test_a_parameter_keeps_its_default_where_the_data_do_not_tell():
         ("auto+lbr", {}, "auto chooses a whole chain for the data"),
         ("auto:k=3", {}, "auto chooses a whole chain for the data"),
         ("lbr:topn=auto", {}, "topn of lbr cannot be auto: lbr has a rule for sigma"),
-        ("dba:k=auto+lbr", {}, "k of dba cannot be auto: dba has rules for none of its parameters"),
-        ("auto", {"calibration": br.Side(np.eye(3, 8))}, "has no cameras: calibration features need them"),
-        ("auto", {"calibration": br.Side(np.eye(3, 5), cams=np.ones(3, int))}, "has 5 dimensions: expected 8"),
+        ("dba:k=auto+lbr", {}, "k of dba cannot be auto: dba has no parameter with a rule"),
+        ("auto", {"camera_images": br.Side(np.eye(3, 8))}, "has no cameras: camera images need them"),
+        (
+            "auto",
+            {"camera_images": br.Side(np.eye(3, 5), cams=np.ones(3, int))},
+            "has 5 dimensions: expected 8",
+        ),
         ("auto", {"graph": br.neighbour_graph(np.eye(3))}, "auto finds a graph of its own"),
         ("lbr", {"sigma": np.array([0.1, 0.2])}, "sigma must be"),
         ("camera-graph:foo=auto", {}, "method camera-graph has no parameter 'foo'"),
@@ -360,15 +365,15 @@ def test_what_cannot_be_chosen_is_refused(text, settings, message):
 def test_a_number_that_is_given_comes_before_auto_and_a_preset_where_nothing_is_clear():
     data = br.FeatureSet.from_arrays(*groupless())
     assert br.rerank(data, "k-reciprocal:k1=auto", k1=5).params["k1"] == 5
-    with pytest.warns(br.BlurrerankWarning, match="k1 7 may not fit the data"):
+    with pytest.warns(br.BlurrerankWarning, match="k1 7 may not suit the data"):
         assert br.rerank(data, "k-reciprocal", k1="auto", preset="cuhk03").params["k1"] == 7
 
 
-def test_calibration_that_nothing_is_centred_by_is_told():
+def test_camera_images_that_nothing_is_centred_by_are_warned_of():
     data = people(150, 1, 2)
     bare = br.FeatureSet(br.Side(data.probe.features), br.Side(data.gallery.features))
-    with pytest.warns(br.BlurrerankWarning, match=r"change nothing: auto does not centre \(there are no"):
-        br.rerank(bare, "auto", calibration=data.probe)
+    with pytest.warns(br.BlurrerankWarning, match=r"have no effect: auto does not centre \(there are no"):
+        br.rerank(bare, "auto", camera_images=data.probe)
 
 
 def test_cameras_that_a_parameter_needs_are_missed_in_the_name_of_its_method():
@@ -378,7 +383,9 @@ def test_cameras_that_a_parameter_needs_are_missed_in_the_name_of_its_method():
 
 
 def test_auto_values_are_no_numbers_elsewhere():
-    with pytest.raises(br.ParameterError, match="k1 auto is found from the data: name a number here"):
+    with pytest.raises(
+        br.ParameterError, match="k1 cannot be auto here, where no data are known: give a number"
+    ):
         create("k-reciprocal:k1=auto")
     with pytest.raises(br.ParameterError, match="auto chooses a whole chain"):
         create("auto")
@@ -412,7 +419,10 @@ def test_what_auto_cannot_do_is_told_before_anything_is_read(cli):
     for arguments, said in (
         (("--method", "auto", "--k1", "3"), "--k1: method auto chooses all parameters; leave it out"),
         (("--method", "auto", "--preset", "market1501"), "chooses all parameters: leave preset out"),
-        (("--method", "auto", "--index", "i.h5"), "auto looks at all items of FEATS, not at an index"),
+        (
+            ("--method", "auto", "--index", "i.h5"),
+            "auto looks at all items of a gallery, and an index does not allow that",
+        ),
         (("--method", "auto", "--candidates", "c.npy"), "auto looks at neighbours among all items"),
         (("--method", "k-reciprocal", "--k1", "auto", "--online"), "looks at all probes together"),
         (
@@ -428,8 +438,8 @@ def test_what_auto_cannot_do_is_told_before_anything_is_read(cli):
         assert said in err
     for arguments, said in (
         (("--method", "auto", "--preset", "market1501"), "chooses all parameters: leave preset out"),
-        (("--method", "auto", "--append"), "keeps its method: leave --method and auto out"),
-        (("--method", "lbr", "--sigma", "auto"), "method lbr encodes no gallery"),
+        (("--method", "auto", "--append"), "keeps the method of the index: leave --method and auto out"),
+        (("--method", "lbr", "--sigma", "auto"), "method lbr cannot be indexed"),
         (("--method", "k-reciprocal:k1=auto"), "method k-reciprocal "),
         (("--method", "k-reciprocal-online:foo=auto"), "has no parameter 'foo'"),
     ):
@@ -459,9 +469,7 @@ def test_info_and_plots_and_reports_tell_the_sizes(cli, tmp_path):
     assert f"across cameras: about {described['across']['size']}" in drawn
     cli("report", "r.h5", OMNIGLOT, "-o", "r.html")
     page = (tmp_path / "r.html").read_text()
-    assert (
-        f"Other images of an identity, estimated from neighbours, after center: {described['words']}." in page
-    )
+    assert f"Other images per identity, estimated from neighbours, after center: {described['words']}." in page
     assert '<svg id="neighbourhoods"' in page
 
 
@@ -472,17 +480,17 @@ def test_an_index_is_built_for_what_fits_its_gallery(tmp_path):
     found = br.rerank(index.features(data.probe), index.method.name, online=True, **index.method.params())
     np.testing.assert_array_equal(found.indices, br.rerank(data, "auto", online=True).indices)
     told = []
-    with pytest.warns(br.BlurrerankWarning, match="change nothing: auto does not centre"):
+    with pytest.warns(br.BlurrerankWarning, match="have no effect: auto does not centre"):
         br.build_index(
             br.Side(data.gallery.features),
             tmp_path / "n.h5",
             "auto",
-            calibration=data.probe,
+            camera_images=data.probe,
             notify=told.append,
         )
     (said,) = told
     assert said.startswith("auto: k-reciprocal-online:k1=3:k2=3 (")
-    with pytest.raises(br.ParameterError, match="method lbr encodes no gallery"):
+    with pytest.raises(br.ParameterError, match="method lbr cannot be indexed"):
         br.build_index(data.gallery, tmp_path / "l.h5", "lbr", sigma="auto")
     with pytest.raises(br.ParameterError, match=r"auto chose cosine .*, which needs no index"):
         br.build_index(people(300, 0, 1).gallery, tmp_path / "c.h5", "auto")

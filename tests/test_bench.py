@@ -186,7 +186,7 @@ def test_tables(cli, small, quick_bench):
         (("--methods", "lbr:topn=many"), 2, "topn must be a whole number of at least 1, not 'many'"),
         (("--methods", "lbr:cosine=no"), 2, "cosine must be True or False, not 'no'"),
         (("--methods", "lbr:name=x"), 2, "method lbr has no parameter 'name'"),
-        (("--methods", ""), 2, "'' names no method where one should be"),
+        (("--methods", ""), 2, "'' lacks the name of a method"),
         (("--methods", "lbr,lbr:topn=50"), 2, "lbr,lbr:topn=50 names a method twice with the same parameters"),
         (("--reference", "--protocol", "cuhk03"), 2, "--reference enumerates every draw of protocol cuhk03"),
         (("--methods", "lbr:sigma=wide"), 2, "sigma must be a finite number above 0"),

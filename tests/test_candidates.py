@@ -509,30 +509,33 @@ def test_damaged_containers(name, cli, write):
     [
         (
             ("--candidates", "x.npz", "--method", "k-reciprocal"),
-            "method k-reciprocal gives the whole gallery new",
+            "method k-reciprocal scores the whole gallery",
         ),
         (
             ("--search", "faiss", "--method", "k-reciprocal-online"),
-            "method k-reciprocal-online gives the whole",
+            "method k-reciprocal-online scores the whole",
         ),
         (
             ("--candidates", "x.npz", "--search", "faiss"),
-            "--candidates brings the lists and --search looks for",
+            "--candidates and --search are two sources of lists",
         ),
         (
             ("--candidates", "x.npz", "--search", "exact"),
-            "--candidates brings the lists and --search looks for",
+            "--candidates and --search are two sources of lists",
         ),
-        (("--candidates", "x.npz", "--nprobe", 2), "--nprobe is of FAISS: it needs --search faiss"),
-        (("--index-factory", "Flat"), "--index-factory is of FAISS: it needs --search faiss"),
-        (("--search", "exact", "--index-factory", "Flat"), "--index-factory is of FAISS: it needs --search"),
+        (("--candidates", "x.npz", "--nprobe", 2), "--nprobe configures FAISS: add --search faiss"),
+        (("--index-factory", "Flat"), "--index-factory configures FAISS: add --search faiss"),
+        (("--search", "exact", "--index-factory", "Flat"), "--index-factory configures FAISS: add --search"),
         (
             ("--search", "faiss", "--index", "x.h5"),
-            "--index brings a search of its own: leave --search faiss out",
+            "an index has its own search: leave --search faiss out",
         ),
         (("--search", "nearly"), "Invalid value for '--search'"),
         (("--search", "faiss", "--nprobe", 0), "Invalid value for '--nprobe'"),
-        (("--candidates", "x.npz", "-o", "x.npz"), "x.npz is named twice, as an output and as something else"),
+        (
+            ("--candidates", "x.npz", "-o", "x.npz"),
+            "x.npz is named twice, as an output and as another input or output",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_one_line_and_exit_2(arguments, said, cli, write):
@@ -551,7 +554,7 @@ def test_candidates_with_an_index(cli, write):
     assert cli("run", "feats.h5", *arguments, "-o", "other.csv")[0] == 0
     assert Path("one.csv").read_bytes() == Path("other.csv").read_bytes()
     code, _, err = cli("run", "-", *arguments)
-    assert (code, err.split(",")[0]) == (2, "error: probes from standard input are answered as they come")
+    assert (code, err.split(",")[0]) == (2, "error: --candidates are lists for probes in a file")
 
 
 def test_the_choice_shown_in_the_help_is_the_default():
@@ -692,7 +695,7 @@ def test_faiss_leaves_the_threads_of_others_alone(faiss, threads):
         ("PQ3", "index factory 'PQ3': FAISS says: The dimension of the vector (d) should be a multiple of"),
         ("IDMap,Flat", "index factory 'IDMap,Flat': FAISS says: add does not make sense"),
         ("IVF0,Flat", "index factory 'IVF0,Flat': FAISS says:"),
-        ("HNSW0", "index factory 'HNSW0' asks for 0 links: name how many, such as HNSW32"),
+        ("HNSW0", "index factory 'HNSW0' asks for 0 links: give a number of links, such as HNSW32"),
         ("PCA8,NSG0", "index factory 'PCA8,NSG0' asks for 0 links"),
     ],
 )

@@ -279,7 +279,7 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
     arrays = features(gallery=100)
     changed(tmp_path, arrays, more=0)
     (tmp_path / "i.h5.base").write_text("mine")
-    with pytest.raises(br.OutputError, match=r"i\.h5\.base exists, and .*i\.h5 needs that name"):
+    with pytest.raises(br.OutputError, match=r"i\.h5\.base exists, but .*i\.h5 needs this name"):
         br.remove_from_index(tmp_path / "i.h5", rows=[3])
     br.build_index(rows_of(arrays, np.arange(30)), tmp_path / "i.h5", force=True, **SMALL)
     assert (tmp_path / "i.h5.base").read_text() == "mine"
@@ -404,7 +404,7 @@ def test_all_that_is_left_can_be_looked_at_when_nothing_was_removed(tmp_path):
     exact = index.rerank(arrays["probe"], exact=True, topn=120)
     np.testing.assert_allclose(found.scores, exact.scores, atol=3e-6)
     index = br.remove_from_index(tmp_path / "i.h5", rows=[3])
-    with pytest.raises(br.ParameterError, match=r"items were taken from .*i\.h5 since it was encoded"):
+    with pytest.raises(br.ParameterError, match=r"items were removed from .*i\.h5 since it was encoded"):
         index.rerank(arrays["probe"], exact=True)
     nearest = index.rerank(arrays["probe"], method="cosine", exact=True, topn=119)
     assert nearest.indices.max() == 118
@@ -460,15 +460,15 @@ def test_on_the_command_line(cli, write, tmp_path):
     assert cli("index", "-o", "i.h5", "--compact") == (
         0,
         "",
-        "i.h5 is as it was encoded: there is nothing to compact\n",
+        "i.h5 has not been changed: there is nothing to compact\n",
     )
     code, out, err = cli("index", "-o", "i.h5", "--remove", "3,17")
     assert (code, out) == (0, "")
     lines = err.splitlines()
     assert lines[0] == "wrote i.h5: 58 gallery items are left"
     assert lines[1].startswith("0 items added and 2 removed since it was encoded; at least ")
-    assert lines[1].endswith("of the other neighbour lists are out of date; --compact encodes it anew")
-    assert lines[1].removesuffix("; --compact encodes it anew") in cli("info", "i.h5")[1].splitlines()
+    assert lines[1].endswith("of the other neighbour lists are out of date; --compact encodes it again")
+    assert lines[1].removesuffix("; --compact encodes it again") in cli("info", "i.h5")[1].splitlines()
     assert is_changed(tmp_path / "i.h5")
     assert cli("info", "i.h5")[0] == 0
     assert cli("run", "--index", "i.h5", feats, "-o", "r.h5")[0] == 0
@@ -479,10 +479,10 @@ def test_on_the_command_line(cli, write, tmp_path):
     code, _, err = cli("index", "-o", "i.h5", "--compact", "--remove", "3")
     assert (code, err.splitlines()[-1]) == (
         2,
-        "error: --compact encodes the index as it is: leave --remove out",
+        "error: --compact works on the whole index: leave --remove out",
     )
     code, _, err = cli("index", "-o", "i.h5", "--remove", "3", "--effort", "9")
     assert (code, err.splitlines()[-1]) == (
         2,
-        "error: --remove takes from the index as it is: leave --effort out",
+        "error: --remove only removes items: leave --effort out",
     )

@@ -377,7 +377,10 @@ def test_a_damaged_chunk(cli, write, tmp_path):
         (("-o", ""), "Invalid value for '-o' / '--output': it is empty: name a file"),
         (("-o", "lists.txt"), "lists.txt: unknown extension: use one of .h5, .hdf5, .trec"),
         (("-o", "-"), "standard output needs --format: h5, trec, jsonl, csv or npz"),
-        (("--metrics", "-"), "metrics go to standard output by themselves, as JSON with --json"),
+        (
+            ("--metrics", "-"),
+            "--metrics needs a file name: metrics are printed on standard output anyway, as JSON with --json",
+        ),
         (("--nonsense",), "--nonsense"),
     ],
 )
@@ -415,7 +418,7 @@ def test_an_output_never_replaces_the_input(cli, write):
     ):
         code, _, err = cli("run", "feats.h5", "--force", *arguments)
         assert code == 2
-        assert "is named twice, as an output and as something else" in err
+        assert "is named twice, as an output and as another input or output" in err
     assert feats.read_bytes() == before
 
 
@@ -633,7 +636,7 @@ def test_a_run_that_is_ended_leaves_nothing(sent, code, write, tmp_path):
         process.send_signal(sent)
         err = process.communicate(timeout=60)[1]
     ended = "interrupted" if sent == signal.SIGINT else f"terminated by {sent.name}"
-    said = f"note: nothing of lists.csv is kept\nerror: {ended}\n"
+    said = f"note: no partial results of lists.csv were kept\nerror: {ended}\n"
     assert (process.returncode, err.decode()) == (code, said)
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
@@ -693,7 +696,7 @@ blurrerank.cli.main(["run", "feats.h5"])
     done = (shell if sent == signal.SIGTERM else forked)(program=program, cwd=tmp_path)
     assert done.returncode == code
     ended = "interrupted" if sent == signal.SIGINT else f"terminated by {sent.name}"
-    assert done.stderr == f"note: nothing of feats.lbr.ranking.h5 is kept\nerror: {ended}\n"
+    assert done.stderr == f"note: no partial results of feats.lbr.ranking.h5 were kept\nerror: {ended}\n"
     assert [child.name for child in tmp_path.iterdir()] == ["feats.h5"]
 
 

@@ -122,7 +122,7 @@ def test_a_local_matrix_alone_is_taken_as_it_is(case, parameters):
     np.testing.assert_allclose(found, authors(whole, probes, *parameters), atol=2e-6)
 
 
-@pytest.mark.filterwarnings("ignore:features are much alike:blurrerank.BlurrerankWarning")
+@pytest.mark.filterwarnings("ignore:features are nearly equal:blurrerank.BlurrerankWarning")
 @given(sides())
 def test_both_ways_to_call_agree_with_the_plain_version(case):
     """On features as they come; their squared distances, and those squared again as torchreid does."""
@@ -171,17 +171,26 @@ ONES = np.ones((2, 3)), np.zeros((2, 2)), np.zeros((3, 3))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: re_ranking(ONES[0], ONES[2], ONES[2]), "q_q_dist is 3 x 3 and the others ask for 2 x 2"),
-        (lambda: re_ranking(ONES[0], ONES[1], ONES[1]), "g_g_dist is 2 x 2 and the others ask for 3 x 3"),
+        (
+            lambda: re_ranking(ONES[0], ONES[2], ONES[2]),
+            "q_q_dist is 3 x 3, but the other matrices imply 2 x 2",
+        ),
+        (
+            lambda: re_ranking(ONES[0], ONES[1], ONES[1]),
+            "g_g_dist is 2 x 2, but the other matrices imply 3 x 3",
+        ),
         (lambda: re_ranking(ONES[0][0], ONES[1], ONES[2]), r"q_g_dist has shape \(3,\)"),
         (lambda: re_ranking(ONES[0], ONES[1], ONES[2] * np.nan), "g_g_dist is nan at row 0, column 0"),
-        (lambda: re_ranking(ONES[0], np.eye(2), np.eye(3)), "q_q_dist holds similarities.*2 - 2"),
-        (lambda: re_ranking(1e30 * ONES[0], *ONES[1:]), "beyond float32"),
-        (lambda: re_ranking(ONES[0], ONES[1], 1, 1, 0.3), "probFea is 2 x 3 and the others ask for any x 2"),
+        (lambda: re_ranking(ONES[0], np.eye(2), np.eye(3)), "q_q_dist seems to hold similarities.*2 - 2"),
+        (lambda: re_ranking(1e30 * ONES[0], *ONES[1:]), "overflow float32"),
+        (
+            lambda: re_ranking(ONES[0], ONES[1], 1, 1, 0.3),
+            "probFea is 2 x 3, but the other matrices imply any x 2",
+        ),
         (lambda: re_ranking(ONES[0], ONES[0][:0], 1, 1, 0.3), r"galFea has shape \(0, 3\)"),
         (lambda: re_ranking(ONES[0].astype(str), ONES[2], 1, 1, 0.3), "probFea is <U"),
         (lambda: re_ranking(ONES[0], ONES[2], 1, 1, 0.3, only_local=True), "pass local_distmat"),
-        (lambda: re_ranking(ONES[0], ONES[2], 1, 1, 0.3, np.eye(3)), "local_distmat is 3 x 3 .* 5 x 5"),
+        (lambda: re_ranking(ONES[0], ONES[2], 1, 1, 0.3, np.eye(3)), "local_distmat is 3 x 3, .* 5 x 5"),
     ],
 )
 def test_what_does_not_fit_is_named(call, message):

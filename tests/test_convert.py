@@ -1144,7 +1144,7 @@ REBUILD, SCALAR = np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]
     ("value", "why"),
     [
         (Rebuilt(REBUILD, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype(object), False, b"A" * 8)), "damaged"),
-        (Rebuilt(SCALAR, (np.dtype(object), b"A" * 8)), "an object in the place of a number"),
+        (Rebuilt(SCALAR, (np.dtype(object), b"A" * 8)), "an object instead of a number"),
         (Rebuilt(np.ndarray, ((1,), np.dtype(object), b"A" * 8)), "damaged"),
         (
             Rebuilt(REBUILD, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype([("a", "O")]), False, b"A" * 8)),

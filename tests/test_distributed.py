@@ -273,10 +273,10 @@ def test_what_one_process_does_with_an_index(write, tmp_path):
     assert forked("index", feats, "-o", "i.h5", cwd=tmp_path).returncode == 0
     before = (tmp_path / "i.h5").read_bytes()
     for arguments, why in (
-        (("index", feats, "-o", "i.h5", "--append"), "an index is added to in one process"),
+        (("index", feats, "-o", "i.h5", "--append"), "append works in one process only"),
         (("index", "-o", "i.h5", "--remove", "3"), "--remove is done in one process"),
         (("index", "-o", "i.h5", "--compact"), "--compact is done in one process"),
-        (("run", "-", "--index", "i.h5"), "probes that arrive are answered by one process"),
+        (("run", "-", "--index", "i.h5"), "probes from standard input are answered by one process"),
         (("index", feats, "-o", "i.h5"), "i.h5 exists: pass --force"),
     ):
         done = forked_together(2, *arguments, cwd=tmp_path)

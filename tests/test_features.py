@@ -112,8 +112,8 @@ TO_ARRAYS = "expected a FeatureSet, not {}: pass br.FeatureSet.from_arrays(probe
             "a method is named by text, such as dba:k=4+lbr, not by ndarray",
         ),
         (
-            lambda q, g, data: br.rerank(data, "center", calibration=g),
-            "calibration must be a Side with cameras: br.Side(features, cams=cams)",
+            lambda q, g, data: br.rerank(data, "center", camera_images=g),
+            "camera_images must be a Side with cameras: br.Side(features, cams=cams)",
         ),
         (
             lambda q, g, data: br.evaluate(data, br.rerank(data)),
@@ -141,7 +141,7 @@ TO_ARRAYS = "expected a FeatureSet, not {}: pass br.FeatureSet.from_arrays(probe
         ),
         (
             lambda q, g, data: br.FeatureSet(q, g),
-            "a FeatureSet has two Sides: br.FeatureSet.from_arrays(probe, gallery) takes arrays",
+            "a FeatureSet consists of two Sides: for arrays, use br.FeatureSet.from_arrays(probe, gallery)",
         ),
         (
             lambda q, g, data: br.local_blurring("q.npy", g),

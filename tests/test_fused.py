@@ -267,7 +267,7 @@ def test_a_kernel_that_does_not_work_is_told_once_and_the_plain_path_taken(monke
     monkeypatch.setattr(fused, "_faults", set())
     monkeypatch.setattr(fused, "available", lambda device: True)
     monkeypatch.setattr(fused, "_kernel", Broken)
-    why = r"does not work on cpu \(RuntimeError: Failed to find C compiler\.\); local blurring goes on"
+    why = r"does not work on cpu \(RuntimeError: Failed to find C compiler\.\); local blurring continues"
     with pytest.warns(br.BlurrerankWarning, match=why):
         first = br.rerank(data, topn=20, device="cpu")
     second = br.rerank(data, topn=20, device="cpu")  # a second warning would be an error here

@@ -100,7 +100,7 @@ def test_what_cannot_be_fused_is_said():
     data = data_of(1)
     good = ranking([[1, 2]])
     for rankings, options, words in (
-        ([good], {}, "two rankings at least"),
+        ([good], {}, "at least two rankings"),
         ([good, good], {"by": "sum"}, "use reciprocal-rank or mean"),
         ([good, good], {"weights": [1]}, "1 numbers for 2 rankings"),
         ([good, good], {"weights": [1, 0]}, "a weight must be a number above 0"),

@@ -188,21 +188,21 @@ def test_one_graph_serves_many_methods_and_settings():
         np.testing.assert_array_equal(found.indices, expected.indices)
         np.testing.assert_array_equal(found.scores, expected.scores)
     with pytest.raises(
-        br.ParameterError, match=r"lists 30 others of each image, .* k-reciprocal needs .*nearest=31,"
+        br.ParameterError, match=r"lists 30 neighbours per image, .* k-reciprocal needs .*nearest=31,"
     ):
         br.rerank(data, "k-reciprocal", k1=31, graph=graph)
     for method in ("lbr", "dba+k-reciprocal"):
-        with pytest.raises(br.ParameterError, match="takes no graph"):
+        with pytest.raises(br.ParameterError, match="does not take a graph"):
             br.rerank(data, method, graph=graph)
     seen = br.FeatureSet.from_arrays(**arrays)
     other = br.FeatureSet.from_arrays(**arrays | {"gallery_cams": np.roll(arrays["gallery_cams"], 1)})
     other = br.neighbour_graph(other, within=9, across=10)
-    with pytest.raises(br.InputError, match="the graph is of other cameras"):
+    with pytest.raises(br.InputError, match="the graph was made with other cameras"):
         br.rerank(seen, "camera-graph", graph=other)
     other = br.neighbour_graph(br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"][::-1].copy()), 30)
-    with pytest.raises(br.InputError, match="the graph is of other features"):
+    with pytest.raises(br.InputError, match="the graph was made from other features"):
         br.rerank(data, "k-reciprocal", graph=other)
-    with pytest.raises(br.InputError, match="graph is of 150 images, and k-reciprocal needs that of the 170"):
+    with pytest.raises(br.InputError, match="graph has 150 images, but k-reciprocal needs one of the 170"):
         br.rerank(data, "k-reciprocal", graph=gallery)
 
 
@@ -211,7 +211,7 @@ def test_the_lists_of_an_index_are_no_graph_of_a_gallery(tmp_path):
     arrays = features(probes=5, gallery=60)
     data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
     index = br.build_index(data.gallery, tmp_path / "i.h5")
-    with pytest.raises(br.InputError, match="the graph has lists alone, such as those of an index"):
+    with pytest.raises(br.InputError, match="the graph has only lists, as in an index"):
         br.rerank(data, "k-reciprocal-online", graph=index.near)
 
 
@@ -226,7 +226,9 @@ def test_a_graph_is_cut_to_what_is_asked_for():
         assert torch.equal(one.items, other.items)
         assert torch.equal(one.similarities, other.similarities)
     assert long.cut(ListSizes(4)).within is None
-    with pytest.raises(br.ParameterError, match="the graph lists 9 others of each image, not 10: find more"):
+    with pytest.raises(
+        br.ParameterError, match="the graph lists 9 neighbours per image, and 10 are needed: make one with more"
+    ):
         long.reciprocal(10)
 
 

@@ -303,7 +303,9 @@ def test_an_index_answers_with_its_own_parameters_alone(data, path):
     index = br.GalleryIndex.open(path)
     with pytest.raises(br.ParameterError, match="was built with k1 15, not 9"):
         br.rerank(index.features(data.probe), "k-reciprocal-online", k1=9)
-    with pytest.raises(br.ParameterError, match="looks at all probes together, which no index answers"):
+    with pytest.raises(
+        br.ParameterError, match="looks at all probes together, which an index does not support"
+    ):
         index.rerank(data.probe, method="k-reciprocal")
     for method in ("k-reciprocal", "gnn"):  # what the index knows is no encoding of theirs
         found, expected = (br.rerank(some, method) for some in (index.features(data.probe), data))
@@ -338,7 +340,7 @@ def test_an_interruption_says_how_to_go_on(cli, write, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("blurrerank.index.encoding.find_graph", interrupted)
         code, _, err = cli("index", feats, "-o", "i.h5")
-        note = "note: i.h5.partial has what was found so far; the same command goes on"
+        note = "note: partial results are kept in i.h5.partial; run the same command again to continue"
         assert (code, err.split("\n")) == (130, [note, "error: interrupted", ""])
     assert cli("index", feats, "-o", "i.h5")[0] == 0
     assert not Path("i.h5.partial").exists()
@@ -383,7 +385,7 @@ def test_what_is_left_of_another_build_is_refused(tmp_path):
     how = {"memory": 1 << 19, "checkpoint_seconds": 0}
     with pytest.raises(KeyboardInterrupt):
         br.build_index(side(arrays), path, progress=Interrupt(0.6), **how, **SMALL)
-    left = f"{path}.partial is left of an index"
+    left = f"{path}.partial is a partial build of an index"
     ask = "finish that one, or delete the file to start over"
     with pytest.raises(br.InputError) as error:
         br.build_index(side(arrays, 0, 200), path, **SMALL)
@@ -394,13 +396,13 @@ def test_what_is_left_of_another_build_is_refused(tmp_path):
     path.with_name("i.h5.partial").write_bytes(b"rubbish")
     with pytest.raises(br.InputError) as error:
         br.build_index(side(arrays), path, **SMALL)
-    why = f"{path}.partial is not an HDF5 file; it is left of an index: delete it to start over"
+    why = f"{path}.partial is not an HDF5 file; it is a partial build of an index: delete it to start over"
     assert str(error.value) == why
     br.build_index(side(arrays), path, force=True, **SMALL)
     assert [file.name for file in tmp_path.iterdir()] == ["i.h5"]
 
 
-@pytest.mark.parametrize("other", ["gallery", "calibration"])
+@pytest.mark.parametrize("other", ["gallery", "camera_images"])
 def test_what_is_left_of_a_build_with_other_cameras_is_refused(other, tmp_path):
     arrays, path = features(gallery=300), tmp_path / "i.h5"
     gallery = side(arrays)
@@ -408,16 +410,18 @@ def test_what_is_left_of_a_build_with_other_cameras_is_refused(other, tmp_path):
     method = "center+camera-graph"
     how = {"memory": 1 << 19, "checkpoint_seconds": 0}
     with pytest.raises(KeyboardInterrupt):
-        br.build_index(gallery, path, method, calibration=earlier, progress=Interrupt(0.6), **how)
+        br.build_index(gallery, path, method, camera_images=earlier, progress=Interrupt(0.6), **how)
     assert path.with_name("i.h5.partial").exists()
-    changed = {"gallery": gallery, "calibration": earlier}
+    changed = {"gallery": gallery, "camera_images": earlier}
     shifted = changed[other].cams.copy()
     shifted[0] += 1
     changed[other] = replace(changed[other], cams=shifted)
-    with pytest.raises(br.InputError, match="is left of an index of other features, cameras or parameters"):
-        br.build_index(changed["gallery"], path, method, calibration=changed["calibration"])
+    with pytest.raises(
+        br.InputError, match="is a partial build of an index of other features, cameras or parameters"
+    ):
+        br.build_index(changed["gallery"], path, method, camera_images=changed["camera_images"])
     told = Interrupt(2)
-    br.build_index(gallery, path, method, calibration=earlier, progress=told, **how)
+    br.build_index(gallery, path, method, camera_images=earlier, progress=told, **how)
     assert told.told[0] > 300 * 0.3, "the same goes on"
 
 
@@ -564,7 +568,7 @@ def test_an_index_whose_steps_know_impossible_things_is_refused(name, change, wh
         ("camera-graph", '{"kk": 2}', "i.h5: method camera-graph has no parameter 'kk'"),
         ("camera-graph", '{"ki": [1]}', "i.h5: ki must be "),
         ("elsewhere", "{}", "i.h5: method 'elsewhere' is not known"),
-        ("lbr", "{}", "i.h5: method lbr encodes no gallery"),
+        ("lbr", "{}", "i.h5: method lbr cannot be indexed"),
         (
             "center+camera-graph",
             '{"ki": 4, "ko": 6}',
@@ -721,8 +725,16 @@ def test_parameters_of_the_index_hold(cli, write):
             "--append adds to the index and --force",
         ),
         (("index", "feats.h5", "-o", "feats.h5", "--force"), 2, "feats.h5 is named twice"),
-        (("index", "feats.h5", "-o", "nan.h5", "--force"), 1, "nan.h5 is no index, and is not replaced by one"),
-        (("index", "feats.h5", "-o", "-"), 2, "an index is no stream: name a file with -o"),
+        (
+            ("index", "feats.h5", "-o", "nan.h5", "--force"),
+            1,
+            "nan.h5 exists and is not an index, so it is not replaced",
+        ),
+        (
+            ("index", "feats.h5", "-o", "-"),
+            2,
+            "an index cannot be written to standard output: name a file with -o",
+        ),
         (
             ("run", "--index", "i.h5", "feats.h5", "--method", "k-reciprocal"),
             2,
@@ -745,7 +757,7 @@ def test_parameters_of_the_index_hold(cli, write):
             2,
             "probes from standard input are answered on standard",
         ),
-        (("bench", "feats.h5", "--index", "i.h5", "--reference"), 2, "--reference does not go with --index"),
+        (("bench", "feats.h5", "--index", "i.h5", "--reference"), 2, "--reference cannot be used with --index"),
     ],
 )
 def test_wrong_use_is_one_line(arguments, code, said, cli, write):
@@ -814,7 +826,7 @@ def test_a_line_that_is_no_probe_is_answered_with_the_reason(tmp_path):
     bad += ['{"features": [1, 2, 3, 4, 5, 6, 7, 8], "name": "\\ud800"}', "[" * 60000]
     code, found, err = answers(index.path, "\n".join([good, *bad, good]))
     assert code == 1
-    assert err == f"error: {len(bad)} of {len(bad) + 2} lines were no probes: their answers say why\n"
+    assert err == f"error: {len(bad)} of {len(bad) + 2} lines were not valid probes: their answers say why\n"
     assert [one["probe"] for one in found] == list(range(len(bad) + 2))
     assert found[0]["indices"] == found[-1]["indices"]
     expected = 'expected [number, ...] or {"features": [number, ...], "name": "...", "cam": 1}'
@@ -950,23 +962,21 @@ def test_an_index_is_not_added_to_by_another_method(tmp_path):
         br.build_index(side(arrays, 40), path, "k-reciprocal-online", append=True)
 
 
-def test_a_step_that_looks_at_no_camera_is_calibrated_for_none(tmp_path, cli):
+def test_a_step_that_looks_at_no_camera_knows_none(tmp_path, cli):
     br.build_index(side(features()), tmp_path / "i.h5", "center:by=gallery+gnn")
     code, out, _ = cli("info", "i.h5")
-    assert (code, "calibrated" in out) == (0, False)
+    assert (code, "further cameras" in out) == (0, False)
     with h5py.File("i.h5", "r+") as file:
         file["steps/1/means"] = np.zeros(3)
     with pytest.raises(br.InputError, match="it has more feature steps than center"):
         br.GalleryIndex.open(tmp_path / "i.h5")
 
 
-def test_calibration_of_an_index_that_changes_nothing_is_told_of(tmp_path):
+def test_camera_images_of_an_index_that_change_nothing_are_warned_of(tmp_path):
     data, _ = camera_set()
     again = br.Side(data.gallery.features[:9], cams=data.gallery.cams[:9], label="again")
-    with pytest.warns(
-        br.BlurrerankWarning, match="again changes nothing: the gallery has images of all of its"
-    ):
-        br.build_index(data.gallery, tmp_path / "i.h5", "center+camera-graph", calibration=again)
+    with pytest.warns(br.BlurrerankWarning, match="again has no effect: the gallery has images of all of its"):
+        br.build_index(data.gallery, tmp_path / "i.h5", "center+camera-graph", camera_images=again)
 
 
 def test_a_camera_that_nothing_is_known_of_is_told_of_once(tmp_path):
@@ -976,8 +986,8 @@ def test_a_camera_that_nothing_is_known_of_is_told_of_once(tmp_path):
     rows.append(json.dumps({"features": data.probe.features[0].tolist(), "cam": 11}))
     code, found, err = answers(index.path, "\n".join(rows))
     assert (code, len(found)) == (0, 4)
-    assert [line.partition(",")[0] for line in err.splitlines()] == [
-        f"warning: nothing is known of camera {cam}" for cam in (9, 11)
+    assert [line.partition(":")[2].partition(";")[0] for line in err.splitlines()] == [
+        f" camera {cam} has no images in the gallery: the probe is left unchanged" for cam in (9, 11)
     ]
 
 
@@ -1013,7 +1023,7 @@ def camera_set(other=False):
 @pytest.mark.parametrize("method", CHAINS)
 def test_an_index_of_any_online_chain_answers_as_the_chain_does(method, tmp_path):
     data, earlier = camera_set()
-    known = {"calibration": earlier} if "center" in method else {}
+    known = {"camera_images": earlier} if "center" in method else {}
     br.build_index(data.gallery, tmp_path / "i.h5", method, **known)
     index = br.GalleryIndex.open(tmp_path / "i.h5")
     expected = br.rerank(data, method, online=True, depth=30, **known)
@@ -1028,11 +1038,11 @@ def test_an_index_of_any_online_chain_answers_as_the_chain_does(method, tmp_path
             index.rerank(data.probe, method=f"{steps}+lbr"),
             br.rerank(data, f"{steps}+lbr", online=True, **known),
         )
-        with pytest.raises(br.ParameterError, match="so it cannot answer lbr: use center"):
+        with pytest.raises(br.ParameterError, match="so it cannot serve lbr: use center"):
             index.rerank(data.probe, method="lbr")
-        with pytest.raises(br.ParameterError, match="has the features that center"):
+        with pytest.raises(br.ParameterError, match="has features transformed by center"):
             br.rerank(index.features(data.probe), "lbr", online=True)
-        with pytest.raises(br.ParameterError, match="an index answers each probe by itself: rank online"):
+        with pytest.raises(br.ParameterError, match="an index ranks each probe by itself: pass online=True"):
             br.rerank(index.features(data.probe), index.method.name, **index.method.params())
         with pytest.raises(br.InputError, match="has no cameras: method center needs them"):
             index.rerank(data.probe.features)
@@ -1050,14 +1060,14 @@ def test_an_index_of_another_ranker_grows(method, tmp_path):
 def test_what_no_index_holds_is_refused(tmp_path):
     data, earlier = camera_set()
     for method, why in (
-        ("k-reciprocal", "an index is built for a graph ranker that works online"),
-        ("lbr", "an index is built for a graph ranker that works online"),
-        ("dba+gnn", "dba mixes images with their neighbours"),
+        ("k-reciprocal", "cannot be indexed: use a graph ranker that works online"),
+        ("lbr", "cannot be indexed: use a graph ranker that works online"),
+        ("dba+gnn", "dba averages images with their neighbours"),
     ):
         with pytest.raises(br.ParameterError, match=why):
             br.build_index(data.gallery, tmp_path / "i.h5", method)
-    with pytest.raises(br.ParameterError, match="gnn has no use for calibration features"):
-        br.build_index(data.gallery, tmp_path / "i.h5", "gnn", calibration=earlier)
+    with pytest.raises(br.ParameterError, match="gnn does not use camera images"):
+        br.build_index(data.gallery, tmp_path / "i.h5", "gnn", camera_images=earlier)
     with pytest.raises(br.InputError, match="gallery has no cameras: method camera-graph needs them; choose"):
         br.build_index(data.gallery.features, tmp_path / "i.h5", "camera-graph")
 
@@ -1068,7 +1078,7 @@ def test_an_index_with_cameras_on_the_command_line(cli, write):
     br.save_features(br.FeatureSet(earlier, data.gallery), "earlier.h5")
     chain = "center+camera-graph"
     code, out, err = cli(
-        "index", "feats.h5", "-o", "i.h5", "--method", chain, "--calibrate", "earlier.h5", "--ki", 4
+        "index", "feats.h5", "-o", "i.h5", "--method", chain, "--camera-images", "earlier.h5", "--ki", 4
     )
     assert (code, out, err) == (0, "", "wrote i.h5: 140 gallery items x 64, for center+camera-graph:ki=4\n")
     code, by_index, err = cli("run", "--index", "i.h5", "feats.h5", "-o", "by_index.h5", "--lambda", 0.5)
@@ -1080,7 +1090,7 @@ def test_an_index_with_cameras_on_the_command_line(cli, write):
         "--method",
         chain,
         "--online",
-        "--calibrate",
+        "--camera-images",
         "earlier.h5",
         "--ki",
         4,
@@ -1110,18 +1120,18 @@ def test_an_index_with_cameras_on_the_command_line(cli, write):
     ]
     code, out, _ = cli("info", "i.h5")
     assert (code, "for center+camera-graph:ki=4" in out) == (0, True), out
-    assert "calibrated for other cameras: 9\n" in out
-    assert json.loads(cli("info", "i.h5", "--json")[1])["calibrated"] == [9]
+    assert "cameras known from --camera-images: 9\n" in out
+    assert json.loads(cli("info", "i.h5", "--json")[1])["further_cameras"] == [9]
     preset = ("index", "feats.h5", "--method", chain, "--preset", "two-cameras")
     assert cli(*preset, "-o", "p.h5")[0] == 0
     assert json.loads(cli("info", "p.h5", "--json")[1])["params"]["camera-graph.rounds"] == 3
-    assert "calibrated" not in cli("info", "p.h5")[1]
+    assert "further cameras" not in cli("info", "p.h5")[1]
     assert "method camera-graph has no preset 'elsewhere'" in cli(*preset[:-1], "elsewhere", "-o", "q.h5")[2]
     np.save("lists.npy", np.zeros((20, 5), int))
     code, _, err = cli("run", "--index", "i.h5", "feats.h5", "--candidates", "lists.npy", "-o", "o.h5")
-    assert (code, "i.h5 has other features than those that candidates were found by" in err) == (2, True), err
-    code, _, err = cli("run", "--index", "i.h5", "feats.h5", "--calibrate", "earlier.h5", "-o", "o.h5")
+    assert (code, "the features of i.h5 were transformed, so candidates" in err) == (2, True), err
+    code, _, err = cli("run", "--index", "i.h5", "feats.h5", "--camera-images", "earlier.h5", "-o", "o.h5")
     assert (code, err) == (
         2,
-        "error: an index is calibrated when it is built: see `blurrerank index --calibrate`\n",
+        "error: an index takes camera images only when it is built: see `blurrerank index --camera-images`\n",
     )

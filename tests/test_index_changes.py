@@ -103,15 +103,15 @@ def test_readers_go_on_with_the_index_that_they_have_open(tmp_path):
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ({}, "nothing is named: say which rows, names or tracks to remove"),
+        ({}, "there is nothing to remove: give rows, names or tracks"),
         ({"rows": [60]}, "i.h5 has no row 60: it has 60 items, counted from 0"),
         ({"rows": [-1]}, "i.h5 has no row -1: it has 60 items, counted from 0"),
-        ({"rows": range(60)}, "i.h5 would be left: delete it instead"),
+        ({"rows": range(60)}, "i.h5: delete the file instead"),
         ({"names": ["g001", "nobody"]}, "i.h5 has no item called 'nobody'; nothing was removed"),
         ({"rows": [True, False]}, "rows are bool (2,): pass a list of row numbers"),
         ({"rows": [2.0]}, "rows are float64 (1,): pass a list of row numbers"),
         ({"rows": [[1, 2]]}, "rows are int64 (1, 2): pass a list of row numbers"),
-        ({"names": "g001"}, "names is one text: pass a list of names"),
+        ({"names": "g001"}, "names is a single string: pass a list of names"),
         (
             {"names": ["a", "b"]},
             "i.h5 has no item called 'a', nor 1 others that are named; nothing was removed",
@@ -179,15 +179,18 @@ def test_on_the_command_line(cli, write, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["-o", "i.h5", "--remove", "a"], "--remove is row numbers and ranges such as 3,17,100-199, not 'a'"),
+        (
+            ["-o", "i.h5", "--remove", "a"],
+            "--remove takes row numbers and ranges such as 3,17,100-199, not 'a'",
+        ),
         (
             ["-o", "i.h5", "--remove", "3-x"],
-            "--remove is row numbers and ranges such as 3,17,100-199, not '3-x'",
+            "--remove takes row numbers and ranges such as 3,17,100-199, not '3-x'",
         ),
         (["-o", "i.h5", "--remove", "5,7-3"], "--remove 7-3 goes backwards: write 3-7"),
         (["--remove", "3"], "--remove needs the index: name it with -o"),
-        (["FEATS", "-o", "i.h5", "--remove", "3"], "--remove takes from the index as it is: leave GALLERY out"),
-        (["-o", "i.h5", "--remove", "3", "--k1", "3"], "--remove takes from the index as it is: leave k1 out"),
+        (["FEATS", "-o", "i.h5", "--remove", "3"], "--remove only removes items: leave GALLERY out"),
+        (["-o", "i.h5", "--remove", "3", "--k1", "3"], "--remove only removes items: leave k1 out"),
         (["-o", "i.h5"], "Missing argument 'GALLERY'"),
     ],
 )

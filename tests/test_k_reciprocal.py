@@ -86,9 +86,9 @@ def test_images_that_float32_does_not_tell_apart_are_refused(cli, write):
     code, _, err = cli("run", "feats.h5", "--method", "k-reciprocal")
     assert code == 1
     assert re.fullmatch(
-        r"error: features are much alike \(none of probes and gallery has a cosine similarity below 0\.99999\d "
-        r"with image \d+ of these\): float32 cannot tell how far apart they are for k-reciprocal; subtract the "
-        r"gallery's mean from all features, if that is meant",
+        r"error: features are nearly equal \(none of probes and gallery has a cosine similarity below "
+        r"0\.99999\d with image \d+ of these\): float32 cannot tell how far apart they are for k-reciprocal; "
+        r"if that is intended, subtract the gallery's mean from all features",
         err.splitlines()[-1],
     )
     mean = gallery.mean(axis=0)
@@ -115,7 +115,7 @@ def test_rows_that_are_read_again_give_the_same_lists(tmp_path, block):
     whole = br.rerank(data, "k-reciprocal", k1=5, k2=3, depth=60)
     stored = br.load(tmp_path / "feats.h5", memory=1 << 17)
     with pytest.warns(
-        br.BlurrerankWarning, match="hold 72 x 512 features: they are read 18 times over; 1 MiB would"
+        br.BlurrerankWarning, match="hold 72 x 512 features: they are read 18 times; a budget of 1 MiB would"
     ):
         cut = br.rerank(stored, "k-reciprocal", k1=5, k2=3, depth=60, block=block, memory=1 << 17)
     np.testing.assert_array_equal(cut.indices, whole.indices)
@@ -319,7 +319,7 @@ def test_images_that_are_nearly_equal_are_told_apart(base_distance):
     assert np.ptp(final, axis=1).min() > 0.3
 
 
-@pytest.mark.filterwarnings("ignore:features are much alike .*rounding decides")
+@pytest.mark.filterwarnings("ignore:features are nearly equal .*rounding affects")
 @pytest.mark.parametrize("dim", [2048, 20000])
 def test_rounding_is_no_distance(dim):
     """One direction at different lengths: cosines differ from 1 by what float32 rounds."""
@@ -436,7 +436,7 @@ def test_transposing_sparse_rows():
     np.testing.assert_array_equal(again, dense.T)
 
 
-@pytest.mark.filterwarnings("ignore:features are much alike .*rounding decides")
+@pytest.mark.filterwarnings("ignore:features are nearly equal .*rounding affects")
 @pytest.mark.parametrize("probes", [1, 5, 10])
 def test_of_images_equal_but_for_rounding_the_lower_index_is_nearer(probes):
     """Fewer neighbours than images: whom rounding would choose must not matter."""

@@ -133,7 +133,7 @@ def test_a_gallery_read_again_for_each_batch_gives_the_same_lists():
     data = br.FeatureSet.from_arrays(probe, gallery)
     # What is said to be enough is: a warning would be an error here.
     roomy = br.rerank(data, topn=20, memory=2 << 20)
-    with pytest.warns(br.BlurrerankWarning, match=r"read 20 times over; 2 MiB would"):
+    with pytest.warns(br.BlurrerankWarning, match=r"read 20 times; a budget of 2 MiB would"):
         tight = br.rerank(data, topn=20, memory=200_000)
     np.testing.assert_array_equal(tight.indices, roomy.indices)
     np.testing.assert_array_equal(tight.scores, roomy.scores)

@@ -236,7 +236,7 @@ def test_a_chain_is_recorded_and_measured(write, tmp_path, cli):
         ("nope", "method 'nope' is not known: use alpha-qe or aqe or"),
         ("dba+nope", "method 'nope' is not known"),
         ("lbr+dba", "lbr ranks, so it can only be the last part of a chain"),
-        ("dba++lbr", "names no method where one should be"),
+        ("dba++lbr", "lacks the name of a method"),
         ("dba:k+lbr", "'k' should read NAME=VALUE"),
         ("dba:kk=3", "method dba has no parameter 'kk'; it has: alpha, k"),
         ("lbr:topn=2,sigma=0.2", "parts of a chain are joined by +, and parameters follow colons"),
@@ -345,7 +345,7 @@ def test_memory_that_a_feature_step_does_not_get_halves_the_budget(monkeypatch):
     data = br.FeatureSet.from_arrays(arrays["probe"], arrays["gallery"])
     expected = br.rerank(data, "dba+lbr")
     calls = no_room(monkeypatch, feature_steps, "find_graph", lambda call: call == 1)
-    with pytest.warns(br.BlurrerankWarning, match="is out of memory: going on from probe 0 with half"):
+    with pytest.warns(br.BlurrerankWarning, match="is out of memory: continuing from probe 0 with half"):
         found = br.rerank(data, "dba+lbr", memory=1 << 20)
     assert len(calls) == 2
     np.testing.assert_array_equal(found.indices, expected.indices)
@@ -359,7 +359,7 @@ def test_memory_that_the_steps_of_an_index_do_not_get_halves_the_budget(monkeypa
     index = br.build_index(data.gallery, tmp_path / "i.h5", "center+camera-graph")
     expected = index.rerank(data.probe)
     no_room(monkeypatch, transforms, "unit", lambda call: call == 1)
-    with pytest.warns(br.BlurrerankWarning, match="is out of memory: going on from probe 0 with half"):
+    with pytest.warns(br.BlurrerankWarning, match="is out of memory: continuing from probe 0 with half"):
         found = index.rerank(data.probe)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.scores, expected.scores)
@@ -380,7 +380,7 @@ def test_memory_that_tuning_does_not_get_halves_the_budget(method, grid, where, 
     expected = br.tune(data, method, grid)
     no_room(monkeypatch, many, where, lambda call: call == time)
     with pytest.warns(
-        br.BlurrerankWarning, match=r"is out of memory: going on for \d of \d settings with half"
+        br.BlurrerankWarning, match=r"is out of memory: continuing for \d of \d settings with half"
     ):
         found = br.tune(data, method, grid)
     assert found.rows == expected.rows
@@ -413,7 +413,7 @@ def test_chains_where_they_cannot_be_used(cli, write):
     assert (code, "candidates are only some of them: use lbr or cosine" in err) == (2, True)
     assert cli("index", feats, "-o", "i.h5")[0] == 0
     code, _, err = cli("run", feats, "--index", "i.h5", "--method", "dba+lbr")
-    assert (code, "an index keeps those that it was built of: run it on features" in err) == (2, True)
+    assert (code, "an index keeps those it was built from: run it on features" in err) == (2, True)
 
 
 def test_probes_find_the_same_features_in_any_company():

@@ -86,20 +86,20 @@ def test_cameras_reach_the_method():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"method": "k-reciprocal"}, "method k-reciprocal gives the whole gallery new scores"),
+        ({"method": "k-reciprocal"}, "method k-reciprocal scores the whole gallery"),
         ({"method": "center+gnn"}, "a neighbourhood is only a part of it: use gnn"),
         ({"method": "camera-graph"}, "cameras: method camera-graph needs them"),
         ({"probes": np.ones((2, 7))}, "the neighbours of probe 0 have shape (4, 8): expected (n, 7)"),
-        ({"probes": np.ones((3, 8))}, "there are neighbours of 2 probes, and 3 probes"),
+        ({"probes": np.ones((3, 8))}, "neighbours were given for 2 probes, but there are 3 probes"),
         ({"probes": np.zeros((2, 8))}, "probe 0 is all zero"),
         ({"probes": np.ones((2, 8), dtype=int)}, "probes are int64: expected floats"),
         ({"probes": np.ones((1, 2, 8))}, "probes have shape (1, 2, 8): expected (P, D)"),
-        ({"neighbours": 3.0}, "neighbours are no arrays"),
+        ({"neighbours": 3.0}, "neighbours are not arrays"),
         ({"neighbours": [np.ones((4, 8)), np.ones((0, 8))]}, "probe 1 have shape (0, 8)"),
         ({"neighbours": [np.ones((4, 8)), np.full((3, 8), np.nan)]}, "neighbour 0 of probe 1"),
         (
             {"method": "camera-graph", "probe_cams": [1, 2], "neighbour_cams": [[1, 2], [3, 4]]},
-            "cameras are not of these probes and neighbours",
+            "cameras do not match the probes and neighbours",
         ),
     ],
 )

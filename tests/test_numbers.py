@@ -21,7 +21,7 @@ import blurrerank as br
 from blurrerank import reference
 
 # Clusters of rows that differ by a thousandth are among the cases.
-pytestmark = pytest.mark.filterwarnings("ignore:features are much alike .*rounding decides")
+pytestmark = pytest.mark.filterwarnings("ignore:features are nearly equal .*rounding affects")
 
 CASES, SEED = int(os.environ.get("CASES", 1000)), int(os.environ.get("SEED", 0))
 
@@ -271,7 +271,7 @@ def test_methods_that_give_everything_new_scores(method, kind):
         depth = len(plain[1])
         if method == "k-reciprocal" and 2e-6 < spread(*plain) < 1.1e-4:
             if 8e-6 < spread(*plain) < 0.9e-4:  # and not where rounding decides
-                with pytest.raises(br.InputError, match="features are much alike"):
+                with pytest.raises(br.InputError, match="features are nearly equal"):
                     br.rerank(br.FeatureSet.from_arrays(*extreme), method, depth=depth, **params)
             return
         with alike(*plain) if method == "k-reciprocal" else nullcontext(1e-5) as tolerance:

@@ -88,7 +88,7 @@ def test_lists_are_those_of_exact_scores(precision, arrays, topn, block):
         np.testing.assert_array_equal(lists[1], expected[1][list(part)])
 
 
-@pytest.mark.filterwarnings("ignore:features are much alike:blurrerank.BlurrerankWarning")
+@pytest.mark.filterwarnings("ignore:features are nearly equal:blurrerank.BlurrerankWarning")
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=25)
 @given(st.one_of(near_ties(), sides()))

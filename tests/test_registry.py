@@ -51,16 +51,16 @@ def test_an_index_answers_as_the_method_does_online_or_cannot_be_built(method, t
     found = create(method)
     steps = [step for step in found.feature_steps if isinstance(step, Transform)]
     if not steps and not (isinstance(found.ranker, GraphRanker) and can_work_online(method)):
-        with pytest.raises(br.ParameterError, match=r"an index is built for|an index takes only steps"):
+        with pytest.raises(br.ParameterError, match=r"cannot be indexed|an index supports only steps"):
             br.build_index(np.eye(9), tmp_path / "i.h5", f"{method}+gnn" if found.feature_steps else method)
         return
     chain = f"{method}+camera-graph" if steps else method
     data = br.FeatureSet.from_arrays(**features(seed=2, probes=20, gallery=120, dim=16))
-    calibrates = any(step.needs_cameras for step in steps)
-    earlier = br.Side(data.probe.features[:9], cams=data.probe.cams[:9] + 70) if calibrates else None
-    index = br.build_index(data.gallery, tmp_path / "i.h5", chain, calibration=earlier)
+    looks_at_cameras = any(step.needs_cameras for step in steps)
+    earlier = br.Side(data.probe.features[:9], cams=data.probe.cams[:9] + 70) if looks_at_cameras else None
+    index = br.build_index(data.gallery, tmp_path / "i.h5", chain, camera_images=earlier)
     found = index.rerank(data.probe, topn=120)
-    expected = br.rerank(data, chain, online=True, calibration=earlier, depth=120)
+    expected = br.rerank(data, chain, online=True, camera_images=earlier, depth=120)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.scores, expected.scores)
     assert found.params == expected.params
@@ -137,10 +137,10 @@ def test_centring_by_the_gallery_looks_at_no_other_probe():
 
 def test_probes_whose_camera_is_unknown_are_told_of():
     data = br.FeatureSet.from_arrays(**odd("a camera that the gallery lacks"))
-    said = "nothing is known of camera 2, which the gallery lacks: 7 of 9 probes stay as they are"
+    said = "camera 2 has no images in the gallery: 7 of 9 probes are left unchanged"
     with pytest.warns(br.BlurrerankWarning, match=said):
         online = br.rerank(data, "center", online=True)
-    few = "all that center knows of camera 2, which the gallery lacks, are 7 probes"
+    few = "camera 2 has no images in the gallery, and center estimates it from 7 probes"
     with pytest.warns(br.BlurrerankWarning, match=few):
         together = br.rerank(data, "center")
     assert (online.indices[:4] != together.indices[:4]).any()
@@ -364,10 +364,13 @@ def test_kwf_is_the_same_whether_one_search_serves_all_cameras_or_not(case, monk
 
 def test_kwf_looks_at_the_whole_gallery_and_no_index_keeps_that(tmp_path):
     data = br.FeatureSet.from_arrays(**features(probes=5, gallery=60))
-    with pytest.raises(br.ParameterError, match="looks for what is near candidates in the whole gallery"):
+    with pytest.raises(br.ParameterError, match="needs neighbours of candidates from the whole gallery"):
         br.rerank(data, "kwf", candidates=np.zeros((5, 1), int))
     index = br.build_index(data.gallery, tmp_path / "i.h5")
-    with pytest.raises(br.ParameterError, match="near items in other cameras, which no index keeps: run it on"):
+    with pytest.raises(
+        br.ParameterError,
+        match="needs neighbours of items in other cameras, which an index does not store: run it on",
+    ):
         index.rerank(data.probe, method="kwf")
 
 
@@ -486,13 +489,13 @@ def halves(arrays):
     return data, other
 
 
-def test_calibration_tells_of_cameras_that_the_gallery_lacks():
+def test_camera_images_tell_of_cameras_that_the_gallery_lacks():
     arrays = features(seed=6, probes=40, gallery=90, dim=12)
     arrays["probe"] += 2.0  # what the camera does to its images
     data, other = halves(arrays)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = br.rerank(data, "center:shrink=0", online=True, calibration=other, depth=90)
+        found = br.rerank(data, "center:shrink=0", online=True, camera_images=other, depth=90)
     rows = np.concatenate([arrays["gallery"], other.features, data.probe.features])
     cams = np.concatenate([arrays["gallery_cams"], other.cams, np.full(len(data.probe), 10)])
     new = reference.center(rows[:-20], cams[:-20], known=90)
@@ -504,32 +507,32 @@ def test_calibration_tells_of_cameras_that_the_gallery_lacks():
     )
 
 
-def test_calibration_features_pass_through_the_steps_as_probes_do():
+def test_camera_images_pass_through_the_steps_as_probes_do():
     arrays = features(seed=6, probes=40, gallery=90, dim=12)
     arrays["probe"] += 2.0
     data, other = halves(arrays)
-    found = br.rerank(data, "center:shrink=0+pvg", online=True, calibration=other, depth=90)
+    found = br.rerank(data, "center:shrink=0+pvg", online=True, camera_images=other, depth=90)
     rows = np.concatenate([arrays["gallery"], other.features])
     cams = np.concatenate([arrays["gallery_cams"], other.cams])
     centred = reference.center(rows, cams, known=90)
     mean = reference.unit_rows(other.features).mean(axis=0)
     probes = reference.unit_rows(reference.unit_rows(data.probe.features) - mean)
     once = br.FeatureSet(br.Side(probes, cams=data.probe.cams), br.Side(centred[:90], cams=cams[:90]))
-    then = br.rerank(once, "pvg", online=True, calibration=br.Side(centred[90:], cams=other.cams), depth=90)
+    then = br.rerank(once, "pvg", online=True, camera_images=br.Side(centred[90:], cams=other.cams), depth=90)
     np.testing.assert_allclose(found.scores, then.scores, atol=1e-5)
-    with pytest.warns(br.BlurrerankWarning, match="changes nothing: the gallery has images of all"):
-        br.rerank(data, "center", calibration=br.Side(data.gallery.features, cams=data.gallery.cams))
+    with pytest.warns(br.BlurrerankWarning, match="has no effect: the gallery has images of all"):
+        br.rerank(data, "center", camera_images=br.Side(data.gallery.features, cams=data.gallery.cams))
     for steps, mixing in (("aqe+center", {"online": True}), ("nfc+center", {})):
-        said = f"to be mixed with as {steps[:3]} mixes probes: put center before it"
+        said = f"{steps[:3]} averages each probe with its neighbours, and camera images have none: put "
         with pytest.raises(br.ParameterError, match=said):
-            br.rerank(data, steps, calibration=other, **mixing)
-    # Online, nfc leaves the probes alone, and calibration features with them.
-    found = br.rerank(data, "nfc+center:shrink=0", online=True, calibration=other, depth=90)
+            br.rerank(data, steps, camera_images=other, **mixing)
+    # Online, nfc leaves the probes alone, and camera images with them.
+    found = br.rerank(data, "nfc+center:shrink=0", online=True, camera_images=other, depth=90)
     nearer = br.rerank(data, "nfc", online=True, depth=90)
     assert (found.indices != nearer.indices).any()
 
 
-def test_calibration_on_the_command_line(cli, write):
+def test_camera_images_on_the_command_line(cli, write):
     arrays = features(seed=6, probes=40, gallery=90, dim=12)
     data, other = halves(arrays)
     br.save_features(data, "feats.h5")
@@ -542,21 +545,21 @@ def test_calibration_on_the_command_line(cli, write):
     )
     run = ("run", "feats.h5", "--method", "center+camera-graph", "--online", "--json")
     code, _, err = cli(*run, "-o", "plain.h5")
-    assert (code, "nothing is known of camera 9" in err) == (0, True)
-    code, _, err = cli(*run, "-o", "calibrated.h5", "--calibrate", "other.h5")
-    assert (code, "nothing is known" in err) == (0, False), err
-    with h5py.File("plain.h5") as before, h5py.File("calibrated.h5") as after:
-        assert "calibration_digest" not in before.attrs
-        assert after.attrs["calibration_digest"] == other.digest()
+    assert (code, "camera 9 has no images in the gallery" in err) == (0, True)
+    code, _, err = cli(*run, "-o", "with-images.h5", "--camera-images", "other.h5")
+    assert (code, "has no images in the gallery" in err) == (0, False), err
+    with h5py.File("plain.h5") as before, h5py.File("with-images.h5") as after:
+        assert "camera_images_digest" not in before.attrs
+        assert after.attrs["camera_images_digest"] == other.digest()
         assert (before["indices"][()] != after["indices"][()]).any()
-    code, _, err = cli("run", "feats.h5", "--calibrate", "other.h5", "-o", "o.h5")
+    code, _, err = cli("run", "feats.h5", "--camera-images", "other.h5", "-o", "o.h5")
     assert (code, err) == (
         2,
-        "error: method lbr has no use for calibration features: only steps such as center have\n",
+        "error: method lbr does not use camera images: only steps such as center do\n",
     )
     write("bare.h5", **arrays | {name: None for name in arrays if "_" in name})
-    code, _, err = cli(*run, "-o", "o.h5", "--calibrate", "bare.h5")
-    assert (code, "bare.h5::/probe has no cameras: calibration features need them" in err) == (1, True), err
+    code, _, err = cli(*run, "-o", "o.h5", "--camera-images", "bare.h5")
+    assert (code, "bare.h5::/probe has no cameras: camera images need them" in err) == (1, True), err
 
 
 def biased(arrays, strength):
@@ -570,7 +573,7 @@ def biased(arrays, strength):
 @pytest.mark.parametrize("strength", [0.0, 3.0])
 def test_the_bias_of_cameras_is_told(cli, write, strength):
     arrays = biased(features(seed=3, probes=60, gallery=340, dim=32), strength)
-    feats, told = write(**arrays), "nearest to an image are of its own camera, where chance gives"
+    feats, told = write(**arrays), "nearest neighbours of an image are from its own camera, where chance gives"
     rows = reference.unit_rows(np.concatenate([arrays["probe"], arrays["gallery"]]))
     cams = np.concatenate([arrays["probe_cams"], arrays["gallery_cams"]])
     near = np.array([some[:10] for some in reference.nearest_images(rows @ rows.T)])

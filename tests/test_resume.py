@@ -213,7 +213,9 @@ def test_a_damaged_note_of_what_it_is_is_refused(cli, feats, interrupted, tmp_pa
     (tmp_path / ".out.h5.blurrerank/kept.json").write_text("{}")
     code, _, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume")
     assert code == 1
-    assert err.startswith("error: out.h5: what an interrupted run left is damaged; start over with --force")
+    assert err.startswith(
+        "error: out.h5: the partial results of an interrupted run are damaged; start over with --force"
+    )
 
 
 def test_with_nothing_to_go_on_from_a_run_begins(cli, feats):
@@ -221,7 +223,7 @@ def test_with_nothing_to_go_on_from_a_run_begins(cli, feats):
     assert code == 0
     assert err.endswith("wrote out.h5: 40 lists of 50\n")
     code, _, err = cli("run", feats, "-o", "out.h5", "--resume")
-    told = "error: out.h5 exists, and nothing is left to resume: pass --force to make it anew\n"
+    told = "error: out.h5 exists, and there are no partial results to resume: pass --force to replace it\n"
     assert (code, err) == (1, told)
 
 
@@ -240,14 +242,14 @@ def test_short_runs_keep_nothing(cli, feats, monkeypatch, tmp_path):
 
     monkeypatch.setattr(Checkpoint, "add", stop)
     code, _, err = cli("run", feats, *SMALL, "-o", "out.h5")
-    assert (code, err) == (130, "note: nothing of out.h5 is kept\nerror: interrupted\n")
+    assert (code, err) == (130, "note: no partial results of out.h5 were kept\nerror: interrupted\n")
     assert names(tmp_path) == ["feats.h5", "lists.npy"]
 
 
 def test_nothing_to_resume_is_told(cli, feats):
     code, _, err = cli("run", feats, "-o", "out.h5", "--resume")
     assert code == 0
-    assert err.startswith("note: no interrupted run left anything of out.h5: starting from the beginning\n")
+    assert err.startswith("note: there are no partial results of out.h5: starting from the beginning\n")
 
 
 def test_processes_go_on_from_what_one_left(cli, feats, interrupted):
@@ -285,7 +287,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(method, memory, room, feats
             yield found
 
     monkeypatch.setattr(sources, name, little_room)
-    with pytest.warns(br.BlurrerankWarning, match="is out of memory: going on from probe [1-9]"):
+    with pytest.warns(br.BlurrerankWarning, match="is out of memory: continuing from probe [1-9]"):
         found = br.rerank(data, memory=memory << 10, **options)
     assert len(batches) > 1
     assert batches[-1][1] <= room < batches[0][1]
@@ -390,7 +392,7 @@ def test_what_could_not_be_kept_is_kept_later(cli, feats, interrupted, monkeypat
     tried = full_disk(monkeypatch, lambda count: count in (1, 2))
     code, _, err = interrupted(5, "-o", "out.h5")
     assert code == 130
-    assert err.count("what is done cannot be kept") == 1
+    assert err.count("partial results cannot be kept") == 1
     assert tried[1] == tried[2] == tried[3]
     (*_, last) = left("out.h5").done()
     code, _, err = cli("run", feats, *SMALL, "-o", "out.h5", "--resume")
@@ -406,8 +408,8 @@ def test_after_blocks_that_could_not_be_kept_no_more_are(interrupted, monkeypatc
     tried = full_disk(monkeypatch, lambda count: count == 1)
     code, _, err = interrupted(5, "-o", "out.h5")
     assert code == 130
-    assert err.count("what is done cannot be kept") == 1
-    assert err.count("nothing more is kept to go on from") == 1
+    assert err.count("partial results cannot be kept") == 1
+    assert err.count("no further partial results are kept for --resume") == 1
     assert len(tried) == 2
     assert [name for name in names(tmp_path / ".out.h5.blurrerank") if name.startswith("kept-")] == [
         f"kept-{tried[0]:012}.npz"
@@ -421,7 +423,7 @@ def test_neighbours_that_cannot_be_kept_do_not_keep_lists_from_being_kept(interr
     monkeypatch.setattr(blurrerank.engine.checkpoint, "write_partial", full)
     code, _, err = interrupted(3, "-o", "out.h5", "--method", "k-reciprocal")
     assert code == 130
-    assert err.count("what is done cannot be kept") == 1
+    assert err.count("partial results cannot be kept") == 1
     assert len([name for name in names(tmp_path / ".out.h5.blurrerank") if name.endswith(".npz")]) == 3
 
 
@@ -514,7 +516,7 @@ def test_an_index_is_built_though_nothing_can_be_kept_of_it(cli, feats, monkeypa
     monkeypatch.setattr(blurrerank.index.building, "write_partial", full)
     code, _, err = cli("index", feats, "-o", "out.index.h5", "--memory", "200KiB")
     assert code == 0
-    assert err.count("what is done cannot be kept") == 1
+    assert err.count("partial results cannot be kept") == 1
     assert (tmp_path / "out.index.h5").exists()
 
 

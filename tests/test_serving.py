@@ -65,7 +65,7 @@ def test_many_at_a_time_are_answered_as_each_alone(ann, tmp_path):
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["probe"] for answer in answers] == list(range(150))
     assert done.returncode == 1
-    assert "6 of 150 lines were no probes" in done.stderr
+    assert "6 of 150 lines were not valid probes" in done.stderr
     for number, (answer, one) in enumerate(zip(answers, expected, strict=True)):
         if one is None:
             assert "error" in answer

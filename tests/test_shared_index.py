@@ -86,8 +86,8 @@ def test_an_interrupted_build_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("method", "also", "said"),
     [
-        ("gnn", ["gnn:k1=9"], "an index serves gnn once: name it once"),
-        ("gnn", ["lbr"], "method lbr encodes no gallery"),
+        ("gnn", ["gnn:k1=9"], "gnn is named twice, and an index can serve it only once: name it once"),
+        ("gnn", ["lbr"], "method lbr cannot be indexed"),
         ("gnn", ["center+camera-graph"], "cannot share an index with gnn: it must have no feature steps"),
         ("center+gnn", ["camera-graph"], "it must begin with center, and with its parameters"),
         ("center+gnn", ["center:shrink=0+camera-graph"], "it must begin with center, and with its parameters"),
@@ -130,4 +130,4 @@ def test_on_the_command_line(cli, write, tmp_path):
     with h5py.File(tmp_path / "r.h5") as file:
         assert file.attrs["method"] in ("camera-graph", b"camera-graph")
     code, _, err = cli("index", feats, "-o", "i.h5", "--append", "--also", "gnn")
-    assert (code, err.splitlines()[-1][:50]) == (2, "error: an index that is added to serves what it wa")
+    assert (code, err.splitlines()[-1][:50]) == (2, "error: --append keeps the methods of the index: le")

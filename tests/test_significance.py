@@ -309,8 +309,8 @@ def test_bench_compares_two_of_its_methods(cli, files, quick_bench):
     assert out.splitlines()[-1].startswith("% lbr (topn 30, sigma 0.1) against cosine (topn 30): mAP ")
 
     for arguments, message in (
-        (("--methods", "lbr", "--compare", "lbr", "cosine"), "--compare cosine: that is none of --methods"),
-        (("--index", "x.h5", "--compare", "lbr", "cosine"), "--compare does not go with --index"),
+        (("--methods", "lbr", "--compare", "lbr", "cosine"), "--compare cosine: this is not one of --methods"),
+        (("--index", "x.h5", "--compare", "lbr", "cosine"), "--compare cannot be used with --index"),
     ):
         code, _, err = cli("bench", files, *arguments)
         assert (code, message in err) == (2, True), err
@@ -320,4 +320,4 @@ def test_bench_compares_nothing_without_ids(cli, write):
     feats = write(probe_ids=None, gallery_ids=None)
     code, _, err = cli("bench", feats, "--methods", "lbr,cosine", "--compare", "lbr", "cosine")
     assert code == 1
-    assert "there are no ids: --compare has nothing to measure by" in err
+    assert "there are no ids: --compare needs them" in err

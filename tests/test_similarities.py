@@ -123,9 +123,9 @@ def test_the_row_of_an_image_counts_where_similarities_are_not_symmetric(arrays)
 
 
 REFUSED = {
-    "a method of features": ({}, "superglobal", "superglobal works with features"),
-    "a step": ({}, "center+cosine", "center works with features"),
-    "auto": ({}, "auto", "auto looks at features"),
+    "a method of features": ({}, "superglobal", "superglobal needs features"),
+    "a step": ({}, "center+cosine", "center needs features"),
+    "auto": ({}, "auto", "auto needs features"),
     "no similarities among the gallery": (
         {"among_gallery": None},
         "lbr",
@@ -152,14 +152,14 @@ def test_invalid_matrices_are_refused(arrays):
         (
             between,
             {"among_probes": among_gallery},
-            "70 x 70, and the labels and other matrices ask for 15 x 15",
+            "70 x 70, but the labels and other matrices imply 15 x 15",
         ),
         (between, {"among_gallery": 1 - among_gallery}, "among_gallery holds distances"),
         (between, {"kind": "distance"}, "values below 0"),
         (abs(between), {"kind": "distance", "among_gallery": abs(among_gallery)}, "holds similarities"),
         (between, {"kind": "angle"}, "use similarity or distance"),
         (between, {"probe_ids": [1]}, "ids"),
-        (between, {"probe_id": [1]}, "probe_id is no label"),
+        (between, {"probe_id": [1]}, "probe_id is not a label"),
         (between[0], {}, "expected a matrix"),
         (between.astype(str), {}, "expected numbers"),
     ):
@@ -290,7 +290,7 @@ def test_messages_name_the_fields_of_the_file(arrays, cli):
     assert "transpose it" in cli("eval", "turned.npy", "feats.h5")[2]
     np.savez("labels.npz", **sides)
     assert "put a matrix such as distmat into the same file" in cli("eval", "turned.npy", "labels.npz")[2]
-    assert "auto looks at features" in cli("run", "plain.npz", "--matrix", "distance", "--method", "auto")[2]
+    assert "auto needs features" in cli("run", "plain.npz", "--matrix", "distance", "--method", "auto")[2]
 
 
 def test_a_damaged_archive_is_a_damaged_ranking(arrays, cli):

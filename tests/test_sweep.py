@@ -138,10 +138,16 @@ def test_the_table(cli):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"probe": features(seed=1)["probe"]}, "the earlier sweep is of other features: choose another name"),
-        ({"probe_cams": np.arange(12)}, "the earlier sweep is of other ids or cameras: choose another name"),
-        (("--protocol", "plain"), "the earlier sweep is of protocol market1501: choose another name"),
-        (("--ap", "trapezoid"), "the earlier sweep is of ap plain: choose another name"),
+        (
+            {"probe": features(seed=1)["probe"]},
+            "the output file has a sweep of other features: choose another name",
+        ),
+        (
+            {"probe_cams": np.arange(12)},
+            "the output file has a sweep of other ids or cameras: choose another name",
+        ),
+        (("--protocol", "plain"), "the output file has a sweep of protocol market1501: choose another name"),
+        (("--ap", "trapezoid"), "the output file has a sweep of ap plain: choose another name"),
     ],
 )
 def test_a_sweep_of_something_else_is_not_continued(change, said, cli, write, tmp_path):

@@ -191,7 +191,7 @@ def test_an_interrupted_tuning_is_completed_to_the_same_file(method, after, cli,
     monkeypatch.setattr(tuning, "locate_each", stopping)
     code, out, err = cli("tune", feats, *method, "-o", "part.json")
     assert (code, out) == (130, "")
-    assert f"{after} settings are kept in part.json: the same command measures the rest" in err
+    assert f"{after} settings are kept in part.json: run the same command again to measure the rest" in err
     told = json.loads(Path("part.json").read_text())
     assert (len(told["rows"]), told["finished"]) == (after, False)
     assert "report" not in told
@@ -254,7 +254,7 @@ def test_a_tuning_of_something_else_is_not_continued(change, said, cli, feats, w
         feats = write("other.h5", **people() | change, probe_names=None, gallery_names=None)
     code, out, err = cli("tune", feats, *GRAPH, *options, "-o", "tune.json")
     assert (code, out) == (1, "")
-    assert err == f"error: the earlier tuning is of {said}: choose another name for this one\n"
+    assert err == f"error: the output file has a tuning of {said}: choose another name for this one\n"
     assert Path("tune.json").read_bytes() == before
 
 
@@ -327,13 +327,13 @@ def test_only_the_half_to_choose_by_is_shown_of_all_settings(cli, feats):
     }
 
 
-def test_online_and_calibration_are_as_in_run(cli, write):
+def test_online_and_camera_images_are_as_in_run(cli, write):
     arrays = people()
     lacking = arrays["gallery_cams"] != 3
     arrays |= {name: arrays[name][lacking] for name in ("gallery", "gallery_ids", "gallery_cams")}
     feats = write(**arrays, probe_names=None, gallery_names=None)
     write("earlier.h5", **people(seed=8), probe_names=None, gallery_names=None)
-    options = ("--online", "--calibrate", "earlier.h5")
+    options = ("--online", "--camera-images", "earlier.h5")
     told = json.loads(cli("tune", feats, *GRAPH, *options, "--json")[1])
     words = told["command"].split()
     assert words[-3:] == list(options)
@@ -342,8 +342,10 @@ def test_online_and_calibration_are_as_in_run(cli, write):
         measured
     )
     data = br.load(feats)
-    calibration = br.load("earlier.h5").probe
-    lists = br.rerank(data, told["chosen"]["method"], depth=99, online=True, calibration=calibration).indices
+    camera_images = br.load("earlier.h5").probe
+    lists = br.rerank(
+        data, told["chosen"]["method"], depth=99, online=True, camera_images=camera_images
+    ).indices
     table = by_reference(data, lists)
     assert told["report"]["chosen"]["mAP"]["value"] == pytest.approx(table[halves(data, table)[1], 0].mean())
     # What is there already is kept for the same earlier images, and not for others, or others' cameras.
@@ -351,12 +353,14 @@ def test_online_and_calibration_are_as_in_run(cli, write):
     assert cli(*tuned)[0] == 0
     assert "kept tune.json: 4 settings, 0 of them new" in cli(*tuned)[2]
     for changes, of in (
-        ({"probe_cams": people(seed=8)["probe_cams"] % 3 + 1}, "cameras of the calibration features"),
-        ({"probe": people(seed=9)["probe"]}, "calibration features"),
+        ({"probe_cams": people(seed=8)["probe_cams"] % 3 + 1}, "cameras of the camera images"),
+        ({"probe": people(seed=9)["probe"]}, "camera images"),
     ):
         write("earlier.h5", **people(seed=8) | changes, probe_names=None, gallery_names=None)
         code, _, err = cli(*tuned)
-        assert (code, f"the earlier tuning is of other {of}: choose another name" in err) == (1, True), err
+        assert (code, f"the output file has a tuning of other {of}: choose another name" in err) == (1, True), (
+            err
+        )
     # What all settings warn of is told once.
     _, _, err = cli("tune", feats, *GRAPH, "--online")
     assert err.count("warning: ") == 1
@@ -374,7 +378,7 @@ def test_a_best_value_at_the_end_of_its_list_is_told_of(cli, feats):
     below, above = [some for some in values if some < best][-2:], [some for some in values if some > best][:2]
     assert len(below) == 2, "the data must tell something"
     at, told = notes(f"topn={','.join(map(str, [*below, best]))}")
-    assert (at, told) == (best, [f"note: the best topn, {best}, is the largest of the grid: try further ones"])
+    assert (at, told) == (best, [f"note: the best topn, {best}, is the largest of the grid: try a wider range"])
     if above:
         assert notes(f"topn={','.join(map(str, [below[1], best, above[0]]))}") == (best, [])
     # 1 is the least that there is.
@@ -402,7 +406,11 @@ def test_a_best_value_at_the_end_of_its_list_is_told_of(cli, feats):
         (("--grid", "ki=2", "--grid", "camera-graph.ki=3"), 2, "the grid has ki twice"),
         ((), 2, "Missing option '--grid'"),
         (("--method", "k-reciprocal", "--grid", "k1=3", "--online"), 2, "so it cannot rank them online"),
-        (("--method", "lbr", "--grid", "topn=3", "--calibrate", "feats.h5"), 2, "no use for calibration"),
+        (
+            ("--method", "lbr", "--grid", "topn=3", "--camera-images", "feats.h5"),
+            2,
+            "does not use camera images",
+        ),
         (("--grid", "ki=2", "-o", "tune.txt"), 2, "tune.txt: a tuning is written as .json or .csv"),
         (("--grid", "ki=2", "-o", "no/tune.json"), 1, "the folder no does not exist; create it first"),
     ],
@@ -419,7 +427,10 @@ def test_wrong_usage_is_one_line(arguments, code, said, cli, feats):
     [
         ({"probe_ids": None, "gallery_ids": None}, "there are no ids: settings cannot be compared"),
         ({"probe_cams": None, "gallery_cams": None}, "center+camera-graph needs them; choose another method"),
-        ({"probe_ids": 1 + np.arange(40) % 3}, "3 identities have a match in the gallery: tuning needs two"),
+        (
+            {"probe_ids": 1 + np.arange(40) % 3},
+            "3 identities have a match in the gallery: tuning needs at least two",
+        ),
     ],
 )
 def test_settings_that_cannot_be_compared(changes, said, cli, write):
@@ -432,7 +443,7 @@ def test_settings_that_cannot_be_compared(changes, said, cli, write):
 def test_the_library_refuses_what_is_no_grid():
     data = br.FeatureSet.from_arrays(**features())
     many = {"topn": range(1, 102), "sigma": np.arange(1, 101) / 100}
-    with pytest.raises(br.ParameterError, match=r"the grid has 10,100 settings: 10,000 is the most"):
+    with pytest.raises(br.ParameterError, match=r"the grid has 10,100 settings: at most 10,000 are allowed"):
         br.tune(data, "lbr", many)
     for grid in ({}, {"topn": []}, {"topn": "5"}, {"topn": [5], "lbr.topn": [6]}, {"topn": [True]}):
         with pytest.raises(br.ParameterError):
@@ -495,7 +506,10 @@ def test_the_heat_map_is_of_any_two_parameters(cli, feats, write):
     assert f"<caption>{caption}; columns: ko, rows: ki</caption>" in Path("page.html").read_text()
     other = write("other.h5", **people(seed=9), probe_names=None, gallery_names=None)
     for arguments, said in (
-        (("lists.h5", feats, "--x", "ki"), "--x and --y are parameters of a tuning: pass it with --sweep FILE"),
+        (
+            ("lists.h5", feats, "--x", "ki"),
+            "--x and --y name parameters of a tuning: pass the tuning with --sweep FILE",
+        ),
         (
             ("lists.h5", feats, "--sweep", "tune.json", "--x", "k2i"),
             "the tuning does not vary k2i: it has ki, ko",

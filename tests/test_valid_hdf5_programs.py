@@ -292,7 +292,7 @@ REFUSED = {
     "features is float128: expected float16, float32": stored(features=lambda some: some.astype("longdouble")),
     "features is complex64: expected float16, float32": stored(features=lambda some: some.astype("c8")),
     "features has rows of different lengths": replaced("probe/features", rows),
-    "ids is of a type that NumPy does not have": replaced(
+    "ids has a type that NumPy does not support": replaced(
         "probe/ids", lambda file: moments(file["probe"], "ids")
     ),
     "ids is 60, 480 bytes, but the file has only 80 of them": replaced("gallery/ids", partly),
@@ -309,7 +309,7 @@ def test_what_cannot_be_taken_as_it_is_is_refused(why, path):
 
 
 UNFIT = {
-    "gids is of a type that NumPy does not have": lambda file: moments(file, "gids"),
+    "gids has a type that NumPy does not support": lambda file: moments(file, "gids"),
     "gids has rows of different lengths": lambda file: file.create_dataset("gids", 60, h5py.vlen_dtype("i8")),
     "has a link 'gids' to another file": lambda file: file.__setitem__("gids", h5py.ExternalLink("b.h5", "/x")),
     "has a link 'gids' that is circular": lambda file: file.__setitem__("gids", h5py.SoftLink("gids")),

@@ -103,9 +103,9 @@ def _show_versions(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 def cli() -> None:
     """Re-ranking for re-identification, from features alone.
 
-    Local blurring builds a similarity graph of the best gallery items of each probe, smooths their features
-    over this graph, and sorts the items again. k-reciprocal re-ranking is included for comparison, and to
-    answer single probes from an index of the gallery.
+    Local blurring, the default method of `run`, builds a similarity graph of the best gallery items of each
+    probe, smooths their features over this graph, and sorts the items again. `run --method` names other
+    methods, and `index` prepares a gallery for probes that arrive one by one.
 
     \b
     blurrerank run feats.h5 --topn 50 --sigma 0.1

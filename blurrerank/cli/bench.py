@@ -39,49 +39,57 @@ _STAGES = ("index", "search", "re-rank", "metrics")
     default=ALL,
     show_default=True,
     metavar="LIST",
-    help="Methods or chains, separated by commas, or all, which are then grouped by what they need; parameters "
-    "go after colons, as in lbr:topn=20:sigma=0.2, "
-    "k-reciprocal:preset=cuhk03 or dba:k=4+lbr. Methods: " + ", ".join(available()) + ".",
+    help="Methods or chains, separated by commas; parameters follow colons, as in lbr:topn=20:sigma=0.2, "
+    "k-reciprocal:preset=cuhk03 or dba:k=4+lbr. all runs every method and groups them by the data they "
+    "need. Methods: " + ", ".join(available()) + ".",
 )
 @click.option(
-    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Runs of each."
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Number of runs of each method.",
 )
 @click.option(
     "--reference",
     is_flag=True,
-    help="Also run the plain NumPy version of each method, in float32, and what lbr starts from, one float32 "
-    "product and top-n of normalised features by torch alone. The plain k-reciprocal holds three matrices of "
-    "all images by all images.",
+    help="Also run the plain NumPy version of each method in float32, and the search before lbr in plain "
+    "torch: one float32 product of normalised features and a top-n. The plain k-reciprocal holds three "
+    "matrices of all images by all images in memory.",
 )
 @click.option(
     "--online",
     is_flag=True,
-    help="Rank each probe by itself, whatever the others are; refused for a method that cannot.",
+    help="Rank each probe independently of the other probes; refused for methods that need all of them.",
 )
 @click.option(
     "--index",
     metavar="FILE",
-    help="Time single probes of FEATS, p50 and p99, and all together, against an index that `blurrerank index` "
-    "wrote: by default its own method, lbr and cosine. Where that is searched approximately, looking at all "
-    "items stands beside it, with the overlap of the lists and, with ids, mAP to their depth.",
+    help="Measure the time to answer probes of FEATS from an index written by `blurrerank index`: single "
+    "probes (p50 and p99) and all together, by default with the method of the index, lbr and cosine. An "
+    "approximate search is compared with a search of all items: overlap of the lists and, with ids, mAP "
+    "to their depth.",
 )
 @click.option(
     "--effort",
     metavar="LIST",
-    help="Efforts of an approximate index, separated by commas.  [default: what it was built with]",
+    help="Values of `run --effort` to compare for an index built with --ann, separated by commas.  [default: "
+    "as the index was built]",
 )
 @click.option(
     "--exact-index",
     metavar="FILE",
-    help="Compare lists with those of this index, which was built without --ann, instead of with all items "
-    "through the same encodings.",
+    help="Compare lists with those of this index, built without --ann, instead of a search of all items of "
+    "the same index.",
 )
 @click.option(
     "compare",
     "--compare",
     nargs=2,
     metavar="A B",
-    help="Also test whether method A is better than B, both of --methods and as they are written there.",
+    help="Also test whether method A is better than method B. Both must be among --methods, written in the "
+    "same way.",
 )
 @style_options
 @metrics_options
@@ -91,10 +99,10 @@ _STAGES = ("index", "search", "re-rank", "metrics")
 def bench(runtime: Runtime, **arguments: Any) -> None:
     """Run methods side by side on FEATS and compare quality, seconds and peak memory.
 
-    Each run has a process of its own, and the repeats of all methods alternate. Seconds are the median of the
-    repeats, from an open file to lists in memory (search and re-rank) and their metrics; what a method finds
-    out about the gallery alone is listed as index and does not count in probes/s. Memory is the most
-    that any repeat added to the interpreter and its libraries, features included.
+    Each run is a process of its own, and the methods take turns. Seconds are medians over the repeats,
+    from an open file to lists in memory (search and re-rank), and for the metrics. Work on the gallery alone is
+    listed as index and does not count in probes/s. Memory is the peak over the repeats, features included,
+    beyond what the interpreter and its libraries need.
 
     \b
     blurrerank bench feats.h5
@@ -115,7 +123,7 @@ def bench(runtime: Runtime, **arguments: Any) -> None:
         }
         other = next((name for name, value in others.items() if value), None)
         if other is not None:
-            raise ParameterError(f"{other} does not go with --index: leave one out")
+            raise ParameterError(f"{other} cannot be used with --index: leave one out")
         show_latencies(
             options.index,
             options.feats,
@@ -129,7 +137,7 @@ def bench(runtime: Runtime, **arguments: Any) -> None:
         )
         return
     if options.effort is not None or options.exact_index is not None:
-        raise ParameterError("--effort and --exact-index are of an index: name it with --index")
+        raise ParameterError("--effort and --exact-index apply to an index: add --index FILE")
     _bench(options, runtime)
 
 
@@ -166,8 +174,8 @@ def _contenders(options: BenchOptions, chosen: Sequence[AnyMethod]) -> list[Cont
     contenders = [Contender(method) for method in chosen]
     if options.reference and get_protocol(options.protocol).single_shot:
         raise ParameterError(
-            f"--reference enumerates every draw of protocol {options.protocol}, which no computer ends: choose "
-            "another"
+            f"--reference enumerates every draw of protocol {options.protocol}, which would never end: "
+            "choose another protocol"
         )
     if options.reference:
         contenders += [Contender(method, reference=True) for method in chosen if method.name in REFERENCES]
@@ -218,7 +226,7 @@ def _bench(options: BenchOptions, runtime: Runtime) -> None:
             runtime.note(f"note: {method.name} has no plain version, so --reference adds none")
     compare, repeats = options.compare, options.repeats
     if compare is not None and not data.has_ids:
-        raise InputError(f"{data.lacking('ids')}: --compare has nothing to measure by")
+        raise InputError(f"{data.lacking('ids')}: --compare needs them")
     request = Request(whole_rows=data.has_ids, online=options.online)
     for method in chosen:  # what one run would refuse, all would
         setting_of(method, options.online)
@@ -325,7 +333,7 @@ def _chosen(text: str, chosen: Sequence[AnyMethod]) -> AnyMethod:
 
     method = create(text)
     if method not in chosen:
-        raise ParameterError(f"--compare {text}: that is none of --methods, add it there")
+        raise ParameterError(f"--compare {text}: this is not one of --methods; add it there")
     return method
 
 

@@ -23,17 +23,17 @@ from .options import (
 @ranking_argument
 @features_argument
 @click.option(
-    "-o", "--output", type=FILE, required=True, metavar="FILE", help="Where the calibration goes, as JSON."
+    "-o", "--output", type=FILE, required=True, metavar="FILE", help="JSON file to write the calibration to."
 )
 @click.option(
     "--by",
     type=click.Choice(["isotonic", "logistic"]),
     default="isotonic",
     show_default=True,
-    help="isotonic fits any function that does not decrease, and wants some hundred probes; logistic has two "
-    "numbers.",
+    help="isotonic fits any non-decreasing function and needs some hundred probes; logistic fits two "
+    "parameters.",
 )
-@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @protocol_option
 @talking_options
 def calibrate(
@@ -49,11 +49,11 @@ def calibrate(
 ) -> None:
     """Fit the probability that the first item of a list is right, as a function of its score.
 
-    RANKING is a native file that `run` wrote for FEATS, whose probes and gallery have ids. These should be
-    other probes than those that will be rejected, with as many whose identity the gallery lacks as there will
-    be. The calibration is for lists of the same method and parameters.
+    RANKING is a native file that `run` wrote for FEATS. Probes and gallery need ids. Use other probes here than
+    those that `run --reject` will judge later, with about the same share of identities that the gallery lacks.
+    The calibration is valid only for lists of the same method and parameters.
 
-    Needs scikit-learn: pip install "blurrerank[calibrate]". To use a calibration does not.
+    Fitting needs scikit-learn: pip install "blurrerank[calibrate]". Using a calibration does not.
 
     \b
     blurrerank calibrate feats.lbr.ranking.h5 feats.h5 -o calibration.json
@@ -68,7 +68,7 @@ def calibrate(
     check_ranking(ranking, format)
     check_can_fit(by)
     if output == "-":
-        raise ParameterError("a calibration is written to a file: name one")
+        raise ParameterError("a calibration cannot be written to standard output: name a file")
     check_target(Path(output), force=force)
     data = load(feats, gallery, notify=runtime.note, similarities=True)
     found = fit(ranking_of(ranking, data, format), data, by=by, protocol=protocol)

@@ -30,33 +30,34 @@ _OPTIONS = (
         "--candidates",
         type=FILE,
         metavar="FILE",
-        help="Search nothing: re-rank the lists that an approximate index or a vector database returned. A "
-        "ranking in any format written here, .npz or .npy with indices, .ibin, or HDF5 with neighbors as "
-        "ann-benchmarks writes it; - is standard input. lbr, cosine.",
+        help="Do not search, but re-rank these lists of an approximate index or a vector database: a ranking "
+        "in any format that -o writes, .npz or .npy with indices, .ibin, or HDF5 with neighbors as in "
+        "ann-benchmarks; - is standard input. Only with lbr and cosine.",
     ),
     click.option(
         "--search",
         type=click.Choice(["exact", "faiss"]),
-        help="How candidates are found; faiss needs the extra blurrerank[faiss], and its recall against exact "
-        "search is told; lbr, cosine.  [default: exact; with --index, as the index is searched]",
+        help="How candidates are found. faiss needs the extra blurrerank[faiss], works only with lbr and "
+        "cosine, and prints its recall against exact search.  [default: exact; with --index, the search "
+        "it was built for]",
     ),
     click.option(
         "--index-factory",
         metavar="SPEC",
-        help=f"What index FAISS builds, as its index_factory reads it.  [default: {_FACTORY}]",
+        help=f"FAISS index to build, in the notation of faiss.index_factory.  [default: {_FACTORY}]",
     ),
     click.option(
         "--nprobe",
         type=click.IntRange(min=1),
         metavar="N",
-        help="How many of its lists an IVF index of FAISS looks into.  [default: FAISS's, 1]",
+        help="Number of clusters that a FAISS IVF index searches per probe.  [default: 1]",
     ),
     click.option(
         "--effort",
         type=click.IntRange(min=1),
         metavar="N",
-        help="How much an index that was built with --ann looks at for a probe: candidates (hnsw) or clusters "
-        "(ivf).  [default: what it was built with]",
+        help="How much of an index built with --ann is searched per probe: number of candidates (hnsw) or of "
+        "clusters (ivf).  [default: as the index was built]",
     ),
 )
 
@@ -85,17 +86,17 @@ class Source:
         from ..engine.request import check_reranks_candidates
 
         if self.file is not None and self.search is not None:
-            raise ParameterError("--candidates brings the lists and --search looks for them: choose one")
+            raise ParameterError("--candidates and --search are two sources of lists: choose one")
         for option, value in (("--index-factory", self.index_factory), ("--nprobe", self.nprobe)):
             if value is not None and self.search != "faiss":
-                raise ParameterError(f"{option} is of FAISS: it needs --search faiss")
+                raise ParameterError(f"{option} configures FAISS: add --search faiss")
         if self.search == "faiss" and index is not None:
-            raise ParameterError("--index brings a search of its own: leave --search faiss out")
+            raise ParameterError("an index has its own search: leave --search faiss out")
         if self.effort is not None and index is None:
-            raise ParameterError("--effort is that of an index: name one with --index")
+            raise ParameterError("--effort applies to an index: add --index FILE")
         if feats == "-" and self.file is not None:
             raise ParameterError(
-                "probes from standard input are answered as they come, and candidates are of probes in a file"
+                "--candidates are lists for probes in a file, not for probes from standard input: name the file"
             )
         if not self.exact:
             check_reranks_candidates(method)
@@ -134,8 +135,8 @@ class Source:
         runtime.note(f"{lists.source}: recall@{found.topn} {found.value:.4f} against exact search ({which})")
         if found.value < _LOW_RECALL:
             runtime.note(
-                f"note: {1 - found.value:.0%} of what exact search finds is missing: raise --nprobe, or "
-                "choose an --index-factory of fewer lists"
+                f"note: {1 - found.value:.0%} of the exact results are missing: raise --nprobe, or choose an "
+                "--index-factory of fewer lists"
             )
         return lists, {
             "search": "faiss",

@@ -60,7 +60,7 @@ class Request:
         from ..studies.heat_map import grid_of
 
         if self.sweep is None and (self.x or self.y):
-            raise ParameterError("--x and --y are parameters of a tuning: pass it with --sweep FILE")
+            raise ParameterError("--x and --y name parameters of a tuning: pass the tuning with --sweep FILE")
         check_ranking(self.ranking, self.format)
         if self.against == "-":
             raise ParameterError("--against cannot read from standard input: name a file")
@@ -112,20 +112,20 @@ def comparison_options(command: F) -> F:
         metavar="FILE",
         help="Compare RANKING with this ranking of the same features instead of with their cosine search.",
     )(collected)
-    collected = click.option("--force", is_flag=True, help="Replace FILE if it exists.")(collected)
+    collected = click.option("--force", is_flag=True, help="Replace an existing output file.")(collected)
     collected = click.option(
         "--sweep",
         type=FILE,
         metavar="FILE",
-        help="Also draw a heat map from FILE, a sweep of the same features written by `sweep -o`, or a tuning "
-        "written by `tune -o` as .json, on the half to choose by.",
+        help="Also draw a heat map from FILE: a sweep of the same features written by `sweep -o`, or a "
+        "tuning written by `tune -o` as .json, whose first half is shown.",
     )(collected)
     for axis, what, place in (("y", "rows", "next"), ("x", "columns", "first")):
         collected = click.option(
             f"--{axis}",
             metavar="NAME",
-            help=f"The parameter of a tuning that the {what} of its heat map are of; others are as chosen.  "
-            f"[default: the {place} of its grid with several values]",
+            help=f"Parameter along the {what} of the heat map of a tuning; other parameters have their chosen "
+            f"values.  [default: the {place} one with several values]",
         )(collected)
     collected = features_argument(collected)
     return ranking_argument(collected)  # type: ignore[return-value]

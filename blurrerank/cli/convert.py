@@ -33,11 +33,11 @@ def convert(
 
     The format of IN is detected from its content: MATLAB v5 and v7.3, NumPy .npz and .npy, torch.save, pickles,
     CSV, ann-benchmarks HDF5, .fbin and .hbin vectors; in the layouts of layumi, SFT_REID, Zhong, GCN_rerank,
-    ECN, torchreid, fast-reid and OML. Pass several files if each side or each field has its own: probes first,
-    unless the names say otherwise.
+    ECN, torchreid, fast-reid and OML. If each side or each field has a file of its own, pass them all: probes
+    first, unless the names say otherwise.
 
-    Prints what was recognised: fields, shapes, arrays that were transposed or converted to integers, norms and
-    cameras. Warns about likely mistakes. Features keep their dtype and norms.
+    The command prints what it recognised: fields, shapes, arrays that were transposed or converted to integers,
+    norms and cameras. It warns about likely mistakes. Features keep their dtype and norms.
 
     \b
     blurrerank convert pytorch_result.mat market.h5
@@ -60,7 +60,8 @@ def convert(
     found = import_features(*inputs, allow_pickle=allow_pickle)
     if isinstance(found.data, SimilaritySet):
         raise InputError(
-            f"{', '.join(inputs)} has similarities and no features to convert: `run` and `eval` read them"
+            f"{', '.join(inputs)} has similarities, not features, so there is nothing to convert: pass it to "
+            "`run` or `eval`"
         )
     doubts = [*found.unsure, *found.doubts, *label_doubts(found.data)]
     save_features(found.data, out, force=force)

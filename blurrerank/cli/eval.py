@@ -45,18 +45,19 @@ if TYPE_CHECKING:
     nargs=2,
     type=FILE,
     metavar="A B",
-    help="Also test whether ranking file A is better than B; they need not be given as RANKING.",
+    help="Also test whether ranking file A is better than ranking file B. They need not be given as RANKING "
+    "too.",
 )
 @click.option(
     "--open-set",
     is_flag=True,
-    help="Also measure how well scores tell probes with a match in the gallery from probes without one.",
+    help="Also measure how well scores separate probes with a match in the gallery from probes without one.",
 )
 @click.option(
     "--threshold",
     type=float,
     metavar="SCORE",
-    help="With --open-set, also measure at this score, such as one that other probes gave.",
+    help="With --open-set, also measure at this score, such as a threshold chosen on other probes.",
 )
 @style_options
 @by_option
@@ -72,13 +73,14 @@ def evaluate(runtime: Runtime, **arguments: Any) -> None:
     measured over the whole gallery. Others are measured to the depth of their lists, and unlisted matches count
     as missed.
 
-    With --by track the gallery is its tracks. In a RANKING of images each stands where its best image does, as
-    in the image-to-track search of VeRi-776; a RANKING of tracks is one that was made with --by track.
+    With --by track, the gallery consists of tracks. If RANKING lists images, each track takes the rank of its
+    best image, as in the image-to-track search of VeRi-776. A RANKING that was made with --by track lists
+    tracks already.
 
-    With --open-set there follow AUROC, thresholds for a false positive rate of 1 % and 10 %, what they do, and
-    the means over identities that are usual for animals; docs/thresholds.md defines them.
+    --open-set adds AUROC, the thresholds for false positive rates of 1 % and 10 % with the error rates at each,
+    and the means over identities that are usual for animals. docs/thresholds.md defines them.
 
-    If FEATS has a matrix in the place of features, such as distmat, and there is no RANKING, that is measured.
+    If FEATS has a matrix such as distmat instead of features, and no RANKING is given, the matrix is measured.
 
     \b
     blurrerank eval feats.lbr.ranking.h5 feats.h5 --ap trapezoid

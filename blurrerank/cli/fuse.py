@@ -44,38 +44,38 @@ class Weights(click.ParamType):  # type: ignore[type-arg]
     type=click.Choice(["reciprocal-rank", "mean"]),
     default="reciprocal-rank",
     show_default=True,
-    help="Sum of 1 / (k + rank), or mean of scores that are scaled to 0 to 1 within each list.",
+    help="reciprocal-rank adds up 1 / (k + rank); mean averages scores, scaled to 0 to 1 within each list.",
 )
-@click.option("--k", type=float, default=60.0, show_default=True, help="For reciprocal-rank.")
-@click.option("--weights", type=Weights(), metavar="W,W,...", help="One for each RANKING.  [default: 1 each]")
+@click.option("--k", type=float, default=60.0, show_default=True, help="The k of reciprocal-rank.")
+@click.option("--weights", type=Weights(), metavar="W,W,...", help="Weight of each RANKING.  [default: 1 each]")
 @click.option(
     "-o",
     "--output",
     type=FILE,
     metavar="FILE",
-    help="Where the lists go; the extension says how: .h5, .trec or .run, .jsonl, .csv, .npz.  "
+    help="Output file of the lists. Its extension sets the format: .h5, .trec or .run, .jsonl, .csv, .npz.  "
     "[default: NAME.fused.h5 in this folder, for NAME.h5]",
 )
 @click.option(
-    "--format", type=click.Choice(FORMAT_NAMES), help="What to write, instead of what the ending says."
+    "--format", type=click.Choice(FORMAT_NAMES), help="Output format, instead of the one the extension implies."
 )
 @click.option(
     "--depth",
     type=Depth(),
     metavar="N|all",
-    help="How much of the lists to write.  [default: as much as the longest RANKING has]",
+    help="Number of items to write per list.  [default: that of the longest RANKING]",
 )
-@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @matrix_option
 @metrics_options
 @json_option
 @runtime_options
 def fuse(runtime: Runtime, **arguments: Any) -> None:
-    """Fuse each RANKING of FEATS into one, write it, and print metrics of all if there are ids.
+    """Fuse several rankings of FEATS into one and write it. If there are ids, print the metrics of all.
 
-    RANKING is a file written by `run`, a TREC run from any tool, or a matrix of similarities or distances, of
-    other models or methods but of the same probes and gallery. Items that a RANKING does not list get nothing
-    from it: write lists deep enough, such as with `run --depth 1000`.
+    RANKING is a file written by `run`, a TREC run from any tool, or a matrix of similarities or distances. The
+    rankings may come from different models or methods, but must have the same probes and gallery. An item that
+    a RANKING does not list gets no score from it, so write deep lists, for example with `run --depth 1000`.
 
     \b
     blurrerank fuse resnet.h5 vit.trec feats.h5 -o fused.h5

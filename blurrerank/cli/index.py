@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .method_options import MethodCommand, given_parameters, method_option, preset_option
-from .options import FILE, Runtime, calibrate_option, load_calibration, precision_option, runtime_options
+from .options import FILE, Runtime, camera_images_option, load_camera_images, precision_option, runtime_options
 from .together import of_process, together
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command(
     cls=MethodCommand,
     method="k-reciprocal-online",
-    short_help="Index a gallery, so that probes can be answered as they come.",
+    short_help="Index a gallery, to answer probes as they arrive.",
 )
 @click.argument("gallery", type=FILE, metavar="[GALLERY]", required=False)
 @click.option(
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--output",
     type=FILE,
     metavar="FILE",
-    help="The index.  [default: NAME.index.h5 in this folder, for NAME.h5]",
+    help="Index file to write.  [default: NAME.index.h5 in this folder, for NAME.h5]",
 )
 @method_option(
     "A graph ranker that works online, a chain such as center+camera-graph, or auto, which chooses for GALLERY",
@@ -39,49 +39,50 @@ if TYPE_CHECKING:
     "--also",
     multiple=True,
     metavar="METHOD",
-    help="A further method that the index is to answer with, from the same neighbour lists, with parameters as "
-    "in gnn:k1=20; may be given again.",
+    help="Another method that the index can rank with, from the same neighbour lists; parameters as in "
+    "gnn:k1=20. May be repeated.",
 )
-@calibrate_option
+@camera_images_option
 @click.option(
     "--ann",
     type=click.Choice(["hnsw", "ivf"]),
-    help="Search approximately, for neighbours now and for probes later: by a graph of near items, or by "
-    "clusters; needs the extra blurrerank[faiss], and its recall is told.  [default: compare all items]",
+    help="Search approximately, for neighbours now and for probes later: by a graph of near items (hnsw) or "
+    "by clusters (ivf). Needs the extra blurrerank[faiss]; the recall is printed.  [default: compare "
+    "all items]",
 )
 @click.option(
     "--effort",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How much --ann looks at for a probe: candidates (hnsw) or clusters (ivf); `run --effort` may ask for "
-    "more.  [default: 256 candidates, or a sixteenth of the clusters]",
+    help="How much --ann searches per probe: number of candidates (hnsw) or of clusters (ivf). `run "
+    "--effort` can ask for more.  [default: 256 candidates, or a sixteenth of the clusters]",
 )
-@click.option("--append", is_flag=True, help="Add GALLERY to the index that is there.")
+@click.option("--append", is_flag=True, help="Add the items of GALLERY to an existing index.")
 @click.option(
     "--remove",
     metavar="ROWS",
-    help="Take items from the index that is there, without GALLERY: row numbers as it counts them now, such as "
-    "3,17,100-199. Those that stay are counted anew.",
+    help="Remove items from an existing index, without GALLERY: their current row numbers, such as "
+    "3,17,100-199. The remaining items are renumbered.",
 )
 @click.option(
     "--remove-names",
     type=FILE,
     metavar="FILE",
-    help="Likewise, items by name: a text file with a name on each line.",
+    help="Likewise, by name: a text file with one name per line.",
 )
 @click.option(
     "--remove-tracks",
     type=FILE,
     metavar="FILE",
-    help="Likewise, all items of tracks: a text file with a track on each line.",
+    help="Likewise, all items of some tracks: a text file with one track per line.",
 )
 @click.option(
     "--compact",
     is_flag=True,
-    help="Encode the index that is there anew, if it was changed: one with --ann is changed beside what it was "
-    "encoded with.",
+    help="Encode an existing index again after changes. Until then, an index with --ann keeps changes beside "
+    "its original encoding.",
 )
-@click.option("--force", is_flag=True, help="Replace an index that exists, and start over.")
+@click.option("--force", is_flag=True, help="Replace an existing index, and discard a partial build.")
 @precision_option
 @runtime_options
 def index(
@@ -90,7 +91,7 @@ def index(
     method: str | None,
     preset: str | None,
     also: tuple[str, ...],
-    calibrate: str | None,
+    camera_images: str | None,
     ann: str | None,
     effort: int | None,
     append: bool,
@@ -105,10 +106,12 @@ def index(
 ) -> None:
     """Find and encode the neighbours of every item of GALLERY, for `run --index`.
 
-    GALLERY is an HDF5 file with a group /gallery, or with the datasets of one, or file.h5::/group. An
-    interrupted run goes on when it is started again: what is known is kept, every minute, in FILE.partial.
-    With --append the items of the index come first, and its parameters hold. --remove takes items out of it.
-    Both take seconds where the index is searched approximately, and a build where it is not.
+    GALLERY is an HDF5 file with a group /gallery or with the datasets of such a group, or file.h5::/group. A
+    build saves its progress every minute in FILE.partial; after an interruption, the same command continues
+    from there.
+
+    --append adds items after those of the index, with the same parameters; --remove takes items out. Both take
+    seconds for an index built with --ann, and as long as a new build for any other.
 
     \b
     blurrerank index feats.h5 -o gallery.index.h5
@@ -116,7 +119,7 @@ def index(
     blurrerank index more.h5 -o gallery.index.h5 --append
     blurrerank index -o gallery.index.h5 --remove 3,17,100-199
     blurrerank index -o gallery.index.h5 --compact
-    blurrerank index feats.h5 --method center+camera-graph --calibrate earlier.h5
+    blurrerank index feats.h5 --method center+camera-graph --camera-images earlier.h5
     blurrerank index feats.h5 --ann hnsw
     blurrerank index feats.h5 --method center+camera-graph --also center+gnn
     torchrun --nproc-per-node 2 -m blurrerank index feats.h5
@@ -134,7 +137,7 @@ def index(
             "GALLERY": gallery,
             "--method": method,
             "--also": also,
-            "--calibrate": calibrate,
+            "--camera-images": camera_images,
             "--ann": ann,
             "--effort": effort,
             "--append": append,
@@ -144,7 +147,7 @@ def index(
         }
         other = next((name for name, value in others.items() if value), None)
         if other is not None:
-            does = "encodes the index as it is" if compact else "takes from the index as it is"
+            does = "works on the whole index" if compact else "only removes items"
             raise ParameterError(f"{change} {does}: leave {other} out")
         if output is None:
             raise ParameterError(f"{change} needs the index: name it with -o")
@@ -177,14 +180,14 @@ def index(
                 "force": force,
                 "group": group,
             }
-            _build(gallery, output, method, calibrate, how | asked, given, runtime)
+            _build(gallery, output, method, camera_images, how | asked, given, runtime)
 
 
 def _build(
     gallery: str,
     output: str | None,
     method: str | None,
-    calibrate: str | None,
+    camera_images: str | None,
     how: dict[str, Any],
     given: dict[str, Any],
     runtime: Runtime,
@@ -197,12 +200,12 @@ def _build(
 
     check_method(method, append=how["append"], also=how["also"], **given)
     if how["effort"] is not None and how["ann"] is None:
-        raise ParameterError("--effort is that of an approximate search: it needs --ann")
+        raise ParameterError("--effort applies to approximate search: add --ann")
     if output == "-":
-        raise ParameterError("an index is no stream: name a file with -o")
+        raise ParameterError("an index cannot be written to standard output: name a file with -o")
     file = Path(gallery.partition("::")[0])
     path = Path(output or f"{file.stem}.index.h5")
-    for name in filter(None, (gallery, calibrate)):
+    for name in filter(None, (gallery, camera_images)):
         if os.path.realpath(path) == os.path.realpath(name.partition("::")[0]):
             raise ParameterError(f"{path} is named twice, as an input and as the index")
     try:
@@ -211,7 +214,7 @@ def _build(
             load_side(gallery, "gallery", memory=1 if how["ann"] else runtime.memory),
             path,
             method,
-            calibration=load_calibration(calibrate, runtime),
+            camera_images=load_camera_images(camera_images, runtime),
             notify=runtime.note,
             **how,
             **given,
@@ -219,12 +222,14 @@ def _build(
     except (KeyboardInterrupt, SystemExit):
         left = partial_of(path)
         if left.exists():
-            runtime.note(f"note: {left} has what was found so far; the same command goes on")
+            runtime.note(f"note: partial results are kept in {left}; run the same command again to continue")
         raise
     if built.approximation is not None and built.drift is None:
         for kind, share in built.approximation.recall.items():
             lists = "neighbour lists" if kind == "nearest" else f"neighbour lists {kind} cameras"
-            runtime.note(f"{built.approximation.search.kind}: {lists} hold {share:.2%} of the exact ones")
+            runtime.note(
+                f"{built.approximation.search.kind}: {lists} contain {share:.2%} of the exact neighbours"
+            )
     served = " and ".join(map(text_of, built.methods))
     runtime.note(f"wrote {path}: {len(built)} gallery items x {built.dim}, for {served}")
     _tell_drift(built, runtime)
@@ -233,7 +238,7 @@ def _build(
 def _tell_drift(index: GalleryIndex, runtime: Runtime) -> None:
     """Say how far an index that was changed is from one that is built anew."""
     if index.drift is not None:
-        runtime.note(f"{index.drift}; --compact encodes it anew")
+        runtime.note(f"{index.drift}; --compact encodes it again")
 
 
 def _compact(path: str, how: dict[str, Any], runtime: Runtime) -> None:
@@ -246,7 +251,7 @@ def _compact(path: str, how: dict[str, Any], runtime: Runtime) -> None:
     if changed:
         runtime.note(f"wrote {path}: {len(built)} gallery items")
     else:
-        runtime.note(f"{path} is as it was encoded: there is nothing to compact")
+        runtime.note(f"{path} has not been changed: there is nothing to compact")
 
 
 def _remove(
@@ -278,7 +283,7 @@ def _lines(path: str | None, what: str) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise InputError(f"{path} is no UTF-8 text: expected one of the {what} on each line") from None
+        raise InputError(f"{path} is not UTF-8 text: expected a text file of {what}, one per line") from None
     return [line for line in lines if line]
 
 
@@ -296,7 +301,7 @@ def _rows(text: str, path: Path) -> list[int]:
     for part in filter(None, text.split(",")):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ParameterError(f"--remove is row numbers and ranges such as 3,17,100-199, not {part!r}")
+            raise ParameterError(f"--remove takes row numbers and ranges such as 3,17,100-199, not {part!r}")
         start, stop = int(first), int(last or first)
         if stop < start:
             raise ParameterError(f"--remove {part} goes backwards: write {last}-{first}")

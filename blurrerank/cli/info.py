@@ -17,9 +17,9 @@ from .tables import method_label, print_json
 @runtime_options
 @click.pass_context
 def info(ctx: click.Context, feats: str, gallery: str | None, as_json: bool, runtime: Runtime) -> None:
-    """Show the content of FEATS, all problems found, and what a default run would do.
+    """Show the content of FEATS, all problems found, and what `run` would do by default.
 
-    FEATS may also be an index, which is then verified completely. Exits with 1 if there are problems.
+    FEATS may also be an index, whose checksums are then verified. The exit code is 1 if there are problems.
     """
     from ..files.access import check_readable
     from ..index.index_files import is_index
@@ -54,7 +54,7 @@ def _table(described: dict[str, Any]) -> str:
             for name in ("identities", "junk", "distractors", "cameras", "tracks")
             if name != "tracks" or any(name in side for side in sides)
         ),
-        ["images a camera", *(_spread(side.get("images_per_camera")) for side in sides)],
+        ["images per camera", *(_spread(side.get("images_per_camera")) for side in sides)],
         ["names", *("yes" if side.get("names") else "-" for side in sides)],
         ["images", *(" x ".join(map(str, side["images"])) if side.get("images") else "-" for side in sides)],
     ]
@@ -95,7 +95,7 @@ def _neighbourhood_lines(near: dict[str, Any] | None) -> list[str]:
     if near is None or not near["words"]:
         return []
     after = f", after {'+'.join(near['steps'])}" if near["steps"] else ""
-    return [f"other images of an identity, estimated from neighbours{after}: {near['words']}"]
+    return [f"other images per identity, estimated from neighbours{after}: {near['words']}"]
 
 
 def _index_lines(described: dict[str, Any]) -> str:
@@ -117,8 +117,8 @@ def _index_lines(described: dict[str, Any]) -> str:
         lines.append(described["drift"]["summary"])
     labels = ("identities", "junk", "distractors", "cameras")
     lines += [f"{name}: {side[name]}" for name in labels if name in side]
-    if described["calibrated"]:
-        lines.append(f"calibrated for other cameras: {', '.join(map(str, described['calibrated']))}")
+    if described["further_cameras"]:
+        lines.append(f"cameras known from --camera-images: {', '.join(map(str, described['further_cameras']))}")
     lines += [f"names: {'yes' if side['names'] else '-'}", f"tracks: {side.get('tracks', '-')}"]
     return "\n".join([*lines, f"digest: {described['digest']}"])
 

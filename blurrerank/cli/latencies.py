@@ -143,7 +143,7 @@ def _efforts(text: str | None) -> list[int | None]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ParameterError(f"--effort is whole numbers, separated by commas, not {text!r}") from None
+        raise ParameterError(f"--effort takes whole numbers, separated by commas, not {text!r}") from None
 
 
 def _lists(index: GalleryIndex, probe: Side, method: AnyMethod, runtime: Runtime) -> Ranking:

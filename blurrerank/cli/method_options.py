@@ -48,13 +48,14 @@ class MethodCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of the method under a heading of their own."""
-        options = [param for param in super().get_params(ctx) if isinstance(param, click.Option)]
+        own = super().get_params(ctx)
+        options = [param for param in own if isinstance(param, click.Option) and not param.hidden]
         presets = presets_of(self.method(ctx))
-        own = [_help_record(param, ctx, presets) for param in options if param.name == "preset" and presets]
-        own = [_help_record(param, ctx, presets) for param in self._of_method(ctx)] + own
-        if own:
+        presetting = [param for param in options if param.name == "preset" and presets]
+        records = [_help_record(param, ctx, presets) for param in (*self._of_method(ctx), *presetting)]
+        if records:
             with formatter.section(f"Options of method {self.method(ctx)}"):
-                formatter.write_dl(own)
+                formatter.write_dl(records)
         with formatter.section("Options"):
             formatter.write_dl(
                 [_help_record(param, ctx, presets) for param in options if param.name != "preset"]

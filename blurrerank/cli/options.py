@@ -153,7 +153,7 @@ class Runtime:
         )
 
     def note(self, message: str) -> None:
-        """Tell something on stderr that is no result."""
+        """Print a line that is not a result, on stderr."""
         if not self.quiet:
             click.echo(printable(shortened(message)), err=True)
 
@@ -188,7 +188,7 @@ def features_argument(command: F) -> F:
         "--gallery",
         type=FILE,
         metavar="FILE",
-        help="Take the gallery from another file; FEATS then gives the probes.",
+        help="Take the gallery from this file; FEATS then gives only the probes.",
     )(command)
     return click.argument("feats", type=FILE, metavar="FEATS")(command)
 
@@ -200,8 +200,8 @@ def by_option(command: F) -> F:
         type=click.Choice(["image", "track"]),
         default="image",
         show_default=True,
-        help="track makes one of the images of each track, on the sides that have tracks: the mean of their "
-        "features.",
+        help="Rank single images, or tracks: track first averages the features of each track, on every side "
+        "that has tracks.",
     )(command)
 
 
@@ -210,8 +210,9 @@ def matrix_option(command: F) -> F:
     return click.option(
         "--matrix",
         type=click.Choice(MATRIX_KINDS),
-        help="What a matrix in the place of features or of a ranking holds; distance is Euclidean, "
-        "cosine-distance 1 - cosine.  [default: similarity, or distance if it is called so]",
+        help="What a matrix contains that is given instead of features or of a ranking. distance is "
+        "Euclidean; cosine-distance is 1 - cosine.  [default: distance if its name says so, otherwise "
+        "similarity]",
     )(command)
 
 
@@ -220,7 +221,7 @@ def ranking_argument(command: F) -> F:
     command = click.option(
         "--format",
         type=click.Choice(FORMAT_NAMES),
-        help="What RANKING is, instead of what its ending says.",
+        help="Format of RANKING, instead of the one its extension implies.",
     )(command)
     return click.argument("ranking", type=FILE, metavar="RANKING")(command)
 
@@ -265,7 +266,8 @@ def metrics_options(command: F) -> F:
         default="plain",
         show_default=True,
         **_default_from("ap"),
-        help="Average precision as torchreid and fast-reid compute it, or as the Market-1501 toolbox does.",
+        help="How average precision is computed: plain as in torchreid and fast-reid, trapezoid as in the "
+        "Market-1501 toolbox.",
     )(command)
     return protocol_option(command)
 
@@ -278,37 +280,25 @@ def protocol_option(command: F) -> F:
         default="market1501",
         show_default=True,
         **_default_from("protocol"),
-        help="market1501 drops gallery items of the probe's identity and camera; cuhk03 also draws one image "
-        "of each identity for CMC; leave-one-out drops the probe's own image, by name or by equal features; "
-        "plain drops none of these. Junk (id -1) never counts.",
+        help="Which gallery items count for a probe: market1501 drops those of its identity and camera; "
+        "cuhk03 also draws one image per identity for CMC; leave-one-out drops the probe's own image, "
+        "found by name or by equal features; plain drops none of these. Junk (id -1) never counts.",
     )(command)
 
 
-def calibrate_option(command: F) -> F:
-    """--calibrate."""
+def camera_images_option(command: F) -> F:
+    """--camera-images."""
     return click.option(
-        "--calibrate",
+        "--camera-images",
+        type=FILE,
         metavar="FILE",
-        callback=_images_of_cameras,
-        help="Earlier images, unlabelled but for their cameras, of cameras that the gallery lacks: the probes "
-        "of a native file, or file.h5::/group. For steps such as center.",
+        help="Features of earlier images from cameras that the gallery has no images of, for steps such as "
+        "center. They need cameras but no identities: the probes of FILE, or a group file.h5::/group.",
     )(command)
 
 
-def _images_of_cameras(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
-    """Refuse a calibration of scores in the place of features."""
-    from ..files.score_calibrations import is_calibration
-
-    if address is not None and is_calibration(address):
-        raise ParameterError(
-            f"{address} is a calibration of scores, and --calibrate takes features: use --calibration, which "
-            "`run` has"
-        )
-    return address
-
-
-def load_calibration(address: str | None, runtime: Runtime) -> Side | None:
-    """Return the images that --calibrate names; None without."""
+def load_camera_images(address: str | None, runtime: Runtime) -> Side | None:
+    """Return the images that --camera-images names; None without."""
     from ..files import load_side
 
     return None if address is None else load_side(address, "probe", memory=runtime.memory)
@@ -330,14 +320,14 @@ _COMPUTING = (
         "--memory",
         type=Bytes(),
         **_default_from("memory"),
-        help="Budget for working memory, such as 512MiB.  [default: 2GiB; on a GPU half of what is free]",
+        help="Budget for working memory, such as 512MiB.  [default: 2GiB; on a GPU, half of the free memory]",
     ),
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),
         metavar="N",
         **_default_from("threads"),
-        help="CPU threads.  [default: torch's choice]",
+        help="Number of CPU threads.  [default: torch's choice]",
     ),
     click.option(
         "--device",
@@ -350,8 +340,8 @@ _COMPUTING = (
 )
 _TALKING = (
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-    click.option("verbose", "-v", "--verbose", is_flag=True, help="Tell how the work is done."),
-    click.option("-q", "--quiet", is_flag=True, help="Only results and errors."),
+    click.option("verbose", "-v", "--verbose", is_flag=True, help="Also print how the work is done."),
+    click.option("-q", "--quiet", is_flag=True, help="Print only results and errors."),
 )
 
 
@@ -368,8 +358,8 @@ def precision_option(command: F) -> F:
         default="auto",
         show_default=True,
         **_default_from("precision"),
-        help="Of the products that find candidates, which are then scored in float32: the lists are the same. "
-        "auto takes what is faster here.",
+        help="Precision of the matrix products that find candidates. Candidates are then scored in float32, "
+        "so the lists are the same. auto chooses the faster one on this machine.",
     )(command)
 
 

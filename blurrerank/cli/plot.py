@@ -15,12 +15,13 @@ from .options import Runtime
     type=click.Choice(["cmc", "ap", "sweep", "neighbourhoods", "all"]),
     default="all",
     show_default=True,
-    help="CMC curves before and after; the sorted change of AP of each probe; the heat map of --sweep; how "
-    "many images an identity has, as estimated from neighbours; or all but the last side by side.",
+    help="What to draw: CMC curves before and after; the changes of AP per probe, sorted; the heat map of "
+    "--sweep; the number of images per identity, estimated from neighbours; or all but the last side by "
+    "side.",
 )
 @comparison_options
 def plot(request: Request, figure: str, runtime: Runtime) -> None:
-    """Draw RANKING, made from FEATS, against the cosine search of FEATS, or against another ranking.
+    """Draw figures that compare RANKING, made from FEATS, with the cosine search of FEATS or another ranking.
 
     The numbers are the same as in `report`. Needs the extra blurrerank[plot], but no display.
 

@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 def report(request: Request, shown: int, image_root: str | None, runtime: Runtime) -> None:
     """Write a self-contained HTML page about RANKING, made from FEATS: metrics, curves, and each probe's list.
 
-    The page compares RANKING with the cosine search of FEATS, or with another ranking, --against. It loads
-    nothing from the network. Both are read and measured as in `eval`; if one can only be measured to the depth
-    of its lists, the lists of both are cut to the same depth.
+    The page compares RANKING with the cosine search of FEATS, or with the ranking that --against names.
+    It loads nothing from the network. Both rankings are read and measured as in `eval`; if one can only be
+    measured to the depth of its lists, both are cut to the same depth.
 
     Each item shows its rank before and after, as far as the lists go (a cosine search ends at rank 1,000), and
-    its score. An affinity map of a probe shows how alike the probe and its items are among each other; there
-    are maps of the 5,000 probes whose AP changed most. The address of the page holds what is shown:
-    report.html#probe=12, report.html#show=worse.
+    its score. The affinity map of a probe shows the similarities among the probe and its items; the 5,000
+    probes whose AP changed most have one. The address of the page records what is shown, as in
+    report.html#probe=12 or report.html#show=worse.
 
     Pictures come from the images in FEATS, or from the files in --image-root; an image without a picture is
     shown as a tile with its identity and camera. Pictures are scaled to 64 pixels. A page holds at most 20,000
     pictures and 10 MiB of them; the probes whose AP changed most get theirs first, and the page says how many
-    probes have all of them. Pictures need the extra blurrerank[report].
+    probes have all their pictures. Pictures need the extra blurrerank[report].
 
     \b
     blurrerank report feats.lbr.ranking.h5 feats.h5 -o report.html

@@ -29,10 +29,10 @@ from .options import (
     Depth,
     Runtime,
     by_option,
-    calibrate_option,
+    camera_images_option,
     features_argument,
     json_option,
-    load_calibration,
+    load_camera_images,
     matrix_option,
     metrics_options,
     precision_option,
@@ -50,21 +50,6 @@ if TYPE_CHECKING:
     from ..methods import AnyMethod
 
 
-def _calibration_of_scores(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
-    """Refuse features in the place of a calibration of scores."""
-    if path is not None:
-        import h5py
-
-        from ..errors import ParameterError
-
-        if h5py.is_hdf5(_file(path)):
-            raise ParameterError(
-                f"{path} is an HDF5 file, and --calibration takes what `blurrerank calibrate` wrote: for "
-                "features of cameras use --calibrate"
-            )
-    return path
-
-
 @click.command(
     cls=MethodCommand,
     method="lbr",
@@ -76,53 +61,53 @@ def _calibration_of_scores(context: click.Context, option: click.Parameter, path
     "--index",
     type=FILE,
     metavar="FILE",
-    help="Take the gallery from an index that `blurrerank index` wrote; FEATS then gives the probes, and - is "
-    "standard input.",
+    help="Take the gallery from an index written by `blurrerank index`. FEATS then gives the probes; - reads "
+    "them from standard input.",
 )
 @method_option(
     "A method, a chain such as dba:k=4+k-reciprocal, or auto, which chooses a chain for the data",
-    "lbr; with --index, unless with --candidates, that of the index",
+    "lbr; with --index but without --candidates, the method of the index",
     auto=True,
 )
 @preset_option
 @click.option(
     "--online",
     is_flag=True,
-    help="Rank each probe by itself, whatever the others are; refused for a method that cannot. The output "
-    "records how probes were ranked.",
+    help="Rank each probe independently of the other probes; refused for methods that need all of them. The "
+    "output records this setting.",
 )
-@calibrate_option
+@camera_images_option
 @candidates_options
 @click.option(
     "--calibration",
     type=FILE,
     metavar="FILE",
-    callback=_calibration_of_scores,
-    help="What `blurrerank calibrate` wrote for this method: from scores to probabilities. For --reject.",
+    help="File written by `blurrerank calibrate` for this method and these parameters; --reject needs it to "
+    "turn scores into probabilities.",
 )
 @click.option(
     "--reject",
     type=click.FloatRange(0, 1),
     metavar="P",
-    help="Reject probes whose first item is right with a probability below P: .h5, .npz and .jsonl say which, "
-    ".trec and .csv leave their lists out. The gallery should not have a probe's own images. Metrics count all "
-    "probes.",
+    help="Reject probes whose first item is right with a probability below P. Outputs in .h5, .npz and "
+    ".jsonl mark them; .trec and .csv leave out their lists. Metrics count all probes. The gallery "
+    "should not contain a probe's own images.",
 )
 @click.option(
     "-o",
     "--output",
     type=FILE,
     metavar="FILE",
-    help="Where the lists go; the extension says how: .h5, .trec or .run, .jsonl, .csv, .npz; - is standard "
-    "output.  [default: NAME.METHOD.ranking.h5 in this folder, for NAME.h5]",
+    help="Output file of the lists. Its extension sets the format: .h5, .trec or .run, .jsonl, .csv, .npz; - "
+    "is standard output.  [default: NAME.METHOD.ranking.h5 in this folder, for NAME.h5]",
 )
 @click.option(
     "--format",
     type=click.Choice(FORMAT_NAMES),
-    help="What to write, instead of what the ending says.",
+    help="Output format, instead of the one the extension implies.",
 )
 @click.option(
-    "--depth", type=Depth(), metavar="N|all", help="How much of the lists to write.  [default: topn, or 50]"
+    "--depth", type=Depth(), metavar="N|all", help="Number of items to write per list.  [default: topn, or 50]"
 )
 @click.option(
     "metrics_file", "--metrics", type=FILE, metavar="FILE", help="Also write the metrics to this JSON file."
@@ -130,12 +115,12 @@ def _calibration_of_scores(context: click.Context, option: click.Parameter, path
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace files that exist; without --resume, also start over what an interrupted run left.",
+    help="Replace existing files; without --resume, also discard what an interrupted run left.",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on from what an interrupted run left beside its output, to the file that it would have written.",
+    help="Continue an interrupted run from the partial results that it left beside its output.",
 )
 @by_option
 @matrix_option
@@ -146,20 +131,21 @@ def _calibration_of_scores(context: click.Context, option: click.Parameter, path
 def run(runtime: Runtime, **arguments: Any) -> None:
     """Rank the gallery for every probe of FEATS and re-rank the lists.
 
-    FEATS is an HDF5 file with groups /probe and /gallery, or file.h5::/group, or another tool's file (see
-    `blurrerank help other-tools`), also one of similarities or distances: q_g_dist, g_g_dist, q_q_dist. Prints
-    metrics before and after if there are ids, and writes the lists.
+    FEATS is an HDF5 file with groups /probe and /gallery, a group in a file (file.h5::/group), or a file of
+    another tool (see `blurrerank help other-tools`). It may have similarities or distances instead of features:
+    q_g_dist, g_g_dist, q_q_dist. The lists are written to a file. If there are ids, metrics before and after
+    re-ranking are printed.
 
     With --index and - for FEATS, probes are read from standard input, as JSON lines ([number, ...] or
-    {"features": [...], "name": "...", "cam": 1}) or as .npy arrays, and each is answered on standard output by
-    a JSON line as soon as it is there.
+    {"features": [...], "name": "...", "cam": 1}) or as .npy arrays. Each is answered at once, by a line of JSON
+    on standard output.
 
-    Each method has options of its own: blurrerank run --method NAME --help.
+    Each method has its own options: blurrerank run --method NAME --help.
 
-    With --candidates or --search faiss the lists are not of the whole gallery: metrics are to the depth they
-    have, and matches that are not listed count as missed.
+    With --candidates or --search faiss, the lists do not cover the whole gallery. Metrics are then computed to
+    the depth of the lists, and matches that are not listed count as missed.
 
-    Started by torchrun, several processes share the work: each reads a part of the gallery.
+    Under torchrun, several processes share the work, and each reads a part of the gallery.
 
     \b
     blurrerank run feats.h5 --topn 50 --sigma 0.1
@@ -190,7 +176,7 @@ class RunOptions:
     method: str | None
     preset: str | None
     online: bool
-    calibrate: str | None
+    camera_images: str | None
     calibration: str | None
     reject: float | None
     output: str | None
@@ -237,7 +223,9 @@ class RunOptions:
         if self.metrics_file or self.as_json:
             raise ParameterError("probes from standard input are answered on standard output, as JSON lines")
         if self.resume:
-            raise ParameterError("--resume needs an output file: nothing is kept of probes from standard input")
+            raise ParameterError(
+                "--resume needs an output file: no partial results are kept for probes from standard input"
+            )
 
     def check_outputs(self, leads: bool) -> None:
         """Refuse outputs that cannot be written, before any work.
@@ -252,27 +240,34 @@ class RunOptions:
         if self.piped and self.format is None:
             raise ParameterError(f"standard output needs --format: {ANY_FORMAT}")
         if self.piped and self.resume:
-            raise ParameterError("--resume needs an output file: nothing is kept of what is written to a pipe")
+            raise ParameterError(
+                "--resume needs an output file: no partial results are kept for standard output"
+            )
         if self.metrics_file == "-":
-            raise ParameterError("metrics go to standard output by themselves, as JSON with --json")
+            raise ParameterError(
+                "--metrics needs a file name: metrics are printed on standard output anyway, as JSON with "
+                "--json"
+            )
         outputs = [] if self.piped else [self.path]
         outputs += [Path(self.metrics_file)] if self.metrics_file else []
-        calibrations = self.calibrate, self.calibration
         inputs = [
             _file(name)
-            for name in (self.feats, self.gallery, self.index, *calibrations, self.source.file)
+            for name in (
+                *(self.feats, self.gallery, self.index),
+                *(self.camera_images, self.calibration, self.source.file),
+            )
             if name
         ]
         for number, file in enumerate(outputs if leads else []):
             check_target(file, force=self.force, resume=self.resume and file == self.path)
             if any(_same(file, other) for other in (*outputs[:number], *inputs)):
-                raise ParameterError(f"{file} is named twice, as an output and as something else")
+                raise ParameterError(f"{file} is named twice, as an output and as another input or output")
 
 
 def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
     """What each process does."""
     from ..engine.auto import checked, choose, is_auto
-    from ..engine.request import Request, check_takes_calibration, setting_of
+    from ..engine.request import Request, check_takes_camera_images, setting_of
     from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
     from ..evaluation.score_calibration import Rejection
@@ -287,7 +282,8 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     automatic = is_auto(options.method, given)
     if automatic and index is not None:
         raise ParameterError(
-            "auto looks at all items of FEATS, not at an index: leave --method out, or give numbers"
+            "auto looks at all items of a gallery, and an index does not allow that: leave --method out, or "
+            "give numbers instead of auto"
         )
     if automatic and not source.exact:
         raise ParameterError(
@@ -302,21 +298,26 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     # What is wrong with a method is told before anything is read.
     chosen = checked(options.method, preset=options.preset, online=options.online, **given)
     if group is not None and options.feats == "-":
-        raise ParameterError("probes that arrive are answered by one process: start this without torchrun")
+        raise ParameterError(
+            "probes from standard input are answered by one process: start this without torchrun"
+        )
     if group is not None and not source.exact:
         raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
     if index is not None and options.gallery is not None:
         raise ParameterError("--index and --gallery both name a gallery: choose one")
-    if index is not None and options.calibrate is not None:
-        raise ParameterError("an index is calibrated when it is built: see `blurrerank index --calibrate`")
-    if chosen is not None and options.calibrate is not None:
-        check_takes_calibration(chosen, online=options.online)
+    if index is not None and options.camera_images is not None:
+        raise ParameterError(
+            "an index takes camera images only when it is built: see `blurrerank index --camera-images`"
+        )
+    if chosen is not None and options.camera_images is not None:
+        check_takes_camera_images(chosen, online=options.online)
     if chosen is not None:
         source.check(chosen, feats=options.feats, index=index)
     indexed = None if index is None else GalleryIndex.open(index, device=runtime.device)
     if indexed is not None and indexed.method.feature_steps and not source.exact:
         raise ParameterError(
-            f"{index} has other features than those that candidates were found by: name the gallery itself"
+            f"the features of {index} were transformed, so candidates found with the original ones do not "
+            "fit: replace --index by --gallery"
         )
     if indexed is not None:
         chosen = indexed.method_for(options.method, preset=options.preset, **given)
@@ -341,19 +342,19 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     form = format_of(options.path, options.format)
     measurement = Measurement(options.protocol, options.ap)
     data = _load(group, runtime, options, indexed)
-    calibration = load_calibration(options.calibrate, runtime)
+    camera_images = load_camera_images(options.camera_images, runtime)
     if automatic:
         looking = replace(
             runtime.compute("looking" if leads else None, precision=options.precision), group=group
         )
-        asked = Request(online=options.online, calibration=calibration)
+        asked = Request(online=options.online, camera_images=camera_images)
         choice = choose(options.method, data, asked, looking, preset=options.preset, **given)
         chosen, asked = choice.method, choice.request
         runtime.note(f"auto: {choice.reason}")
         told = {"auto": choice.reason, "neighbourhoods": choice.near and choice.near.summary()}
     else:
         assert chosen is not None
-        asked, told = Request(calibration=calibration), {}
+        asked, told = Request(camera_images=camera_images), {}
     lists, found_by = source.find(data, chosen, options.depth, runtime)
     if indexed is not None and lists is None:
         deep = options.depth_of(len(indexed))
@@ -362,7 +363,9 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         if by_index.candidates is not None:
             found_by = {"search": by_index.candidates.source}
     elif source.effort is not None:
-        raise ParameterError("--effort is of the index's own search: leave it or --candidates out")
+        raise ParameterError(
+            "--effort applies to the search of the index, which --candidates replaces: leave one of them out"
+        )
     size, whole = (len(data.gallery), "the gallery's") if lists is None else (lists.depth, "the longest list's")
     for note in chosen.notes(len(data.probe), size):
         runtime.note(f"note: {note.replace(_GALLERY, whole)}")
@@ -414,7 +417,7 @@ def _load(
     feats, gallery = options.feats, options.gallery
     by_track = options.by == "track"
     if by_track and (group is not None or indexed is not None):
-        raise ParameterError("--by track averages features in one process and without --index: leave it out")
+        raise ParameterError("--by track works neither with --index nor under torchrun: leave it out")
     if indexed is not None:
         probe = load_side(feats, "probe", memory=runtime.memory)
         exact = options.source.search == "exact" or indexed.approximation is None
@@ -435,7 +438,7 @@ def _noting_what_is_kept(runtime: Runtime, options: RunOptions, leads: bool) -> 
     path, writes = options.path, leads and not options.piped
     left = what_is_kept(path) if writes else {}
     if options.resume and writes and not left:
-        runtime.note(f"note: no interrupted run left anything of {path}: starting from the beginning")
+        runtime.note(f"note: there are no partial results of {path}: starting from the beginning")
     try:
         yield
     except BaseException as error:
@@ -446,7 +449,7 @@ def _noting_what_is_kept(runtime: Runtime, options: RunOptions, leads: bool) -> 
                 f"note: partial results of {path} are kept; run the same command with --resume to continue"
             )
         elif writes and not isinstance(error, Exception):
-            runtime.note(f"note: nothing of {path} is kept")
+            runtime.note(f"note: no partial results of {path} were kept")
         if isinstance(error, BrokenPipeError) and options.metrics_file:
             raise click.ClickException(
                 f"standard output was closed before the run ended: {options.metrics_file} was not written"

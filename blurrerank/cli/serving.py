@@ -56,7 +56,7 @@ def answer_stream(
         sys.stdout.buffer.write("".join(lines).encode())
         sys.stdout.buffer.flush()
     if failed:
-        raise click.ClickException(f"{failed} of {number} lines were no probes: their answers say why")
+        raise click.ClickException(f"{failed} of {number} lines were not valid probes: their answers say why")
 
 
 def arrived_together(items: Iterable[T], most: int) -> Iterator[list[T]]:

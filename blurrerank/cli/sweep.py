@@ -56,17 +56,18 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
     "-o",
     "--output",
     metavar="FILE",
-    help="Also write every row to this .json or .csv. What a file that is there already holds, of the same "
-    "features, is kept and not measured again.",
+    help="Also write every row to this .json or .csv file. Settings that it already has for the same "
+    "features are kept and not measured again.",
 )
 @style_options
 @metrics_options
 @json_option
 @runtime_options
 def sweep(runtime: Runtime, **arguments: Any) -> None:
-    """Measure local blurring on FEATS at every pair of --topn and --sigma.
+    """Measure local blurring (method lbr) on FEATS for every pair of --topn and --sigma.
 
-    The gallery is searched once for all of them. Prints a row for each setting and the best of each metric.
+    The gallery is searched once for all settings. Prints one row per setting, and the best setting by each
+    metric.
 
     \b
     blurrerank sweep feats.h5

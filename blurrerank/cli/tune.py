@@ -16,10 +16,10 @@ from .method_options import complete_method
 from .options import (
     FILE,
     Runtime,
-    calibrate_option,
+    camera_images_option,
     features_argument,
     json_option,
-    load_calibration,
+    load_camera_images,
     metrics_options,
     precision_option,
     runtime_options,
@@ -60,7 +60,7 @@ class Values(click.ParamType):  # type: ignore[type-arg]
     required=True,
     metavar="CHAIN",
     shell_complete=complete_method,
-    help="A method or chain, with the parameters that are fixed, such as center+camera-graph:lambda=0.",
+    help="Method or chain to tune, with its fixed parameters, such as center+camera-graph:lambda=0.",
 )
 @click.option(
     "grid",
@@ -69,15 +69,15 @@ class Values(click.ParamType):  # type: ignore[type-arg]
     multiple=True,
     type=Values(),
     metavar="NAME=V,V,...",
-    help="A parameter of the chain and its values, such as ki=2,4,6 or dba.k=4,8; given several times, every "
-    "combination is measured.",
+    help="A parameter of the chain and the values to try, such as ki=2,4,6 or dba.k=4,8. If given several "
+    "times, every combination is measured.",
 )
 @click.option(
     "--metric",
     type=click.Choice(METRICS),
     default="mAP",
     show_default=True,
-    help="What settings are compared by.",
+    help="Metric by which the best setting is chosen.",
 )
 @click.option(
     "--seed",
@@ -85,17 +85,17 @@ class Values(click.ParamType):  # type: ignore[type-arg]
     default=0,
     show_default=True,
     metavar="N",
-    help="Of the draw of the identities to choose by.",
+    help="Random seed of the split of the identities.",
 )
-@click.option("--online", is_flag=True, help="Rank each probe by itself, as in `run`.")
-@calibrate_option
+@click.option("--online", is_flag=True, help="Rank each probe independently of the others, as in `run`.")
+@camera_images_option
 @click.option(
     "-o",
     "--output",
     type=FILE,
     metavar="FILE",
-    help="Also write everything to this .json or .csv. A .json gets each setting as it is finished; what it "
-    "already holds, of the same features, is kept and not measured again.",
+    help="Also write everything to this .json or .csv file. A .json file is updated after each setting; "
+    "settings that it already has for the same features are kept and not measured again.",
 )
 @style_options
 @metrics_options
@@ -103,12 +103,12 @@ class Values(click.ParamType):  # type: ignore[type-arg]
 @precision_option
 @runtime_options
 def tune(runtime: Runtime, **arguments: Any) -> None:
-    """Measure a method on FEATS over a grid, choose by half of the identities, and report on the others.
+    """Choose the parameters of a method on half of the identities in FEATS, and report on the other half.
 
-    Half of the identities, drawn by --seed, are there to choose by, and the table has their means alone. The
-    chosen setting, the chain as it was given, and cosine are then reported on the other half, with 95 %
-    intervals from resampled identities. The gallery is the whole one throughout. Settings share feature steps,
-    search and neighbour graph.
+    The identities are split at random by --seed. All settings of the grid are measured on the first half, and
+    the best one is chosen there. The second half then reports the chosen setting, the chain as it was given,
+    and cosine, with 95 % intervals from resampled identities. Both halves search the whole gallery. Settings
+    share feature steps, search and neighbour graph.
 
     \b
     blurrerank tune feats.h5 --method center+camera-graph --grid ki=2,4,6 --grid ko=4,8,10
@@ -131,7 +131,7 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
         check_name(output)
         store = TuningFile(output) if output.lower().endswith(".json") else None
     data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
-    calibration = load_calibration(options.calibrate, runtime)
+    camera_images = load_camera_images(options.camera_images, runtime)
     methods = map(grid.method_at, grid.settings())
     notes = (note for method in methods for note in method.notes(len(data.probe), len(data.gallery)))
     for note in dict.fromkeys(notes):
@@ -141,7 +141,7 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
         found = tune_grid(
             data,
             grid,
-            Request(online=options.online, calibration=calibration),
+            Request(online=options.online, camera_images=camera_images),
             Choice(Measurement(options.protocol, options.ap), options.metric, options.seed),
             runtime.compute("tuning", precision=options.precision, unit=" settings"),
             store,
@@ -154,7 +154,7 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
         click.echo(_tables(found, options))
     for name, value in zip(found.grid, found.chosen, strict=True):
         if edge := _edge(value, found.grid[name], find_parameter(options.method, name)[1]):
-            runtime.note(f"note: the best {name}, {value}, is the {edge} of the grid: try further ones")
+            runtime.note(f"note: the best {name}, {value}, is the {edge} of the grid: try a wider range")
     if output is not None:
         new = len(found.rows) - (len(known.rows) if known else 0)
         done = "kept" if found is known else "wrote"
@@ -172,7 +172,7 @@ class TuneOptions:
     metric: str
     seed: int
     online: bool
-    calibrate: str | None
+    camera_images: str | None
     output: str | None
     style: str | None
     protocol: str
@@ -185,7 +185,7 @@ class TuneOptions:
         words = ["blurrerank", "run", self.feats, "--method", found.text_at(found.chosen)]
         words += ["--gallery", self.gallery] if self.gallery else []
         words += ["--online"] if self.online else []
-        words += ["--calibrate", self.calibrate] if self.calibrate else []
+        words += ["--camera-images", self.camera_images] if self.camera_images else []
         words += ["--protocol", self.protocol] if self.protocol != "market1501" else []
         words += ["--ap", self.ap] if self.ap != "plain" else []
         return shlex.join(words)
@@ -198,7 +198,10 @@ def _noting_what_is_kept(runtime: Runtime, store: TuningFile | None) -> Iterator
         yield
     except BaseException:
         if store is not None and store.kept:
-            runtime.note(f"{store.kept} settings are kept in {store.path}: the same command measures the rest")
+            runtime.note(
+                f"{store.kept} settings are kept in {store.path}: run the same command again to measure the "
+                "rest"
+            )
         raise
 
 

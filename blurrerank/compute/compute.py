@@ -96,7 +96,7 @@ class Compute:
         fewer = replace(self, memory=self.memory // 2)
         budget = f"half of the budget, {fewer.memory:,} bytes"
         warnings.warn(
-            f"{self.device} is out of memory: going on {going_on} with {budget}",
+            f"{self.device} is out of memory: continuing {going_on} with {budget}",
             BlurrerankWarning,
             stacklevel=3,
         )

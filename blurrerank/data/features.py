@@ -47,7 +47,7 @@ class FeatureSet:
         """Number labels that are text, and validate both sides."""
         if not (isinstance(self.probe, Side) and isinstance(self.gallery, Side)):
             raise InputError(
-                "a FeatureSet has two Sides: br.FeatureSet.from_arrays(probe, gallery) takes arrays"
+                "a FeatureSet consists of two Sides: for arrays, use br.FeatureSet.from_arrays(probe, gallery)"
             )
         for kind in ("ids", "cams"):
             self._number(kind)

@@ -168,7 +168,7 @@ class SimilaritySet(FeatureSet):
             }
             sides.append(Side(np.empty((count, 0), np.float32), **mine, label=name, sources=sources))
         if labels:
-            raise ParameterError(f"{next(iter(labels))} is no label: use probe_ids, gallery_cams and so on")
+            raise ParameterError(f"{next(iter(labels))} is not a label: use probe_ids, gallery_cams and so on")
         probe, gallery = sides
         return cls(
             probe,
@@ -198,7 +198,7 @@ def _array(name: str, values: ArrayLike | torch.Tensor) -> Any:
     if isinstance(found, torch.Tensor) and found.dtype == torch.bfloat16:
         found = found.float()
     if len(found.shape) != 2 or 0 in found.shape:
-        raise InputError(f"{name} has shape {tuple(found.shape)}: expected a matrix with something in it")
+        raise InputError(f"{name} has shape {tuple(found.shape)}: expected a matrix that is not empty")
     if np.dtype(str(found.dtype).removeprefix("torch.")).kind not in "iuf":
         raise InputError(f"{name} is {found.dtype}: expected numbers")
     return found
@@ -213,7 +213,7 @@ def _check(matrix: Matrix, shape: tuple[int, int], problems: list[str], *, squar
     name = matrix.label
     if matrix.shape != shape:
         has, wanted = (" x ".join(map(str, one)) for one in (matrix.shape, shape))
-        problems.append(f"{name} is {has}, and the labels and other matrices ask for {wanted}")
+        problems.append(f"{name} is {has}, but the labels and other matrices imply {wanted}")
         return 0.0
     low, high, total, own = np.inf, -np.inf, 0.0, 0.0
     for start, rows in matrix.blocks():

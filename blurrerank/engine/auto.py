@@ -29,7 +29,7 @@ from ..methods.kinds.parameters import parameters_of, written
 from .feature_steps import apply_feature_step
 from .look import Look, look
 from .plans import plan_for
-from .request import Prepared, Request, check_calibration, setting_of
+from .request import Prepared, Request, check_camera_images, setting_of
 from .rule import Stepped, prepare, ranker_for, told
 
 
@@ -116,14 +116,14 @@ def choose(
     Args:
         text: `auto`, or a method or chain, in which parameters may be `auto`.
         data: the features.
-        request: `online` and `calibration`.
+        request: `online` and `camera_images`.
         compute: how.
         preset: as for `create`.
         **params: as for `create`; values may be `auto`.
 
     Raises:
         ParameterError: as `checked`; for candidates or a graph, which somebody else found.
-        InputError: for a parameter that is found from cameras, if there are none, or calibration features that
+        InputError: for a parameter that is found from cameras, if there are none, or camera images that
             cannot be used.
     """
     if not is_auto(text, params):
@@ -131,15 +131,15 @@ def choose(
     method = checked(text, preset=preset, online=request.online, **params)
     instead = "name a method" if method is None else f"give {method.name} numbers"
     if isinstance(data, SimilaritySet):
-        raise ParameterError(f"{AUTO} looks at features, and there are similarities alone: {instead}")
+        raise ParameterError(f"{AUTO} needs features, and these are similarities: {instead}")
     if request.candidates is not None:
         raise ParameterError(
             f"{AUTO} looks at neighbours among all items, and candidates are only some of them: {instead}"
         )
     if request.graph is not None:
         raise ParameterError(f"{AUTO} finds a graph of its own: leave graph out, or {instead}")
-    if request.calibration is not None:
-        check_calibration(request.calibration, data.dim)
+    if request.camera_images is not None:
+        check_camera_images(request.camera_images, data.dim)
     if text != AUTO:
         assert method is not None
         plan_for(data, method.ranker, request, compute)
@@ -168,17 +168,17 @@ def _choice(method: AnyMethod, stepped: Stepped, found: Look, request: Request) 
     near, graph = found.near, found.graph
     ranker = method.ranker
     serves = isinstance(ranker, GraphMethod) and graph is not None and graph.serves(ranker.list_sizes())
-    centred = stepped.request.calibration is not None
-    if request.calibration is not None and not centred:
+    centred = stepped.request.camera_images is not None
+    if request.camera_images is not None and not centred:
         warnings.warn(
-            f"calibration features {request.calibration.label} change nothing: {AUTO} does not centre "
+            f"camera images {request.camera_images.label} have no effect: {AUTO} does not centre "
             f"({stepped.words})",
             BlurrerankWarning,
             stacklevel=3,
         )
     asked = replace(
         request,
-        calibration=request.calibration if centred else None,
+        camera_images=request.camera_images if centred else None,
         prepared=Prepared(stepped.data, graph if serves else None),
     )
     return Choice(method, asked, f"{text_of(method)} ({stepped.words}; {told(near)})", near)
@@ -219,7 +219,8 @@ def _with_values(
     found = [f"{name} {written(method.params()[key])}" for key, name in chosen.items()]
     if not any(one.sure for one in near.estimates().values()):
         warnings.warn(
-            f"it is not clear how many images an identity has: {', '.join(found)} may not fit the data",
+            f"the number of images per identity could not be estimated reliably: {', '.join(found)} may not "
+            "suit the data",
             BlurrerankWarning,
             stacklevel=3,
         )
@@ -231,5 +232,5 @@ def _check_fits(name: str, kind: type[Method], key: str) -> None:
     option, parameter = find_parameter(name, key)
     if parameter.fits is None:
         known = ", ".join(one.option for one in parameters_of(kind) if one.fits is not None)
-        having = f"{name} has a rule for {known}" if known else f"{name} has rules for none of its parameters"
+        having = f"{name} has a rule for {known}" if known else f"{name} has no parameter with a rule"
         raise ParameterError(f"{option} of {name} cannot be {AUTO}: {having}")

@@ -96,7 +96,9 @@ class Checkpoint:
             known = json.loads(path.read_text(encoding="utf-8"))
             different = [name for name, value in self._run.items() if known[name] != value]
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{self._output}: what an interrupted run left is damaged; {_OVER}") from None
+            raise InputError(
+                f"{self._output}: the partial results of an interrupted run are damaged; {_OVER}"
+            ) from None
         if different:
             name = different[0]
             what = f"of other {_WORDS[name]}" if name in _WORDS else f"with {name} {known[name]}"
@@ -128,7 +130,9 @@ class Checkpoint:
             self._over = True
             self._waiting.clear()
             why = "more lists wait than can be held"
-            warnings.warn(f"nothing more is kept to go on from: {why}", BlurrerankWarning, stacklevel=2)
+            warnings.warn(
+                f"no further partial results are kept for --resume: {why}", BlurrerankWarning, stacklevel=2
+            )
 
     @property
     def known(self) -> NeighbourGraph | None:
@@ -195,7 +199,7 @@ class Checkpoint:
             write()
         except OutputError as error:
             if not self._warned:
-                warnings.warn(f"what is done cannot be kept: {error}", BlurrerankWarning, stacklevel=2)
+                warnings.warn(f"partial results cannot be kept: {error}", BlurrerankWarning, stacklevel=2)
             self._warned = True
             return False
         finally:
@@ -230,8 +234,8 @@ _WORDS = {
     "digest": "features",
     "labels_digest": "labels",
     "candidates_digest": "candidates",
-    "calibration_digest": "calibration features",
-    "calibration_cams": "cameras of calibration features",
+    "camera_images_digest": "camera images",
+    "camera_images_cams": "cameras of the camera images",
 }
 
 

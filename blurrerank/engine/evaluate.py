@@ -63,7 +63,7 @@ def evaluate(
     else:
         check_ranking(ranking)
     if data is None:
-        raise InputError("a ranking has no ids of its own: pass the features that it is of, too")
+        raise InputError("a ranking has no ids: also pass the features that it was made from")
     check_labelled(data)
     compute = Compute.choose(device, memory, progress=progress)
     if isinstance(ranking, SimilaritySet):

@@ -30,7 +30,7 @@ from .workspace import Workspace, cameras_of, open_workspace
 def apply_feature_step(
     data: FeatureSet, step: FeatureStep, request: Request, compute: Compute
 ) -> tuple[FeatureSet, Request]:
-    """Return the features that a step gives, and the request with its calibration features treated likewise.
+    """Return the features that a step gives, and the request with its camera images treated likewise.
 
     New features are held in memory up to a quarter of the budget, and in a temporary file beyond. Where the sum
     of features cancels out, an image keeps the features it had. An interrupted step is not resumed.

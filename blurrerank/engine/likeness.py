@@ -36,8 +36,8 @@ def warn_of_likeness(data: FeatureSet, method: AnyMethod) -> None:
     largest = float((units - units[0]).square().sum(dim=1).max())
     if 0 < largest < _ALIKE:
         warnings.warn(
-            f"features are much alike (cosine similarities above {1 - largest:.7f}): rounding decides about "
-            f"their order; center:by=gallery+{method.name} takes away what they have in common",
+            f"features are nearly equal (cosine similarities above {1 - largest:.7f}), so rounding affects "
+            f"their order: try center:by=gallery+{method.name}, which subtracts what they have in common",
             BlurrerankWarning,
             stacklevel=3,
         )

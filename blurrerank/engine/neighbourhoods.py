@@ -88,8 +88,8 @@ def rerank_neighbourhoods(
         check_reranks_candidates(chosen)
     elif chosen.feature_steps:
         raise ParameterError(
-            f"method {chosen.name} changes features by what it knows of the gallery, and a neighbourhood is "
-            f"only a part of it: use {ranker.name}"
+            f"method {chosen.name} transforms features by statistics of the whole gallery, and a "
+            f"neighbourhood is only a part of it: use {ranker.name}"
         )
     queries, lists = _sides(probes, neighbours)
     counts = [len(rows) for rows in lists]
@@ -139,9 +139,9 @@ def _sides(probes: Any, neighbours: Any) -> tuple[torch.Tensor, list[torch.Tenso
     try:
         lists = [_tensor(rows, f"the neighbours of probe {probe}") for probe, rows in enumerate(neighbours)]
     except TypeError:
-        raise InputError("neighbours are no arrays: give (P, n, D), or P arrays of (n_p, D)") from None
+        raise InputError("neighbours are not arrays: give (P, n, D), or P arrays of (n_p, D)") from None
     if len(lists) != len(queries):
-        raise InputError(f"there are neighbours of {len(lists)} probes, and {len(queries)} probes")
+        raise InputError(f"neighbours were given for {len(lists)} probes, but there are {len(queries)} probes")
     dim = queries.shape[1]
     for probe, rows in enumerate(lists):
         if rows.ndim != 2 or rows.shape[1] != dim or not len(rows):
@@ -151,13 +151,13 @@ def _sides(probes: Any, neighbours: Any) -> tuple[torch.Tensor, list[torch.Tenso
             )
     bad = _bad_rows(queries)
     if len(bad):
-        raise InputError(f"probe {int(bad[0])} is all zero, or has values that are not finite")
+        raise InputError(f"probe {int(bad[0])} is all zero or has NaN or infinity")
     bad = _bad_rows(torch.cat([rows.double() for rows in lists]))
     if len(bad):
         ends = np.cumsum([len(rows) for rows in lists])
         probe = int(np.searchsorted(ends, int(bad[0]), side="right"))
         place = int(bad[0]) - int(ends[probe]) + len(lists[probe])
-        raise InputError(f"neighbour {place} of probe {probe} is all zero, or has values that are not finite")
+        raise InputError(f"neighbour {place} of probe {probe} is all zero or has NaN or infinity")
     return queries, lists
 
 
@@ -168,7 +168,7 @@ def _tensor(values: Any, what: str) -> torch.Tensor:
             values = torch.from_numpy(np.array(values))
         found: torch.Tensor = values.detach().cpu()
     except (TypeError, ValueError) as error:
-        raise InputError(f"{what} are no array: {error}") from None
+        raise InputError(f"{what} are not an array: {error}") from None
     if not found.is_floating_point():
         raise InputError(f"{what} are {str(found.dtype).removeprefix('torch.')}: expected floats")
     return found
@@ -192,5 +192,5 @@ def _cameras(
         theirs = [np.asarray(cams) for cams in ([neighbour_cams] if alone else neighbour_cams)]
     lengths = [None if cams is None else len(cams) for cams in theirs]
     if len(mine) != len(counts) or (neighbour_cams is not None and lengths != list(counts)):
-        raise InputError("cameras are not of these probes and neighbours: give one for each")
+        raise InputError("cameras do not match the probes and neighbours: give one camera for each")
     return list(zip(mine, theirs, strict=True))

@@ -80,9 +80,9 @@ def calibrate(
     skipped = int((first.places[used] > 0).sum())
     if skipped:
         warnings.warn(
-            f"{skipped} of {len(right)} lists begin with an item that protocol {protocol} drops, and were "
-            "fitted by a later one. --reject looks at the first item: probabilities of such lists will be too "
-            "high or too low. Take a probe's own images out of the gallery before",
+            f"{skipped} of {len(right)} lists begin with an item that protocol {protocol} drops, so a later "
+            "item was used. --reject uses the first item, so probabilities of such lists will be too high "
+            "or too low: remove the probes' own images from the gallery first",
             BlurrerankWarning,
             stacklevel=2,
         )

@@ -49,7 +49,7 @@ from .reached import rank_reached
 from .request import (
     TRANSDUCTIVE,
     Request,
-    check_calibrates,
+    check_camera_images_for,
     check_reranks_candidates,
     check_works_with_similarities,
     setting_of,
@@ -100,7 +100,7 @@ def rank_batches(
     fitted = data.gallery.fitted_for(steps)
     if request.prepared is not None:
         data, steps = request.prepared.data, []
-        request = replace(request, graph=request.prepared.graph, calibration=None, prepared=None)
+        request = replace(request, graph=request.prepared.graph, camera_images=None, prepared=None)
 
     def rest(compute: Compute) -> Iterator[RankedBatch]:
         nonlocal data, request, steps
@@ -168,17 +168,17 @@ def _checked(data: FeatureSet, method: AnyMethod, request: Request) -> Request:
     if request.graph is not None:
         if method.feature_steps or not isinstance(method, GraphRanker):
             raise ParameterError(
-                f"method {method.name} takes no graph: only a graph ranker without feature steps does"
+                f"method {method.name} does not take a graph: only graph rankers without feature steps do"
             )
         if isinstance(data, ShardedSet):
-            raise ParameterError("a graph is shared within one process: start this without torchrun")
+            raise ParameterError("a graph works in one process only: start this without torchrun")
     stands = data.gallery.fitted_for(method.feature_steps) is not None
-    if request.calibration is not None:
-        check_calibrates(method, request.calibration, data.dim, online=request.online)
+    if request.camera_images is not None:
+        check_camera_images_for(method, request.camera_images, data.dim, online=request.online)
         if stands:
-            raise ParameterError("an index was calibrated when it was built, or not at all: build another")
+            raise ParameterError("an index takes camera images only when it is built: build a new one")
     if stands and not request.online:
-        raise ParameterError("an index answers each probe by itself: rank online")
+        raise ParameterError("an index ranks each probe by itself: pass online=True")
     if request.depth is not None:
         check_count("depth", request.depth)
         request = replace(request, depth=min(request.depth, len(data.gallery)))
@@ -293,29 +293,29 @@ def _checked_graph(
 ) -> NeighbourGraph:
     """A graph that somebody found before, if it is of the right images and its lists are long enough."""
     if graph.images is None:
-        raise InputError("the graph has lists alone, such as those of an index: find it with neighbour_graph")
+        raise InputError("the graph has only lists, as in an index: make one with neighbour_graph")
     images = len(work.images)
     if len(graph) != images:
         what = "probes and gallery together" if images > work.gallery.size else "gallery items"
         raise InputError(
-            f"the graph is of {len(graph)} images, and {ranker.name} needs that of the {images} {what}: "
-            "find it with neighbour_graph"
+            f"the graph has {len(graph)} images, but {ranker.name} needs one of the {images} {what}: make it "
+            "with neighbour_graph"
         )
     assert isinstance(graph.images, UnitRows)
     sizes = ranker.list_sizes()
     if not graph.serves(sizes):
         has, needs = graph.sizes, ", ".join(f"{name}={count}" for name, count in asdict(sizes).items())
         raise ParameterError(
-            f"the graph lists {has.nearest} others of each image, {has.within} within its camera and "
-            f"{has.across} across: {ranker.name} needs neighbour_graph(..., {needs})"
+            f"the graph lists {has.nearest} neighbours per image, {has.within} within its camera and "
+            f"{has.across} across cameras: {ranker.name} needs neighbour_graph(..., {needs})"
         )
     if ranker.needs_cameras and graph.cams is not None:
         cams = cameras_of(data, images, ranker.name).to(graph.cams.device)
         if not torch.equal(graph.cams, cams):
-            raise InputError("the graph is of other cameras: pass the features it was found for")
+            raise InputError("the graph was made with other cameras: pass the features it was made from")
     if _digest(graph.images) != _digest(work.rows):
         raise InputError(
-            "the graph is of other features: pass those it was found for, in the same order and dtype"
+            "the graph was made from other features: pass those features, in the same order and dtype"
         )
     return replace(graph.cut(sizes), images=work.images)
 

@@ -43,7 +43,7 @@ class Request:
         candidates: lists of these probes to re-rank instead of searching everything, which are given, or which
             the search of an index finds; `whole_rows` has no meaning then.
         graph: neighbours that are known already, of probes and gallery together, or online of the gallery.
-        calibration: unlabelled images of cameras that the gallery perhaps lacks.
+        camera_images: unlabelled images of cameras that the gallery perhaps lacks.
         first: the probe to begin with.
         prepared: what is known already for the method that is asked for.
     """
@@ -53,7 +53,7 @@ class Request:
     online: bool = False
     candidates: GivenLists | SearchedLists | None = None
     graph: NeighbourGraph | None = None
-    calibration: Side | None = None
+    camera_images: Side | None = None
     first: int = 0
     prepared: Prepared | None = None
 
@@ -103,8 +103,8 @@ def without_cameras(lacking: str, method: str) -> InputError:
     return InputError(f"{lacking}: method {method} needs them; choose another method")
 
 
-def check_takes_calibration(method: AnyMethod, *, online: bool) -> None:
-    """Check that the feature steps of a method can be calibrated.
+def check_takes_camera_images(method: AnyMethod, *, online: bool) -> None:
+    """Check that a method has a use for camera images.
 
     Args:
         method: whose steps.
@@ -114,14 +114,12 @@ def check_takes_calibration(method: AnyMethod, *, online: bool) -> None:
         ParameterError: if no part of the method looks at other images, or only after probes were mixed.
     """
     if not any(isinstance(step, Transform) and step.needs_cameras for step in method.feature_steps):
-        raise ParameterError(
-            f"method {method.name} has no use for calibration features: only steps such as center have"
-        )
+        raise ParameterError(f"method {method.name} does not use camera images: only steps such as center do")
     mixed = None
     for step in method.feature_steps:
         if mixed is not None and isinstance(step, Transform) and step.needs_cameras:
             raise ParameterError(
-                f"calibration features have no neighbours to be mixed with as {mixed.name} mixes probes: put "
+                f"{mixed.name} averages each probe with its neighbours, and camera images have none: put "
                 f"{step.name} before it"
             )
         if (isinstance(step, GraphStep) and not online) or (
@@ -130,34 +128,34 @@ def check_takes_calibration(method: AnyMethod, *, online: bool) -> None:
             mixed = step
 
 
-def check_calibrates(method: AnyMethod, calibration: Side, dim: int, *, online: bool) -> None:
-    """Check images that are to calibrate feature steps.
+def check_camera_images_for(method: AnyMethod, camera_images: Side, dim: int, *, online: bool) -> None:
+    """Check camera images, and that a method has a use for them.
 
     Args:
         method: whose steps.
-        calibration: the images.
+        camera_images: the images, with their cameras.
         dim: D of the features that are ranked.
-        online: as in `check_takes_calibration`.
+        online: as in `check_takes_camera_images`.
 
     Raises:
-        ParameterError: as `check_takes_calibration`.
+        ParameterError: as `check_takes_camera_images`.
         InputError: for features or cameras that cannot be used.
     """
-    check_takes_calibration(method, online=online)
-    check_calibration(calibration, dim)
+    check_takes_camera_images(method, online=online)
+    check_camera_images(camera_images, dim)
 
 
-def check_calibration(calibration: Side, dim: int) -> None:
-    """Raise `InputError` for calibration features that those of `dim` dimensions cannot be calibrated by."""
-    if not isinstance(calibration, Side):
-        raise InputError("calibration must be a Side with cameras: br.Side(features, cams=cams)")
-    problems = find_problems(calibration, None)
-    if not problems and calibration.dim != dim:
+def check_camera_images(camera_images: Side, dim: int) -> None:
+    """Raise `InputError` for camera images that cannot be used with features of `dim` dimensions."""
+    if not isinstance(camera_images, Side):
+        raise InputError("camera_images must be a Side with cameras: br.Side(features, cams=cams)")
+    problems = find_problems(camera_images, None)
+    if not problems and camera_images.dim != dim:
         problems = [
-            f"{calibration.label} has {calibration.dim} dimensions: expected {dim}, as the features have"
+            f"{camera_images.label} has {camera_images.dim} dimensions: expected {dim}, as the features have"
         ]
-    if not problems and calibration.cams is None:
-        problems = [f"{calibration.label} has no cameras: calibration features need them"]
+    if not problems and camera_images.cams is None:
+        problems = [f"{camera_images.label} has no cameras: camera images need them"]
     if problems:
         raise InputError(problems)
 
@@ -172,12 +170,12 @@ def check_works_with_similarities(data: SimilaritySet, method: AnyMethod, reques
     for part in (*method.feature_steps, method.ranker):
         if part.needs_features:
             raise ParameterError(
-                f"{part.name} works with features, and there are similarities alone: use cosine, lbr or a "
+                f"{part.name} needs features, and these are similarities: use cosine, lbr or a "
                 "graph ranker such as k-reciprocal"
             )
-    for name in ("candidates", "graph", "calibration"):
+    for name in ("candidates", "graph", "camera_images"):
         if getattr(request, name) is not None:
-            raise ParameterError(f"{name} belong to features, and there are similarities alone: leave them out")
+            raise ParameterError(f"leave {name} out: it needs features, and these are similarities")
     ranker = method.ranker
     together = setting_of(method, request.online) == TRANSDUCTIVE
     missing = [
@@ -195,8 +193,8 @@ def check_works_with_similarities(data: SimilaritySet, method: AnyMethod, reques
         )
     if isinstance(ranker, GraphRanker) and data.largest > 1 + ROUNDED:
         raise InputError(
-            f"the similarities go up to {data.largest:.6g}, and method {ranker.name} takes cosine-like ones: "
-            "divide all of them by the largest"
+            f"the similarities go up to {data.largest:.6g}, and method {ranker.name} expects values of at "
+            "most 1, such as cosine similarities: divide all of them by the largest"
         )
 
 
@@ -211,12 +209,12 @@ def check_reranks_candidates(method: AnyMethod, candidates: GivenLists | Searche
         )
     if isinstance(method, CameraHeadRanker):
         raise ParameterError(
-            f"method {method.name} looks for what is near candidates in the whole gallery: use lbr or cosine"
+            f"method {method.name} needs neighbours of candidates from the whole gallery: use lbr or cosine"
         )
     if not isinstance(method, HeadRanker):
         raise ParameterError(
-            f"method {method.name} gives the whole gallery new scores, and candidates are only a part of it: "
-            "use lbr or cosine"
+            f"method {method.name} scores the whole gallery, and candidates are only a part of it: use lbr "
+            "or cosine"
         )
 
 
@@ -229,13 +227,13 @@ def check_indexes(method: AnyMethod) -> GraphRanker:
     ranker = method.ranker
     if not isinstance(ranker, GraphRanker) or not ranker.online:
         raise ParameterError(
-            f"method {method.name} encodes no gallery: an index is built for a graph ranker that works online, "
-            "such as k-reciprocal-online, camera-graph or gnn"
+            f"method {method.name} cannot be indexed: use a graph ranker that works online, such as "
+            "k-reciprocal-online, camera-graph or gnn"
         )
     for step in method.feature_steps:
         if not isinstance(step, Transform):
             raise ParameterError(
-                f"{step.name} mixes images with their neighbours, and an index takes only steps that treat "
-                "each by itself, such as center"
+                f"{step.name} averages images with their neighbours, and an index supports only steps that "
+                "transform each image by itself, such as center"
             )
     return ranker

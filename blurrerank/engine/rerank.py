@@ -40,7 +40,7 @@ def rerank(
     progress: Progress | None = None,
     candidates: GivenLists | ArrayLike | torch.Tensor | None = None,
     graph: NeighbourGraph | None = None,
-    calibration: Side | None = None,
+    camera_images: Side | None = None,
     **params: Any,
 ) -> Ranking:
     """Rank the gallery for every probe and re-rank the lists.
@@ -63,7 +63,7 @@ def rerank(
             -1 pads lists that end early. Nothing is searched then: these are sorted by cosine similarity, and
             the best `topn` of them re-ranked. `topn` and `depth` are capped at R. For `lbr` and `cosine`.
         graph: what `neighbour_graph` found of these features, so that several methods and settings share it.
-        calibration: earlier images of cameras that the gallery lacks, unlabelled, for steps such as `center`.
+        camera_images: earlier images of cameras that the gallery lacks, unlabelled, for steps such as `center`.
         **params: the method's own parameters, such as `topn` and `sigma`; in a chain, such as `dba.k`. Some,
             such as `k1`, may be `auto` too.
 
@@ -85,7 +85,7 @@ def rerank(
         if chosen is not None:
             check_reranks_candidates(chosen, candidates)
         candidates.warn_about()
-    request = Request(depth, online=online, candidates=candidates, graph=graph, calibration=calibration)
+    request = Request(depth, online=online, candidates=candidates, graph=graph, camera_images=camera_images)
     compute = Compute.choose(device, memory, precision=precision, block=block, progress=progress)
     if chosen is None:
         found = choose(method, data, request, compute, preset=preset, **params)

@@ -48,7 +48,7 @@ class Stepped:
 
     Attributes:
         data: the features.
-        request: with the calibration features treated likewise.
+        request: with the camera images treated likewise.
         steps: names of the steps.
         by_camera: whether cameras are told apart.
         words: what cameras there are.
@@ -72,7 +72,7 @@ def prepare(data: FeatureSet, request: Request, compute: Compute) -> tuple[Stepp
 
     Args:
         data: the features.
-        request: `online` and `calibration`.
+        request: `online` and `camera_images`.
         compute: how.
 
     Raises:
@@ -83,7 +83,7 @@ def prepare(data: FeatureSet, request: Request, compute: Compute) -> tuple[Stepp
     images = len(data.gallery) + (0 if request.online else len(data.probe))
     why = _too_little(data, images)
     if why:
-        bare = replace(stepped, request=replace(request, calibration=None))
+        bare = replace(stepped, request=replace(request, camera_images=None))
         found = _look(bare, request.online, compute)
         return bare, replace(found, near=replace(found.near.unclear(), why=why))
     if centred:
@@ -116,14 +116,14 @@ def _main(stepped: Stepped, near: Neighbourhoods, online: bool) -> SizeEstimate 
 
 def _cameras(data: FeatureSet, request: Request) -> tuple[Stepped, bool]:
     """What cameras there are, and whether features are centred by them."""
-    none = Stepped(data, replace(request, calibration=None), (), False, "one camera")
+    none = Stepped(data, replace(request, camera_images=None), (), False, "one camera")
     both = cameras_if_any(data)
     if both is None:
         return replace(none, words=data.lacking("cams")), False
     probe, gallery = (side.numpy() for side in both)
     seen = gallery if request.online else np.concatenate([probe, gallery])
     counts: dict[int, int] = {}
-    sides = [gallery] if request.calibration is None else [gallery, np.asarray(request.calibration.cams)]
+    sides = [gallery] if request.camera_images is None else [gallery, np.asarray(request.camera_images.cams)]
     # As `center` has it: the first of these that has a camera says what its mean is. Online, probes of any of
     # them may come.
     for side in sides if request.online else [*sides, probe]:
@@ -132,10 +132,10 @@ def _cameras(data: FeatureSet, request: Request) -> tuple[Stepped, bool]:
     if len(counts) < 2:
         return none, False
     median, least = np.median(list(counts.values())), min(counts.values())
-    words = f"{len(counts)} cameras, known by a median of {median:,g} images and at least {least:,}"
+    words = f"{len(counts)} cameras, with a median of {median:,g} images and at least {least:,}"
     by_camera = len(np.unique(seen)) > 1
     if median < _IMAGES_A_CAMERA or least < _LEAST_KNOWN:
-        return replace(none, by_camera=by_camera, words=f"{words}, too few to centre by"), False
+        return replace(none, by_camera=by_camera, words=f"{words}, too few for centring"), False
     return Stepped(data, request, (), by_camera, words), True
 
 
@@ -185,13 +185,14 @@ def estimate_neighbourhoods(
 
 def told(near: Neighbourhoods) -> str:
     """Return what is known of sizes, in words."""
-    return near.why or f"other images of an identity: {near}"
+    return near.why or f"other images per identity: {near}"
 
 
 def _too_little(data: FeatureSet, images: int) -> str:
     """Why neighbours among so many `images` tell nothing, in words; empty if they may."""
     if images < _FEWEST:
-        return f"{images} image{'s are' if images > 1 else ' is'} too few to tell how many an identity has"
+        are = "s are" if images > 1 else " is"
+        return f"{images} image{are} too few to estimate the number of images per identity"
     if len(data.gallery) < _SMALLEST:
         return f"a gallery of {len(data.gallery)} is too small to re-rank"
     return EQUAL if _are_equal(data, cameras_if_any(data)) else ""

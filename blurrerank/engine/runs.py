@@ -257,12 +257,12 @@ def rerank_to(
         compute: how.
 
     Raises:
-        InputError: if what is to be resumed is a run of other features or parameters, or the calibration is of
-            another method, parameters or number of dimensions.
+        InputError: if what is to be resumed is a run of other features or parameters, or the calibration of
+            scores is of another method, parameters or number of dimensions.
         OutputError: if the file cannot be written; before any work where that shows.
         ParameterError: for a parameter outside its range, or candidates that the method cannot work with.
     """
-    candidates, calibration, target = request.candidates, request.calibration, output.target
+    candidates, images, target = request.candidates, request.camera_images, output.target
     setting = setting_of(method, request.online)
     rejection = output.rejection
     if rejection is not None:
@@ -286,7 +286,7 @@ def rerank_to(
         )
     # Of a gallery that is cut among processes, all must take part.
     digest = data.digest()
-    calibrated = None if calibration is None else calibration.digest()
+    images_digest = None if images is None else images.digest()
     labels_digest = data.labels_digest() if data.has_ids else None
     verdicts: list[Verdicts] = []
     with writing as writer, ExitStack() as stack:
@@ -296,8 +296,8 @@ def rerank_to(
                 "digest": digest,
                 "labels_digest": labels_digest,
                 "candidates_digest": None if candidates is None else candidates.digest(),
-                "calibration_digest": calibrated,
-                "calibration_cams": None if calibration is None else calibration.cameras_digest(),
+                "camera_images_digest": images_digest,
+                "camera_images_cams": None if images is None else images.cameras_digest(),
                 "method": method.name,
                 **method.params(),
                 "setting": setting,
@@ -330,7 +330,7 @@ def rerank_to(
             positions=positions,
             candidates=None if candidates is None else candidates.source,
             setting=setting,
-            calibration=calibrated,
+            camera_images=images_digest,
             metrics={"before": found.before, "after": found.after} if found.before and found.after else {},
             verdicts=Verdicts.concatenate(verdicts) if verdicts else None,
             rejected_below=None if rejection is None else rejection.least,

@@ -64,11 +64,11 @@ class _Images:
         return stepped_side(self.side, Room(torch.empty(0, self.side.dim)) if store is None else store)
 
     def warn_if_useless(self, step: Transform, cams: torch.Tensor) -> None:
-        """Warn of calibration features whose cameras are all among the gallery's `cams`."""
+        """Warn of camera images whose cameras are all among the gallery's `cams`."""
         if step.needs_cameras and bool(torch.isin(self.cams, cams).all()):
             warnings.warn(
-                f"{self.side.label} changes nothing: the gallery has images of all of its cameras, and their "
-                "means are the gallery's",
+                f"{self.side.label} has no effect: the gallery has images of all of its cameras, and means "
+                "are taken from the gallery",
                 BlurrerankWarning,
                 stacklevel=3,
             )
@@ -80,8 +80,8 @@ class _Images:
             place = int(counts.argmin())
             known = f"{counts[place]} probes" if counts[place] > 1 else "one probe"
             warnings.warn(
-                f"all that {step.name} knows of camera {found[place]}, which the gallery lacks, are {known}: "
-                "lists may suffer; pass earlier images of this camera with --calibrate",
+                f"camera {found[place]} has no images in the gallery, and {step.name} estimates it from "
+                f"{known}: lists may suffer; pass earlier images of this camera with --camera-images",
                 BlurrerankWarning,
                 stacklevel=3,
             )
@@ -106,8 +106,8 @@ def transform(
     probe = _Images(data.probe, plan.probes(data.probe), probe_cams)
     items = _Images(held, plan.rows(held), every[here])
     others, known = [], None
-    if request.calibration is not None:
-        known = _Images.of(request.calibration, step, plan.probes(request.calibration))
+    if request.camera_images is not None:
+        known = _Images.of(request.camera_images, step, plan.probes(request.camera_images))
         others.append(known.sample())
         known.warn_if_useless(step, every)
     if step.needs_cameras and not request.online:
@@ -116,19 +116,19 @@ def transform(
     fitted = step.fit(RowSample(items.rows, items.cams, every, group), others)
     probe.warn_about(step, fitted)
     changed = [images.changed(step, fitted, compute) for images in (probe, items, known) if images is not None]
-    calibration = None if known is None else changed.pop()
-    return with_sides(data, *changed), replace(request, calibration=calibration)
+    camera_images = None if known is None else changed.pop()
+    return with_sides(data, *changed), replace(request, camera_images=camera_images)
 
 
 def fit_steps(
-    gallery: Side, steps: Sequence[Transform], calibration: Side | None, compute: Compute
+    gallery: Side, steps: Sequence[Transform], camera_images: Side | None, compute: Compute
 ) -> tuple[Side, list[Fitted]]:
     """Fit steps on a gallery that stands, one after another.
 
     Args:
         gallery: its images, with cameras if a step needs them; it may be cut among processes.
         steps: what to fit.
-        calibration: images of cameras that the gallery perhaps lacks.
+        camera_images: images of cameras that the gallery perhaps lacks.
         compute: how.
 
     Returns:
@@ -145,7 +145,7 @@ def fit_steps(
             held, group = gallery.shard, gallery.group
             plan, here = shared_plan(plan, len(held), group), group.share(len(gallery))
         items = _Images(held, plan.rows(held), every[here])
-        known = None if calibration is None else _Images.of(calibration, step, plan.rows(calibration))
+        known = None if camera_images is None else _Images.of(camera_images, step, plan.rows(camera_images))
         if known is not None:
             known.warn_if_useless(step, every)
         sample = RowSample(items.rows, items.cams, every, group)
@@ -156,7 +156,7 @@ def fit_steps(
             )
         changed = items.changed(step, found, compute)
         gallery = gallery.with_rows(changed) if isinstance(gallery, ShardedGallery) else changed
-        calibration = None if known is None else known.changed(step, found, compute)
+        camera_images = None if known is None else known.changed(step, found, compute)
         fitted.append(found)
     return gallery, fitted
 

@@ -105,7 +105,7 @@ class ScoreCalibration:
         else:
             self._warn_of_size(gallery_size)
             return
-        raise InputError(f"{self.source} was fitted on lists of {what}: calibrate such lists")
+        raise InputError(f"{self.source} was fitted on lists of {what}: run `calibrate` for these lists")
 
     def _warn_of_size(self, gallery_size: int) -> None:
         less, more = sorted((self.gallery_size, gallery_size))
@@ -185,7 +185,7 @@ class Rejection:
     def __post_init__(self) -> None:
         """Check the range."""
         if not 0 <= self.least <= 1:
-            raise ParameterError(f"reject {self.least} is no probability: give a number from 0 to 1")
+            raise ParameterError(f"reject {self.least} is not a probability: give a number from 0 to 1")
 
     def verdicts(self, scores: NDArray[np.float32]) -> Verdicts:
         """Return the verdicts on lists with (p, R) scores."""

@@ -9,9 +9,9 @@
 
 Root attributes: `format` and `format_version`, always written but not required; others are provenance.
 `file.h5::/group` addresses a group inside a file, which is then used as the root. Where only one side is
-needed, its group may also be addressed directly. Other words for sides and datasets are understood, such
-as query, pids and camids; (D, N) features are read if the labels show that they are, and labels without
-values are none.
+needed, its group may also be addressed directly. Other common names of sides and datasets are understood, such
+as query, pids and camids. Features that are stored as (D, N) are transposed if the labels show it, and empty
+labels count as missing.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def save_features(data: FeatureSet, path: str | Path, *, force: bool = False, **
     """
     check_features(data)
     if isinstance(data, SimilaritySet):
-        raise InputError("there are similarities and no features to save")
+        raise InputError("these are similarities, not features: there is nothing to save")
     with replacing(Path(path), force=force) as temporary, new_hdf5(temporary) as file:
         file.attrs.update({**data.provenance, **provenance, "format": FORMAT, "format_version": VERSION})
         for name, side in (("probe", data.probe), ("gallery", data.gallery)):

@@ -67,7 +67,7 @@ def guarded(read: Callable[[], T], *paths: str | Path) -> T:
         _check(read, before, where)
         if _states(paths) == before:
             return read()
-    raise InputError(f"{where} changes again and again: run this again when it is complete")
+    raise InputError(f"{where} keeps changing: run this again when it is complete")
 
 
 def _states(paths: Sequence[str | Path]) -> list[tuple[int, ...]]:
@@ -87,7 +87,7 @@ def _check(read: Callable[[], Any], states: list[tuple[int, ...]], where: str) -
     except OSError as error:
         os.close(answers)
         os.close(answer)
-        log.warning("no process can be started to try %s in: %s", where, error)
+        log.warning("no process could be started to check %s: %s", where, error)
         return
     if not child:
         _try(read, memory, seconds, answer, where)
@@ -98,7 +98,7 @@ def _check(read: Callable[[], Any], states: list[tuple[int, ...]], where: str) -
     if problems is not None:
         return
     if ended in (0, *_ENDING, signal.SIGKILL):
-        raise InputError(f"{where}: the process that tried to read it was ended by something else: try again")
+        raise InputError(f"{where}: the process that checked it was terminated from outside: try again")
     crashes = f"crashes what reads it ({signal.strsignal(ended)})"
     whys = {
         signal.SIGXCPU: f"takes more than {seconds:,} s of computing to read",

@@ -58,8 +58,8 @@ def open_hdf5(path: str | Path) -> Any:
             raise InputError(f"{path} is a truncated HDF5 file: copy or write it again") from error
         if "h5clear" in str(error):
             raise InputError(
-                f"{path} was not closed by the program that wrote it: if none writes it any more, mend it with "
-                f"`h5clear -s {path}`"
+                f"{path} was not closed by the program that wrote it: if no program is writing it any more, "
+                f"repair it with `h5clear -s {path}`"
             ) from error
         raise InputError(f"{path} is a damaged HDF5 file: {error}; copy or write it again") from error
 
@@ -192,7 +192,7 @@ def check_dataset(dataset: Any, where: str) -> None:
     with reading(where):
         dtype = dtype_of(dataset)
         if dtype is None:
-            raise UnfitError(f"{where} is of a type that NumPy does not have: expected numbers or text")
+            raise UnfitError(f"{where} has a type that NumPy does not support: expected numbers or text")
         if dtype.hasobject and not (h5py.check_string_dtype(dtype) or h5py.check_ref_dtype(dtype)):
             kind = "rows of different lengths" if h5py.check_vlen_dtype(dtype) else "a compound or object type"
             raise UnfitError(f"{where} has {kind}: expected a plain array of numbers or text")

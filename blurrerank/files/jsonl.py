@@ -1,7 +1,7 @@
 """JSON lines: one object per probe, `{"probe": 0, "indices": [...], "scores": [...]}`.
 
-With names, also `"name"` and `"names"`; of a run with `--reject`, also `"probability"`, that the first item is
-right, and `"rejected"`, whether that is too small. Row numbers are from 0, best first.
+Row numbers count from 0, and the best item comes first. With names there are also `"name"` and `"names"`; with
+`--reject` also `"probability"`, that the first item is right, and `"rejected"`, whether this is too small.
 """
 
 from __future__ import annotations

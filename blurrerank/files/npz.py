@@ -1,6 +1,6 @@
 """NumPy archives: `indices` (P, R), `scores` (P, R) and `info`, a JSON string.
 
-`info` contains the root attributes of a native file. Of a run with `--reject` there are also `probability` and
+`info` contains the root attributes of a native file. With `--reject` there are also `probability` and
 `rejected`, as in a native file.
 """
 

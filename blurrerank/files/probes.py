@@ -1,7 +1,7 @@
 """Probes on a stream: JSON lines, or rows of consecutive `.npy` arrays.
 
-A JSON line is an array of numbers, or an object with such an array as `features` and, optional, `name` and
-`cam`, the camera; empty lines are skipped. An `.npy` array is one row or several; more arrays of the same
+A JSON line is an array of numbers, or an object with such an array as `features` and, if wanted, `name` and
+`cam`, the camera. Empty lines are skipped. An `.npy` array has one row or several; more arrays of the same
 dimension may follow.
 """
 

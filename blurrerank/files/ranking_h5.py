@@ -2,9 +2,9 @@
 
     indices         (P, R) int32 or int64 into the gallery, best first, -1 past the end of a list
     scores          (P, R) float32, strictly decreasing along each list, -inf past its end
-    probability     (P,) float32, optional: of a run with --reject, the probability that the first item is right
-    rejected        (P,) bool, optional: whether that is below the attribute `rejected_below`
-    positions/      optional: the ranks of the matches in the full lists, however short R is
+    probability     (P,) float32, with --reject: the probability that the first item is right
+    rejected        (P,) bool, with --reject: whether this is below the attribute `rejected_below`
+    positions/      optional: the ranks of all matches in the list of the whole gallery, even if R is smaller
         offsets     (P + 1,) int64: probe p owns entries offsets[p] to offsets[p + 1]
         indices     (T,) gallery items of the probe's identity
         ranks       (T,) int64, zero-based, junk not counted
@@ -13,11 +13,21 @@
         ap, inp, first_match    (P,) float64, NaN for probes without a match
         cmc                     (50,) float64
 
-Root attributes: `format`, `format_version`, `gallery_size`, `method` (of a chain, such as `dba+lbr`), `params`
-(JSON; of a chain, such as `dba.k`), `setting` (`transductive` or `online`, of methods that look at neighbours
-of many images), `reranked_depth`, `cosine_tail`, `candidates` (source of the lists, if not a search of the
-whole gallery), `calibration_digest` (of calibration features, if there were any), `digest`, `labels_digest`,
-`versions` (JSON), `rejected_below`. Attributes of the groups in `metrics`: the means.
+Root attributes:
+
+    format, format_version  `blurrerank-ranking`, 1
+    gallery_size            number of gallery items
+    method, params          text and JSON; a chain is written `dba+lbr`, and its parameters `dba.k`
+    setting                 `transductive` or `online`, for methods that look at neighbours of many images
+    reranked_depth          how many items at the head of each list were re-ranked
+    cosine_tail             whether the items after these are in the order of cosine similarity
+    candidates              source of the lists, if they are not from a search of the whole gallery
+    digest, labels_digest   digests of the features and of their labels
+    camera_images_digest    digest of the camera images, if there were any
+    rejected_below          the probability that --reject was given
+    versions                JSON: versions of the libraries
+
+The groups in `metrics` have the means as attributes.
 """
 
 from __future__ import annotations
@@ -76,7 +86,7 @@ class Writer(RankingWriter):
             "method": info.method,
             "params": json.dumps(dict(info.params)),
             "setting": info.setting,
-            "calibration_digest": info.calibration,
+            "camera_images_digest": info.camera_images,
             "reranked_depth": info.reranked_depth,
             "cosine_tail": info.cosine_tail,
             "candidates": info.candidates,

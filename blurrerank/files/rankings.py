@@ -66,7 +66,7 @@ class RunInfo:
     positions: Positions | None = None
     candidates: str | None = None
     setting: str | None = None
-    calibration: str | None = None
+    camera_images: str | None = None
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
     verdicts: Verdicts | None = None
     rejected_below: float | None = None

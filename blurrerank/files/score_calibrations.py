@@ -1,11 +1,19 @@
 """Calibration files: the probability that the first item of a list is right, as a function of its score.
 
-JSON: `format` (`blurrerank-calibration`), `format_version`; `kind`, `isotonic` or `logistic`; `numbers`, of
-isotonic `scores` and `probabilities`, the knots between which it is linear, and of logistic `slope` and
-`intercept`; what it was fitted on: `method`, `params` and `setting` of the lists, `dim` of the features (0 for
-similarities), `gallery_size`, `protocol`, `probes`, and how many of these had a `right` first item. It is
-refused for lists of another method, parameters or setting, or features of another `dim`; the `topn` of `cosine`
-may differ, as it changes no score. A gallery that is more than twice or less than half as large is warned of.
+JSON, an object with these keys:
+
+    format, format_version  `blurrerank-calibration`, 1
+    kind                    `isotonic` or `logistic`
+    numbers                 isotonic: `scores` and `probabilities`, points that are joined by straight lines;
+                            logistic: `slope` and `intercept`
+    method, params, setting of the lists that it was fitted on
+    dim                     dimensions of their features; 0 for similarities
+    gallery_size, protocol  of the lists that it was fitted on
+    probes, right           how many probes there were, and how many of them had a right first item
+
+A calibration is refused for lists of another method, parameters or setting, or for features of another `dim`;
+only the `topn` of `cosine` may differ, as it changes no score. There is a warning for a gallery that is more
+than twice, or less than half, as large.
 """
 
 from __future__ import annotations
@@ -41,14 +49,6 @@ def save_calibration(calibration: ScoreCalibration, path: str | Path, *, force: 
         open(temporary, "w", encoding="utf-8", opener=opener) as file,
     ):
         file.write(json.dumps(stored, indent=2) + "\n")
-
-
-def is_calibration(path: str | Path) -> bool:
-    """Return whether a file says that it is a calibration."""
-    try:
-        return bool(json.loads(Path(path).read_text(encoding="utf-8"))["format"] == FORMAT)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
-        return False
 
 
 def read_calibration(path: str | Path) -> ScoreCalibration:

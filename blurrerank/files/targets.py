@@ -67,7 +67,9 @@ def check_target(path: Path, *, force: bool, resume: bool = False) -> None:
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} is not a regular file: write to standard output with -o - and redirect it")
     if resume and path.exists() and not force and not what_is_kept(path):
-        raise OutputError(f"{path} exists, and nothing is left to resume: pass --force to make it anew")
+        raise OutputError(
+            f"{path} exists, and there are no partial results to resume: pass --force to replace it"
+        )
     _check_free(path, force)
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{path}: the folder {parent} is read-only; choose another with -o")
@@ -176,7 +178,9 @@ def second_name(path: Path, name: Path, temporary: Path) -> None:
     """
     source, link = _resolved(path), temporary.with_name(f"{temporary.name}-link")
     if os.path.lexists(name) and not os.path.samestat(name.lstat(), source.lstat()):
-        raise OutputError(f"{name} exists, and {path} needs that name for what it holds now: move it away")
+        raise OutputError(
+            f"{name} exists, but {path} needs this name to store its current content: move it away"
+        )
     try:
         os.link(source, link)
     except OSError:  # a file system without hard links, or a rule against them

@@ -214,7 +214,10 @@ class NeighbourGraph:
         for name, count in (("within", own), ("across", others)):
             length = self._length(name)
             if length < min(count, len(self) - 1):
-                raise ParameterError(f"the graph lists {length} images {name} cameras, not {count}: find more")
+                raise ParameterError(
+                    f"the graph lists {length} neighbours {name} cameras per image, and {count} are needed: "
+                    "make one with more"
+                )
 
     def _length(self, name: str) -> int:
         """How many others each image is listed with, `nearest`, `within` or `across`."""
@@ -237,7 +240,8 @@ class NeighbourGraph:
         longest = max(count, back)
         if self._length("nearest") < min(longest, len(self) - 1):
             raise ParameterError(
-                f"the graph lists {self._length('nearest')} others of each image, not {longest}: find more"
+                f"the graph lists {self._length('nearest')} neighbours per image, and {longest} are needed: "
+                "make one with more"
             )
         lists = self.lists[:, : count + 1], self.lists[:, : back + 1]
         return reciprocal_neighbours(*lists, chunk_bytes=self.chunk_bytes)

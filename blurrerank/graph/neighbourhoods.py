@@ -30,7 +30,7 @@ from .sparse_rows import CHUNK_BYTES
 KINDS = {"nearest": "all cameras", "within": "within cameras", "across": "across cameras"}
 """Of which cameras neighbours are looked at, and what a figure calls that."""
 
-EQUAL = "features are equal but for rounding"
+EQUAL = "features are equal except for rounding"
 """Why the neighbours of some images mean nothing."""
 
 LONGEST, LONGEST_BY_CAMERA = 50, 36

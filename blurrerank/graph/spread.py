@@ -35,10 +35,10 @@ def check_spread(lowest: torch.Tensor, method: str) -> None:
     if rounding <= _WARNED or largest.max() < ALL_EQUAL:
         return
     alike = (
-        "features are much alike (none of probes and gallery has a cosine similarity below "
+        "features are nearly equal (none of probes and gallery has a cosine similarity below "
         f"{1 - least / 2:.6f} with image {image} of these)"
     )
-    remedy = "subtract the gallery's mean from all features, if that is meant"
+    remedy = "if that is intended, subtract the gallery's mean from all features"
     if rounding > _REFUSED:
         raise InputError(f"{alike}: float32 cannot tell how far apart they are for {method}; {remedy}")
     warnings.warn(

@@ -22,7 +22,7 @@ from ..data.sharded import ShardedGallery, raise_everywhere
 from ..data.side import Side, cameras_digest, digest_of
 from ..data.validation import find_problems, label_problems
 from ..engine.auto import Choice, checked, choose, is_auto
-from ..engine.request import Request, check_calibrates, check_indexes, without_cameras
+from ..engine.request import Request, check_camera_images_for, check_indexes, without_cameras
 from ..engine.transforms import fit_steps
 from ..errors import BlurrerankWarning, InputError, OutputError, ParameterError
 from ..files.access import check_readable
@@ -46,7 +46,7 @@ def build_index(
     method: str | None = None,
     *,
     also: Sequence[str] = (),
-    calibration: Side | None = None,
+    camera_images: Side | None = None,
     ann: str | None = None,
     effort: int | None = None,
     append: bool = False,
@@ -72,7 +72,7 @@ def build_index(
             chooses for the gallery; by default `k-reciprocal-online`, or that of the index that is added to.
         also: further rankers that the index serves, from the same neighbour lists, with parameters as in
             `gnn:k1=20`; with feature steps, chains of the same ones.
-        calibration: earlier images of cameras that the gallery lacks, unlabelled, for steps such as `center`.
+        camera_images: earlier images of cameras that the gallery lacks, unlabelled, for steps such as `center`.
         ann: search approximately, here and for probes: `hnsw`, a graph of near items, or `ivf`, clusters; needs
             FAISS. By default everything is compared with everything.
         effort: how much is looked at for a probe unless it says otherwise, candidates (`hnsw`, 256) or clusters
@@ -101,11 +101,11 @@ def build_index(
     """
     check_method(method, append=append, also=also, **params)
     if effort is not None and ann is None:
-        raise ParameterError("effort is that of an approximate search: name one with ann, or leave it out")
+        raise ParameterError("effort applies to approximate search: set ann, or leave effort out")
     if ann is not None and append:
-        raise ParameterError("an index that is added to is searched as before: leave ann out")
+        raise ParameterError("append keeps the search of the index: leave ann out")
     if append and group is not None:
-        raise ParameterError("an index is added to in one process: start this without torchrun")
+        raise ParameterError("append works in one process only: start this without torchrun")
     path = Path(path)
     compute = Compute.choose(device, memory, precision=precision, progress=progress, group=group)
     gallery = as_side(gallery, "gallery")
@@ -114,7 +114,7 @@ def build_index(
         check_target(path, force=force or append)
         check_readable(path)
         if path.exists() and not append and not index_files.is_index(path):
-            raise OutputError(f"{path} is no index, and is not replaced by one: choose another name")
+            raise OutputError(f"{path} exists and is not an index, so it is not replaced: choose another name")
         writing = index_files.changing(path, force=force or append)
     with writing as temporary:
         before = index_files.stamp(path)
@@ -123,32 +123,32 @@ def build_index(
         if group is not None and ann is None:
             gallery = ShardedGallery.of(gallery, group)
         if old is None:
-            choice = _chosen(method or KReciprocalOnline.name, gallery, calibration, compute, params)
-            chosen, calibration = choice.method, choice.request.calibration
+            choice = _chosen(method or KReciprocalOnline.name, gallery, camera_images, compute, params)
+            chosen, camera_images = choice.method, choice.request.camera_images
             if notify is not None and choice.reason:
                 notify(f"auto: {choice.reason}")
-            if calibration is not None:
-                check_calibrates(chosen, calibration, gallery.dim, online=True)
+            if camera_images is not None:
+                check_camera_images_for(chosen, camera_images, gallery.dim, online=True)
             methods = _together(chosen, also)
             items = Items([gallery], Labels.of(gallery), methods, ann=ann, effort=effort)
         else:
             chosen = old.method_for(method, **params)
-            if calibration is not None:
-                raise ParameterError("an index was calibrated when it was built, or not at all: build another")
+            if camera_images is not None:
+                raise ParameterError("an index takes camera images only when it is built: build a new one")
             items = added(old, gallery, chosen, compute)
         for ranker in items.rankers:
             if ranker.needs_cameras and items.labels.cams is None:
                 raise without_cameras(f"{gallery.label} has no cameras", ranker.name)
         check_memory(memory, gallery.dim)
-        left = _Left(path, _basis(items, calibration), sizes_for(items.rankers).nearest, checkpoint_seconds)
+        left = _Left(path, _basis(items, camera_images), sizes_for(items.rankers).nearest, checkpoint_seconds)
         grown = old is not None and temporary is not None and grow(old, items, temporary, compute)
         if not grown:
-            done = None if old is None else _basis(replace(items, labels=Labels.of(old.gallery)), calibration)
+            done = None if old is None else _basis(replace(items, labels=Labels.of(old.gallery)), camera_images)
             left_over = left.read(force=force, done=done) if group is None else None
             if left_over is not None:
                 items = replace(items, known=left_over)
             if old is None and chosen.feature_steps:
-                items = _stepped(items, gallery, calibration, compute)
+                items = _stepped(items, gallery, camera_images, compute)
             # All processes would have to know what one of them keeps.
             encode(items, temporary, compute, keep=left.write if group is None else None)
         if compute.leads and index_files.stamp(path) != before:
@@ -190,7 +190,9 @@ def _together(method: AnyMethod, also: Sequence[str]) -> tuple[AnyMethod, ...]:
             must = f"begin with {steps}, and with its parameters" if steps else "have no feature steps"
             raise ParameterError(f"{text} cannot share an index with {method.name}: it must {must}")
         if any(other.ranker.name == one.ranker.name for one in methods):
-            raise ParameterError(f"an index serves {other.ranker.name} once: name it once")
+            raise ParameterError(
+                f"{other.ranker.name} is named twice, and an index can serve it only once: name it once"
+            )
         methods.append(other)
     return tuple(methods)
 
@@ -211,24 +213,24 @@ def check_method(
     """
     text = text or KReciprocalOnline.name
     if append and also:
-        raise ParameterError("an index that is added to serves what it was built for: leave --also out")
+        raise ParameterError("--append keeps the methods of the index: leave --also out")
     for other in also:
         check_indexes(create(other))
     if append and is_auto(text, params):
-        raise ParameterError("an index that is added to keeps its method: leave --method and auto out")
+        raise ParameterError("--append keeps the method of the index: leave --method and auto out")
     if text != AUTO:
         check_indexes(create(without_auto(text)))
     checked(text, preset=preset, online=True, **params)
 
 
 def _chosen(
-    text: str, gallery: Side, calibration: Side | None, compute: Compute, params: dict[str, Any]
+    text: str, gallery: Side, camera_images: Side | None, compute: Compute, params: dict[str, Any]
 ) -> Choice:
     """The method of an index, which may be chosen for its gallery."""
     # Online, a choice looks at the gallery alone: one of its items stands for all probes.
     cams = None if gallery.cams is None else gallery.cams[:1]
     data = FeatureSet(Side(gallery.features[:1], cams=cams, label=gallery.label), gallery)
-    asked = Request(online=True, calibration=calibration)
+    asked = Request(online=True, camera_images=camera_images)
     choice = choose(text, data, asked, replace(compute, progress=None), **params)
     if text == AUTO and not isinstance(choice.method.ranker, GraphRanker):
         raise ParameterError(
@@ -267,14 +269,15 @@ class _Left:
         except InputError as error:
             if force:
                 return None
-            raise InputError(f"{error}; it is left of an index: delete it to start over") from error
+            raise InputError(f"{error}; it is a partial build of an index: delete it to start over") from error
         other = "of other features, cameras or parameters"
         reason = other if digest != self._digest else f"with pool {pool}, not {self._pool}"
         if (digest, pool) != (self._digest, self._pool):
             if force or digest == done:
                 return None
             raise InputError(
-                f"{self._path} is left of an index {reason}: finish that one, or delete the file to start over"
+                f"{self._path} is a partial build of an index {reason}: finish that one, or delete the file "
+                "to start over"
             )
         return near
 
@@ -285,7 +288,7 @@ class _Left:
                 write_partial(self._path, answer(), pool=self._pool, digest=self._digest)
             except OutputError as error:
                 if not self._warned:
-                    warnings.warn(f"what is done cannot be kept: {error}", BlurrerankWarning, stacklevel=2)
+                    warnings.warn(f"partial results cannot be kept: {error}", BlurrerankWarning, stacklevel=2)
                 self._warned = True
             self._last = time.monotonic()
 
@@ -294,13 +297,13 @@ class _Left:
         self._path.unlink(missing_ok=True)
 
 
-def _basis(items: Items, calibration: Side | None) -> str:
+def _basis(items: Items, camera_images: Side | None) -> str:
     """A digest of what the neighbour lists of an index follow from, but for their length."""
     method, labels = items.methods[0], items.labels
     digest, steps = digest_of(labels.digests), method.feature_steps
     about: list[Any] = [digest, [(step.name, step.params()) for step in steps]]
-    if calibration is not None:
-        about += [calibration.digest(), calibration.cameras_digest()]
+    if camera_images is not None:
+        about += [camera_images.digest(), camera_images.cameras_digest()]
     if items.needs_cameras:
         sizes = sizes_for(items.rankers)
         about += [cameras_digest(labels.cams), (sizes.within, sizes.across)]
@@ -312,13 +315,13 @@ def _basis(items: Items, calibration: Side | None) -> str:
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
-def _stepped(items: Items, gallery: Side, calibration: Side | None, compute: Compute) -> Items:
+def _stepped(items: Items, gallery: Side, camera_images: Side | None, compute: Compute) -> Items:
     """The items with the features that the steps of their method give, and what these know of the gallery."""
     transforms = [step for step in items.methods[0].feature_steps if isinstance(step, Transform)]
-    stepped, fitted = fit_steps(gallery, transforms, calibration, compute)
+    stepped, fitted = fit_steps(gallery, transforms, camera_images, compute)
     if stepped.dim != gallery.dim:
         raise ParameterError(
-            f"{step_names(transforms)} gives {stepped.dim} dimensions of {gallery.dim}, and an index "
-            "takes probes of as many as it keeps: leave it out"
+            f"{step_names(transforms)} changes the dimension of features from {gallery.dim} to "
+            f"{stepped.dim}, which an index does not support: leave it out"
         )
     return replace(items, sides=[stepped], fitted=fitted)

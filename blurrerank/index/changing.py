@@ -148,10 +148,10 @@ def _stays(index: GalleryIndex, rows: Sequence[int], named: Mapping[str, Sequenc
     size, leaves = len(index), np.zeros(len(index), dtype=bool)
     for kind, wanted in named.items():
         if isinstance(wanted, str):
-            raise ParameterError(f"{kind} is one text: pass a list of {kind}")
+            raise ParameterError(f"{kind} is a single string: pass a list of {kind}")
     numbers = np.asarray(rows)
     if not numbers.size and not any(map(len, named.values())):
-        raise ParameterError("nothing is named: say which rows, names or tracks to remove")
+        raise ParameterError("there is nothing to remove: give rows, names or tracks")
     if numbers.size and (numbers.dtype.kind not in "iu" or numbers.ndim != 1):
         raise ParameterError(f"rows are {numbers.dtype} {numbers.shape}: pass a list of row numbers")
     wrong = numbers[(numbers < 0) | (numbers >= size)] if numbers.size else numbers
@@ -173,5 +173,5 @@ def _stays(index: GalleryIndex, rows: Sequence[int], named: Mapping[str, Sequenc
             raise InputError(f"{index.path} has no {what} {min(missing)!r}{others}; nothing was removed")
         leaves |= found
     if leaves.all():
-        raise ParameterError(f"nothing of {index.path} would be left: delete it instead")
+        raise ParameterError(f"this would remove all items of {index.path}: delete the file instead")
     return np.flatnonzero(~leaves)

@@ -89,8 +89,8 @@ class IndexedSide(Side):
             return None
         if self.stored is not None:
             raise ParameterError(
-                f"items were taken from {self.label} since it was encoded, so not all of it can be looked at: "
-                "leave exact search out, or encode it anew with `index --compact`"
+                f"items were removed from {self.label} since it was encoded, so it cannot be searched "
+                "exactly: leave exact search out, or encode it again with `index --compact`"
             )
         _check_same(self.label, self.methods[found].ranker, method.params())
         return self.encoded[found]
@@ -104,8 +104,8 @@ class IndexedSide(Side):
         own = self.methods[0].feature_steps
         if own and tuple(steps) != own:
             raise ParameterError(
-                f"{self.label} has the features that {step_names(own)} gave: a method must begin with it, and "
-                "with the parameters that the index was built with"
+                f"{self.label} has features transformed by {step_names(own)}: a method must begin with the "
+                "same steps and parameters"
             )
         return self.fitted if own else None
 
@@ -263,7 +263,9 @@ class GalleryIndex:
         """
         if self.approximation is None or exact:
             if effort is not None:
-                raise ParameterError("all items are looked at, which takes no effort: leave it out")
+                raise ParameterError(
+                    "effort applies to approximate search, and this search compares all items: leave effort out"
+                )
             return Request(depth, online=True)
         ranker = method.ranker
         near = self.near
@@ -293,16 +295,17 @@ class GalleryIndex:
         *stepped, ranked = settings_of(name, params)[1]
         if isinstance(method.ranker, GraphRanker) and not method.ranker.online:
             raise ParameterError(
-                f"method {name} looks at all probes together, which no index answers: run it on features"
+                f"method {name} looks at all probes together, which an index does not support: run it on "
+                "features"
             )
         if [step.name for step in method.feature_steps] != [step.name for step in own]:
             if not own:
                 raise ParameterError(
-                    f"method {name} changes features, and an index keeps those that it was built of: run it on "
-                    "features"
+                    f"method {name} transforms features, and an index keeps those it was built from: run it "
+                    "on features"
                 )
             raise ParameterError(
-                f"{self.path} has the features that {step_names(own)} gave, so it cannot answer {name}: use "
+                f"{self.path} has features transformed by {step_names(own)}, so it cannot serve {name}: use "
                 f"{step_names(own)}+{method.ranker.name}"
             )
         for step, settings in zip(own, stepped, strict=True):
@@ -310,8 +313,8 @@ class GalleryIndex:
         ranker = method.ranker
         if isinstance(ranker, CameraHeadRanker):
             raise ParameterError(
-                f"method {name} looks for what is near items in other cameras, which no index keeps: run it on "
-                "features"
+                f"method {name} needs neighbours of items in other cameras, which an index does not store: "
+                "run it on features"
             )
         if isinstance(ranker, GraphRanker):
             known = {one.ranker.name: one.ranker for one in self.methods}.get(ranker.name)
@@ -372,7 +375,7 @@ def as_side(values: ArrayLike | torch.Tensor | Side, label: str) -> Side:
     if isinstance(values, Side):
         return values
     if isinstance(values, str | Path):
-        raise InputError(f"{values} is a path: pass what is in it, such as br.load(path).{label}")
+        raise InputError(f"{values} is a path: pass its content, such as br.load(path).{label}")
     if isinstance(values, FeatureSet):
         raise InputError(f"a FeatureSet has two sides: pass its {label}")
     features = as_array(values, label)

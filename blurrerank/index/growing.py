@@ -49,7 +49,9 @@ def grow(old: GalleryIndex, items: Items, temporary: Path, compute: Compute) -> 
     if old.approximation is None or old.near.sizes != sizes or len(old) <= max(astuple(sizes)):
         return False
     if items.methods != old.methods:
-        raise ParameterError(f"{old.path} keeps its parameters until it is built anew: leave other ones out")
+        raise ParameterError(
+            f"{old.path} keeps the parameters it was built with: leave other ones out, or build a new index"
+        )
     changes = _grown(old, items, compute)
     if changes is not None:
         _write(old, changes, temporary)

@@ -1,53 +1,58 @@
 """Index files, `blurrerank-index` version 1: a gallery, its neighbours and its encoding.
 
     features                    (G, D) float32, L2-normalised
-    digests                     (G, 16) uint8: the start of the SHA-256 of each row as it came
+    digests                     (G, 16) uint8: the start of the SHA-256 of each row before normalisation
     ids, cams                   (G,) int64, optional
     names                       (G,) utf-8 strings, optional
     tracks                      (G,) int64 or utf-8 strings, optional
     neighbours/lists            (G, K) int32: each item itself, then its nearest by cosine similarity
     neighbours/similarities     (G, K) float32
-    neighbours/lowest           (G,) float32: similarity to the farthest
+    neighbours/lowest           (G,) float32: similarity to the farthest item
     encoded/group, blur         (G, B) int32, float32
     encoded/reach               (G,) float32
-    encoded/halves/...          offsets (G + 1,) int64, columns, weights (T,) int32
+    encoded/halves/...          sparse rows: offsets (G + 1,) int64, columns, weights (T,) int32
     encoded/encodings/...       likewise
     encoded/inverted/...        likewise
 
-`methods/k_reciprocal_online.py` and docs/online.md say what the parts of `encoded` mean; of other rankers they
-are `rows` and `inverted`, likewise sparse rows. With lists by camera, `neighbours` has the groups `within` and
-`across`, each `items` and `similarities`. Where feature steps come first, `features` are what they gave, and
-`steps/0/...`, `steps/1/...` what each of them knows of the gallery. An index with approximate search has
+Root attributes:
 
-    search/axes                 (D, d) float32: what rows are projected on before they are searched
+    format, format_version      `blurrerank-index`, 1
+    method, params              text and JSON
+    digest                      digest of the gallery
+    search                      JSON, with approximate search: its kind, the default effort, the recall of the
+                                neighbour lists, and the length that encodings are cut to, if they are
+    also                        JSON, for further methods: the name and the parameters of each
+    versions                    JSON: versions of the libraries
+    crc32                       checksum of the other attributes
+
+Every dataset has a checksum as well, its attribute `crc32`. Datasets of numbers are stored contiguously, so
+that they can be mapped into memory. Columns and lists are int64 in a gallery of 2^31 items or more.
+
+`methods/k_reciprocal_online.py` and docs/online.md explain the parts of `encoded`. Other rankers have `rows`
+and `inverted` instead, which are also sparse rows. Encodings for further methods are in `also/0/...`,
+`also/1/...`. For methods that need lists by camera, `neighbours` has groups `within` and `across`, each with
+`items` and `similarities`. If the method has feature steps, `features` are the transformed features, and
+`steps/0/...`, `steps/1/...` hold what each step has computed from the gallery.
+
+An index with approximate search also has
+
+    search/axes                 (D, d) float32: the axes that rows are projected on before a search
     search/faiss                (B,) uint8: the FAISS index of the projected rows
 
-and the root attribute `search` (JSON): its kind, the effort that is usual, the recall of the neighbour lists,
-and how many entries the rows of encodings are cut to, if they are. The lists are approximate then, with -1
-where one ends early, and `lowest` is -1. Columns and lists are int64 in a gallery of 2^31 items. Root
-attributes: `format`, `format_version`, `method`, `params` (JSON), `digest` of the gallery, `crc32` of these
-and of those below, `versions` (JSON). Every dataset of numbers is stored in one piece, so that it can be mapped
-into memory, and all datasets have an attribute `crc32`.
+Its neighbour lists are approximate, with -1 at the end of short ones, and `lowest` is -1.
 
-What is added to an index with approximate search, or taken from it, changes it in this way: the file gets a
-second name, `NAME.base`, and one of format `blurrerank-index-changes` takes its place. This has `features`,
-`digests`, labels, `neighbours` and `encoded` of the items that were added, which are numbered after those of
-the base; of their encoding
+Adding or removing items of such an index leaves its file as it is, under the name `NAME.base`, and writes a
+file of format `blurrerank-index-changes` in its place. This has `features`, `digests`, labels, `neighbours`
+and `encoded` of the added items, which are numbered after those of the base. Two datasets differ:
 
-    encoded/rows/...            as above, instead of `inverted`
+    encoded/rows/...            the encodings of the added items, instead of `inverted`
+    removed                     (R,) int64, ascending: the stored numbers of the removed items
 
-and of the items that were removed
+Its root attribute `base` is a digest of the checksums of the base, `digest` is that of the current rows, and
+`stale` is a lower bound of how many neighbour lists of the base would change if they were computed again.
 
-    removed                     (R,) int64, ascending: their numbers as they are stored
-
-The root attribute `base` is a digest of the checksums of the base, `digest` that of the rows that there are
-now, and `stale` how many of the base's neighbour lists, at least, would be others if they were found now.
-
-An index that serves several rankers has the encodings for the others in `also/0/...`, `also/1/...`, likewise,
-and their names and parameters in the root attribute `also` (JSON), a pair for each.
-
-While an index is built, `NAME.partial` holds what is known so far: `neighbours` of the first items, with the
-root attributes `format` (`blurrerank-index-partial`), `format_version`, `pool` and `digest`.
+During a build, `NAME.partial` holds the `neighbours` of the first items, with the root attributes `format`
+(`blurrerank-index-partial`), `format_version`, `pool` and `digest`.
 """
 
 from __future__ import annotations
@@ -126,7 +131,7 @@ def read(path: Path, *, verify: bool | None = None) -> Stored:
         if state is not None:
             remember(large, state)
         return stored
-    raise InputError(f"{path} is replaced again and again: try again when it is not")
+    raise InputError(f"{path} keeps being replaced: try again later")
 
 
 @contextmanager

@@ -120,8 +120,8 @@ def _load(name: str) -> tuple[str, Any]:
         return entries[0].value, entries[0].load()
     except Exception as error:  # whatever the module of another package raises when it is imported
         raise ParameterError(
-            f"method {name} cannot be loaded from {entries[0].value} ({type(error).__name__}: {error}): "
-            "mend or uninstall the package that has it"
+            f"method {name} cannot be loaded from {entries[0].value} ({type(error).__name__}: {error}): fix "
+            "or uninstall the package that has it"
         ) from error
 
 
@@ -405,7 +405,9 @@ def parse_chain(text: str) -> tuple[list[str], list[dict[str, Any]]]:
     for part in text.split("+"):
         name, *settings = part.strip().split(":")
         if not name:
-            raise ParameterError(f"{text!r} names no method where one should be: expected such as dba:k=4+lbr")
+            raise ParameterError(
+                f"{text!r} lacks the name of a method: expected a method or chain such as dba:k=4+lbr"
+            )
         if name == AUTO:
             raise ParameterError(
                 f"{AUTO} chooses a whole chain for the data: give it alone, to `run`, `index` or `rerank`"

@@ -22,7 +22,7 @@ class AlphaQueryExpansion(QueryExpansion):
     """Add to each probe its k nearest gallery items, weighted by cosine^alpha.
 
     Attributes:
-        k: nearest gallery items that are added to the probe; capped at the gallery.
+        k: nearest gallery items that are added to the probe; capped at the size of the gallery.
     """
 
     name: ClassVar[str] = "alpha-qe"

@@ -26,7 +26,7 @@ class QueryExpansion(Expansion):
     """Replace each probe by the mean of itself and its k nearest gallery items, weighted by cosine^alpha.
 
     Attributes:
-        k: nearest gallery items that are added to the probe; capped at the gallery.
+        k: nearest gallery items that are added to the probe; capped at the size of the gallery.
     """
 
     name: ClassVar[str] = "aqe"

@@ -34,10 +34,10 @@ class CameraAwareJaccard(JaccardRanker):
     """Sort the whole gallery by (1 - lambda) Jaccard distance of camera-aware encodings + lambda d.
 
     Attributes:
-        k1_intra: others of the own camera that may be reciprocal neighbours.
-        k1_inter: images of all other cameras that may be, and one more.
-        k2_intra: images of the own camera, itself among them, that are averaged.
-        k2_inter: images of all other cameras that are averaged.
+        k1_intra: nearest other images of the same camera that can be reciprocal neighbours.
+        k1_inter: nearest images of all other cameras that can be, plus one.
+        k2_intra: images of the same camera, including itself, over which query expansion averages.
+        k2_inter: images of all other cameras over which it averages.
         lambda_value: weight of the base distance against the Jaccard distance.
     """
 

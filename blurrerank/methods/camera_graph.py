@@ -60,12 +60,12 @@ class CameraGraph(PropagationRanker):
     """Sort the whole gallery by the agreement of camera-balanced neighbourhoods, mixed with cosine similarity.
 
     Attributes:
-        ki: images of the own camera that an image is joined with, itself among them.
-        ko: images of all other cameras that it is joined with.
-        k2i: images of the own camera, itself among them, that neighbourhoods are averaged over.
-        k2o: images of all other cameras that they are averaged over.
+        ki: nearest images of the same camera, including itself, that an image is joined with.
+        ko: nearest images of all other cameras that it is joined with.
+        k2i: images of the same camera, including itself, over which neighbourhoods are averaged.
+        k2o: images of all other cameras over which they are averaged.
         rounds: how many times neighbourhoods are averaged.
-        one_sided: what an edge weighs to an image that does not list this one in turn, against 1.
+        one_sided: factor for edges to images that do not list this one in turn.
         lambda_value: weight of the cosine similarity.
     """
 

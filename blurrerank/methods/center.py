@@ -5,7 +5,7 @@ gallery features, every feature x of camera c becomes
 
     x'  = normalise(x - (n_c m_c + shrink m) / (n_c + shrink))
 
-Means are those of the gallery. Of a camera that the gallery lacks, the mean is that of calibration features,
+Means are those of the gallery. Of a camera that the gallery lacks, the mean is that of camera images,
 or, transductive, of the probes; online and without any, nothing is known of it, and its probes stay as they
 are. With `scale`, what is left is divided by the camera's standard deviation in each dimension.
 
@@ -35,9 +35,9 @@ class Centring(Transform):
     """Subtract from each feature the mean of its camera.
 
     Attributes:
-        by: whose mean, that of the camera or of the whole gallery.
-        shrink: how many images' worth of the gallery's mean are added to those of a camera.
-        scale: divide by the standard deviation in each dimension too.
+        by: subtract the mean of the camera, or of the whole gallery.
+        shrink: weight of the gallery's mean in that of a camera, as a number of images.
+        scale: also divide each dimension by the camera's standard deviation.
     """
 
     name: ClassVar[str] = "center"

@@ -19,7 +19,7 @@ class Cosine(HeadRanker):
     """No re-ranking: the list as search returns it.
 
     Attributes:
-        topn: how deep the list is written.
+        topn: number of items that are listed.
     """
 
     name: ClassVar[str] = "cosine"

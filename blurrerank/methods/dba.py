@@ -26,7 +26,8 @@ class DatabaseAugmentation(Expansion):
     """Replace each gallery item by the mean of its k nearest, itself among them, weighted by cosine^alpha.
 
     Attributes:
-        k: gallery items, itself among them, that are averaged; 1 changes nothing. Capped at the gallery.
+        k: nearest gallery items, including itself, that an item is averaged with; 1 changes nothing. Capped at
+            the size of the gallery.
     """
 
     name: ClassVar[str] = "dba"

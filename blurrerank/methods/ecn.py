@@ -32,9 +32,9 @@ class ExpandedCrossNeighbourhood(GraphRanker):
     """Sort the whole gallery by the rank lists that the neighbours of probe and item share with the other.
 
     Attributes:
-        k: images, itself the first, of a rank list.
-        t: nearest others that are a neighbourhood.
-        q: nearest others of each of these that expand it.
+        k: length of the rank lists, each of which begins with the image itself.
+        t: nearest other images that form a neighbourhood.
+        q: nearest other images of each of these, which expand it.
     """
 
     name: ClassVar[str] = "ecn"

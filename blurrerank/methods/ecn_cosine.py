@@ -38,8 +38,8 @@ class CrossNeighbourhoodMeans(GraphStep):
     """Put the mean of each image's expanded neighbourhood beside the image, the other way round in the gallery.
 
     Attributes:
-        t: nearest others that are a neighbourhood.
-        q: nearest others of each of these that expand it.
+        t: nearest other images that form a neighbourhood.
+        q: nearest other images of each of these, which expand it.
     """
 
     name: ClassVar[str] = "ecn-cosine"

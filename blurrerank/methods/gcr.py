@@ -34,11 +34,11 @@ class GraphConvolution(GraphStep):
     """Replace all features by weighted means of their neighbours, also of those across cameras.
 
     Attributes:
-        k1: images, itself among them, that an image is averaged with.
-        k2: likewise across cameras: itself and k2 - 1 images of all other cameras.
+        k1: nearest images, including itself, that an image is averaged with.
+        k2: likewise across cameras: itself and the k2 - 1 nearest images of all other cameras.
         beta: temperature of the weights exp(cos / beta).
         scale: share of the mean across cameras.
-        rounds: how many times.
+        rounds: number of times that features are averaged.
     """
 
     name: ClassVar[str] = "gcr"

@@ -36,8 +36,9 @@ class GraphNeuralNetwork(PropagationRanker):
     """Sort the whole gallery by the agreement of averaged neighbourhoods, mixed with cosine similarity.
 
     Attributes:
-        k1: images, itself among them, that an image is joined with; capped at the images there are.
-        k2: images, itself among them, that neighbourhoods are averaged over; 1 is none. Capped likewise.
+        k1: nearest images, including itself, that an image is joined with; capped at the number of images.
+        k2: nearest images, including itself, over which neighbourhoods are averaged; 1 turns this off. Capped
+            likewise.
         lambda_value: weight of the cosine similarity.
     """
 

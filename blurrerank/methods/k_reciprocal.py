@@ -40,10 +40,12 @@ class KReciprocal(JaccardRanker):
     """Sort the whole gallery by (1 - lambda) Jaccard distance of k-reciprocal encodings + lambda d.
 
     Attributes:
-        k1: neighbours that an image has besides itself; capped at the number of other images.
-        k2: images, itself among them, that query expansion averages; 1 is none. Capped likewise.
+        k1: number of neighbours of an image, without itself; capped at the number of other images.
+        k2: nearest images, including itself, over which query expansion averages; 1 turns it off. Capped
+            likewise.
         lambda_value: weight of the base distance against the Jaccard distance.
-        base_distance: the squared Euclidean distance, or its square, as torchreid and layumi's scripts have it.
+        base_distance: the squared Euclidean distance, or the square of that, as in torchreid and layumi's
+            scripts.
     """
 
     name: ClassVar[str] = "k-reciprocal"

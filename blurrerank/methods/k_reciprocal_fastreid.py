@@ -38,8 +38,8 @@ class FastReidKReciprocal(JaccardRanker):
     """Sort the whole gallery by (1 - lambda) Jaccard distance of encodings + lambda cosine distance.
 
     Attributes:
-        k1: images, itself among them, that an image is listed with; capped at the images there are.
-        k2: images, itself among them, that query expansion averages; 1 is none. Capped at k1.
+        k1: number of neighbours of an image, including itself; capped at the number of images.
+        k2: nearest images, including itself, over which query expansion averages; 1 turns it off. Capped at k1.
         lambda_value: weight of the cosine distance against the Jaccard distance.
     """
 

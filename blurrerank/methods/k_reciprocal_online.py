@@ -54,11 +54,12 @@ class KReciprocalOnline(GraphRanker):
     """Sort the whole gallery by Jaccard similarity of encodings, mixed with the transition from the probe.
 
     Attributes:
-        pool: nearest items by cosine similarity that are looked at around each image.
-        blur: images, itself among them, that a gallery item is blurred with; 1 is none.
+        pool: nearest items by cosine similarity that are considered for each image.
+        blur: nearest images, including itself, that a gallery item is blurred with; 1 turns this off.
         sigma: temperature of all transitions.
-        k1: neighbours that an image has besides itself, at most `pool`.
-        k2: images, itself among them, that query expansion averages; 1 is none; at most `pool` + 1.
+        k1: number of neighbours of an image, without itself; at most `pool`.
+        k2: nearest images, including itself, over which query expansion averages; 1 turns it off; at most
+            `pool` + 1.
         lambda_value: weight of the transition from the probe.
     """
 

@@ -31,8 +31,9 @@ class WeightedFusion(CameraHeadRanker):
     """Sort the n best of a probe by its mean similarity to the items near each of them.
 
     Attributes:
-        topn: size n of the head.
-        k: nearest items of other cameras than the probe's, the item itself among them, that stand for an item.
+        topn: number of items at the head of the list that are sorted again.
+        k: nearest items from other cameras than the probe's, including the item itself, over which an item is
+            averaged.
     """
 
     name: ClassVar[str] = "kwf"

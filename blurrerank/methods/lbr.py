@@ -34,9 +34,9 @@ class LocalBlurring(HeadRanker):
     Attributes:
         topn: size n of the neighbourhood.
         sigma: temperature of the affinity exp(cos / sigma).
-        probe_in_graph: make the probe a node of the graph too.
-        cosine: compare transformed features by cosine instead of dot product.
-        steps: steps of the random walk.
+        probe_in_graph: also make the probe a node of the graph.
+        cosine: compare transformed features by cosine similarity instead of the dot product.
+        steps: number of steps of the random walk.
     """
 
     name: ClassVar[str] = "lbr"

@@ -31,9 +31,9 @@ class NeighbourCentralisation(GraphStep):
     """Add to each probe and gallery item those of its nearest others that count it among theirs.
 
     Attributes:
-        k1: nearest others of an image that may be added.
-        k2: nearest others of each of these, among which the image must be.
-        together: look for the neighbours of probes and gallery among both.
+        k1: nearest other images that can be added to an image.
+        k2: nearest other images of each of these, among which the image must be.
+        together: search the neighbours of probes and of gallery items among both.
     """
 
     name: ClassVar[str] = "nfc"

@@ -5,8 +5,8 @@ feature x of camera c becomes
 
     x' = normalise((C_c + ridge I)^-1 (x - m_c))
 
-Means and products are those of the gallery. Of a camera that the gallery lacks, they are those of calibration
-features, or, transductive, of the probes; online and without any, its probes stay as they are.
+Means and products are those of the gallery. Of a camera that the gallery lacks, they are those of the camera
+images, or, transductive, of the probes; online and without any, its probes stay as they are.
 
 Source: Zhang, Qian, Liu, Chen, Wang, Li, Jin, "Graph Convolution for Re-ranking in Person Re-identification",
 arXiv:2107.02220. With the authors' ridge of 10 it is little more than centring.
@@ -31,7 +31,7 @@ class ProfileVectors(Transform):
     """Subtract from each feature the mean of its camera, and divide by the camera's correlation.
 
     Attributes:
-        ridge: what is added to the correlation; the larger, the nearer this is to centring alone.
+        ridge: added to the diagonal of the correlation; the larger it is, the closer this is to centring alone.
     """
 
     name: ClassVar[str] = "pvg"

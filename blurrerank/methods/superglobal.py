@@ -38,9 +38,10 @@ class SuperGlobal(HeadRanker):
     """Sort the n best of a probe by the mean similarity of refined items to the probe and to the best of them.
 
     Attributes:
-        topn: size n of the head.
-        k: nearest others in the head that refine an item; so many and one refined items are the best.
-        beta: weight of the others against the item itself.
+        topn: number of items at the head of the list that are sorted again.
+        k: nearest other items of the head that refine an item. The k + 1 best refined items also act as a
+            second probe.
+        beta: weight of the other items, relative to the item itself.
     """
 
     name: ClassVar[str] = "superglobal"

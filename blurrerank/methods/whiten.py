@@ -36,9 +36,9 @@ class Whitening(Transform):
     """Divide each feature by the standard deviation of the gallery in each of its principal directions.
 
     Attributes:
-        dim: principal directions that are kept, those of the largest variance; 0 keeps all. Capped at the
+        dim: number of principal directions to keep, by decreasing variance; 0 keeps all. Capped at the
             dimensions of the features.
-        ridge: what is added to each variance, times the mean of all variances.
+        ridge: added to each variance, in units of the mean variance.
     """
 
     name: ClassVar[str] = "whiten"

@@ -151,7 +151,7 @@ def _lead(comparison: BeforeAfter, near: Neighbourhoods | None) -> str:
         )
     if near is not None and str(near):
         steps = f", after {'+'.join(near.steps)}" if near.steps else ""
-        said.append(f"Other images of an identity, estimated from neighbours{steps}: {near}.")
+        said.append(f"Other images per identity, estimated from neighbours{steps}: {near}.")
     bias = camera_bias(data)
     if bias is not None:
         said.append(f"Cameras: {bias}.")

@@ -86,7 +86,7 @@ def neighbourhood_chart(near: Neighbourhoods) -> str:
             x, height = _x(size, 1, longest), _y(curve[size - 1], marks)
             body += f'<circle class="{style.split()[1]}" cx="{x:.1f}" cy="{height:.1f}" r="4"/>'
     key = _key([(style, text) for style, _, _, text in lines])
-    return key + _svg("neighbourhoods", f"Other images of an identity, estimated from neighbours: {near}", body)
+    return key + _svg("neighbourhoods", f"Other images per identity, estimated from neighbours: {near}", body)
 
 
 def heat_map(grid: Grid) -> str:

@@ -49,7 +49,9 @@ def check_figure(path: str | Path, figure: str, *, sweep: bool) -> None:
             "the heat map needs a sweep: pass --sweep FILE, written by `blurrerank sweep -o` or `tune -o`"
         )
     if figure in ("cmc", "ap", "neighbourhoods") and sweep:
-        raise ParameterError(f"--figure {figure} draws no sweep: leave --sweep out, or pass --figure all")
+        raise ParameterError(
+            f"--figure {figure} does not draw a sweep: leave --sweep out, or pass --figure all"
+        )
     try:
         import matplotlib  # noqa: F401
     except ImportError:

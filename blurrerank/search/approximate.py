@@ -200,7 +200,9 @@ def faiss_reason(error: Exception) -> str:
 def _trained(faiss: Any, factory: str, gallery: UnitRows, held: int) -> Any:
     """An empty index, trained on the gallery or on as many of its rows as may be held."""
     if _FATAL.search(factory):
-        raise ParameterError(f"index factory {factory!r} asks for 0 links: name how many, such as HNSW32")
+        raise ParameterError(
+            f"index factory {factory!r} asks for 0 links: give a number of links, such as HNSW32"
+        )
     try:
         index = faiss.index_factory(gallery.dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:

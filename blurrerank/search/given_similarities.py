@@ -90,7 +90,7 @@ class SimilarityRows:
 
     def gather(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Refuse: there are no rows of features."""
-        raise InputError("there are similarities and no features: choose another method")
+        raise InputError("these are similarities, not features: choose another method")
 
 
 class GivenGallery(WholeGallery):

@@ -121,8 +121,8 @@ class Plan:
         """Cut the work that is done with so many images of `dim` dimensions, of which `asking` ask."""
         if not dim:
             raise InputError(
-                "there are similarities and no features: only `run`, `eval` and `fuse` take them, and in the "
-                "library rerank, evaluate and fuse"
+                "these are similarities, not features: only `run`, `eval` and `fuse` accept them (in the "
+                "library rerank, evaluate and fuse)"
             )
         memory = compute.memory
         held = memory * 3 // 8 // (4 * dim)

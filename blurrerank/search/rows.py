@@ -70,8 +70,8 @@ def warn_of_reads(times: int, count: int, dim: int) -> None:
     if times > _MANY_READS:
         enough = count * 4 * dim * 8 / 3  # three eighths of a budget are for them
         warnings.warn(
-            f"the memory budget does not hold {count:,} x {dim:,} features: they are read {times:,} times "
-            f"over; {math.ceil(enough / 2**20):,} MiB would hold them",
+            f"the memory budget does not hold {count:,} x {dim:,} features: they are read {times:,} times; a "
+            f"budget of {math.ceil(enough / 2**20):,} MiB would hold them",
             BlurrerankWarning,
             stacklevel=3,
         )

@@ -121,7 +121,7 @@ def attempt(
         told = (str(error).splitlines() or [""])[0]
         warnings.warn(
             f"the fused kernel does not work on {table.device} ({type(error).__name__}: {told}); local "
-            "blurring goes on without it, slower, and its scores may differ by rounding",
+            "blurring continues without it, more slowly, and its scores may differ by rounding",
             BlurrerankWarning,
             stacklevel=2,
         )

@@ -37,7 +37,7 @@ class CameraBias:
 
     def __str__(self) -> str:
         return (
-            f"{self.share:.0%} of the {_NEAREST} images nearest to an image are of its own camera, where "
+            f"{self.share:.0%} of the {_NEAREST} nearest neighbours of an image are from its own camera, where "
             f"chance gives {self.chance:.0%}"
         )
 

@@ -95,10 +95,10 @@ def describe_index(path: str | Path) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        A dictionary ready for JSON: `gallery`, as from `describe`; `method`, `params`, `digest`; `calibrated`,
-        the cameras that the gallery lacks and a feature step knows; `search`, None or the kind, the usual
-        effort and the recall of an approximate search; `also`, further methods; `drift`, None or what was
-        changed since it was encoded; and `bytes`, the size of its files.
+        A dictionary ready for JSON: `gallery`, as from `describe`; `method`, `params`, `digest`;
+        `further_cameras`, those that a feature step knows and the gallery lacks; `search`, None or the kind,
+        the usual effort and the recall of an approximate search; `also`, further methods; `drift`, None or what
+        was changed since it was encoded; and `bytes`, the size of its files.
 
     Raises:
         InputError: if it is not an index, or is damaged.
@@ -117,7 +117,9 @@ def describe_index(path: str | Path) -> dict[str, Any]:
         "method": index.method.name,
         "params": index.method.params(),
         "digest": index.gallery.digest(),
-        "calibrated": [] if cams is None else np.setdiff1d(np.concatenate([cams[:0], *known]), cams).tolist(),
+        "further_cameras": []
+        if cams is None
+        else np.setdiff1d(np.concatenate([cams[:0], *known]), cams).tolist(),
         "bytes": sum(file.stat().st_size for file in files_of(Path(path))),
     }
 

@@ -79,7 +79,7 @@ def fuse(
         if not isinstance(one, SimilaritySet):
             check_ranking(one)
     if len(rankings) < 2:
-        raise InputError("fusion needs two rankings at least")
+        raise InputError("fusion needs at least two rankings")
     shares = [1.0] * len(rankings) if weights is None else [float(weight) for weight in weights]
     if len(shares) != len(rankings):
         raise ParameterError(

@@ -52,7 +52,7 @@ class ParameterGrid:
                 raise ParameterError(f"the grid has {name} twice: give all of its values at once")
             if isinstance(some, str) or not len(some):
                 raise ParameterError(
-                    f"the grid has {name} without a list of values: expected such as [2, 4, 6]"
+                    f"the grid has no list of values for {name}: expected a list such as [2, 4, 6]"
                 )
             for value in some:
                 parameter.check(value)
@@ -60,7 +60,7 @@ class ParameterGrid:
             values[name] = tuple(dict.fromkeys(map(kind, some)))
         settings = prod(map(len, values.values()))
         if settings > _MOST_SETTINGS:
-            raise ParameterError(f"the grid has {settings:,} settings: {_MOST_SETTINGS:,} is the most")
+            raise ParameterError(f"the grid has {settings:,} settings: at most {_MOST_SETTINGS:,} are allowed")
         found = cls(with_settings(method, {}), values)
         for setting in found.settings():  # parameters may depend on each other
             found.method_at(setting)

@@ -49,8 +49,8 @@ class Halves:
         ids = np.unique(data.probe.ids[matched])
         if len(ids) < 4:
             raise InputError(
-                f"{len(ids)} identities have a match in the gallery: tuning needs two to choose by and two to "
-                "report on"
+                f"{len(ids)} identities have a match in the gallery: tuning needs at least two to choose on "
+                "and two to report on"
             )
         drawn = np.random.default_rng(seed).permutation(ids)[: len(ids) // 2]
         tunes = matched & np.isin(data.probe.ids, drawn)

@@ -34,7 +34,7 @@ def locate_each(
     Args:
         data: features with ids.
         methods: methods and chains; equal ones count once.
-        request: `online` and `calibration`.
+        request: `online` and `camera_images`.
         finder: made from `data`.
         compute: how; progress is that of each search and each graph.
 
@@ -76,7 +76,7 @@ def _locate_alike(
     """Where the matches stand by several rankers after the same feature steps."""
     for step in steps:
         data, request = apply_feature_step(data, step, request, compute)
-    request = replace(request, calibration=None)
+    request = replace(request, camera_images=None)
     heads = [one for one in rankers if isinstance(one, HeadRanker) and not isinstance(one, CameraHeadRanker)]
     located = _Located(data, request, finder, compute)
     if heads:

@@ -98,10 +98,8 @@ def sweep(
     }
     for name, value in made_from.items():
         if known is not None and getattr(known, name) != value:
-            raise InputError(
-                f"the earlier sweep is of {_OTHER.get(name) or f'{name} {getattr(known, name)}'}: "
-                "choose another name for this one"
-            )
+            other = _OTHER.get(name) or f"{name} {getattr(known, name)}"
+            raise InputError(f"the output file has a sweep of {other}: choose another name for this one")
     wanted = {(min(topn, len(data.gallery)), float(sigma)) for topn in topns for sigma in sigmas}
     missing = sorted(wanted - set(known.rows if known else ()))
     if known is not None and not missing:

@@ -1,9 +1,16 @@
 """Sweep files: the metrics of every setting, as JSON or CSV.
 
-JSON: `format` (`blurrerank-sweep`), `format_version`, the input and protocol (`digest`, `labels_digest`,
-`protocol`, `ap`, `probes`, `valid_probes`), `cosine` (means without re-ranking), `rows` (`topn`, `sigma` and
-means of each setting) and `best` (mean -> its best row). CSV: one row per setting after a first row of method
-`cosine`; every row repeats the input and protocol.
+JSON, an object with these keys:
+
+    format, format_version  `blurrerank-sweep`, 1
+    digest, labels_digest   digests of the features and of their labels
+    protocol, ap            as the options were
+    probes, valid_probes    how many probes there are, and how many have a match in the gallery
+    cosine                  means without re-ranking
+    rows                    for each setting, `topn`, `sigma` and its means
+    best                    for each mean, the row where it is highest
+
+CSV: a first row of method `cosine`, then one row per setting. Every row repeats the input and the protocol.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ..compute.compute import Compute, Progress
 from ..data.arguments import check_features
 from ..data.features import FeatureSet
 from ..data.side import Side
-from ..engine.request import Request, check_calibrates, setting_of, without_cameras
+from ..engine.request import Request, check_camera_images_for, setting_of, without_cameras
 from ..engine.runs import Measurement
 from ..errors import BlurrerankWarning, InputError, ParameterError
 from ..evaluation.match_finder import MatchFinder
@@ -31,8 +31,8 @@ from .tuning import Basis, Store, Tuning, best_of
 _OTHER = {
     "digest": "other features",
     "labels_digest": "other ids or cameras",
-    "calibration_digest": "other calibration features",
-    "calibration_cams": "other cameras of the calibration features",
+    "camera_images_digest": "other camera images",
+    "camera_images_cams": "other cameras of the camera images",
 }
 
 
@@ -68,7 +68,7 @@ def tune(
     grid: Mapping[str, Sequence[Any]],
     *,
     online: bool = False,
-    calibration: Side | None = None,
+    camera_images: Side | None = None,
     metric: str = "mAP",
     seed: int = 0,
     protocol: str = "market1501",
@@ -89,7 +89,7 @@ def tune(
         grid: the values of parameters that vary, by names as `rerank` takes them, such as `ki` or `dba.k`, or
             as options spell them, such as `lambda`.
         online: rank each probe by itself; refused for methods that cannot.
-        calibration: earlier images of cameras that the gallery lacks, for steps such as `center`.
+        camera_images: earlier images of cameras that the gallery lacks, for steps such as `center`.
         metric: the mean that is to be highest: mAP, mINP, rank1, rank5, rank10 or rank20.
         seed: of the draw of the halves.
         protocol: `market1501`, `cuhk03`, `leave-one-out` or `plain`.
@@ -112,7 +112,7 @@ def tune(
     check_features(data)
     choice = Choice(Measurement(protocol, ap), metric, seed)
     compute = Compute.choose(device, memory, precision=precision, progress=progress)
-    request = Request(online=online, calibration=calibration)
+    request = Request(online=online, camera_images=camera_images)
     return tune_grid(
         data,
         ParameterGrid.of(method, grid.items()),
@@ -178,21 +178,21 @@ def tune_grid(
 
 def _basis(data: FeatureSet, grid: ParameterGrid, request: Request, choice: Choice) -> Basis:
     """Check that settings can be compared, and say what is compared."""
-    method, calibration = create(grid.method), request.calibration
+    method, camera_images = create(grid.method), request.camera_images
     setting = setting_of(method, request.online)
     if not data.has_ids:
         raise InputError(f"{data.lacking('ids')}: settings cannot be compared without metrics")
     if method.needs_cameras and not data.has_cams:
         raise without_cameras(data.lacking("cams"), method.name)
-    if calibration is not None:
-        check_calibrates(method, calibration, data.dim, online=request.online)
+    if camera_images is not None:
+        check_camera_images_for(method, camera_images, data.dim, online=request.online)
     return Basis(
         grid.method,
         setting,
         data.digest(),
         data.labels_digest(),
-        None if calibration is None else calibration.digest(),
-        None if calibration is None else calibration.cameras_digest(),
+        None if camera_images is None else camera_images.digest(),
+        None if camera_images is None else camera_images.cameras_digest(),
         choice.measurement.protocol,
         choice.measurement.ap,
         choice.seed,
@@ -206,7 +206,7 @@ def _check_continues(grid: ParameterGrid, known: Tuning, basis: Basis) -> Parame
     if not other and set(known.grid) != set(grid.values):
         other = [f"a grid over {', '.join(known.grid)}"]
     if other:
-        raise InputError(f"the earlier tuning is of {other[0]}: choose another name for this one")
+        raise InputError(f"the output file has a tuning of {other[0]}: choose another name for this one")
     return replace(grid, values={name: grid.values[name] for name in known.grid})
 
 

@@ -1,18 +1,32 @@
-"""Tuning files: the settings of a grid on one half of the identities, and the chosen one on the other.
+"""Tuning files: all settings of a grid on one half of the identities, and the chosen one on the other half.
 
-JSON: `format` (`blurrerank-tuning`), `format_version`; what it is of (`method`, the chain with its fixed
-parameters; `setting`, `digest`, `labels_digest`, `calibration_digest`, `calibration_cams`, `protocol`, `ap`,
-`seed`); `metric`, by which is chosen; `grid` (parameter -> values); `tuning` and `reporting` (`identities` and
-`probes` of each half); `rows` (`params` of each setting and its means on the tuning half); `finished`; `chosen`
-(`params`, and the chain as `method`); and `report`, once finished: for `cosine`, `defaults` (the chain as it
-was given), `chosen` and the differences between them, each mean on the reporting half as `value`, `low` and
-`high`, a 95 % interval. Of settings that were not chosen there is nothing of the reporting half. `samples` has
-what a later call needs to report: `counts`, the probes of each identity of the reporting half, and sums over
-these of each mean.
+JSON, an object with these keys:
 
-CSV, which is written once and not continued: a row for each setting, `half` being `tuning`, then `cosine`,
-`defaults` and `chosen` with `half` `reporting` and the ends of their intervals; every row repeats what it is
-of.
+    format, format_version      `blurrerank-tuning`, 1
+    method                      the chain with its fixed parameters
+    setting                     `transductive` or `online`
+    protocol, ap, seed          as the options were
+    digest, labels_digest       digests of the features and of their labels
+    camera_images_digest        digest of the camera images, if there were any
+    camera_images_cams          digest of their cameras
+    metric                      the metric that settings are compared by
+    grid                        parameter -> its values
+    tuning, reporting           `identities` and `probes` of each half
+    rows                        for each setting, its `params` and its means on the tuning half
+    finished                    whether all settings have been measured
+    chosen                      `params` of the best setting, and the whole chain as `method`
+    report                      once finished, the means on the reporting half
+    samples                     what a later call needs to continue: sums over the reporting half
+
+`report` has `cosine`, `defaults` (the chain as it was given), `chosen`, and the differences between them: each
+mean as `value`, with `low` and `high`, the ends of its 95 % interval. The file has no other results on the
+reporting half. `samples` has `counts`, the number of probes of each identity of the reporting half, and for
+`cosine`, `defaults` and `chosen` the sum of each mean over these probes; `params` is the setting that was best
+when they were written.
+
+CSV: one row per setting with `half` = `tuning`, then `cosine`, `defaults` and `chosen` with `half` =
+`reporting` and the ends of their intervals. Every row repeats the input and the protocol. A CSV file is written
+once and cannot be continued.
 """
 
 from __future__ import annotations

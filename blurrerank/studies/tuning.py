@@ -24,8 +24,8 @@ class Basis:
         setting: `transductive` or `online`, None if that makes no difference.
         digest: `FeatureSet.digest()` of the features.
         labels_digest: `FeatureSet.labels_digest()` of the same.
-        calibration_digest: `Side.digest()` of the calibration features, None without.
-        calibration_cams: `Side.cameras_digest()` of the same.
+        camera_images_digest: `Side.digest()` of the camera images, None without.
+        camera_images_cams: `Side.cameras_digest()` of the same.
         protocol: by which it was measured.
         ap: the kind of average precision.
         seed: of the draw of the halves.
@@ -35,8 +35,8 @@ class Basis:
     setting: str | None
     digest: str
     labels_digest: str
-    calibration_digest: str | None
-    calibration_cams: str | None
+    camera_images_digest: str | None
+    camera_images_cams: str | None
     protocol: str
     ap: str
     seed: int

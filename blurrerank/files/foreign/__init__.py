@@ -1,7 +1,7 @@
 """Feature files of other tools, for `convert` and for every command that takes features.
 
-The format is detected from the content. Pass several files if each side or each field has its own: probes
-first, unless the names contain query and gallery.
+The format is detected from the content. If each side or each field has a file of its own, pass them all:
+probes first, unless the names contain query and gallery.
 
     MATLAB v5, v7.3     query_f query_label query_cam, gallery_f ..., also query_path (layumi); with
                         multi_query.mat, each probe is the mean of mquery_f over its identity and camera
@@ -11,8 +11,8 @@ first, unless the names contain query and gallery.
     .npz, torch.save    qf gf q_pids g_pids q_camids g_camids (torchreid)
                         feats pids camids and num_query, probes first (fast-reid); or names as in MATLAB
     pickle              layumi's six names (GNN re-ranking)
-                        name -> vector, one file per side; identity and camera come from names as Market-1501,
-                        DukeMTMC, VeRi-776, MARS, MSMT17 and Celeb-reID have them (GCN_rerank)
+                        name -> vector, one file per side; identity and camera come from the names, in the form
+                        of Market-1501, DukeMTMC, VeRi-776, MARS, MSMT17 and Celeb-reID (GCN_rerank)
                         features, identities, cameras of the probes, then of the gallery (CoinCheung)
     folder of CSV       query/ and test/, each with features.csv labels.csv cameras.csv (ECN)
     table with a header label is_query is_gallery, also path, sequence; and a file of features (OML)
@@ -20,25 +20,29 @@ first, unless the names contain query and gallery.
                         such as id, cam, name; one file per side
     HDF5                train, the gallery, and test, the probes (ann-benchmarks); or names as in .npz
     .fbin .hbin .fvecs  only features, one file per side; likewise .npy, and tables without a header
-    .npy .pt .txt       one file per field, if the files are called as fields are: qf.npy gf.npy q_pids.npy ...
-    any of these        similarities or distances in the place of features: distmat or q_g_dist (P, G), and
-                        g_g_dist, q_q_dist where a method needs them; `sim` in the place of `dist`
+    .npy .pt .txt       one file per field, named after the field: qf.npy gf.npy q_pids.npy ...
+    any of these        similarities or distances instead of features: distmat or q_g_dist (P, G), and
+                        g_g_dist, q_q_dist if a method needs them; `sim` instead of `dist` for similarities
 
-Tables may be text with commas, semicolons, tabs or blanks, JSON, JSON lines, and Parquet and Feather with the
-extra `tables` (pyarrow). Column numbers as a header, row numbers as the first column and lines with # at the
-beginning are left out; a first column of text is names. `.safetensors` files are read like torch.save.
+Tables can be text separated by commas, semicolons, tabs or blanks, JSON, JSON lines, or, with the extra
+`tables` (pyarrow), Parquet and Feather. A header of column numbers, a first column of row numbers, and lines
+that begin with # are skipped; a first column of text is read as names. `.safetensors` files are read like
+torch.save.
 
-Pickles, also those in .npy and .npz, are read only by `convert --allow-pickle`: arrays, tensors, numbers, text,
-paths and plain containers. No code in them is executed. Files from torch.save are read without that option, by
-torch's reader of weights.
+Pickles, also those in .npy and .npz, are read only by `convert --allow-pickle`: arrays, tensors, numbers,
+text, paths and plain containers. No code in them is executed. Files from torch.save do not need that option;
+torch's own loader of weights reads them.
 
-Features keep their dtype and norms; bfloat16 becomes float32, and axes of length 1 are dropped. Labels become
-integers: whole numbers keep their value, also as text, unless two texts are one number (1 and 01); other text
-is numbered from 1, except for -1 and 0. OML labels that start at 0, and the identities of MSMT17, are increased
-by 1. A (D, N) array is transposed if the labels or the other side show that it is one. Images whose names say
-no identity are distractors; where no name of a side does, it has no ids. Every conversion is reported, and so
-are likely mistakes: the same camera for all images, cameras numbered from 0 on one side and from 1 on the
-other, probes without a match, or in the gallery too.
+Features keep their dtype and norms, but bfloat16 becomes float32, and axes of length 1 are dropped. A (D, N)
+array is transposed if the labels or the other side show that it is one.
+
+Labels become integers. Whole numbers keep their value, even as text, unless two different texts are the same
+number (1 and 01). Other text is numbered from 1, except for -1 and 0, and a report shows the text. OML labels
+that start at 0, and the identities of MSMT17, are increased by 1. Images whose names contain no identity are
+distractors; if no name of a side contains one, the side has no ids.
+
+Every conversion is reported, and so are likely mistakes: the same camera for all images, cameras numbered from
+0 on one side and from 1 on the other, probes without a match, and probes that are in the gallery too.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class _Maker:
         return self._make(*arguments)
 
     def __setstate__(self, _: Any) -> None:
-        raise pickle.UnpicklingError("it changes what reads it")
+        raise pickle.UnpicklingError("it tries to change the unpickler")
 
 
 class _NotDataError(pickle.UnpicklingError):
@@ -105,7 +105,7 @@ def _from_buffer(*arguments: Any) -> Array:
 
 def _scalar(kind: Any, data: Any) -> Array:
     if isinstance(kind, Dtype) and kind.dtype.hasobject:
-        raise _NotDataError("an object in the place of a number")
+        raise _NotDataError("an object instead of a number")
     array = Array()
     array.values = _filled(data, kind, (1,), "C")[0]
     return array

@@ -271,7 +271,8 @@ def _columns(path: Path, columns: dict[str, Any]) -> tuple[dict[str, Any], list[
     prefix, numbered = long[0], groups[long[0]]
     if len(long) > 1 and len(groups[long[1]]) == len(numbered):
         raise InputError(
-            f"{path} has columns {prefix}... and {long[1]}..., as many of each: keep those that are features"
+            f"{path} has columns {prefix}... and {long[1]}..., equally many of each: keep only those that "
+            "are features"
         )
     first, last = min(numbered), max(numbered)
     missing = sorted(set(range(first, last + 1)) - set(numbered))

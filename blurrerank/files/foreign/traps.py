@@ -46,7 +46,7 @@ def label_doubts(data: FeatureSet) -> list[str]:
     if 0 < valid < len(data.probe):
         found.append(
             f"{len(data.probe) - valid} of {len(data.probe)} probes have no match in the gallery under "
-            f"protocol {protocol.name}: means leave them out"
+            f"protocol {protocol.name}: means do not include them"
         )
     return found
 

@@ -174,7 +174,7 @@ class GraphMethod(Method):
         """Lists longer than there are other images."""
         others, count = (probes if self.transductive else 0) + gallery - 1, self.neighbours()
         return (
-            [f"{self.name} asks for {count} neighbours of each image: there are {others}"]
+            [f"{self.name} needs {count} neighbours per image, and there are only {others}"]
             if count > others
             else []
         )

@@ -47,7 +47,7 @@ class CameraHeadRanker(HeadRanker):
 
     def rescore(self, probe: torch.Tensor, candidates: Candidates, gallery: Gatherable) -> torch.Tensor:
         """Raise `ParameterError`: the features of candidates alone do not tell what is near them."""
-        raise ParameterError(f"method {self.name} looks at the whole gallery, and not at candidates alone")
+        raise ParameterError(f"method {self.name} needs the whole gallery, not only candidates")
 
     def workspace_bytes(self, topn: int, dim: int) -> int:
         """Return what the items near each candidate take, and the similarities to them."""

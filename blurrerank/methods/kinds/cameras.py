@@ -41,11 +41,13 @@ def warn_of_unknown(cams: torch.Tensor | None, known: torch.Tensor) -> None:
     if len(unknown):
         several = len(cams) > 1
         left = (
-            f"{len(unknown)} of {len(cams)} probes stay as they are" if several else "the probe stays as it is"
+            f"{len(unknown)} of {len(cams)} probes are left unchanged"
+            if several
+            else "the probe is left unchanged"
         )
         warnings.warn(
-            f"nothing is known of camera {unknown[0]}, which the gallery lacks: {left}; "
-            "pass earlier images of this camera with --calibrate, for an index when it is built",
+            f"camera {unknown[0]} has no images in the gallery: {left}; pass earlier images of this camera "
+            "with --camera-images (for an index, when it is built)",
             BlurrerankWarning,
             stacklevel=2,
         )

@@ -17,7 +17,7 @@ class Expansion(ListStep):
     """A feature step that sums the k nearest gallery items.
 
     Attributes:
-        k: nearest gallery items that are summed; capped at the gallery.
+        k: nearest gallery items that are summed; capped at the size of the gallery.
         alpha: exponent of the cosine similarity that weighs them; 0 weighs all alike.
     """
 

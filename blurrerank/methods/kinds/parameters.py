@@ -86,7 +86,7 @@ class Parameter:
     def check(self, value: Any) -> None:
         """Raise `ParameterError` unless `value` is of the right kind and within the range."""
         if isinstance(value, str) and value == AUTO and self.fits is not None:
-            raise ParameterError(f"{self.option} {AUTO} is found from the data: name a number here")
+            raise ParameterError(f"{self.option} cannot be {AUTO} here, where no data are known: give a number")
         said = self.option.replace("-", " ") if self.choices else self.name.removesuffix("_value")
         if self.choices:
             if value not in self.choices:

@@ -74,7 +74,7 @@ class Transform(FeatureStep):
 
         Args:
             gallery: its images.
-            others: images of other cameras perhaps: calibration features if there are any, and then,
+            others: images of other cameras perhaps: camera images if there are any, and then,
                 transductive, the probes.
         """
 
