@@ -141,7 +141,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 for success, 1 for a named error, 2 for wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    _wait_asleep()
     _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
@@ -180,16 +179,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         code = _fail(*_message_and_exit_code(error))
     sys.exit(code)
-
-
-def _wait_asleep() -> None:
-    """Let threads that wait for each other sleep soon. It is read when torch is imported.
-
-    By default those of libgomp spin for milliseconds. If another process wants the core of the thread that they
-    wait for, work of many short steps takes three times as long. Alone on the machine, there is no difference.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def _open_standard_streams() -> None:

@@ -19,9 +19,9 @@ from .running_lists import RunningLists
 _GROUP = 16
 # Rows in which more than this share of the groups exceeds what is asked for are looked at whole.
 _CROWDED = 0.5
-# In how many pieces at least to work where all of a tile is looked at: what is noted of a product takes more
-# memory than the product.
-_PIECES = 32
+# In how many pieces at least to look at all groups of a tile, as what is noted of a product takes more memory than
+# the product; and at all whole rows, of which only the best are noted.
+_PIECES, _PIECES_OF_ROWS = 32, 4
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _offer_to_rows(products: torch.Tensor, block: Block, others: Block, lists: S
         least[crowded] = torch.inf
         # Turned first: to pick columns as rows takes ten times as long.
         rows_first = products.contiguous()
-        for some in torch.split(crowded, -(-len(products) // _PIECES)):
+        for some in torch.split(crowded, -(-len(products) // _PIECES_OF_ROWS)):
             _offer_whole(sign * rows_first[some], block.images[some], others, lists)
         del rows_first
     if products.is_contiguous():
