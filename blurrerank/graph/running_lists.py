@@ -152,6 +152,6 @@ class RunningLists:
 
 
 def _where(mask: torch.Tensor, *values: torch.Tensor) -> list[torch.Tensor]:
-    """Those of (E,) values where a mask is set. To find these places once is faster than to index by the mask."""
+    """Those of (E,) values where a mask is set: finding the places once is faster than indexing by the mask."""
     places = torch.nonzero(mask).flatten()
     return [each.index_select(0, places) for each in values]

@@ -19,8 +19,8 @@ from .running_lists import RunningLists
 _GROUP = 16
 # Rows in which more than this share of the groups exceeds what is asked for are looked at whole.
 _CROWDED = 0.5
-# In how many pieces at least to look at all groups of a tile, as what is noted of a product takes more memory than
-# the product; and at all whole rows, of which only the best are noted.
+# In how many pieces at least to look at all groups of a tile, as what is noted of a product takes more memory
+# than the product; and at all whole rows, of which only the best are noted.
 _PIECES, _PIECES_OF_ROWS = 32, 4
 
 
