@@ -93,7 +93,7 @@ def test_presets_are_those_of_the_paper(data, name):
 
 
 # Budgets of a few MiB are what is tested: that they are small is told each time.
-@pytest.mark.filterwarnings("ignore:.*times over:blurrerank.BlurrerankWarning")
+@pytest.mark.filterwarnings("ignore:the memory budget does not hold:blurrerank.BlurrerankWarning")
 def test_lists_do_not_depend_on_blocks_threads_or_memory(data, threads):
     # Blocks of a few rows are slow: 374 of them, of every thirtieth row, say as much as 11,203 do.
     few = br.FeatureSet(every(40, data.probe), every(30, data.gallery))
@@ -123,7 +123,7 @@ def test_lists_do_not_depend_on_the_dtype_of_the_file(data, tmp_path, dtype):
     np.testing.assert_array_equal(stored.indices, br.rerank(data).indices)
 
 
-@pytest.mark.filterwarnings("ignore:.*times over:blurrerank.BlurrerankWarning")
+@pytest.mark.filterwarnings("ignore:the memory budget does not hold:blurrerank.BlurrerankWarning")
 def test_metrics_do_not_depend_on_the_memory_budget(data):
     data = br.FeatureSet(every(9, data.probe), data.gallery)
     ranking = br.rerank(data)

@@ -46,7 +46,7 @@ def brute_force(rows: np.ndarray, allowed: np.ndarray, count: int) -> list[list[
     st.sampled_from([torch.float32, torch.bfloat16]),
     st.booleans(),
 )
-@pytest.mark.filterwarnings("ignore:.*times over:blurrerank.BlurrerankWarning")
+@pytest.mark.filterwarnings("ignore:the memory budget does not hold:blurrerank.BlurrerankWarning")
 def test_lists_by_camera_are_those_of_brute_force(arrays, nearest, within, across, cameras, dtype, resident):
     rows = np.concatenate(arrays)
     number = len(rows)

@@ -169,7 +169,7 @@ def unit(rows):
 
 
 @pytest.mark.parametrize("memory", [None, 1 << 20])
-@pytest.mark.filterwarnings("ignore:.*times over:blurrerank.BlurrerankWarning")
+@pytest.mark.filterwarnings("ignore:the memory budget does not hold:blurrerank.BlurrerankWarning")
 def test_steps_apply_one_after_another(memory):
     """In memory and, with a small budget, in a file; rows are read again for each part then."""
     arrays = features(seed=3, probes=40, gallery=900, dim=96)

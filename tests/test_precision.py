@@ -403,7 +403,7 @@ def test_what_goes_wrong_while_reading_ahead_is_told():
 
 
 @settings(max_examples=40)
-@pytest.mark.filterwarnings("ignore:.*times over:blurrerank.BlurrerankWarning")
+@pytest.mark.filterwarnings("ignore:the memory budget does not hold:blurrerank.BlurrerankWarning")
 @given(
     st.one_of(near_ties(), sides()),
     st.integers(0, 30),
