@@ -121,8 +121,7 @@ def cases(write, tmp_path) -> list[dict]:
     add("ties", "dba+k-reciprocal", memory=1_000_000)
     new = [method for method in available() if method not in {case["method"] for case in found}]
     for number, method in enumerate(new):
-        for feats in ("plain", "ties") if number % 2 else ("plain", "large"):
-            add(feats, method)
+        add(("plain", "ties", "large")[number % 3], method)
     add("plain", "center:shrink=0+camera-graph")
     return found
 

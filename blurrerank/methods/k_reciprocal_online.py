@@ -58,8 +58,7 @@ class KReciprocalOnline(GraphRanker):
         blur: nearest images, including itself, that a gallery item is blurred with; 1 turns this off.
         sigma: temperature of all transitions.
         k1: number of neighbours of an image, without itself; at most `pool`.
-        k2: nearest images, including itself, over which query expansion averages; 1 turns it off; at most
-            `pool` + 1.
+        k2: nearest images, including itself, that query expansion averages; 1 is none; at most `pool` + 1.
         lambda_value: weight of the transition from the probe.
     """
 
