@@ -60,7 +60,7 @@ def interval(data: br.FeatureSet, ranking: br.Ranking) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def measured(path: str) -> dict[str, dict[str, Any]]:
+def measured(path: str, data: br.FeatureSet) -> dict[str, dict[str, Any]]:
     """Quality, seconds and memory of every method on one file."""
     contenders = ",".join([*available(), *CHAINS[:-1]])
     found = {}
@@ -97,7 +97,6 @@ def measured(path: str) -> dict[str, dict[str, Any]]:
         "rank1": 100 * told["after"]["rank1"],
         "chose": told["auto"].partition(" (")[0],
     }
-    data = br.load(path)
     for name in ("cosine", "lbr", "k-reciprocal", *CHAINS):
         start = time.perf_counter()
         ranking = br.rerank(data, name)
@@ -178,7 +177,7 @@ def main() -> None:
     for path in sys.argv[1:]:
         data = br.load(path)
         label = Path(path).stem
-        found[label] = measured(path)
+        found[label] = measured(path, data)
         size = f"{len(data.probe):,} probes x {len(data.gallery):,} gallery x {data.dim}"
         chose = found[label]["auto"]["chose"]
         sections.append(f"### {label}\n\n{size}. `auto` chose `{chose}`.\n\n{table(found[label])}\n")

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +29,7 @@ from .completion import completion
 from .convert import convert
 from .eval import evaluate
 from .fuse import fuse
-from .help import help_command
+from .help import help_command, shown_commands, suggestion
 from .index import index
 from .info import info
 from .options import printable, shortened
@@ -58,14 +57,10 @@ class _Commands(click.Group):
         name = args[0]
         if name.startswith("-") or name in self.commands:
             return super().resolve_command(ctx, args)
-        shown = [known for known, command in self.commands.items() if not command.hidden]
-        near = get_close_matches(name, shown, 1)
         if Path(name).is_file():
             hint = f"to rank its probes, type: blurrerank run {name}"
-        elif near:
-            hint = f"did you mean {near[0]}?"
         else:
-            hint = f"choose one of {', '.join(sorted(shown))}"
+            hint = suggestion(name, shown_commands(self))
         raise click.UsageError(f"there is no command {name!r}: {hint}", ctx)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 
@@ -32,10 +32,21 @@ def topic_text(topic: str) -> str:
     return "\n\n".join(ast.get_docstring(ast.parse(source)) or "" for source in sources)
 
 
+def shown_commands(group: click.Group) -> list[str]:
+    """Return the names of the commands of a group, without the hidden ones."""
+    return [name for name, command in sorted(group.commands.items()) if not command.hidden]
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """Return which of the known names to take in place of an unknown one."""
+    near = get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+
+
 def _list_topics(root: click.Context) -> list[str]:
     commands = root.command
     assert isinstance(commands, click.Group)
-    return [*(name for name, command in sorted(commands.commands.items()) if not command.hidden), *TOPICS]
+    return [*shown_commands(commands), *TOPICS]
 
 
 def _complete_topic(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -66,9 +77,6 @@ def help_command(ctx: click.Context, topic: str | None) -> None:
         return
     command = commands.get_command(root, topic)
     if command is None:
-        topics = _list_topics(root)
-        near = get_close_matches(topic, topics, 1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(topics)}"
-        raise click.UsageError(f"there is no help for {topic!r}: {hint}")
+        raise click.UsageError(f"there is no help for {topic!r}: {suggestion(topic, _list_topics(root))}")
     with click.Context(command, info_name=topic, parent=root) as context:
         click.echo(command.get_help(context))

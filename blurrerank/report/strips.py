@@ -150,12 +150,16 @@ class Strips:
             "mapStarts": ("i4", self.maps.starts),
             "itemRows": ("i4", self.items),
         }
+        texts: dict[str, dict[int, str]] = {}
         for name, labels in (("Ids", "ids"), ("Cams", "cams")):
             mine, theirs = getattr(data.probe, labels), getattr(data.gallery, labels)
-            if mine is not None:
-                columns[f"probe{name}"] = ("i8", mine)
-            if theirs is not None:
-                columns[f"item{name}"] = ("i8", theirs[self.items])
+            numbers: set[int] = set()
+            for side, values in (("probe", mine), ("item", None if theirs is None else theirs[self.items])):
+                if values is not None:
+                    columns[f"{side}{name}"] = ("i8", values)
+                    numbers.update(values.tolist())
+            named = data.texts.get(labels, {})
+            texts[labels] = {number: text for number, text in named.items() if number in numbers}
         if comparison.measured is not None:
             before, after = comparison.measured
             columns |= {
@@ -169,6 +173,7 @@ class Strips:
             "probes": count,
             "shown": shown,
             "labels": {"before": label(comparison.reference), "after": label(comparison.ranking)},
+            "texts": texts,
             "maps": {"items": ITEMS, "low": self.maps.low, "high": self.maps.high},
         }
         if self.sheets.uris:
@@ -184,15 +189,6 @@ class Strips:
             table["probeNames"] = data.probe.names.tolist()
         if data.gallery.names is not None:
             table["itemNames"] = data.gallery.names[self.items].tolist()
-        table["texts"] = {
-            kind: {
-                number: texts[number]
-                for name in (f"probe{kind.capitalize()}", f"item{kind.capitalize()}")
-                for number in np.unique(columns.get(name, ("", []))[1]).tolist()
-                if number in texts
-            }
-            for kind, texts in data.texts.items()
-        }
         return table | {
             "columns": {
                 name: {"type": kind, "base64": _base64(values, kind)}
