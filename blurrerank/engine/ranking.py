@@ -25,7 +25,7 @@ from ..data.side import digest_of
 from ..data.similarities import SimilaritySet
 from ..data.sort_keys import from_sort_keys
 from ..errors import InputError, ParameterError
-from ..graph.comparison import compared
+from ..graph.comparison import compared, comparison_bytes
 from ..graph.encoding import Encoding, Probes
 from ..graph.find import Keep, find_graph
 from ..graph.given import graph_of_similarities
@@ -393,7 +393,7 @@ class _Fitted:
         similarities, ranker = batch.similarities, self.ranker
         assert similarities is not None
         scores = torch.empty_like(similarities)
-        each = (32 if ranker.compares == "dot" else 16) * work.gallery.size
+        each = comparison_bytes(ranker.compares, scores.device) * work.gallery.size
         if self.probe_rows is None:
             each = max(each, ranker.workspace_bytes(batch.found.indices.shape[1]))
             # What `nearest_of` gathers: a table of rows, and those of each list.

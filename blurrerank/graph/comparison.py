@@ -6,13 +6,18 @@ arXiv:1701.08398, section 3.5, for `overlap`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from ..data.ranges import offsets_of, ranges, split_by_size
+from ..data.ranges import ranges, split_by_size
+from ..search.rows import blocks_of
 from .sparse_rows import ONE, SparseRows, summed
 
 
@@ -31,12 +36,17 @@ def compared(rows: SparseRows, lists: Sequence[SparseRows], width: int, compares
         (p, G) float32; an overlap is 0 to 1, but for the rounding of the weights.
     """
     if compares == "dot" and rows.columns.device.type == "cpu":
-        return _scaled(_products(rows, lists, width), compares)
+        return _products(rows, lists, width)
     dtype = torch.int64 if compares == "dot" else torch.int32
     sums = torch.zeros(len(rows) * width, dtype=dtype, device=rows.columns.device)
     for at, shared in _shared(rows, lists, width, compares, dtype):
         sums.scatter_add_(0, at, shared)
     return _scaled(sums, compares).view(len(rows), width)
+
+
+def comparison_bytes(compares: str, device: torch.device) -> int:
+    """What it takes about to compare a row with one of another matrix, and to make a score of that; bytes."""
+    return 32 if compares == "dot" and device.type == "cuda" else 16
 
 
 def reached(
@@ -61,22 +71,42 @@ def reached(
 
 
 def _products(rows: SparseRows, lists: Sequence[SparseRows], width: int) -> torch.Tensor:
-    """The sums of `compared` for `dot`, (p, G) int64: on a CPU scipy adds faster than torch scatters."""
-    columns, places = torch.unique(rows.columns.long(), return_inverse=True)
-    mine = _integers(rows.weights, places, rows.offsets, len(columns))
-    products = np.zeros((len(rows), width), dtype=np.int64)
+    """What `compared` returns for `dot`: on a CPU scipy adds faster than torch scatters."""
+    found = torch.empty(len(rows), width)
+    # scipy works in one thread, and lets others work meanwhile.
+    threads = torch.get_num_threads()
+    blocks = blocks_of(len(rows), max(1, -(-len(rows) // threads)))
+    list(_pool(threads).map(lambda some: _fill(found[slice(*some)], rows.rows(*some), lists), blocks))
+    return found
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that are kept: to start them for each comparison takes nearly as long as a small one."""
+    return ThreadPoolExecutor(threads)
+
+
+def _fill(found: torch.Tensor, rows: SparseRows, lists: Sequence[SparseRows]) -> None:
+    """Set (p, G) float32 to the dot products of p rows with those that have `lists`."""
+    columns, places = np.unique(rows.columns.numpy(), return_inverse=True)
+    mine = _matrix(rows, rows.weights.long(), places.astype(columns.dtype), len(columns))
+    products = csr_array((len(rows), found.shape[1]), dtype=np.int64)
     for inverted in lists:
-        counts = inverted.counts_of(columns)
-        _, chosen = ranges(inverted.offsets[columns], counts)
-        theirs = _integers(inverted.weights[chosen], inverted.columns[chosen], offsets_of(counts), width)
-        products += (mine @ theirs).toarray()
-    return torch.from_numpy(products)
+        theirs = _matrix(inverted, inverted.weights, inverted.columns.numpy(), found.shape[1])[columns]
+        theirs.data = theirs.data.astype(np.int64)  # whole parts, whose products do not overflow
+        products += mine @ theirs
+    products.data = _scaled(torch.from_numpy(products.data), "dot").numpy()
+    products.toarray(out=found.numpy())
 
 
-def _integers(weights: torch.Tensor, columns: torch.Tensor, offsets: torch.Tensor, width: int) -> csr_array:
-    """A matrix of whole parts whose products do not overflow."""
-    shape = len(offsets) - 1, width
-    return csr_array((weights.long().numpy(), columns.numpy(), offsets.numpy()), shape=shape)
+def _matrix(
+    rows: SparseRows, weights: torch.Tensor, columns: NDArray[np.signedinteger[Any]], width: int
+) -> csr_array:
+    """Rows with these weights and columns, which are shared as long as offsets fit the dtype of columns."""
+    offsets = rows.offsets.numpy()
+    if len(columns) < 2**31:
+        offsets = offsets.astype(columns.dtype, copy=False)
+    return csr_array((weights.numpy(), columns, offsets), shape=(len(rows), width))
 
 
 def _scaled(sums: torch.Tensor, compares: str) -> torch.Tensor:
