@@ -59,7 +59,7 @@ def test_lists_by_camera_are_those_of_brute_force(arrays, nearest, within, acros
         dtype=dtype,
         budget=RowBudget(number if resident else max(1, number // 3), 1 << 18),
     )
-    graph = find_graph(images, ListSizes(nearest, within, across), cams=torch.from_numpy(cams))
+    graph = find_graph(images, ListSizes(nearest, within, across, farthest=True), cams=torch.from_numpy(cams))
     others = ~np.eye(number, dtype=bool)
     same = cams[:, None] == cams[None]
     expected = brute_force(rows, others, nearest)
@@ -88,7 +88,7 @@ def test_lists_of_many_images_are_those_of_brute_force(dtype, sorted_by):
         rows = rows[np.argsort(rows[:, 0] / np.linalg.norm(rows, axis=1))]
     cams = torch.from_numpy(random.integers(0, 3, len(rows)))
     images = UnitRows(br.Side(rows), device=CPU, block=1000, resident=True, dtype=dtype)
-    graph = find_graph(images, ListSizes(12, 5, 7), cams=cams)
+    graph = find_graph(images, ListSizes(12, 5, 7, farthest=True), cams=cams)
     unit = torch.nn.functional.normalize(torch.from_numpy(rows).double())
     cosine = unit @ unit.T
     assert torch.allclose(graph.lowest.double(), cosine.amin(dim=1), rtol=0, atol=1e-6)
@@ -130,7 +130,7 @@ def test_a_graph_goes_on_from_the_first_images(tmp_path):
     rows = rng.standard_normal((300, 16)).astype(np.float32)
     cams = torch.from_numpy(rng.integers(0, 3, 300))
     images = UnitRows(br.Side(rows), device=CPU, block=64, resident=True, budget=RowBudget(64, 1 << 16))
-    sizes, kept = ListSizes(7, 4, 5), []
+    sizes, kept = ListSizes(7, 4, 5, farthest=True), []
     whole = find_graph(images, sizes, cams=cams, keep=lambda graph: kept.append(graph()))
     assert 0 < len(kept[0]) < 300
     write_partial(tmp_path / "p.h5", kept[0], pool=0, digest="d")
@@ -146,9 +146,12 @@ def test_a_graph_goes_on_from_the_first_images(tmp_path):
             for name in ("lists", "items", "similarities", "lowest"):
                 if hasattr(one, name):
                     assert torch.equal(getattr(one, name), getattr(other, name)), name
-    # A graph that was found without lists by camera does not serve.
-    without = find_graph(images, ListSizes(7))
+    # A graph that was found without lists by camera, or without the farthest, does not serve.
+    without = find_graph(images, ListSizes(7, farthest=True))
     assert torch.equal(find_graph(images, sizes, cams=cams, known=without).within.items, whole.within.items)
+    without = find_graph(images, ListSizes(7, 4, 5), cams=cams)
+    assert without.lowest is None
+    assert torch.equal(find_graph(images, sizes, cams=cams, known=without).lowest, whole.lowest)
 
 
 def test_the_public_graph(write):

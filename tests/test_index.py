@@ -476,7 +476,6 @@ FALSE = [
     ("neighbours/lists", put(60, (0, 1)), f"neighbours/lists {NO_INDEX}"),
     ("neighbours/lists", put(-1, (0, 1)), f"neighbours/lists {NO_INDEX}"),
     ("neighbours/similarities", put(np.nan), f"neighbours/similarities {NO_INDEX}"),
-    ("neighbours/lowest", put(-2), f"neighbours/lowest {NO_INDEX}"),
     ("encoded/group", put(60), f"encoded/group {NO_INDEX}"),
     ("encoded/group", put(-1), f"encoded/group {NO_INDEX}"),
     ("encoded/blur", put(np.nan), f"encoded/blur {NO_INDEX}"),

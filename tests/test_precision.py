@@ -426,7 +426,7 @@ def test_neighbours_are_those_of_exact_similarities(arrays, count, held, dtype):
                 keep=resident,
                 budget=RowBudget(len(rows) if resident else held, 1 << 18),
             ),
-            ListSizes(count),
+            ListSizes(count, farthest=True),
         )
         for resident in (True, False)
     ]

@@ -63,7 +63,7 @@ def neighbour_graph(
         if problems:
             raise InputError(problems)
     compute = Compute.choose(device, memory, precision=precision, progress=progress)
-    return find_neighbours(sides, ListSizes(nearest, within, across), compute)
+    return find_neighbours(sides, ListSizes(nearest, within, across, farthest=True), compute)
 
 
 def find_neighbours(sides: Sequence[Side], sizes: ListSizes, compute: Compute) -> NeighbourGraph:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -304,7 +304,7 @@ def _checked_graph(
     assert isinstance(graph.images, UnitRows)
     sizes = ranker.list_sizes()
     if not graph.serves(sizes):
-        has, needs = graph.sizes, ", ".join(f"{name}={count}" for name, count in asdict(sizes).items())
+        has, needs = graph.sizes, f"nearest={sizes.nearest}, within={sizes.within}, across={sizes.across}"
         raise ParameterError(
             f"the graph lists {has.nearest} neighbours per image, {has.within} within its camera and "
             f"{has.across} across cameras: {ranker.name} needs neighbour_graph(..., {needs})"
@@ -354,7 +354,8 @@ class _Fitted:
         ranker: the method.
         encoding: of the gallery, inverted.
         probe_rows: transductive, the rows of all probes.
-        lowest: transductive, (P,) float32, each probe's similarity to the farthest of all images.
+        lowest: transductive, (P,) float32, each probe's similarity to the farthest of all images, if the
+            ranker needs it.
     """
 
     ranker: GraphRanker
@@ -373,7 +374,8 @@ class _Fitted:
         rows = asking.rows(0, probes).clone()
         del asking
         items = slice(probes + columns.start, probes + columns.stop)
-        return cls(ranker, encoding.invert(items), rows, graph.lowest[:probes])
+        lowest = None if graph.lowest is None else graph.lowest[:probes]
+        return cls(ranker, encoding.invert(items), rows, lowest)
 
     def score(
         self,
@@ -403,8 +405,7 @@ class _Fitted:
             seen = similarities[start:stop]
             first, last = batch.start + start, batch.start + stop
             if self.probe_rows is not None:
-                assert self.lowest is not None
-                probes = Probes(seen, lowest=self.lowest[first:last])
+                probes = Probes(seen, lowest=None if self.lowest is None else self.lowest[first:last])
                 rows = self.probe_rows.rows(first, last)
             else:
                 found = batch.found

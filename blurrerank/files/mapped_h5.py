@@ -227,12 +227,12 @@ class MappedFile:
 
     def neighbours(self) -> NeighbourGraph:
         """Return the neighbour lists."""
-        lists = self.take("neighbours/lists", ("G", "K"))
+        lists, lowest = self.take("neighbours/lists", ("G", "K")), "neighbours/lowest"
         self._check("neighbours/lists", lists.numpy(), self.items)
         return NeighbourGraph(
             lists,
             self.take("neighbours/similarities", ("G", "K"), np.float32, within=_COSINES),
-            self.take("neighbours/lowest", ("G",), np.float32, within=_COSINES),
+            self.take(lowest, ("G",), np.float32, within=_COSINES) if self.has(lowest) else None,
             self._camera_lists("within"),
             self._camera_lists("across"),
         )
@@ -310,7 +310,9 @@ def put(file: Any, name: str, values: NDArray[Any]) -> None:
 def put_neighbours(file: Any, near: NeighbourGraph) -> None:
     """Write the datasets of `near` to the group `neighbours`."""
     for name in ("lists", "similarities", "lowest"):
-        put(file, f"neighbours/{name}", getattr(near, name).cpu().numpy())
+        values = getattr(near, name)
+        if values is not None:
+            put(file, f"neighbours/{name}", values.cpu().numpy())
     for kind in CAMERA_LISTS:
         lists = getattr(near, kind)
         if lists is not None:

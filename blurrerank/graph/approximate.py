@@ -43,7 +43,7 @@ def find_graph_approximately(
 
     Returns:
         N - first lists of what the search finds, by exact similarities; those by camera end early where it
-        finds fewer. `lowest` is -1: who is farthest is not known.
+        finds fewer. Who is farthest is not known.
     """
     total, dtype = len(images), torch.int32 if len(images) < 2**31 else torch.int64
     asking = total - first
@@ -89,11 +89,10 @@ def find_graph_approximately(
     return NeighbourGraph(
         torch.cat([itself, nearest.items], dim=1),
         torch.cat([torch.ones(asking, 1), nearest.similarities], dim=1),
-        torch.full((asking,), -1.0),
-        lists.get("within"),
-        lists.get("across"),
-        images,
-        cams,
+        within=lists.get("within"),
+        across=lists.get("across"),
+        images=images,
+        cams=cams,
     )
 
 

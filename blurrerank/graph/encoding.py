@@ -127,7 +127,7 @@ class Probes:
         cosine: (p, g) float32 cosine similarities to the gallery items that are scored.
         near: online, the nearest items of the whole gallery, as many as the ranker asks for.
         cosine_at: given (p, ...) int64 items of the whole gallery, the cosine similarities to these.
-        lowest: (p,) float32, transductive, the similarity to the farthest of all images.
+        lowest: (p,) float32, transductive, the similarity to the farthest of all images, where asked for.
         within: online, the nearest items of the probe's camera, where asked for; -1 and -inf pad.
         across: online, the nearest items of all other cameras, likewise.
     """

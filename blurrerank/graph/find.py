@@ -42,7 +42,7 @@ def find_graph(
     known: NeighbourGraph | None = None,
     keep: Keep | None = None,
 ) -> NeighbourGraph:
-    """Find the nearest others of every image by cosine similarity, and its lowest similarity to any.
+    """Find the nearest others of every image by cosine similarity, and, where asked for, the farthest.
 
     A product serves both of its images, so that half of them suffice; as in `search`, products only say which
     pairs to score. Ties go to the lower index.
@@ -66,8 +66,9 @@ class _Search:
     def __init__(
         self, images: UnitRows, sizes: ListSizes, cams: torch.Tensor | None, known: NeighbourGraph | None
     ) -> None:
-        if known is not None and any(
-            getattr(sizes, kind) and not getattr(known, kind) for kind in CAMERA_LISTS
+        if known is not None and (
+            (sizes.farthest and known.lowest is None)
+            or any(getattr(sizes, kind) and not getattr(known, kind) for kind in CAMERA_LISTS)
         ):
             known = None  # it was found for lists of other kinds
         self.images, self.sizes, self.known = images, sizes, known
@@ -88,7 +89,8 @@ class _Search:
             images.compare_on(None)
         self.running = {name: RunningLists(images, widths[name], pairs) for name, (_, pairs) in kinds.items()}
         farthest = _FARTHEST if images.basis is None else _FARTHEST_ON_BASIS
-        self.farthest = RunningLists(images, min(farthest, total), Pairs(), largest=False)
+        width = min(farthest, total) if sizes.farthest else 0
+        self.farthest = RunningLists(images, width, Pairs(), largest=False)
         self.errors = torch.zeros(total, device=device)
         widest = max(running.width for running in (*self.running.values(), self.farthest))
         self.step = images_at_a_time(images.budget.working_bytes, widest)
@@ -153,6 +155,8 @@ class _Search:
         if block is others:
             products.fill_diagonal_(-torch.inf)
         offer(products, block, others, list(self.running.values()))
+        if not self.farthest.width:
+            return
         if block is others:
             products.fill_diagonal_(1)
         if self.images.basis is not None:  # from the most that a similarity may be to the least
@@ -169,7 +173,7 @@ class _Search:
         dtype = torch.int32 if len(images) < 2**31 else torch.int64
         unproven = 0
         found: dict[str, NeighbourLists] = {}
-        lowest = torch.empty(met, device=device)
+        lowest = torch.empty(met, device=device) if self.farthest.width else None
         for name, count in self._lengths(met):
             own = int(name == "nearest")
             items = torch.empty(met, count + own, dtype=dtype, device=device)
@@ -184,9 +188,11 @@ class _Search:
                     images, some, self.running[name], bound[some], (met, count)
                 )
                 unproven += failed
-            lowest[some] = resolve_lowest(images, some, self.farthest, bound[some] + twice, met)
-        if self.known is not None:
+            if lowest is not None:
+                lowest[some] = resolve_lowest(images, some, self.farthest, bound[some] + twice, met)
+        if lowest is not None and self.known is not None:
             before = self.known.lowest
+            assert before is not None
             lowest[: len(before)] = torch.minimum(lowest[: len(before)], before)
         log.info(
             "neighbours of %d images verified exact, by %s products: %d lists needed an exhaustive search",

@@ -6,8 +6,8 @@ that asks for lists no longer than it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 
 import torch
 
@@ -35,11 +35,18 @@ class ListSizes:
         nearest: of all images.
         within: of its own camera.
         across: of all other cameras.
+        farthest: whether the similarity to the farthest image is wanted too.
     """
 
     nearest: int = 0
     within: int = 0
     across: int = 0
+    farthest: bool = False
+
+    @classmethod
+    def serving(cls, every: Sequence[ListSizes]) -> ListSizes:
+        """Return the sizes of a graph that serves all of some."""
+        return cls(*(max(getattr(sizes, field.name) for sizes in every) for field in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class NeighbourGraph:
     Attributes:
         lists: (N, K) int32 or int64: each image itself, then its K - 1 nearest others, nearest first.
         similarities: (N, K) float32 cosine similarities to these, 1 to itself.
-        lowest: (N,) float32, the cosine similarity to the farthest image.
+        lowest: (N,) float32, the cosine similarity to the farthest image; None if it was not asked for.
         within: the nearest others of the image's own camera, where asked for.
         across: the nearest images of all other cameras, where asked for.
         images: the N unit rows of features, or the similarities that are given in their place, to compare
@@ -85,7 +92,7 @@ class NeighbourGraph:
 
     lists: torch.Tensor
     similarities: torch.Tensor
-    lowest: torch.Tensor
+    lowest: torch.Tensor | None = None
     within: NeighbourLists | None = None
     across: NeighbourLists | None = None
     images: UnitRows | SimilarityRows | None = None
@@ -114,7 +121,8 @@ class NeighbourGraph:
     @property
     def sizes(self) -> ListSizes:
         """How long the lists are."""
-        return ListSizes(*(self._length(name) for name in ("nearest", *CAMERA_LISTS)))
+        lengths = {name: self._length(name) for name in ("nearest", *CAMERA_LISTS)}
+        return ListSizes(**lengths, farthest=self.lowest is not None)
 
     def serves(self, sizes: ListSizes) -> bool:
         """Return whether all lists are as long as `sizes` asks for, or hold all images there are."""
@@ -149,6 +157,7 @@ class NeighbourGraph:
     def _each(self, of: Callable[..., torch.Tensor], *others: NeighbourGraph) -> NeighbourGraph:
         """The graph, without images, of what `of` makes of each array of this one and of others."""
         graphs = (self, *others)
+        lowest = [graph.lowest for graph in graphs]
 
         def by_camera(name: str) -> NeighbourLists | None:
             kinds = [getattr(graph, name) for graph in graphs]
@@ -159,7 +168,7 @@ class NeighbourGraph:
         return NeighbourGraph(
             of(*(graph.lists for graph in graphs)),
             of(*(graph.similarities for graph in graphs)),
-            of(*(graph.lowest for graph in graphs)),
+            None if any(one is None for one in lowest) else of(*lowest),
             by_camera("within"),
             by_camera("across"),
         )

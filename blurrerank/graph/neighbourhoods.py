@@ -132,7 +132,8 @@ class Neighbourhoods:
 def list_sizes(*, nearest: bool, by_camera: bool) -> ListSizes:
     """Return how long lists must be that sizes of those kinds are estimated from."""
     camera = LONGEST_BY_CAMERA if by_camera else 0
-    return ListSizes(LONGEST if nearest else 0, camera, camera)
+    # The farthest too, as the graph may serve a ranker next; none of those by camera that are chosen needs it.
+    return ListSizes(LONGEST if nearest else 0, camera, camera, farthest=nearest)
 
 
 def neighbourhoods(graph: NeighbourGraph, chance: NDArray[np.float64]) -> Neighbourhoods:

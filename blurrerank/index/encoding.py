@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -66,8 +66,7 @@ class Items:
 
 def sizes_for(rankers: Sequence[GraphRanker]) -> ListSizes:
     """Return how long lists are that serve all of some rankers."""
-    sizes = [ranker.list_sizes() for ranker in rankers]
-    return ListSizes(*(max(getattr(size, field.name) for size in sizes) for field in fields(ListSizes)))
+    return ListSizes.serving([ranker.list_sizes() for ranker in rankers])
 
 
 def encode(items: Items, path: Path | None, compute: Compute, *, keep: Keep | None = None) -> None:

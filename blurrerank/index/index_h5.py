@@ -7,7 +7,6 @@
     tracks                      (G,) int64 or utf-8 strings, optional
     neighbours/lists            (G, K) int32: each item itself, then its nearest by cosine similarity
     neighbours/similarities     (G, K) float32
-    neighbours/lowest           (G,) float32: similarity to the farthest item
     encoded/group, blur         (G, B) int32, float32
     encoded/reach               (G,) float32
     encoded/halves/...          sparse rows: offsets (G + 1,) int64, columns, weights (T,) int32
@@ -39,7 +38,7 @@ An index with approximate search also has
     search/axes                 (D, d) float32: the axes that rows are projected on before a search
     search/faiss                (B,) uint8: the FAISS index of the projected rows
 
-Its neighbour lists are approximate, with -1 at the end of short ones, and `lowest` is -1.
+Its neighbour lists are approximate, with -1 at the end of short ones.
 
 Adding or removing items of such an index leaves its file as it is, under the name `NAME.base`, and writes a
 file of format `blurrerank-index-changes` in its place. This has `features`, `digests`, labels, `neighbours`

@@ -59,6 +59,7 @@ class CameraAwareJaccard(JaccardRanker):
 
     def fit(self, graph: NeighbourGraph) -> Encoding:
         """Encode all images."""
+        assert graph.lowest is not None
         check_spread(graph.lowest, self.name)
         members = graph.reciprocal_by_camera(self.k1_intra, self.k1_inter + 1)
         encodings = members.weighted(self.weights(graph, members))

@@ -77,6 +77,7 @@ class KReciprocal(JaccardRanker):
 
     def fit(self, graph: NeighbourGraph) -> Encoding:
         """Encode all images."""
+        assert graph.lowest is not None
         check_spread(graph.lowest, self.name)
         graph = graph.with_equal_images_by_index(self.distance(graph.lowest) < self.least)
         return Encoding(rows=self.encode(graph, partial(self.weights, graph)))

@@ -45,6 +45,7 @@ class FastReidKReciprocal(JaccardRanker):
 
     name: ClassVar[str] = "k-reciprocal-fastreid"
     online_form: ClassVar[str] = "k-reciprocal-online"
+    needs_farthest: ClassVar[bool] = False
 
     k1: int = ranged(20, least=1)
     k2: int = ranged(6, least=1)

@@ -133,12 +133,7 @@ class _Located:
         """Find one graph, with lists as long as any ranker needs."""
         data, online = self.data, self.request.online
         together = setting_of(rankers[0], online) == TRANSDUCTIVE
-        wanted = [ranker.list_sizes() for ranker in rankers]
-        longest = ListSizes(
-            max(sizes.nearest for sizes in wanted),
-            max(sizes.within for sizes in wanted),
-            max(sizes.across for sizes in wanted),
-        )
+        longest = ListSizes.serving([ranker.list_sizes() for ranker in rankers])
         sides = [data.probe, data.gallery] if together else [data.gallery]
         graph = find_neighbours(sides, longest, self.compute)
         asked = Request(depth=1, whole_rows=True, online=online, graph=graph)

@@ -157,6 +157,9 @@ class HeadRanker(Ranker):
 class GraphMethod(Method):
     """A method that is given the neighbour graph of many images."""
 
+    needs_farthest: ClassVar[bool] = False
+    """Whether it looks at `lowest`, each image's similarity to the farthest."""
+
     @abstractmethod
     def neighbours(self) -> int:
         """Return how many others each image must be listed with, of all cameras."""
@@ -180,10 +183,10 @@ class GraphMethod(Method):
         )
 
     def list_sizes(self) -> ListSizes:
-        """Return how long the lists of the graph must be."""
+        """Return how long the lists of the graph must be, and whether it must have `lowest`."""
         from ...graph.neighbour_graph import ListSizes
 
-        return ListSizes(self.neighbours(), *self.camera_neighbours())
+        return ListSizes(self.neighbours(), *self.camera_neighbours(), self.needs_farthest)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from ...graph.encoding import Probes
@@ -18,10 +20,13 @@ class JaccardRanker(GraphRanker):
     each image's divided by the largest of them. A subclass has a field `lambda_value`.
     """
 
+    needs_farthest: ClassVar[bool] = True
+
     lambda_value: float
 
     def weights(self, graph: NeighbourGraph, members: SparseRows) -> torch.Tensor:
         """Return exp(-d) of each entry of `members`, (T,) float32."""
+        assert graph.lowest is not None
         largest = self.distance(graph.lowest)
 
         def weight(cosine: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
