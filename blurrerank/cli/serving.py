@@ -49,7 +49,7 @@ def answer_stream(
     compute = runtime.compute(device=index.device)
     warnings.simplefilter("once", BlurrerankWarning)  # every probe of a camera has the same reason
     failed = number = 0
-    told: set[int | None] = set()
+    told: set[int | str | None] = set()
     for some in arrived_together(arriving(cast(BufferedReader, sys.stdin.buffer), index.dim), _TOGETHER):
         lines, problems = _answers(index, method, request, compute, rejection, some, number, told)
         number, failed = number + len(some), failed + problems
@@ -102,7 +102,7 @@ def _answers(
     rejection: Rejection | None,
     some: list[Arrived],
     first: int,
-    told: set[int | None],
+    told: set[int | str | None],
 ) -> tuple[list[str], int]:
     """The answers to some probes, the first of which has a number, and how many of them say what is wrong.
 
@@ -122,16 +122,16 @@ def _answers(
     good = [place for place in range(len(some)) if place not in problems]
     found: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
     # Together are those of one length that have cameras, and that have none; the first of a camera is alone.
-    kinds: dict[tuple[bool, int, int | None], list[int]] = {}
+    kinds: dict[tuple[type, int, int | None], list[int]] = {}
     for place in good:
         features, cam = some[place].features, some[place].cam
         assert features is not None
         new = method.needs_cameras and cam not in told
         told.add(cam)
-        kinds.setdefault((cam is not None, features.shape[1], place if new else None), []).append(place)
-    for (known, _, new_place), places in kinds.items():
+        kinds.setdefault((type(cam), features.shape[1], place if new else None), []).append(place)
+    for (kind, _, new_place), places in kinds.items():
         features = np.concatenate([np.asarray(some[place].features, dtype=np.float64) for place in places])
-        cams = np.array([some[place].cam for place in places]) if known else None
+        cams = None if kind is type(None) else np.array([some[place].cam for place in places])
         try:
             data = index.features(Side(features, cams=cams, label=f"probe {first + places[0]}"))
         except InputError as error:

@@ -15,9 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import BlurrerankWarning, InputError
 from .arrays import as_array
 from .checks import flat_shape
-from .labels import DISTRACTOR, JUNK
-from .numbering import numbered, unidentified
-from .side import FeatureArray, Side
+from .numbering import is_text, numbered, unidentified
+from .side import KEPT, FeatureArray, Side
 from .tracks import by_track
 from .validation import find_problems
 
@@ -49,8 +48,14 @@ class FeatureSet:
             raise InputError(
                 "a FeatureSet consists of two Sides: for arrays, use br.FeatureSet.from_arrays(probe, gallery)"
             )
-        for kind in ("ids", "cams"):
+        if self.gallery.texts:  # as of an index, whose numbers stay as they are
+            object.__setattr__(self, "probe", self.probe.numbered(self.gallery))
+            object.__setattr__(self, "texts", {**self.texts, **self.gallery.texts, **self.probe.texts})
+        for kind in KEPT:
             self._number(kind)
+        for name in ("probe", "gallery"):
+            if self.texts and not getattr(self, name).texts:
+                object.__setattr__(self, name, replace(getattr(self, name), texts=self.texts))
         problems = self._problems()
         if problems:
             raise InputError(problems)
@@ -63,12 +68,9 @@ class FeatureSet:
         """Replace the ids or cams of both sides, if they are text, by numbers."""
         sides = [self.probe, self.gallery]
         texts = [getattr(side, kind) for side in sides if getattr(side, kind) is not None]
-        if not texts or any(values.dtype.kind not in "OU" or values.ndim != 1 for values in texts):
+        if not texts or not all(map(is_text, texts)):
             return
-        if not all(isinstance(text, str) for values in texts for text in values.tolist()):
-            return
-        keep = (JUNK, DISTRACTOR) if kind == "ids" else ()
-        found = numbered(texts, keep=keep)
+        found = numbered(texts, keep=KEPT[kind])
         for doubt in unidentified(texts, kind[:-1]) if found.texts else ():
             warnings.warn(doubt, BlurrerankWarning, stacklevel=4)
         object.__setattr__(self, "texts", {**self.texts, kind: found.texts})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,40 @@ def numbered(sides: Sequence[NDArray[Any]], *, keep: Sequence[int] = ()) -> Numb
     found = kept | places
     texts = {place: text for text, place in places.items()}
     return Numbering([_integers([found[text] for text in side]) for side in sides], texts, sorted(kept))
+
+
+def is_text(labels: NDArray[Any] | None) -> bool:
+    """Return whether labels are (N,) strings."""
+    if labels is None or labels.dtype.kind not in "OU" or labels.ndim != 1:
+        return False
+    return all(isinstance(text, str) for text in labels.tolist())
+
+
+def numbered_further(
+    labels: NDArray[Any], known: Mapping[int, str], *, keep: Sequence[int] = ()
+) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Return text labels as integers where the numbers of some texts are known.
+
+    Args:
+        labels: (N,) strings.
+        known: the text of each number; other texts get further numbers, in sorted order.
+        keep: numbers that mean something, such as that of junk, which texts keep.
+
+    Returns:
+        (N,) int64, and the text of each number, but for those that are kept.
+
+    >>> numbered_further(np.array(["b", "-1", "a"], dtype=object), {1: "b"}, keep=[-1])
+    (array([ 1, -1,  2]), {1: 'b', 2: 'a'})
+    """
+    texts = dict(known)
+    numbers = {text: number for number, text in known.items()}
+    free = max(known, default=0) + 1
+    for text in sorted(set(labels.tolist()) - set(numbers)):
+        number = number_of(text)
+        if number is None or number not in keep:
+            texts[free], number, free = text, free, free + 1
+        numbers[text] = number
+    return np.array([numbers[text] for text in labels.tolist()], dtype=np.int64), texts
 
 
 def _integers(values: Sequence[Any]) -> NDArray[Any]:

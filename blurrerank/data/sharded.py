@@ -41,7 +41,8 @@ class ShardedGallery(Side):
     def of(cls, side: Side, group: Group, **own: Any) -> ShardedGallery:
         """Share a gallery that every process can read; `own` are further attributes of a subclass."""
         shard = side.part(group.share(len(side)))
-        return cls(side.features, **side.labels, label=side.label, shard=shard, group=group, **own)
+        about = {**side.labels, "label": side.label, "texts": side.texts}
+        return cls(side.features, **about, shard=shard, group=group, **own)
 
     def with_rows(self, shard: Side) -> ShardedGallery:
         """Return the same with new features, which may have other dimensions, of this process's rows."""

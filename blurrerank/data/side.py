@@ -6,18 +6,24 @@ Features stay in their original form (an array, a tensor, a dataset on disk) and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .labels import beyond_int64
+from ..errors import BlurrerankWarning, InputError
+from .labels import DISTRACTOR, JUNK, beyond_int64
+from .numbering import is_text, numbered_further, unidentified
 
 LABELS = ("ids", "cams", "names", "tracks")
 """What may be known of each row beside its features."""
+
+KEPT = {"ids": (JUNK, DISTRACTOR), "cams": ()}
+"""The labels that are numbered if they are text, and the numbers that mean something among them."""
 
 # Bytes read at a time, as float64, for validation and digests.
 _SCAN_BYTES = 4 << 20
@@ -80,6 +86,7 @@ class Side:
         first: the number of row 0 in messages, where these rows are a slice of a file's.
         sources: the files that the features are mapped from, if any.
         tracks: (N,) integers or strings, equal for images of one tracklet; or None.
+        texts: the text of each number, for `ids` and `cams` that were text and have been numbered.
     """
 
     unit: ClassVar[bool] = False
@@ -93,6 +100,7 @@ class Side:
     first: int = 0
     sources: tuple[Source, ...] = ()
     tracks: NDArray[Any] | None = None
+    texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Convert integer labels to int64."""
@@ -131,6 +139,37 @@ class Side:
         native = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("="))
         found = torch.from_numpy(native if native.flags.writeable else native.copy())
         self.check()
+        return found
+
+    def numbered(self, other: Side | None = None) -> Side:
+        """Return the side with `ids` and `cams` that are text as numbers, whose `texts` have the text of each.
+
+        Args:
+            other: a side whose numbers are to be used for the same text; it has been numbered.
+
+        Raises:
+            InputError: for numbers where the labels of the other side are text.
+        """
+        found = self
+        for kind, keep in KEPT.items():
+            labels, own = getattr(self, kind), self.texts.get(kind)
+            known = None if other is None else other.texts.get(kind)
+            if own and labels is not None:
+                labels = np.array([own.get(number, str(number)) for number in labels.tolist()], dtype=object)
+            if known and labels is not None and labels.dtype.kind in "iu":
+                assert other is not None
+                raise InputError(
+                    f"{self.label}/{kind} are numbers, and those of {other.label} are text: use text in both"
+                )
+            # Text beside numbers is left, and refused with whatever else is wrong.
+            if is_text(labels) and (known or other is None or getattr(other, kind) is None):
+                for doubt in unidentified([labels], kind[:-1]) if other is None and not own else ():
+                    warnings.warn(doubt, BlurrerankWarning, stacklevel=3)
+                labels, known = numbered_further(labels, known or {}, keep=keep)
+            changes: dict[str, Any] = {kind: labels}
+            if known:
+                changes["texts"] = {**found.texts, kind: known}
+            found = replace(found, **changes)
         return found
 
     @property

@@ -46,7 +46,7 @@ def by_track(side: Side) -> Side:
     means = sums / torch.from_numpy(np.bincount(numbers)).unsqueeze(1)
     assert side.tracks is not None
     names = np.array([str(track) for track in side.tracks[first].tolist()], dtype=object)
-    return Side(means.float().numpy(), names=names, label=side.label, **labels)
+    return Side(means.float().numpy(), names=names, label=side.label, texts=side.texts, **labels)
 
 
 def numbers_of(side: Side) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

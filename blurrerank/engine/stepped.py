@@ -114,6 +114,7 @@ def stepped_side(side: Side, room: Room) -> SteppedSide:
         label=side.label,
         first=side.first,
         sources=side.sources,
+        texts=side.texts,
         origin=side,
         room=room,
     )

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -211,14 +211,28 @@ class MappedFile:
             return self.take("tracks", ("G",), np.int64).numpy()
         return self._texts("tracks")
 
-    def _texts(self, name: str) -> NDArray[Any]:
-        """A dataset of text, one for each item."""
+    def texts(self, kind: str) -> dict[int, str]:
+        """Return the text of each number, of labels that are text; none of others."""
+        at = f"texts/{kind}"
+        if not self.has(at):
+            return {}
+        most = np.iinfo(np.int64).max
+        numbers = self.take(f"{at}/numbers", (f"{kind} texts",), np.int64, within=(1, most)).tolist()
+        return dict(zip(numbers, self._text(f"{at}/texts", len(numbers)), strict=True))
+
+    def _text(self, name: str, count: int) -> NDArray[Any]:
+        """A dataset of text."""
         stored = self._dataset(name)
         texts = decoded(read_values(stored, name), name)
-        if texts.shape != (self.size,):
+        if texts.shape != (count,):
             raise InputError(f"{name} are {texts.shape}")
         if self._verify and checksum_of(texts) != attributes(stored).get("crc32"):
             raise InputError(f"{name} do not match their checksum")
+        return texts
+
+    def _texts(self, name: str) -> NDArray[Any]:
+        """A dataset of text, one for each item."""
+        texts = self._text(name, self.size)
         if self._after is None:
             return texts
         if not self._after.has(name):
@@ -296,7 +310,7 @@ class MappedFile:
         return SparseRows(torch.cat([offsets, offsets[-1] + after.offsets[1:]]), columns, weights)
 
 
-def checksum_of(names: NDArray[Any]) -> int:
+def checksum_of(names: Iterable[str]) -> int:
     """Return the CRC-32 of (N,) strings."""
     return zlib.crc32("\0".join(names).encode())
 

@@ -33,7 +33,7 @@ class Arrived:
 
     features: NDArray[Any] | None = None
     name: str | None = None
-    cam: int | None = None
+    cam: int | str | None = None
     problem: str | None = None
 
 
@@ -71,9 +71,10 @@ def _parsed(line: bytes) -> Arrived:
             raise ValueError
         (name or "").encode()  # a lone surrogate could not be written again
         number = isinstance(cam, int | float) and not isinstance(cam, bool) and -(2**63) <= cam < 2**63
-        if cam is not None and not (number and cam == int(cam)):
-            return Arrived(name=name, problem=f"cam must be a whole number, not {json.dumps(cam)[:50]}")
-        return Arrived(np.array([values], dtype=np.float64), name, None if cam is None else int(cam))
+        if cam is not None and not isinstance(cam, str) and not (number and cam == int(cam)):
+            return Arrived(name=name, problem=f"cam must be a whole number or text, not {json.dumps(cam)[:50]}")
+        cam = int(cam) if isinstance(cam, float) else cam
+        return Arrived(np.array([values], dtype=np.float64), name, cam)
     except (ValueError, KeyError, OverflowError, RecursionError):
         return Arrived(problem='expected [number, ...] or {"features": [number, ...], "name": "...", "cam": 1}')
 

@@ -119,6 +119,10 @@ def build_index(
     with writing as temporary:
         before = index_files.stamp(path)
         old = GalleryIndex.open(path, device=device) if append else None
+        gallery = gallery.numbered(None if old is None else old.gallery)
+        if isinstance(camera_images, Side):  # whose cameras probes may have
+            camera_images = camera_images.numbered(gallery)
+            gallery = replace(gallery, texts={**gallery.texts, **camera_images.texts})
         _check(gallery, old, group)
         if group is not None and ann is None:
             gallery = ShardedGallery.of(gallery, group)
@@ -229,7 +233,8 @@ def _chosen(
     """The method of an index, which may be chosen for its gallery."""
     # Online, a choice looks at the gallery alone: one of its items stands for all probes.
     cams = None if gallery.cams is None else gallery.cams[:1]
-    data = FeatureSet(Side(gallery.features[:1], cams=cams, label=gallery.label), gallery)
+    one = Side(gallery.features[:1], cams=cams, label=gallery.label, texts=gallery.texts)
+    data = FeatureSet(one, gallery)
     asked = Request(online=True, camera_images=camera_images)
     choice = choose(text, data, asked, replace(compute, progress=None), **params)
     if text == AUTO and not isinstance(choice.method.ranker, GraphRanker):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,17 +29,18 @@ class Labels:
     cams: NDArray[Any] | None
     names: NDArray[Any] | None
     tracks: NDArray[Any] | None = None
+    texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, side: Side) -> Labels:
         """Those of a side."""
-        return cls(side.row_digests(), side.ids, side.cams, side.names, side.tracks)
+        return cls(side.row_digests(), side.ids, side.cams, side.names, side.tracks, side.texts)
 
     def at(self, rows: NDArray[Any] | slice) -> Labels:
         """Those of some rows."""
         parts = {name: getattr(self, name) for name in LABELS}
         chosen = {name: None if part is None else part[rows] for name, part in parts.items()}
-        return Labels(self.digests[rows], **chosen)
+        return Labels(self.digests[rows], **chosen, texts=self.texts)
 
     def joined(self, new: Labels, where: str, new_where: str) -> Labels:
         """These and those of further rows; messages call the two `where` and `new_where`.
@@ -72,13 +73,13 @@ class Labels:
         return tuple(None if part is None else part[row] for part in parts)
 
     def followed_by(self, new: Labels) -> Labels:
-        """These and those of further rows, which have the same kinds."""
+        """These and those of further rows, which have the same kinds, and the texts of these too."""
         parts = {name: (getattr(self, name), getattr(new, name)) for name in LABELS}
         joined = {
             name: None if before is None else np.concatenate([before, after])
             for name, (before, after) in parts.items()
         }
-        return Labels(np.concatenate([self.digests, new.digests]), **joined)
+        return Labels(np.concatenate([self.digests, new.digests]), **joined, texts=new.texts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -363,7 +363,7 @@ class Chosen:
 
 def _labels(labels: Labels) -> dict[str, Any]:
     """The arguments of `IndexedSide` that are labels."""
-    return {name: getattr(labels, name) for name in (*LABELS, "digests")}
+    return {name: getattr(labels, name) for name in (*LABELS, "digests", "texts")}
 
 
 def as_side(values: ArrayLike | torch.Tensor | Side, label: str) -> Side:

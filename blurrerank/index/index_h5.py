@@ -5,6 +5,8 @@
     ids, cams                   (G,) int64, optional
     names                       (G,) utf-8 strings, optional
     tracks                      (G,) int64 or utf-8 strings, optional
+    texts/ids/numbers, texts    (K,) int64 and utf-8 strings: the text of each number, of ids that are text
+    texts/cams/...              likewise
     neighbours/lists            (G, K) int32: each item itself, then its nearest by cosine similarity
     neighbours/similarities     (G, K) float32
     encoded/group, blur         (G, B) int32, float32
@@ -68,7 +70,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.side import digest_of
+from ..data.side import KEPT, digest_of
 from ..engine.request import check_indexes
 from ..errors import InputError
 from ..files.guard import guarded, trying
@@ -164,13 +166,16 @@ def _read(path: Path, verify: bool) -> Stored:
         if verify and not _are_unit(features):
             raise InputError("features has rows that are not normalised")
         digests = file.take("digests", ("G", 16), np.uint8).numpy()
-        labels = Labels(digests, file.labels("ids"), file.labels("cams"), file.names(), file.tracks())
+        numbers = {kind: file.labels(kind) for kind in KEPT}
+        texts = {kind: named for kind in KEPT if (named := (changes or file).texts(kind))}
+        labels = Labels(digests, **numbers, names=file.names(), tracks=file.tracks(), texts=texts)
         gone, drift = (None, None) if changes is None else _changed(changes, file.total)
         digest = str((changes or file).attrs["digest"])
         there = digests if gone is None else digests[~gone.numpy()]
         if (verify or changes is not None) and not trying() and digest_of(there) != digest:
             raise InputError("its rows are not those of its digest")
-        methods, near = _methods(file), file.neighbours()
+        # Earlier versions stored the farthest too, which no method that works online looks at.
+        methods, near = _methods(file), replace(file.neighbours(), lowest=None)
         method = methods[0]
         if changes is not None:
             _check_attributes(changes)

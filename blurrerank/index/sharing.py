@@ -48,4 +48,5 @@ def shared(index: GalleryIndex, probe: Side, group: Group) -> ShardedSet:
         probe: the probes.
         group: the processes.
     """
+    probe = probe.numbered(index.gallery)
     return ShardedSet(probe, _SharedIndex.of(index.gallery, group, index=index.gallery))

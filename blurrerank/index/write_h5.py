@@ -123,8 +123,15 @@ def _put_labels(file: Any, labels: Labels) -> None:
         if values is not None and values.dtype.kind in "iu":
             put(file, name, values.astype(np.int64))
         elif values is not None:
-            texts = file.create_dataset(name, data=list(values), dtype=h5py.string_dtype())
-            texts.attrs["crc32"] = checksum_of(values)
+            _put_texts(file, name, list(values))
+    for kind, known in labels.texts.items():
+        put(file, f"texts/{kind}/numbers", np.array(list(known), dtype=np.int64))
+        _put_texts(file, f"texts/{kind}/texts", list(known.values()))
+
+
+def _put_texts(file: Any, name: str, values: Sequence[str]) -> None:
+    texts = file.create_dataset(name, data=values, dtype=h5py.string_dtype())
+    texts.attrs["crc32"] = checksum_of(values)
 
 
 def _put_encoded(file: Any, group: str, encoded: Encoding, names: Sequence[str]) -> None:

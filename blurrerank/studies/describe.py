@@ -106,7 +106,7 @@ def describe_index(path: str | Path) -> dict[str, Any]:
     index = GalleryIndex.open(path, device="cpu", verify=True)
     steps = zip(index.method.feature_steps, index.gallery.fitted, strict=True)
     known = [found["cams"].numpy() for step, found in steps if step.needs_cameras]
-    cams = index.gallery.cams
+    cams, texts = index.gallery.cams, index.gallery.texts.get("cams", {})
     found = index.approximation
     return {
         "gallery": _side(index.gallery, None),
@@ -119,7 +119,7 @@ def describe_index(path: str | Path) -> dict[str, Any]:
         "digest": index.gallery.digest(),
         "further_cameras": []
         if cams is None
-        else np.setdiff1d(np.concatenate([cams[:0], *known]), cams).tolist(),
+        else [texts.get(cam, cam) for cam in np.setdiff1d(np.concatenate([cams[:0], *known]), cams).tolist()],
         "bytes": sum(file.stat().st_size for file in files_of(Path(path))),
     }
 

@@ -1,0 +1,166 @@
+"""Indexes of galleries whose identities and cameras are text: what numbers give, and the text is kept."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+from conftest import features, shell
+
+import blurrerank as br
+
+KINDS = ("probe_ids", "gallery_ids", "probe_cams", "gallery_cams")
+
+
+def as_texts(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same labels as text: junk and distractors keep their numbers, camera 10 comes before camera 2."""
+    named = dict(arrays)
+    for kind in KINDS:
+        keep = (-1, 0) if kind.endswith("ids") else ()
+        word = "person" if kind.endswith("ids") else "camera"
+        named[kind] = np.array(
+            [str(number) if number in keep else f"{word} {number}" for number in arrays[kind]], dtype=object
+        )
+    return named
+
+
+@pytest.fixture
+def both(write):
+    """Two files with the same features, whose labels are numbers and text."""
+    arrays = features(probes=20, gallery=90)
+    arrays["probe_ids"][:2], arrays["probe_cams"][:3] = 17, 10  # whom and what the gallery lacks
+    arrays["gallery_cams"][arrays["gallery_cams"] == 1] = 12
+    return write("numbers.h5", **arrays), write("texts.h5", **as_texts(arrays))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--method", "center+camera-graph"),
+        ("--method", "camera-graph", "--ann", "ivf"),
+    ],
+)
+def test_answers_are_those_of_numbers(both, cli, options):
+    said = []
+    for feats in both:
+        assert cli("index", feats, "-o", "i.h5", "--force", *options)[0] == 0
+        code, out, _ = cli("run", feats, "--index", "i.h5", "-o", "lists.h5", "--force", "--json")
+        assert code == 0
+        with h5py.File("lists.h5") as file:
+            said.append((file["indices"][()].tolist(), file["scores"][()].tolist(), json.loads(out)["after"]))
+    assert said[0] == said[1]
+    assert said[1][2]["mAP"] > 0.3
+    index = br.GalleryIndex.open("i.h5")
+    data = index.features(br.load(both[1]).probe)
+    for side, arrays in (("probe", data.probe), ("gallery", data.gallery)):
+        with h5py.File(both[1]) as file:
+            for kind, labels in (("ids", arrays.ids), ("cams", arrays.cams)):
+                texts = [data.texts[kind].get(number, str(number)) for number in labels.tolist()]
+                assert texts == file[f"{side}/{kind}"].asstr()[()].tolist()
+    assert set(index.gallery.ids[:4].tolist()) == {-1, 0}
+
+
+@pytest.mark.parametrize("ann", [(), ("--ann", "ivf")])
+def test_items_are_added_and_removed(write, cli, ann):
+    arrays = as_texts(features(probes=20, gallery=90, dim=8))
+    more = as_texts(features(seed=1, probes=20, gallery=60, dim=8))
+    more["gallery_ids"][:30], more["gallery_cams"][5:] = "somebody new", "camera of theirs"
+    first, second = write("first.h5", **arrays), write("second.h5", **more)
+    method = ("--method", "camera-graph")
+    assert cli("index", first, "-o", "i.h5", *method, *ann)[0] == 0
+    assert cli("index", second, "-o", "i.h5", "--append")[0] == 0
+    assert cli("index", "-o", "i.h5", "--remove", "3-20,100")[0] == 0
+    left = np.setdiff1d(np.arange(150), [*range(3, 21), 100])
+
+    def texts_of(index: br.GalleryIndex) -> list[tuple[str, str]]:
+        known, side = index.gallery.texts, index.gallery
+        return [
+            (known["ids"].get(one, str(one)), known["cams"][cam])
+            for one, cam in zip(side.ids.tolist(), side.cams.tolist(), strict=True)
+        ]
+
+    every = [np.concatenate([arrays[kind], more[kind]]) for kind in ("gallery_ids", "gallery_cams")]
+    expected = list(zip(*(values[left].tolist() for values in every), strict=True))
+    assert texts_of(br.GalleryIndex.open("i.h5")) == expected
+    if ann:
+        assert cli("index", "-o", "i.h5", "--compact")[0] == 0
+        assert texts_of(br.GalleryIndex.open("i.h5")) == expected
+    code, out, _ = cli("run", second, "--index", "i.h5", "--json", "-o", "o.h5")
+    assert code == 0
+    assert json.loads(out)["after"]["valid_probes"] == 20
+
+
+def test_probes_of_another_index_are_numbered_anew(tmp_path):
+    arrays = as_texts(features())
+    sides = {
+        name: br.Side(arrays[name], arrays[f"{name}_ids"], arrays[f"{name}_cams"], label=name)
+        for name in ("probe", "gallery")
+    }
+    one = br.build_index(sides["gallery"], tmp_path / "one.h5")
+    some = br.build_index(sides["gallery"].part(slice(57, None)), tmp_path / "some.h5")
+    probe = one.features(sides["probe"]).probe
+    assert probe.texts["ids"] != some.gallery.texts["ids"]
+    data = some.features(probe)
+    assert [data.texts["ids"][number] for number in data.probe.ids.tolist()] == list(arrays["probe_ids"])
+    numbers = br.build_index(features()["gallery"], tmp_path / "numbers.h5")
+    assert numbers.gallery.texts == {}
+
+
+def test_text_and_numbers_do_not_mix(both, cli):
+    numbers, texts = both
+    assert cli("index", texts, "-o", "t.h5")[0] == 0
+    assert cli("index", numbers, "-o", "n.h5")[0] == 0
+    why = "are numbers, and those of t.h5 are text: use text in both"
+    code, _, err = cli("run", numbers, "--index", "t.h5")
+    assert (code, err) == (1, f"error: {numbers}::/probe/ids {why}\n")
+    code, _, err = cli("index", numbers, "-o", "t.h5", "--append")
+    assert (code, err) == (1, f"error: {numbers}::/gallery/ids {why}\n")
+    for command in (("run", texts, "--index", "n.h5"), ("index", texts, "-o", "n.h5", "--append")):
+        code, _, err = cli(*command)
+        assert code == 1
+        assert "/ids is text: expected integers" in err
+
+
+def test_cameras_on_a_stream_are_text(both, cli, tmp_path):
+    _, texts = both
+    assert cli("index", texts, "-o", "t.h5", "--method", "camera-graph")[0] == 0
+    with h5py.File(texts) as file:
+        rows, cams = file["probe/features"][:4].tolist(), file["probe/cams"].asstr()[:4].tolist()
+    cams[2] = "a new one"
+    lines = [json.dumps({"features": row, "cam": cam}) for row, cam in zip(rows, cams, strict=True)]
+    lines.append(json.dumps({"features": rows[0], "cam": 3}))
+    done = shell("run", "--index", "t.h5", "-", input="\n".join(lines) + "\n", cwd=tmp_path)
+    *answers, refused = map(json.loads, done.stdout.splitlines())
+    assert [len(answer["indices"]) for answer in answers] == [50] * 4
+    assert refused["error"].endswith("cams are numbers, and those of t.h5 are text: use text in both")
+    data = br.GalleryIndex.open(tmp_path / "t.h5").rerank(
+        br.Side(np.array(rows), cams=np.array(cams, dtype=object)), method="camera-graph", topn=50
+    )
+    assert [answer["indices"] for answer in answers] == data.indices.tolist()
+
+
+def test_camera_images_make_further_cameras_known(both, write, cli):
+    numbers, texts = both
+    arrays = features(seed=3)
+    arrays["probe_cams"][:] = 10
+    for name, feats, some in (("n", numbers, arrays), ("t", texts, as_texts(arrays))):
+        images = write("images.h5", **some)
+        build = ("index", feats, "-o", f"{name}.h5", "--method", "center+camera-graph")
+        assert cli(*build, "--camera-images", images)[0] == 0
+        assert cli("run", feats, "--index", f"{name}.h5", "-o", f"{name}.lists.h5")[0] == 0
+    with h5py.File("n.lists.h5") as one, h5py.File("t.lists.h5") as other:
+        np.testing.assert_array_equal(one["scores"][()], other["scores"][()])
+    assert "cameras known from --camera-images: camera 10" in cli("info", "t.h5")[1]
+
+
+def test_damaged_texts_are_found(both, cli):
+    assert cli("index", both[1], "-o", "t.h5")[0] == 0
+    with h5py.File("t.h5", "r+") as file:
+        texts = file["texts/ids/texts"]
+        texts[0] = "nobody"
+    code, _, err = cli("run", both[1], "--index", "t.h5")
+    assert code == 1
+    assert "texts/ids/texts do not match their checksum" in err
