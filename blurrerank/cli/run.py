@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .candidates import Source, candidates_options
+from .candidates import candidates_options
 from .method_options import (
     MethodCommand,
     chosen_method,
@@ -23,7 +21,6 @@ from .method_options import (
     preset_option,
 )
 from .options import (
-    ANY_FORMAT,
     FILE,
     FORMAT_NAMES,
     Depth,
@@ -38,6 +35,7 @@ from .options import (
     precision_option,
     runtime_options,
 )
+from .run_options import RunOptions
 from .serving import answer_stream
 from .tables import method_label, metrics_table, print_json
 from .together import of_process, together
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
     from ..compute.processes import Group
     from ..data.features import FeatureSet
     from ..engine.runs import Outcome
+    from ..evaluation.score_calibration import Rejection
     from ..index.gallery_index import GalleryIndex
     from ..methods import AnyMethod
 
@@ -166,112 +165,13 @@ def run(runtime: Runtime, **arguments: Any) -> None:
         _run(group, runtime, replace(options, method=method), given_parameters(arguments))
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """The options that do not depend on the method; each is described where it is declared."""
-
-    feats: str
-    gallery: str | None
-    index: str | None
-    method: str | None
-    preset: str | None
-    online: bool
-    camera_images: str | None
-    calibration: str | None
-    reject: float | None
-    output: str | None
-    format: str | None
-    depth: int | str | None
-    metrics_file: str | None
-    force: bool
-    resume: bool
-    protocol: str
-    ap: str
-    as_json: bool
-    by: str
-    matrix: str | None
-    precision: str
-    source: Source
-
-    @property
-    def piped(self) -> bool:
-        """Whether lists go to standard output."""
-        return self.output == "-"
-
-    @property
-    def path(self) -> Path:
-        """The file that lists go to; by default named after the methods, without their parameters."""
-        methods = re.sub(r":[^+]*|\s", "", self.method or "")
-        return Path(self.output or f"{_file(self.feats).stem}.{methods}.ranking.{self.format or 'h5'}")
-
-    def depth_of(self, size: int) -> int | None:
-        """How deep lists of so many items are to be; None where nobody said."""
-        return size if self.depth == "all" else cast("int | None", self.depth)
-
-    def check_stream(self, indexed: bool) -> None:
-        """Refuse what probes from standard input cannot have.
-
-        Raises:
-            ParameterError: saying what.
-        """
-        from ..errors import ParameterError
-
-        if not indexed:
-            raise ParameterError("- reads probes from standard input, which needs --index: name a file")
-        if self.output not in (None, "-") or self.format not in (None, "jsonl"):
-            raise ParameterError("probes from standard input are answered on standard output, as JSON lines")
-        if self.metrics_file or self.as_json:
-            raise ParameterError("probes from standard input are answered on standard output, as JSON lines")
-        if self.resume:
-            raise ParameterError(
-                "--resume needs an output file: no partial results are kept for probes from standard input"
-            )
-
-    def check_outputs(self, leads: bool) -> None:
-        """Refuse outputs that cannot be written, before any work.
-
-        Raises:
-            ParameterError: for options that contradict each other, or a file that is named twice.
-            OutputError: for a file that cannot be written.
-        """
-        from ..errors import ParameterError
-        from ..files.targets import check_target
-
-        if self.piped and self.format is None:
-            raise ParameterError(f"standard output needs --format: {ANY_FORMAT}")
-        if self.piped and self.resume:
-            raise ParameterError(
-                "--resume needs an output file: no partial results are kept for standard output"
-            )
-        if self.metrics_file == "-":
-            raise ParameterError(
-                "--metrics needs a file name: metrics are printed on standard output anyway, as JSON with "
-                "--json"
-            )
-        outputs = [] if self.piped else [self.path]
-        outputs += [Path(self.metrics_file)] if self.metrics_file else []
-        inputs = [
-            _file(name)
-            for name in (
-                *(self.feats, self.gallery, self.index),
-                *(self.camera_images, self.calibration, self.source.file),
-            )
-            if name
-        ]
-        for number, file in enumerate(outputs if leads else []):
-            check_target(file, force=self.force, resume=self.resume and file == self.path)
-            if any(_same(file, other) for other in (*outputs[:number], *inputs)):
-                raise ParameterError(f"{file} is named twice, as an output and as another input or output")
-
-
 def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict[str, Any]) -> None:
     """What each process does."""
     from ..engine.auto import checked, choose, is_auto
-    from ..engine.request import Request, check_takes_camera_images, setting_of
+    from ..engine.request import Request, check_takes_camera_images
     from ..engine.runs import Measurement, Output, rerank_to
     from ..errors import ParameterError
-    from ..evaluation.score_calibration import Rejection
-    from ..files import format_of, read_calibration
+    from ..files import format_of
     from ..index.gallery_index import GalleryIndex
     from ..methods import AUTO
     from ..studies.cameras import camera_bias
@@ -280,35 +180,9 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     index, source = options.index, options.source
     assert options.method is not None
     automatic = is_auto(options.method, given)
-    if automatic and index is not None:
-        raise ParameterError(
-            "auto looks at all items of a gallery, and an index does not allow that: leave --method out, or "
-            "give numbers instead of auto"
-        )
-    if automatic and not source.exact:
-        raise ParameterError(
-            "auto looks at neighbours among all items, and candidates are only some of them: name a method, or "
-            "give numbers"
-        )
-    if (options.calibration is None) != (options.reject is None):
-        raise ParameterError(
-            "--reject P and --calibration FILE, which `blurrerank calibrate` writes, need each other: give "
-            "both; --reject 0 rejects nothing"
-        )
+    options.check(automatic=automatic, alone=group is None)
     # What is wrong with a method is told before anything is read.
     chosen = checked(options.method, preset=options.preset, online=options.online, **given)
-    if group is not None and options.feats == "-":
-        raise ParameterError(
-            "probes from standard input are answered by one process: start this without torchrun"
-        )
-    if group is not None and not source.exact:
-        raise ParameterError("candidates are re-ranked in one process: start this without torchrun")
-    if index is not None and options.gallery is not None:
-        raise ParameterError("--index and --gallery both name a gallery: choose one")
-    if index is not None and options.camera_images is not None:
-        raise ParameterError(
-            "an index takes camera images only when it is built: see `blurrerank index --camera-images`"
-        )
     if chosen is not None and options.camera_images is not None:
         check_takes_camera_images(chosen, online=options.online)
     if chosen is not None:
@@ -321,21 +195,12 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
         )
     if indexed is not None:
         chosen = indexed.method_for(options.method, preset=options.preset, **given)
-    rejection = None
-    if options.calibration is not None and options.reject is not None:
-        rejection = Rejection(read_calibration(options.calibration), options.reject)
+    rejection = options.rejection()
     if options.feats == "-":
         options.check_stream(indexed is not None)
         assert indexed is not None
         assert chosen is not None
-        if rejection is not None:
-            setting = setting_of(chosen, online=True)
-            rejection.calibration.check_fits(
-                chosen.name, chosen.params(), setting, gallery_size=len(indexed), dim=indexed.dim
-            )
-        depth = options.depth_of(len(indexed))
-        asked = indexed.request(chosen, depth, exact=source.search == "exact", effort=source.effort)
-        answer_stream(indexed, chosen, asked, runtime, rejection)
+        _answer(indexed, chosen, options, rejection, runtime)
         return
     leads = group is None or group.rank == 0
     options.check_outputs(leads)
@@ -404,6 +269,26 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
 
 
 _GALLERY = "the gallery's"
+
+
+def _answer(
+    indexed: GalleryIndex,
+    chosen: AnyMethod,
+    options: RunOptions,
+    rejection: Rejection | None,
+    runtime: Runtime,
+) -> None:
+    """Answer probes from standard input."""
+    from ..engine.request import setting_of
+
+    if rejection is not None:
+        setting = setting_of(chosen, online=True)
+        rejection.calibration.check_fits(
+            chosen.name, chosen.params(), setting, gallery_size=len(indexed), dim=indexed.dim
+        )
+    depth, source = options.depth_of(len(indexed)), options.source
+    asked = indexed.request(chosen, depth, exact=source.search == "exact", effort=source.effort)
+    answer_stream(indexed, chosen, asked, runtime, rejection)
 
 
 def _load(
@@ -497,12 +382,3 @@ def _show(
     if not piped:
         before = f", {outcome.resumed} of them from before the interruption" if outcome.resumed else ""
         runtime.note(f"wrote {path}: {len(data.probe) - outcome.left_out} lists of {outcome.depth}{before}")
-
-
-def _file(address: str) -> Path:
-    """The file that an address such as file.h5::/group is in."""
-    return Path(address.partition("::")[0])
-
-
-def _same(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
