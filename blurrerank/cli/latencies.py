@@ -106,10 +106,10 @@ def show_latencies(
     )
     depth = found[0].ranking.depth
     columns = [
-        ("p50 ms", "p50_ms", 2),
+        ("alone: p50 ms", "p50_ms", 2),
         ("p99 ms", "p99_ms", 2),
-        ("together: search us a probe", "search_us", 1),
-        ("after search us a probe", "rerank_us", 1),
+        ("together: search us/probe", "search_us", 1),
+        ("re-rank us/probe", "rerank_us", 1),
         (f"overlap@{depth}", "overlap", 4),
         (f"mAP to {depth}", "mAP", 4),
     ]
