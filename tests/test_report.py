@@ -386,6 +386,25 @@ def test_identities_and_cameras_are_called_as_their_file_calls_them(report, visi
     wait_for_count(page, f"{(texts['probe_ids'] == identity).sum()} of {len(texts['probe_ids'])}")
 
 
+def test_long_names_below_pictures_take_a_line_each(report, visit, write):
+    arrays = many()
+    texts = {
+        f"{side}_{kind}": np.array([f"{what} {label}" for label in arrays[f"{side}_{kind}"]], dtype=object)
+        for side in ("probe", "gallery")
+        for kind, what in (("ids", "family of"), ("cams", "north gate"))
+    }
+    images = {"probe_images": grey(60), "gallery_images": grey(LAST + 1)}
+    page = visit(report(write(**arrays | texts | images)))
+    captions = page.eval_on_selector_all("tbody .strip li .caption", "all => all.map(one => one.textContent)")
+    assert {tuple(map(len, caption.split("\n"))) for caption in captions} <= {(2, 8), (8, 8), (1, 8)}
+    assert captions[0].split("\n")[1].startswith("no…ate ")
+    # All ranks of a list are on one line.
+    lines = (
+        "all => all.map(strip => new Set([...strip.querySelectorAll('.move')].map(one => one.offsetTop)).size)"
+    )
+    assert set(page.eval_on_selector_all("tbody .strip", lines)) == {1}
+
+
 @pytest.mark.parametrize(
     "hostile", [HOSTILE, "</script <img src=x onerror=alert(1)>", "<!--<script <img src=x>"]
 )

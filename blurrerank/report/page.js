@@ -142,6 +142,16 @@ function camera(cam, word) {
   return /^-?\d+$/.test(cam) ? word + cam : cam;
 }
 
+// A name that fits below a picture: where names begin alike, their ends tell them apart.
+function shortened(name) {
+  return name.length > 8 ? `${name.slice(0, 2)}\u2026${name.slice(-5)}` : name;
+}
+
+// What stands between identity and camera: names are as long as a line, numbers are not.
+function between() {
+  return ["ids", "cams"].some((kind) => Object.keys(data.texts[kind] ?? {}).length) ? "\n" : " \u00b7 ";
+}
+
 // One image: its picture, or a tile with its identity and camera as text.
 function tile(tag, kind, what) {
   const said = [what.said, KINDS[kind].said];
@@ -154,8 +164,8 @@ function tile(tag, kind, what) {
   const id = what.id === undefined ? `#${what.row}` : what.id;
   if (what.cell >= 0) {
     draw(picture, what.cell);
-    const cam = what.cam === undefined ? "" : ` \u00b7 ${camera(what.cam, "c")}`;
-    made.append(element("span", { class: "caption", "aria-hidden": "true" }, id + cam));
+    const cam = what.cam === undefined ? "" : between() + shortened(camera(what.cam, "c"));
+    made.append(element("span", { class: "caption", "aria-hidden": "true" }, shortened(id) + cam));
   } else {
     picture.append(element("strong", { "aria-hidden": "true" }, id));
     if (what.cam !== undefined) picture.append(element("span", { "aria-hidden": "true" }, camera(what.cam, "cam ")));
