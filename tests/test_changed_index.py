@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, features
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from test_index_changes import rows_of
 
 import blurrerank as br
 from blurrerank.files.verified import was_verified
-from blurrerank.index import index_h5
+from blurrerank.index import index_h5, write_h5
 from blurrerank.index.gallery_index import GalleryIndex
 from blurrerank.index.index_files import base_of, is_changed
 
@@ -275,6 +277,28 @@ def test_what_was_encoded_is_not_copied(tmp_path, monkeypatch):
     same(copied.rerank(arrays["probe"]), expected)
 
 
+@pytest.mark.parametrize("ann", [None, "ivf"])
+def test_indexes_of_earlier_versions_are_changed(ann, tmp_path, monkeypatch):
+    """They have the similarity to the farthest item too."""
+    arrays, path = features(gallery=90), tmp_path / "i.h5"
+    put_neighbours = write_h5.put_neighbours
+
+    def as_before(file, near):
+        put_neighbours(file, replace(near, lowest=torch.full((len(near),), -1.0)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write_h5, "put_neighbours", as_before)
+        br.build_index(rows_of(arrays, np.arange(70)), path, "gnn", ann=ann)
+    with h5py.File(path) as file:
+        assert "lowest" in file["neighbours"]
+    br.build_index(rows_of(arrays, np.arange(70, 90)), path, append=True)
+    br.remove_from_index(path, rows=[3, 80])
+    left = br.compact_index(path)
+    br.build_index(rows_of(arrays, np.setdiff1d(np.arange(90), [3, 80])), tmp_path / "new.h5", "gnn", ann=ann)
+    probe = br.Side(arrays["probe"])
+    same(left.rerank(probe), GalleryIndex.open(tmp_path / "new.h5").rerank(probe))
+
+
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
     arrays = features(gallery=100)
     changed(tmp_path, arrays, more=0)
@@ -460,7 +484,7 @@ def test_on_the_command_line(cli, write, tmp_path):
     assert cli("index", "-o", "i.h5", "--compact") == (
         0,
         "",
-        "i.h5 has not been changed: there is nothing to compact\n",
+        "i.h5 is encoded as it is: there is nothing to compact\n",
     )
     code, out, err = cli("index", "-o", "i.h5", "--remove", "3,17")
     assert (code, out) == (0, "")

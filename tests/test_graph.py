@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from conftest import exact_sides, features, sides
+from conftest import exact_sides, features, shell, sides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -268,6 +271,51 @@ def test_overlaps_are_sums_of_minima(matrices):
     expected = np.minimum(one[:, None], other[None]).sum(axis=2) / ONE
     found = compared(rows, [others.transposed(other.shape[1])], len(other), "overlap")
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@given(
+    matrices=st.integers(1, 9).flatmap(lambda width: st.tuples(sparse(width=width), sparse(width=width))),
+    first=st.integers(0, 3),
+)
+def test_dot_products_are_those_of_matrices(count, matrices, first):
+    """In any number of threads, of items that are encoded and that were added."""
+    (one, rows), (other, others) = matrices
+    whole = others.transposed(other.shape[1])
+    early = whole.columns < first
+    parts = [replace(whole, weights=whole.weights * some.to(torch.int32)) for some in (early, ~early)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        for lists in ([whole], parts):
+            found = compared(rows, lists, len(other), "dot")
+            np.testing.assert_allclose(found.numpy(), (one / ONE) @ (other / ONE).T, atol=1e-6)
+        assert compared(rows.rows(0, 0), [whole], len(other), "dot").shape == (0, len(other))
+        assert not compared(rows, [], len(other), "dot").any()
+    finally:
+        torch.set_num_threads(before)
+
+
+FORKED = """
+import os, torch
+from blurrerank.graph.comparison import compared
+from blurrerank.graph.sparse_rows import SparseRows
+
+torch.set_num_threads(1)  # with more, torch itself does not survive a fork
+rows = SparseRows.from_lists(torch.tensor([[0, 1], [1, 2]]), torch.ones(2, 2, dtype=torch.bool)).uniform()
+expected = compared(rows, [rows.transposed(3)], 2, "dot")
+child = os.fork()
+found = compared(rows, [rows.transposed(3)], 2, "dot")
+assert torch.equal(found, expected)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks on this system")
+def test_a_fork_compares_too():
+    done = shell(program=FORKED, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @given(

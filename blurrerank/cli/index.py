@@ -251,7 +251,7 @@ def _compact(path: str, how: dict[str, Any], runtime: Runtime) -> None:
     if changed:
         runtime.note(f"wrote {path}: {len(built)} gallery items")
     else:
-        runtime.note(f"{path} has not been changed: there is nothing to compact")
+        runtime.note(f"{path} is encoded as it is: there is nothing to compact")
 
 
 def _remove(

@@ -48,14 +48,15 @@ class FeatureSet:
             raise InputError(
                 "a FeatureSet consists of two Sides: for arrays, use br.FeatureSet.from_arrays(probe, gallery)"
             )
-        if self.gallery.texts:  # as of an index, whose numbers stay as they are
+        if self.gallery.unit:  # of an index, whose numbers stay as they are
             object.__setattr__(self, "probe", self.probe.numbered(self.gallery))
             object.__setattr__(self, "texts", {**self.texts, **self.gallery.texts, **self.probe.texts})
         for kind in KEPT:
             self._number(kind)
         for name in ("probe", "gallery"):
-            if self.texts and not getattr(self, name).texts:
-                object.__setattr__(self, name, replace(getattr(self, name), texts=self.texts))
+            side = getattr(self, name)
+            if self.texts and not side.unit and side.texts is not self.texts:
+                object.__setattr__(self, name, replace(side, texts=self.texts))
         problems = self._problems()
         if problems:
             raise InputError(problems)
@@ -203,9 +204,19 @@ class FeatureSet:
     def labels_digest(self) -> str:
         """Return the SHA-256 of both sides' ids and cameras, which identifies the labels metrics depend on."""
         digest = hashlib.sha256()
-        for labels in (self.probe.ids, self.probe.cams, self.gallery.ids, self.gallery.cams):
+        ids, cams = self._numbered_together("ids"), self._numbered_together("cams")
+        for labels in (ids[0], cams[0], ids[1], cams[1]):
             digest.update(b"none" if labels is None else np.asarray(labels, dtype="<i8").tobytes())
         return digest.hexdigest()
+
+    def _numbered_together(self, kind: str) -> list[NDArray[Any] | None]:
+        """The labels of both sides; of text, the numbers that it has in one file, whatever an index gave it."""
+        labels = [side.as_text(kind) for side in (self.probe, self.gallery)]
+        texts = [values for values in labels if values is not None]
+        if not all(map(is_text, texts)):
+            return [getattr(side, kind) for side in (self.probe, self.gallery)]
+        numbers = iter(numbered(texts, keep=KEPT[kind]).labels)
+        return [None if values is None else next(numbers) for values in labels]
 
 
 def _features(values: ArrayLike | torch.Tensor, name: str) -> FeatureArray:

@@ -13,6 +13,14 @@ DISTRACTOR = 0
 """Identity of distractor images, which match no probe: ordinary negatives."""
 
 
+def is_storable(label: Any) -> bool:
+    """Return whether `label` is a string that a file can hold."""
+    try:
+        return isinstance(label, str) and "\0" not in label and bool(label.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
 def beyond_int64(labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Return an (N,) mask of the integers that are too large for int64; only unsigned ones can be."""
     return labels > np.iinfo(np.int64).max if labels.dtype.kind == "u" else np.zeros(labels.shape, bool)

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,7 @@ def numbered(sides: Sequence[NDArray[Any]], *, keep: Sequence[int] = ()) -> Numb
     return Numbering([_integers([found[text] for text in side]) for side in sides], texts, sorted(kept))
 
 
-def is_text(labels: NDArray[Any] | None) -> bool:
+def is_text(labels: NDArray[Any] | None) -> TypeGuard[NDArray[Any]]:
     """Return whether labels are (N,) strings."""
     if labels is None or labels.dtype.kind not in "OU" or labels.ndim != 1:
         return False

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import BlurrerankWarning, InputError
-from .labels import DISTRACTOR, JUNK, beyond_int64
-from .numbering import is_text, numbered_further, unidentified
+from .labels import DISTRACTOR, JUNK, beyond_int64, is_storable
+from .numbering import is_text, numbered, numbered_further, unidentified
 
 LABELS = ("ids", "cams", "names", "tracks")
 """What may be known of each row beside its features."""
@@ -80,7 +80,8 @@ class Side:
     Attributes:
         features: (N, D) float16, float32 or float64, in memory or on disk.
         ids: (N,) integers, -1 junk, 0 distractor; or None.
-        cams: (N,) integers, only compared for equality; or None.
+        cams: (N,) integers, only compared for equality; or None. Like `ids`, they may be strings, which
+            `FeatureSet` and an index number.
         names: (N,) strings; or None.
         label: name of this side in messages, such as `feats.h5::/probe`.
         first: the number of row 0 in messages, where these rows are a slice of a file's.
@@ -103,8 +104,11 @@ class Side:
     texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Convert integer labels to int64."""
-        for name in ("ids", "cams"):
+        """Convert lists of labels to arrays, and integer labels to int64."""
+        for name in LABELS:
+            if isinstance(getattr(self, name), list | tuple):
+                object.__setattr__(self, name, np.array(getattr(self, name)))
+        for name in KEPT:
             labels = getattr(self, name)
             if labels is not None and labels.dtype.kind in "iu" and not beyond_int64(labels).any():
                 object.__setattr__(self, name, labels.astype(np.int64))
@@ -148,29 +152,60 @@ class Side:
             other: a side whose numbers are to be used for the same text; it has been numbered.
 
         Raises:
-            InputError: for numbers where the labels of the other side are text.
+            InputError: for text where the labels of the other side are numbers, or the other way round.
         """
         found = self
         for kind, keep in KEPT.items():
-            labels, own = getattr(self, kind), self.texts.get(kind)
-            known = None if other is None else other.texts.get(kind)
-            if own and labels is not None:
-                labels = np.array([own.get(number, str(number)) for number in labels.tolist()], dtype=object)
-            if known and labels is not None and labels.dtype.kind in "iu":
-                assert other is not None
-                raise InputError(
-                    f"{self.label}/{kind} are numbers, and those of {other.label} are text: use text in both"
-                )
-            # Text beside numbers is left, and refused with whatever else is wrong.
-            if is_text(labels) and (known or other is None or getattr(other, kind) is None):
-                for doubt in unidentified([labels], kind[:-1]) if other is None and not own else ():
+            labels, theirs = self.as_text(kind), None if other is None else getattr(other, kind)
+            known = {} if other is None else other.texts.get(kind, {})
+            texts = known
+            if is_text(labels):
+                if not all(map(is_storable, labels)):
+                    row = next(row for row, label in enumerate(labels) if not is_storable(label))
+                    raise InputError(
+                        f"{self.label}/{kind} has {labels[row]!r} in row {row}: expected text that utf-8 can "
+                        "encode, without NUL"
+                    )
+                for doubt in unidentified([labels], kind[:-1]) if other is None and not self.texts else ():
                     warnings.warn(doubt, BlurrerankWarning, stacklevel=3)
-                labels, known = numbered_further(labels, known or {}, keep=keep)
+                whole = numbered([labels], keep=keep)
+                if known or (whole.texts and theirs is None):
+                    labels, texts = numbered_further(labels, known, keep=keep)
+                elif not whole.texts:
+                    labels = whole.labels[0]
+                else:
+                    assert other is not None
+                    raise self._differs(kind, "are text", other, "numbers")
+            elif labels is not None and known and labels.dtype.kind in "iu":
+                assert other is not None
+                raise self._differs(kind, "are numbers", other, "text")
             changes: dict[str, Any] = {kind: labels}
-            if known:
-                changes["texts"] = {**found.texts, kind: known}
-            found = replace(found, **changes)
+            others = {name: named for name, named in found.texts.items() if name != kind}
+            found = replace(found, **changes, texts={**others, kind: texts} if texts else others)
         return found
+
+    def cameras_like(self, other: Side) -> Side:
+        """Return the side with cameras, and no other labels, numbered as those of another side.
+
+        Raises:
+            InputError: see `numbered`.
+        """
+        return replace(self, ids=None, names=None, tracks=None).numbered(other)
+
+    def as_text(self, kind: str) -> NDArray[Any] | None:
+        """Return `ids` or `cams`; as text again if that is what they were numbered from."""
+        labels: NDArray[Any] | None = getattr(self, kind)
+        own = self.texts.get(kind)
+        if labels is None or not own or labels.dtype.kind not in "iu":
+            return labels
+        if not all(number in own or number in KEPT[kind] for number in np.unique(labels).tolist()):
+            return labels  # others have taken their place
+        return np.array([own.get(number, str(number)) for number in labels.tolist()], dtype=object)
+
+    def _differs(self, kind: str, what: str, other: Side, theirs: str) -> InputError:
+        return InputError(
+            f"{self.label}/{kind} {what}, and those of {other.label} are {theirs}: use the same kind in both"
+        )
 
     @property
     def labels(self) -> dict[str, Any]:

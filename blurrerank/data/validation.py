@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .labels import JUNK, beyond_int64
+from .labels import JUNK, beyond_int64, is_storable
 from .side import Side
 
 
@@ -82,18 +82,10 @@ def _label_problems(side: Side) -> Iterator[str]:
             yield (
                 f"{side.label}/ids has {labels[row]} in row {row}: expected -1 (junk), 0 (distractor) or more"
             )
-        elif name == "names" and not all(map(_is_text, labels)):
-            row = next(row for row, label in enumerate(labels) if not _is_text(label))
+        elif name == "names" and not all(map(is_storable, labels)):
+            row = next(row for row, label in enumerate(labels) if not is_storable(label))
             what = "a string" if not isinstance(labels[row], str) else "text that utf-8 can encode, without NUL"
             yield f"{side.label}/names has {labels[row]!r} in row {row}: expected {what}"
-
-
-def _is_text(label: Any) -> bool:
-    """Return whether `label` is a string that a file can hold."""
-    try:
-        return isinstance(label, str) and "\0" not in label and bool(label.encode() or True)
-    except UnicodeEncodeError:
-        return False
 
 
 def _value_problems(side: Side) -> Iterator[str]:

@@ -24,6 +24,8 @@ from .ranking import rank_batches
 from .request import ONLINE, Request
 
 _BY_COSINE = create("cosine", topn=1)
+# Share of the items of lists that may stand elsewhere when these are made again, on another device.
+_DIFFERENT = 1e-3
 
 
 def evaluate(
@@ -67,7 +69,7 @@ def evaluate(
     check_labelled(data)
     compute = Compute.choose(device, memory, progress=progress)
     if isinstance(ranking, SimilaritySet):
-        positions, depth = _ranked_again(_BY_COSINE, data, rules, compute), None
+        positions, depth = _ranked_again(_BY_COSINE, data, rules, compute)[0], None
     else:
         check_made_from(ranking, data)
         positions, depth = _positions(ranking, data, rules, compute)
@@ -108,12 +110,17 @@ def _positions(
         elif ranking.candidates is None and ranking.digest is not None and is_available(ranking.method):
             # The head is not all there: make it again.
             method, heads = create(ranking.method, **ranking.params), None
-    if method is None:
-        finder = _finder(data, protocol, replace(compute, device=torch.device("cpu")))
-        positions = finder.in_lists(0, torch.from_numpy(ranking.indices.astype(np.int64)))
-        return positions, None if depth == len(data.gallery) else depth
-    online = ranking.setting == ONLINE
-    return _ranked_again(method, data, protocol, compute, heads=heads, online=online), None
+    if method is not None:
+        listed = ranking.indices if heads is None else None
+        online = ranking.setting == ONLINE
+        positions, different = _ranked_again(method, data, protocol, compute, heads, listed, online=online)
+        # More, as when the index or the camera images that it was made with are not there: only what is listed
+        # counts.
+        if different <= _DIFFERENT * ranking.indices.size:
+            return positions, None
+    finder = _finder(data, protocol, replace(compute, device=torch.device("cpu")))
+    positions = finder.in_lists(0, torch.from_numpy(ranking.indices.astype(np.int64)))
+    return positions, None if depth == len(data.gallery) else depth
 
 
 def _ranked_again(
@@ -121,19 +128,26 @@ def _ranked_again(
     data: FeatureSet,
     protocol: Protocol,
     compute: Compute,
-    *,
     heads: NDArray[Any] | None = None,
+    listed: NDArray[Any] | None = None,
+    *,
     online: bool = False,
-) -> Positions:
-    """Where the matches stand in the full lists of a method, of which the `heads` may be known."""
-    finder, parts = _finder(data, protocol, compute), []
+) -> tuple[Positions, int]:
+    """Where the matches stand in the full lists of a method, of which the `heads` may be known.
+
+    Also how many items of the lists that were `listed` before stand elsewhere.
+    """
+    finder, parts, different = _finder(data, protocol, compute), [], 0
     for batch in rank_batches(data, method, Request(whole_rows=True, online=online), compute):
+        rows = slice(batch.start, batch.start + len(batch.indices))
         if heads is not None:
-            rows = slice(batch.start, batch.start + len(batch.indices))
             given = torch.from_numpy(heads[rows].astype(np.int64)).to(batch.indices.device)
             batch = replace(batch, indices=given, reranked=given.shape[1])
+        if listed is not None:
+            again = batch.indices[:, : listed.shape[1]].cpu().numpy()
+            different += int((listed[rows, : again.shape[1]] != again).sum())
         parts.append(batch.after(finder))
-    return Positions.concatenate(parts)
+    return Positions.concatenate(parts), different
 
 
 def _finder(data: FeatureSet, protocol: Protocol, compute: Compute) -> MatchFinder:

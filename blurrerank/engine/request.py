@@ -230,6 +230,8 @@ def check_indexes(method: AnyMethod) -> GraphRanker:
             f"method {method.name} cannot be indexed: use a graph ranker that works online, such as "
             "k-reciprocal-online, camera-graph or gnn"
         )
+    if ranker.needs_farthest:
+        raise ParameterError(f"{ranker.name} needs the farthest images, which an index does not look for")
     for step in method.feature_steps:
         if not isinstance(step, Transform):
             raise ParameterError(

@@ -85,6 +85,8 @@ def rerank(
         if chosen is not None:
             check_reranks_candidates(chosen, candidates)
         candidates.warn_about()
+    if isinstance(camera_images, Side):
+        camera_images = camera_images.cameras_like(data.gallery)
     request = Request(depth, online=online, candidates=candidates, graph=graph, camera_images=camera_images)
     compute = Compute.choose(device, memory, precision=precision, block=block, progress=progress)
     if chosen is None:

@@ -14,6 +14,7 @@ from ..data.sharded import ShardedGallery, ShardedSet
 from ..data.side import Side
 from ..errors import BlurrerankWarning, ParameterError
 from ..methods import FeatureStep
+from ..methods.kinds.cameras import camera_name, warn_of_unknown
 from ..methods.kinds.steps import Transform
 from ..search.plan import Plan
 from ..search.rows import UnitRows
@@ -79,8 +80,9 @@ class _Images:
         if len(found) and int(counts.min()) < _FEW:
             place = int(counts.argmin())
             known = f"{counts[place]} probes" if counts[place] > 1 else "one probe"
+            name = camera_name(int(found[place]), self.side.texts.get("cams", {}))
             warnings.warn(
-                f"camera {found[place]} has no images in the gallery, and {step.name} estimates it from "
+                f"{name} has no images in the gallery, and {step.name} estimates it from "
                 f"{known}: lists may suffer; pass earlier images of this camera with --camera-images",
                 BlurrerankWarning,
                 stacklevel=3,
@@ -88,7 +90,8 @@ class _Images:
 
     def warn_about(self, step: Transform, fitted: Fitted) -> None:
         """Warn of cameras that nothing is known of."""
-        step.warn_about(self.cams.to(self.rows.device) if step.needs_cameras else None, fitted)
+        if step.needs_cameras:
+            warn_of_unknown(self.cams.to(self.rows.device), fitted["cams"], self.side.texts.get("cams", {}))
 
 
 def transform(

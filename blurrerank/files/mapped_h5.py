@@ -30,6 +30,8 @@ VERSION = 1
 OFF = 1e-3
 """Allowed rounding error of the norm of a float32 unit row, or of the cosine of two such rows."""
 _COSINES = (-1 - OFF, 1 + OFF)
+# Labels that are text have smaller numbers, so that others can follow.
+_MOST_LABEL = 1 << 62
 
 
 def describe(file: Any, about: Mapping[str, str | int]) -> None:
@@ -216,9 +218,13 @@ class MappedFile:
         at = f"texts/{kind}"
         if not self.has(at):
             return {}
-        most = np.iinfo(np.int64).max
-        numbers = self.take(f"{at}/numbers", (f"{kind} texts",), np.int64, within=(1, most)).tolist()
-        return dict(zip(numbers, self._text(f"{at}/texts", len(numbers)), strict=True))
+        numbers = self.take(f"{at}/numbers", (f"{kind} texts",), np.int64)
+        texts = self._text(f"{at}/texts", len(numbers)).tolist()
+        known = dict(zip(numbers.tolist(), texts, strict=True))
+        distinct = len(known) == len(set(texts)) == len(numbers)
+        if not distinct or not all(0 < number < _MOST_LABEL for number in known):
+            raise InputError(f"{at} has values that are invalid in an index")
+        return known
 
     def _text(self, name: str, count: int) -> NDArray[Any]:
         """A dataset of text."""
@@ -239,14 +245,14 @@ class MappedFile:
             raise InputError(f"it has no {name}, and its base has")
         return np.concatenate([texts, self._after._texts(name)])
 
-    def neighbours(self) -> NeighbourGraph:
-        """Return the neighbour lists."""
+    def neighbours(self, *, farthest: bool = False) -> NeighbourGraph:
+        """Return the neighbour lists, with the similarity to the farthest if it is there and wanted."""
         lists, lowest = self.take("neighbours/lists", ("G", "K")), "neighbours/lowest"
         self._check("neighbours/lists", lists.numpy(), self.items)
         return NeighbourGraph(
             lists,
             self.take("neighbours/similarities", ("G", "K"), np.float32, within=_COSINES),
-            self.take(lowest, ("G",), np.float32, within=_COSINES) if self.has(lowest) else None,
+            self.take(lowest, ("G",), np.float32, within=_COSINES) if farthest and self.has(lowest) else None,
             self._camera_lists("within"),
             self._camera_lists("across"),
         )

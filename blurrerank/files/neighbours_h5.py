@@ -33,6 +33,6 @@ def read_partial(path: Path) -> tuple[NeighbourGraph, int, str]:
 
     def read() -> tuple[NeighbourGraph, int, str]:
         with reading_mapped(path, PARTIAL, verify=not trying()) as file:
-            return file.neighbours(), int(file.attrs["pool"]), str(file.attrs["digest"])
+            return file.neighbours(farthest=True), int(file.attrs["pool"]), str(file.attrs["digest"])
 
     return guarded(read, path)

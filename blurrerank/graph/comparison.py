@@ -7,6 +7,7 @@ arXiv:1701.08398, section 3.5, for `overlap`.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -45,7 +46,7 @@ def compared(rows: SparseRows, lists: Sequence[SparseRows], width: int, compares
 
 
 def comparison_bytes(compares: str, device: torch.device) -> int:
-    """What it takes about to compare a row with one of another matrix, and to make a score of that; bytes."""
+    """Return about how much working memory a pair of rows takes, with its score, in bytes."""
     return 32 if compares == "dot" and device.type == "cuda" else 16
 
 
@@ -75,8 +76,11 @@ def _products(rows: SparseRows, lists: Sequence[SparseRows], width: int) -> torc
     found = torch.empty(len(rows), width)
     # scipy works in one thread, and lets others work meanwhile.
     threads = torch.get_num_threads()
-    blocks = blocks_of(len(rows), max(1, -(-len(rows) // threads)))
-    list(_pool(threads).map(lambda some: _fill(found[slice(*some)], rows.rows(*some), lists), blocks))
+    blocks = list(blocks_of(len(rows), max(1, -(-len(rows) // threads))))
+    if len(blocks) == 1:
+        _fill(found, rows, lists)
+    else:
+        list(_pool(threads).map(lambda some: _fill(found[slice(*some)], rows.rows(*some), lists), blocks))
     return found
 
 
@@ -86,15 +90,22 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of these threads
+
+
 def _fill(found: torch.Tensor, rows: SparseRows, lists: Sequence[SparseRows]) -> None:
     """Set (p, G) float32 to the dot products of p rows with those that have `lists`."""
     columns, places = np.unique(rows.columns.numpy(), return_inverse=True)
     mine = _matrix(rows, rows.weights.long(), places.astype(columns.dtype), len(columns))
-    products = csr_array((len(rows), found.shape[1]), dtype=np.int64)
+    products = None
     for inverted in lists:
         theirs = _matrix(inverted, inverted.weights, inverted.columns.numpy(), found.shape[1])[columns]
         theirs.data = theirs.data.astype(np.int64)  # whole parts, whose products do not overflow
-        products += mine @ theirs
+        products = mine @ theirs if products is None else products + mine @ theirs
+    if products is None:
+        found.zero_()
+        return
     products.data = _scaled(torch.from_numpy(products.data), "dot").numpy()
     products.toarray(out=found.numpy())
 
@@ -102,7 +113,7 @@ def _fill(found: torch.Tensor, rows: SparseRows, lists: Sequence[SparseRows]) ->
 def _matrix(
     rows: SparseRows, weights: torch.Tensor, columns: NDArray[np.signedinteger[Any]], width: int
 ) -> csr_array:
-    """Rows with these weights and columns, which are shared as long as offsets fit the dtype of columns."""
+    """A scipy matrix of rows, with these weights and columns; nothing is copied if offsets fit their dtype."""
     offsets = rows.offsets.numpy()
     if len(columns) < 2**31:
         offsets = offsets.astype(columns.dtype, copy=False)

@@ -121,8 +121,9 @@ def build_index(
         old = GalleryIndex.open(path, device=device) if append else None
         gallery = gallery.numbered(None if old is None else old.gallery)
         if isinstance(camera_images, Side):  # whose cameras probes may have
-            camera_images = camera_images.numbered(gallery)
-            gallery = replace(gallery, texts={**gallery.texts, **camera_images.texts})
+            camera_images = camera_images.cameras_like(gallery)
+            if "cams" in camera_images.texts:
+                gallery = replace(gallery, texts={**gallery.texts, "cams": camera_images.texts["cams"]})
         _check(gallery, old, group)
         if group is not None and ann is None:
             gallery = ShardedGallery.of(gallery, group)

@@ -128,7 +128,7 @@ def compact_index(
 def _encode_left(old: GalleryIndex, stays: NDArray[np.int64], temporary: Path, compute: Compute) -> None:
     """Encode the items of an index that stay, and write an index of them."""
     gallery = old.gallery
-    labels = Labels.of(gallery).at(stays)
+    labels = Labels.of(gallery).at(stays).without_unused_texts()
     features = old.stored.block(0, len(old.stored))
     kept = torch.from_numpy(stays) if gallery.kept is None else gallery.kept[stays]
     left = UnitSide(Chosen(features, kept), label=str(old.path), sources=gallery.sources)

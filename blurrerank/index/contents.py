@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,15 @@ class Labels:
         parts = {name: getattr(self, name) for name in LABELS}
         chosen = {name: None if part is None else part[rows] for name, part in parts.items()}
         return Labels(self.digests[rows], **chosen, texts=self.texts)
+
+    def without_unused_texts(self) -> Labels:
+        """The same without the texts of identities that no row has; of cameras, steps may know more."""
+        known = self.texts.get("ids")
+        if not known or self.ids is None:
+            return self
+        used = set(np.unique(self.ids).tolist())
+        texts = {number: text for number, text in known.items() if number in used}
+        return replace(self, texts={**self.texts, "ids": texts})
 
     def joined(self, new: Labels, where: str, new_where: str) -> Labels:
         """These and those of further rows; messages call the two `where` and `new_where`.

@@ -5,7 +5,8 @@
     ids, cams                   (G,) int64, optional
     names                       (G,) utf-8 strings, optional
     tracks                      (G,) int64 or utf-8 strings, optional
-    texts/ids/numbers, texts    (K,) int64 and utf-8 strings: the text of each number, of ids that are text
+    texts/ids/numbers           (K,) int64, if ids were text: the numbers that stand for it
+    texts/ids/texts             (K,) utf-8 strings: what each of them stands for
     texts/cams/...              likewise
     neighbours/lists            (G, K) int32: each item itself, then its nearest by cosine similarity
     neighbours/similarities     (G, K) float32
@@ -44,7 +45,8 @@ Its neighbour lists are approximate, with -1 at the end of short ones.
 
 Adding or removing items of such an index leaves its file as it is, under the name `NAME.base`, and writes a
 file of format `blurrerank-index-changes` in its place. This has `features`, `digests`, labels, `neighbours`
-and `encoded` of the added items, which are numbered after those of the base. Two datasets differ:
+and `encoded` of the added items, which are numbered after those of the base. Its `texts` replace those of the
+base. Two datasets differ:
 
     encoded/rows/...            the encodings of the added items, instead of `inverted`
     removed                     (R,) int64, ascending: the stored numbers of the removed items
@@ -174,8 +176,7 @@ def _read(path: Path, verify: bool) -> Stored:
         there = digests if gone is None else digests[~gone.numpy()]
         if (verify or changes is not None) and not trying() and digest_of(there) != digest:
             raise InputError("its rows are not those of its digest")
-        # Earlier versions stored the farthest too, which no method that works online looks at.
-        methods, near = _methods(file), replace(file.neighbours(), lowest=None)
+        methods, near = _methods(file), file.neighbours()
         method = methods[0]
         if changes is not None:
             _check_attributes(changes)

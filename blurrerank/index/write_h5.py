@@ -125,6 +125,8 @@ def _put_labels(file: Any, labels: Labels) -> None:
         elif values is not None:
             _put_texts(file, name, list(values))
     for kind, known in labels.texts.items():
+        if not known:
+            continue
         put(file, f"texts/{kind}/numbers", np.array(list(known), dtype=np.int64))
         _put_texts(file, f"texts/{kind}/texts", list(known.values()))
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .kinds.cameras import first_seen, places_of, warn_of_unknown
+from .kinds.cameras import first_seen, places_of
 from .kinds.parameters import choice, ranged
 from .kinds.steps import Kept, Sample, Transform
 
@@ -93,10 +93,6 @@ class Centring(Transform):
         if self.scale:
             new = new / fitted["deviations"][places]
         return torch.where(known.unsqueeze(1), new, rows)
-
-    def warn_about(self, cams: torch.Tensor | None, fitted: Mapping[str, torch.Tensor]) -> None:
-        """Warn of probes whose camera is unknown."""
-        warn_of_unknown(cams, fitted["cams"])
 
 
 METHOD = Centring

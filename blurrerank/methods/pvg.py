@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .kinds.cameras import first_seen, places_of, warn_of_unknown
+from .kinds.cameras import first_seen, places_of
 from .kinds.parameters import ranged
 from .kinds.steps import Kept, Sample, Transform
 
@@ -86,10 +86,6 @@ class ProfileVectors(Transform):
             own = known & (places == place)
             new[own] = row_products(rows[own] - fitted["means"][place], fitted["matrices"][place].T)
         return new
-
-    def warn_about(self, cams: torch.Tensor | None, fitted: Mapping[str, torch.Tensor]) -> None:
-        """Warn of probes whose camera is unknown."""
-        warn_of_unknown(cams, fitted["cams"])
 
 
 METHOD = ProfileVectors

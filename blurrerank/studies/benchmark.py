@@ -243,7 +243,7 @@ def latency(
     for turn in range(alone // 10 + alone):
         at = turn % len(probe)
         cams = None if probe.cams is None else probe.cams[at : at + 1]
-        single = Side(probe.block(at, at + 1), cams=cams, label=probe.label)
+        single = Side(probe.block(at, at + 1), cams=cams, label=probe.label, texts=probe.texts)
         for one, request, seconds in zip(contenders, requests, singles, strict=True):
             start = time.perf_counter()
             compute = Compute.choose(index.device, memory)

@@ -158,7 +158,7 @@ class GraphMethod(Method):
     """A method that is given the neighbour graph of many images."""
 
     needs_farthest: ClassVar[bool] = False
-    """Whether it looks at `lowest`, each image's similarity to the farthest."""
+    """Whether it looks at `lowest`, the similarity to the farthest image; no index can be built for it then."""
 
     @abstractmethod
     def neighbours(self) -> int:

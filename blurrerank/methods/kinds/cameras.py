@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import BlurrerankWarning
@@ -33,10 +33,13 @@ def places_of(cams: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, to
     return places, known[places] == cams
 
 
-def warn_of_unknown(cams: torch.Tensor | None, known: torch.Tensor) -> None:
+def camera_name(cam: int, texts: Mapping[int, str]) -> str:
+    """Return how messages call a camera, whose text is known if it is not a number."""
+    return f"camera {texts[cam]!r}" if cam in texts else f"camera {cam}"
+
+
+def warn_of_unknown(cams: torch.Tensor, known: torch.Tensor, texts: Mapping[int, str]) -> None:
     """Warn of probes whose (n,) cameras are not among those that are `known`."""
-    if cams is None:
-        return
     unknown = cams[~places_of(cams, known)[1]]
     if len(unknown):
         several = len(cams) > 1
@@ -45,9 +48,10 @@ def warn_of_unknown(cams: torch.Tensor | None, known: torch.Tensor) -> None:
             if several
             else "the probe is left unchanged"
         )
+        name = camera_name(int(unknown[0]), texts)
         warnings.warn(
-            f"camera {unknown[0]} has no images in the gallery: {left}; pass earlier images of this camera "
-            "with --camera-images (for an index, when it is built)",
+            f"{name} has no images in the gallery: {left}; pass earlier images of this camera with "
+            "--camera-images (for an index, when it is built)",
             BlurrerankWarning,
             stacklevel=2,
         )

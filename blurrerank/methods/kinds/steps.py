@@ -93,9 +93,6 @@ class Transform(FeatureStep):
             (n, D') float32; they are L2-normalised afterwards.
         """
 
-    def warn_about(self, cams: torch.Tensor | None, fitted: Mapping[str, torch.Tensor]) -> None:
-        """Warn of (n,) cameras of the probes that nothing is known of."""
-
 
 @dataclass(frozen=True)
 class ListStep(FeatureStep):
