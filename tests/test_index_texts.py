@@ -9,7 +9,9 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
+import torch
 from conftest import features, shell
+from forks import forked, forked_together
 
 import blurrerank as br
 
@@ -164,6 +166,30 @@ def test_camera_images_make_further_cameras_known(both, write, cli):
     with h5py.File("n.lists.h5") as one, h5py.File("t.lists.h5") as other:
         np.testing.assert_array_equal(one["scores"][()], other["scores"][()])
     assert "cameras known from --camera-images: camera 10" in cli("info", "t.h5")[1]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_processes_build_and_answer_together(both, tmp_path):
+    _, texts = both
+    build = ("index", texts, "--method", "center+camera-graph")
+    assert forked(*build, "-o", "alone.h5", cwd=tmp_path).returncode == 0
+    done = forked_together(2, *build, "-o", "together.h5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "together.h5").read_bytes() == (tmp_path / "alone.h5").read_bytes()
+    run = ("run", texts, "--index", "alone.h5")
+    alone = forked(*run, "-o", "a.h5", cwd=tmp_path)
+    done = forked_together(2, *run, "-o", "b.h5", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, alone.stdout), done.stderr
+    assert (tmp_path / "b.h5").read_bytes() == (tmp_path / "a.h5").read_bytes()
+
+
+def test_tracks_keep_the_text(both, write, tmp_path):
+    arrays = as_texts(features())
+    arrays |= {"gallery_tracks": arrays["gallery_ids"] + arrays["gallery_cams"]}
+    data = br.load(write("tracks.h5", **arrays)).by_track()
+    index = br.build_index(data.gallery, tmp_path / "i.h5")
+    assert set(index.gallery.texts["ids"].values()) >= {f"person {number}" for number in range(1, 7)}
+    assert index.features(data.probe).probe.ids.tolist() == data.probe.ids.tolist()
 
 
 @pytest.mark.parametrize("method", ["k-reciprocal-online", "center+camera-graph"])

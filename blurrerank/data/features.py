@@ -109,9 +109,9 @@ class FeatureSet:
             probe: (P, D) float16, float32 or float64, or bfloat16, which becomes float32; also (P, D, 1, 1).
             gallery: (G, D), the same dimension.
             probe_ids: (P,) integers, the identities, or strings, which are numbered from 1 over both sides.
-            gallery_ids: (G,) integers.
-            probe_cams: (P,) integers, the cameras.
-            gallery_cams: (G,) integers.
+            gallery_ids: (G,) integers or strings.
+            probe_cams: (P,) integers, the cameras, or strings likewise.
+            gallery_cams: (G,) integers or strings.
             probe_names: (P,) strings.
             gallery_names: (G,) strings.
             probe_tracks: (P,) integers or strings, equal for images of one tracklet, or of one query.
