@@ -297,14 +297,11 @@ def camera_images_option(command: F) -> F:
     )(command)
 
 
-def load_camera_images(address: str | None, runtime: Runtime, gallery: Side | None = None) -> Side | None:
-    """Return the images that --camera-images names, cameras numbered as those of a gallery; None without."""
+def load_camera_images(address: str | None, runtime: Runtime) -> Side | None:
+    """Return the images that --camera-images names; None without."""
     from ..files import load_side
 
-    if address is None:
-        return None
-    images = load_side(address, "probe", memory=runtime.memory)
-    return images if gallery is None else images.cameras_like(gallery)
+    return None if address is None else load_side(address, "probe", memory=runtime.memory)
 
 
 def json_option(command: F) -> F:

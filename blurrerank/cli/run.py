@@ -207,7 +207,9 @@ def _run(group: Group | None, runtime: Runtime, options: RunOptions, given: dict
     form = format_of(options.path, options.format)
     measurement = Measurement(options.protocol, options.ap)
     data = _load(group, runtime, options, indexed)
-    camera_images = load_camera_images(options.camera_images, runtime, data.gallery)
+    camera_images = load_camera_images(options.camera_images, runtime)
+    if camera_images is not None:
+        camera_images = camera_images.cameras_like(data.gallery)
     if automatic:
         looking = replace(
             runtime.compute("looking" if leads else None, precision=options.precision), group=group

@@ -131,7 +131,7 @@ def tune(runtime: Runtime, **arguments: Any) -> None:
         check_name(output)
         store = TuningFile(output) if output.lower().endswith(".json") else None
     data = load(options.feats, options.gallery, memory=runtime.memory, notify=runtime.note)
-    camera_images = load_camera_images(options.camera_images, runtime, data.gallery)
+    camera_images = load_camera_images(options.camera_images, runtime)
     methods = map(grid.method_at, grid.settings())
     notes = (note for method in methods for note in method.notes(len(data.probe), len(data.gallery)))
     for note in dict.fromkeys(notes):

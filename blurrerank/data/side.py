@@ -154,35 +154,42 @@ class Side:
         Raises:
             InputError: for text where the labels of the other side are numbers, or the other way round.
         """
-        found = self
-        for kind, keep in KEPT.items():
-            labels, theirs = self.as_text(kind), None if other is None else getattr(other, kind)
-            known = {} if other is None else other.texts.get(kind, {})
-            texts = known
-            if is_text(labels):
-                if not all(map(is_storable, labels)):
-                    row = next(row for row, label in enumerate(labels) if not is_storable(label))
-                    raise InputError(
-                        f"{self.label}/{kind} has {labels[row]!r} in row {row}: expected text that utf-8 can "
-                        "encode, without NUL"
-                    )
-                for doubt in unidentified([labels], kind[:-1]) if other is None and not self.texts else ():
-                    warnings.warn(doubt, BlurrerankWarning, stacklevel=3)
-                whole = numbered([labels], keep=keep)
-                if known or (whole.texts and theirs is None):
-                    labels, texts = numbered_further(labels, known, keep=keep)
-                elif not whole.texts:
-                    labels = whole.labels[0]
-                else:
-                    assert other is not None
-                    raise self._differs(kind, "are text", other, "numbers")
-            elif labels is not None and known and labels.dtype.kind in "iu":
-                assert other is not None
+        changes: dict[str, Any] = {}
+        texts = dict(self.texts)
+        for kind in KEPT:
+            labels, known = self._numbered(kind, other)
+            if labels is not getattr(self, kind):
+                changes[kind] = labels
+            texts.pop(kind, None)
+            if known:
+                texts[kind] = known
+        return replace(self, **changes, texts=texts) if changes or texts != self.texts else self
+
+    def _numbered(self, kind: str, other: Side | None) -> tuple[NDArray[Any] | None, Mapping[int, str]]:
+        """The labels of a kind as numbers, and the text of each if they are text; see `numbered`."""
+        labels, keep = self.as_text(kind), KEPT[kind]
+        known = {} if other is None else other.texts.get(kind, {})
+        if not is_text(labels):
+            if labels is not None and known and labels.dtype.kind in "iu":
                 raise self._differs(kind, "are numbers", other, "text")
-            changes: dict[str, Any] = {kind: labels}
-            others = {name: named for name, named in found.texts.items() if name != kind}
-            found = replace(found, **changes, texts={**others, kind: texts} if texts else others)
-        return found
+            return labels, known
+        if not all(map(is_storable, labels)):
+            row = next(row for row, label in enumerate(labels) if not is_storable(label))
+            raise InputError(
+                f"{self.label}/{kind} has {labels[row]!r} in row {row}: expected text that utf-8 can encode, "
+                "without NUL"
+            )
+        if other is None and not self.texts:
+            for doubt in unidentified([labels], kind[:-1]):
+                warnings.warn(doubt, BlurrerankWarning, stacklevel=4)
+        if known:
+            return numbered_further(labels, known, keep=keep)
+        whole = numbered([labels], keep=keep)
+        if not whole.texts:
+            return whole.labels[0], {}
+        if other is not None and getattr(other, kind) is not None:
+            raise self._differs(kind, "are text", other, "numbers")
+        return numbered_further(labels, {}, keep=keep)
 
     def cameras_like(self, other: Side) -> Side:
         """Return the side with cameras, and no other labels, numbered as those of another side.
@@ -202,7 +209,8 @@ class Side:
             return labels  # others have taken their place
         return np.array([own.get(number, str(number)) for number in labels.tolist()], dtype=object)
 
-    def _differs(self, kind: str, what: str, other: Side, theirs: str) -> InputError:
+    def _differs(self, kind: str, what: str, other: Side | None, theirs: str) -> InputError:
+        assert other is not None
         return InputError(
             f"{self.label}/{kind} {what}, and those of {other.label} are {theirs}: use the same kind in both"
         )

@@ -203,7 +203,7 @@ class MappedFile:
 
     def names(self) -> NDArray[Any] | None:
         """Return the names of the gallery, or None."""
-        return self._texts("names") if self.has("names") else None
+        return self._strings_of_items("names") if self.has("names") else None
 
     def tracks(self) -> NDArray[Any] | None:
         """Return the tracks of the gallery, int64 or text, or None."""
@@ -211,7 +211,7 @@ class MappedFile:
             return None
         if self._dataset("tracks").dtype == np.int64:
             return self.take("tracks", ("G",), np.int64).numpy()
-        return self._texts("tracks")
+        return self._strings_of_items("tracks")
 
     def texts(self, kind: str) -> dict[int, str]:
         """Return the text of each number, of labels that are text; none of others."""
@@ -219,14 +219,14 @@ class MappedFile:
         if not self.has(at):
             return {}
         numbers = self.take(f"{at}/numbers", (f"{kind} texts",), np.int64)
-        texts = self._text(f"{at}/texts", len(numbers)).tolist()
+        texts = self._strings(f"{at}/texts", len(numbers)).tolist()
         known = dict(zip(numbers.tolist(), texts, strict=True))
         distinct = len(known) == len(set(texts)) == len(numbers)
         if not distinct or not all(0 < number < _MOST_LABEL for number in known):
             raise InputError(f"{at} has values that are invalid in an index")
         return known
 
-    def _text(self, name: str, count: int) -> NDArray[Any]:
+    def _strings(self, name: str, count: int) -> NDArray[Any]:
         """A dataset of text."""
         stored = self._dataset(name)
         texts = decoded(read_values(stored, name), name)
@@ -236,14 +236,14 @@ class MappedFile:
             raise InputError(f"{name} do not match their checksum")
         return texts
 
-    def _texts(self, name: str) -> NDArray[Any]:
+    def _strings_of_items(self, name: str) -> NDArray[Any]:
         """A dataset of text, one for each item."""
-        texts = self._text(name, self.size)
+        texts = self._strings(name, self.size)
         if self._after is None:
             return texts
         if not self._after.has(name):
             raise InputError(f"it has no {name}, and its base has")
-        return np.concatenate([texts, self._after._texts(name)])
+        return np.concatenate([texts, self._after._strings_of_items(name)])
 
     def neighbours(self, *, farthest: bool = False) -> NeighbourGraph:
         """Return the neighbour lists, with the similarity to the farthest if it is there and wanted."""

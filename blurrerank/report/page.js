@@ -148,9 +148,7 @@ function shortened(name) {
 }
 
 // What stands between identity and camera: names are as long as a line, numbers are not.
-function between() {
-  return ["ids", "cams"].some((kind) => Object.keys(data.texts[kind] ?? {}).length) ? "\n" : " \u00b7 ";
-}
+const between = ["ids", "cams"].some((kind) => Object.keys(data.texts[kind] ?? {}).length) ? "\n" : " \u00b7 ";
 
 // One image: its picture, or a tile with its identity and camera as text.
 function tile(tag, kind, what) {
@@ -164,7 +162,7 @@ function tile(tag, kind, what) {
   const id = what.id === undefined ? `#${what.row}` : what.id;
   if (what.cell >= 0) {
     draw(picture, what.cell);
-    const cam = what.cam === undefined ? "" : between() + shortened(camera(what.cam, "c"));
+    const cam = what.cam === undefined ? "" : between + shortened(camera(what.cam, "c"));
     made.append(element("span", { class: "caption", "aria-hidden": "true" }, shortened(id) + cam));
   } else {
     picture.append(element("strong", { "aria-hidden": "true" }, id));

@@ -132,6 +132,8 @@ def tune_grid(
     store: Store | None = None,
 ) -> Tuning:
     """Return what `tune` does, for a grid that is checked already; errors as there."""
+    if isinstance(request.camera_images, Side):
+        request = replace(request, camera_images=request.camera_images.cameras_like(data.gallery))
     basis = _basis(data, grid, request, choice)
     known = None if store is None else store.known
     if known is not None:
