@@ -260,6 +260,21 @@ def test_camera_images_of_features_are_text(both, write, cli):
     assert (code, err.replace(str(numbers), numbers.name)) == (1, f"error: {images}::/probe/cams {why}\n")
 
 
+@pytest.mark.filterwarnings("ignore:camera .* has no images in the gallery")
+def test_tuning_takes_camera_images_by_text(both):
+    numbers, texts = both
+    # Identities are halved in the order of their numbers: only cameras differ here.
+    one, other = br.load(numbers), br.load(texts)
+    sides = (replace(getattr(other, name), ids=getattr(one, name).ids) for name in ("probe", "gallery"))
+    further = br.Side(features(seed=3)["probe"], cams=["camera 10"] * 12)
+    tunings = [(one, replace(further, cams=np.full(12, 10))), (br.FeatureSet(*sides), further)]
+    told = [
+        br.tune(data, "center+camera-graph", {"k2o": [2, 3]}, camera_images=images).rows
+        for data, images in tunings
+    ]
+    assert told[0] == told[1]
+
+
 def test_cameras_in_warnings_are_called_by_their_text(both, cli):
     assert cli("index", both[1], "-o", "t.h5", "--method", "center+camera-graph")[0] == 0
     assert (

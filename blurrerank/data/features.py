@@ -48,7 +48,8 @@ class FeatureSet:
             raise InputError(
                 "a FeatureSet consists of two Sides: for arrays, use br.FeatureSet.from_arrays(probe, gallery)"
             )
-        if self.gallery.unit:  # of an index, whose numbers stay as they are
+        # Of an index, whose numbers stay as they are; sides of one set are numbered together already.
+        if self.gallery.unit and self.probe.texts is not self.gallery.texts:
             object.__setattr__(self, "probe", self.probe.numbered(self.gallery))
             object.__setattr__(self, "texts", {**self.texts, **self.gallery.texts, **self.probe.texts})
         for kind in KEPT:
